@@ -1,0 +1,1 @@
+"""RecordIO bytes to batches on the device. Knows nothing of models."""

@@ -1,0 +1,244 @@
+"""What every record of a .rec file is: image, header or identity record, or damage."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.recordio import (
+    FIRST,
+    IMAGE_HEADER,
+    LAST,
+    MAGIC,
+    MIDDLE,
+    PART_HEADER,
+    WHOLE,
+    Parts,
+    RecordError,
+    read_record,
+    scan,
+    unpack_image,
+)
+
+RECORD = np.dtype(
+    [
+        ("offset", "<i8"),  # bytes: where the record starts in the .rec
+        ("length", "<u4"),  # bytes of the encoded image
+        ("header", "<u4"),  # bytes before the image; 0: split at the magic word, to be rejoined
+        ("label", "<i8"),  # identity
+    ]
+)
+MAX_EXACT_LABEL = 1 << 24  # float32 names every integer below, and not every one from here on
+
+_REPORTED_SPANS = 20
+
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one pass over a .rec file found; sizes in bytes."""
+
+    images: int
+    identities: int
+    num_classes: int  # largest label + 1
+    header_records: int
+    identity_records: int
+    announced_images: int | None  # by the header record
+    smallest: int
+    largest: int
+    split_records: int
+    damaged_spans: int
+    damaged: tuple[tuple[int, int, str], ...]  # (offset, bytes, why), the first few
+    truncated: bool
+
+    def check_damage(self, path: Path, max_bad_fraction: float) -> None:
+        """Raise RecordError where more is lost than `max_bad_fraction` of the images.
+
+        A truncated file is refused at any fraction below 1: half a download looks whole to a step.
+        """
+        missing = max(0, (self.announced_images or 0) - self.images)
+        lost = max(missing, self.damaged_spans)
+        if max_bad_fraction >= 1 or (
+            not self.truncated and lost <= max_bad_fraction * (self.images + lost)
+        ):
+            return
+        where = "; ".join(f"offset {at}: {why}" for at, _, why in self.damaged[:3])
+        what = "is cut off mid-record" if self.truncated else "is damaged"
+        raise RecordError(
+            f"{path} {what}: {self.images} intact images, {lost} lost ({where or 'at its end'}). "
+            "Download or pack it again, or set data.max_bad_fraction=1 to train on what is intact"
+        )
+
+
+class Scan(NamedTuple):
+    """All records of a file, and its images in the sidecar's form, both in file order."""
+
+    keys: np.ndarray  # (records,) int64, as MXNet's .idx counts them
+    offsets: np.ndarray  # (records,) int64
+    is_image: np.ndarray  # (records,) bool
+    images: np.ndarray  # (images,) RECORD
+    summary: Summary
+
+
+def map_file(path: str | Path) -> np.ndarray:
+    """The file as a read-only memory-mapped flat uint8 array; RecordError if missing or empty."""
+    path = Path(path)
+    if not path.is_file():
+        raise RecordError(f"{path} does not exist: data.train names a .rec file, or its folder")
+    if path.stat().st_size == 0:
+        raise RecordError(f"{path} is empty: download or pack it again")
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def scan_rec(path: str | Path, progress: Progress | None = None) -> Scan:
+    """Classify every record of a .rec file as image, header or identity, and list the damage.
+
+    Raises RecordError when the file is missing, empty or not RecordIO at all, and when a label is
+    not an identity that float32 can name exactly.
+    """
+    path = Path(path)
+    buffer = map_file(path)
+    chunks: list[Parts] = []
+    for done, parts in scan(buffer):
+        chunks.append(parts)
+        if progress:
+            progress(done, len(buffer))
+    parts = Parts(*(np.concatenate(field) for field in zip(*chunks))) if chunks else None
+    if parts is None or len(parts.offset) == 0:
+        raise RecordError(
+            f"{path} is not a RecordIO file: it starts with {bytes(buffer[:4]).hex()} and holds no "
+            f"magic word {MAGIC.to_bytes(4, 'little').hex()} at a multiple of four"
+        )
+    return _classify(path, buffer, parts)
+
+
+# One row a record while it is being classified.
+_ROW = np.dtype(
+    [
+        ("offset", "i8"),
+        ("header", "i8"),  # bytes before the image, 0 for a record that was split
+        ("length", "i8"),  # bytes of the image
+        ("labels", "i8"),  # how many follow the image header
+        ("label", "f4"),
+        ("key", "i8"),
+    ]
+)
+
+
+def _classify(path: Path, buffer: np.ndarray, parts: Parts) -> Scan:
+    damage = _damaged_spans(parts, len(buffer))
+    overrun = parts.end > np.append(parts.offset[1:], len(buffer))
+    whole = np.flatnonzero((parts.flag == WHOLE) & ~overrun)
+    rows = np.empty(len(whole), _ROW)
+    rows["offset"], rows["label"] = parts.offset[whole], parts.label[whole]
+    rows["labels"], rows["key"] = parts.labels[whole], parts.key[whole]
+    rows["header"] = PART_HEADER.size + IMAGE_HEADER.size + 4 * rows["labels"]
+    rows["length"] = parts.length[whole] + PART_HEADER.size - rows["header"]
+
+    rejoined, orphans = _rejoin(buffer, parts, overrun)
+    damage += orphans
+    if rejoined:
+        rows = np.concatenate([rows, np.array(rejoined, _ROW)])
+        rows = rows[np.argsort(rows["offset"], kind="stable")]
+
+    bookkeeping = (rows["length"] == 0) & (rows["labels"] > 0)
+    intact = (rows["length"] > 0) | bookkeeping
+    for offset in rows["offset"][~intact].tolist():
+        damage.append((offset, offset + PART_HEADER.size, "a record without an image"))
+    rows, bookkeeping = rows[intact], bookkeeping[intact]
+
+    # MXNet's readers go by the id; a writer that did not count them meant the record's place.
+    keys = rows["key"].copy()
+    if len(np.unique(keys)) != len(keys) or (keys < 0).any():
+        keys = np.arange(len(keys))
+    is_header = bookkeeping & (rows["offset"] == 0)
+    image_rows = rows[~bookkeeping]
+    images = np.empty(len(image_rows), RECORD)
+    for field in ("offset", "length", "header"):
+        images[field] = image_rows[field]
+    images["label"] = _exact_labels(path, image_rows["label"], image_rows["offset"])
+
+    present = np.unique(images["label"])
+    damage.sort()
+    summary = Summary(
+        images=len(images),
+        identities=len(present),
+        num_classes=int(present[-1]) + 1 if len(present) else 0,
+        header_records=int(is_header.sum()),
+        identity_records=int((bookkeeping & ~is_header).sum()),
+        announced_images=_announced_images(rows["label"][is_header]),
+        smallest=int(images["length"].min()) if len(images) else 0,
+        largest=int(images["length"].max()) if len(images) else 0,
+        split_records=int((images["header"] == 0).sum()),
+        damaged_spans=len(damage),
+        damaged=tuple((at, stop - at, why) for at, stop, why in damage[:_REPORTED_SPANS]),
+        truncated=bool(overrun[-1]),
+    )
+    return Scan(keys, rows["offset"].copy(), ~bookkeeping, images, summary)
+
+
+def _damaged_spans(parts: Parts, size: int) -> list[tuple[int, int, str]]:
+    """(begin, end, why) wherever one part does not end where the next one starts."""
+    start, end = parts.offset, parts.end
+    following = np.append(start[1:], size)
+    cut = np.flatnonzero(end > following)
+    gap = np.flatnonzero(end < following)
+    spans = [(b, e, "cut off") for b, e in zip(start[cut].tolist(), following[cut].tolist())]
+    stray = "bytes that belong to no record"
+    spans += [(b, e, stray) for b, e in zip(end[gap].tolist(), following[gap].tolist())]
+    if start[0] > 0:
+        spans.append((0, int(start[0]), stray))
+    return spans
+
+
+def _announced_images(header_label: np.ndarray) -> int | None:
+    """The header record's first label is the key after the last image's, as a float32."""
+    if len(header_label) and 1 <= header_label[0] < MAX_EXACT_LABEL:
+        return int(header_label[0]) - 1
+    return None
+
+
+def _rejoin(
+    buffer: np.ndarray, parts: Parts, overrun: np.ndarray
+) -> tuple[list[tuple], list[tuple[int, int, str]]]:
+    """Rows of the records that were split at the magic word, and the parts that lead nowhere."""
+    rows: list[tuple] = []
+    orphans: list[tuple[int, int, str]] = []
+    view, taken = memoryview(buffer), -1
+    for first in np.flatnonzero((parts.flag != WHOLE) & ~overrun):
+        if first <= taken:
+            continue
+        last = first
+        while last + 1 < len(parts.flag) and parts.flag[last] in (FIRST, MIDDLE):
+            last += 1
+        begin = int(parts.offset[first])
+        chain = parts.flag[first : last + 1]
+        complete = chain[0] == FIRST and chain[-1] == LAST and (chain[1:-1] == MIDDLE).all()
+        if complete and not overrun[first : last + 1].any():
+            record = unpack_image(read_record(view, begin)[0])
+            size = (0, len(record.image), len(record.labels) if record.vector else 0)
+            rows.append((begin, *size, record.labels[0], record.key))
+            taken = last
+        else:
+            orphans.append((begin, int(parts.end[first]), "part of a record, the rest is missing"))
+    return rows, orphans
+
+
+def _exact_labels(path: Path, label: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    wrong = ~((label >= 0) & (label < MAX_EXACT_LABEL) & (label == np.floor(label)))
+    if wrong.any():
+        i = int(np.flatnonzero(wrong)[0])
+        raise RecordError(
+            f"{path}: the record at offset {offset[i]} has the label {label[i]!s}; an identity is "
+            f"a whole number from 0 to {MAX_EXACT_LABEL - 1}, for float32 cannot tell larger ones "
+            "apart. Restore the sidecar written when the file was packed, or pack it again with "
+            "identities counted from 0"
+        )
+    return label.astype(np.int64)

@@ -1,0 +1,270 @@
+"""The DALI graph, and the stream of batches the trainer sees.
+
+Our own memory-mapped reader feeds DALI's `external_source` with views of the file, because DALI's
+reader shuffles in a local buffer and cannot resume into another world size. Images leave as uint8
+(B, H, W, 3) and are handed out as (B, 3, H, W), which is channels_last without a copy.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn, types
+
+from pipeline.augment import Augmentation, Draw
+from pipeline.index import RecordIndex
+from pipeline.order import permute, rank_positions, steps_per_epoch
+from pipeline.recordio import RecordError
+
+DecodeDevice = Literal["gpu", "hybrid", "cpu"]
+PREFETCH = (
+    2  # batches: one being used, one being made, and their buffers are all the memory there is
+)
+
+_log = logging.getLogger("facestream.pipeline")
+
+
+class Batch(NamedTuple):
+    """What one step of one rank gets."""
+
+    images: torch.Tensor  # (B, 3, H, W) uint8, channels_last, on the loader's device
+    labels: torch.Tensor  # (B,) int64, on the loader's device
+
+
+def choose_decode_device(device: torch.device) -> tuple[DecodeDevice, str]:
+    """Where to decode for a compute device, and why, in words for the log."""
+    if device.type == "cpu":
+        return "cpu", "there is no GPU"
+    major, minor = torch.get_device_module(device).get_device_capability(device)
+    name = f"compute capability {major}.{minor}"
+    if minor == 0 and major >= 8:  # A100, H100 and their successors, not their desktop kin
+        return "gpu", f"{name} has a JPEG engine"
+    return "hybrid", f"{name} has no JPEG engine: decode on the CPU, augment on the GPU"
+
+
+def choose_threads(local_world_size: int) -> int:
+    """CPU threads for one rank's DALI pipeline: its share of the cores we may run on."""
+    return max(1, len(os.sched_getaffinity(0)) // local_world_size)
+
+
+class Loader:
+    """One rank's batches of one .rec file: disjoint from the other ranks', the same at any time.
+
+    Args:
+        index: the images.
+        global_batch: samples in a step over all ranks; must be a multiple of `world_size`.
+        rank, world_size: whose share this is.
+        seed: of order and augmentation.
+        device: where the batches go.
+        decode: where JPEGs are decoded and augmented; see `choose_decode_device`.
+        augment: names of recipes of `pipeline.augment`, in order.
+        image_size: pixels; every image must be (image_size, image_size).
+        threads: CPU threads for DALI.
+        max_bad_fraction: of the images that may turn out undecodable before that is an error.
+    """
+
+    def __init__(
+        self,
+        index: RecordIndex,
+        *,
+        global_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        device: torch.device,
+        decode: DecodeDevice = "cpu",
+        augment: Sequence[str] = (),
+        image_size: int = 112,
+        threads: int = 1,
+        max_bad_fraction: float = 0.001,
+    ) -> None:
+        self.steps_per_epoch = steps_per_epoch(len(index), global_batch)
+        self.dropped = len(index) - self.steps_per_epoch * global_batch
+        self.bad: dict[int, str] = {}  # record number → what is wrong with it
+        self._index, self._global_batch = index, global_batch
+        self._rank, self._world_size, self._seed = rank, world_size, seed
+        self._device, self._decode, self._threads = device, decode, threads
+        self._augmentation = Augmentation(augment)
+        self._image_size = image_size
+        self._max_bad = max_bad_fraction * len(index)
+        self._batch = len(self._positions(0))
+
+    def stream(self, epoch: int, step: int = 0) -> Iterator[Batch]:
+        """Batches without end from `step` of `epoch` on, running through the epochs' ends."""
+        at = epoch * self.steps_per_epoch + step
+        while True:
+            produced = at  # how far DALI's prefetching has asked ahead of what was handed out
+
+            def source() -> tuple:
+                nonlocal produced
+                produced += 1
+                return self._inputs(produced - 1)
+
+            graph = self._graph(source)
+            try:
+                while True:
+                    images, labels = graph.run()
+                    batch = self._hand_over(images, labels)
+                    at += 1
+                    yield batch
+            except RuntimeError as error:  # DALI's pipelines are dead once they have thrown
+                self._quarantine(range(at, produced), error)
+
+    def _positions(self, step: int) -> np.ndarray:
+        return rank_positions(
+            step * self._global_batch,
+            global_batch=self._global_batch,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+
+    def _records(self, at: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Records, positions and epoch of this rank's batch at global step `at`."""
+        epoch, step = divmod(at, self.steps_per_epoch)
+        position = self._positions(step)
+        records = permute(position, num_records=len(self._index), seed=self._seed, epoch=epoch)
+        for i in np.flatnonzero(np.isin(records, list(self.bad))) if self.bad else ():
+            while int(records[i]) in self.bad:
+                records[i] = (records[i] + 1) % len(self._index)
+        return records, position, epoch
+
+    def _inputs(self, at: int) -> tuple:
+        records, position, epoch = self._records(at)
+        draw = Draw(position, seed=self._seed, epoch=epoch, size=self._image_size)
+        encoded = [self._index.image(i) for i in records]
+        return encoded, self._index.labels(records), *self._augmentation.arrays(draw)
+
+    def _graph(self, source: Callable[[], tuple]) -> Pipeline:
+        arguments = self._augmentation.argument_types
+        pipeline = _new_pipeline(self._batch, self._threads, self._device)
+        with pipeline:
+            encoded, labels, *nodes = fn.external_source(
+                source=source,
+                num_outputs=2 + len(arguments),
+                batch=True,
+                dtype=[types.UINT8, types.INT64, *(dtype for dtype, _ in arguments)],
+                ndim=[1, 0, *(ndim for _, ndim in arguments)],
+            )
+            images = _decoded(encoded, self._decode)
+            images = self._augmentation(images, nodes)
+            if self._device.type != "cpu":
+                labels = labels.gpu()
+            pipeline.set_outputs(images, labels)
+        pipeline.build()
+        return pipeline
+
+    def _hand_over(self, images: object, labels: object) -> Batch:
+        return Batch(_channels_last(images), torch.from_dlpack(labels.as_tensor()))
+
+    def _quarantine(self, steps: range, error: RuntimeError) -> None:
+        """Find out which records of these steps broke the pipeline; re-raise if none did."""
+        found = {}
+        for at in steps:
+            records = [int(i) for i in self._records(at)[0]]
+            faults = find_faults([self._index.image(i) for i in records], self._image_size)
+            found |= {records[i]: fault for i, fault in faults.items()}
+        if not found:
+            raise error
+        self.bad |= found
+        for record, fault in found.items():
+            offset = self._index.records["offset"][record]
+            message = f"{self._index.path}: the image of the record at offset {offset} {fault}"
+            if len(self.bad) > self._max_bad:
+                raise RecordError(
+                    f"{message}. That makes {len(self.bad)} bad images of {len(self._index)}: pack "
+                    "the set again without them, or raise data.max_bad_fraction"
+                ) from error
+            _log.warning("%s: the next good one takes its place", message)
+
+
+def decode_images(
+    encoded: Sequence[bytes],
+    *,
+    batch_size: int,
+    device: torch.device,
+    image_size: int = 112,
+    threads: int = 1,
+) -> Iterator[torch.Tensor]:
+    """Decode images in order, as training does: yields (b, 3, H, W) uint8 channels_last tensors.
+
+    The last batch may be smaller. Raises ValueError naming the images that cannot be decoded or
+    are not (image_size, image_size).
+    """
+    decode, _ = choose_decode_device(device)
+    starts = range(0, len(encoded), batch_size)
+    batches = iter([encoded[at : at + batch_size] for at in starts])
+    pipeline = _new_pipeline(min(batch_size, len(encoded)), threads, device)
+    with pipeline:
+        inputs = fn.external_source(
+            source=lambda: [np.frombuffer(image, np.uint8) for image in next(batches)],
+            batch=True,
+            dtype=types.UINT8,
+            ndim=1,
+        )
+        pipeline.set_outputs(_decoded(inputs, decode))
+    pipeline.build()
+    try:
+        for _ in starts:
+            yield _channels_last(pipeline.run()[0])
+    except RuntimeError as error:
+        faults = find_faults(encoded, image_size)
+        listed = "; ".join(f"image {i} {fault}" for i, fault in list(faults.items())[:5])
+        raise ValueError(f"{len(faults)} of {len(encoded)} images: {listed}") from error
+
+
+def find_faults(encoded: Sequence[bytes | np.ndarray], image_size: int) -> dict[int, str]:
+    """Decode one by one, on the CPU: what is wrong with which of these images."""
+    faults: dict[int, str] = {}
+    expected = (image_size, image_size, 3)
+    waiting = list(range(len(encoded)))
+    while waiting:
+        queue = iter(list(waiting))
+        pipeline = _new_pipeline(1, 1, torch.device("cpu"), prefetch=1)
+        with pipeline:
+            inputs = fn.external_source(
+                source=lambda: [np.frombuffer(encoded[next(queue)], np.uint8)],  # noqa: B023
+                batch=True,
+                dtype=types.UINT8,
+                ndim=1,
+            )
+            pipeline.set_outputs(_decoded(inputs, "cpu"))
+        pipeline.build()
+        try:
+            while waiting:
+                shape = pipeline.run()[0].shape()[0]
+                i = waiting.pop(0)
+                if tuple(shape) != expected:
+                    faults[i] = f"is {shape[1]}×{shape[0]}, not {image_size}×{image_size} pixels"
+        except RuntimeError:
+            start = bytes(encoded[waiting[0]][:4]).hex(" ")
+            faults[waiting.pop(0)] = f"cannot be decoded (it starts with {start})"
+    return faults
+
+
+def _new_pipeline(
+    batch_size: int, threads: int, device: torch.device, prefetch: int = PREFETCH
+) -> Pipeline:
+    on_gpu = device.type != "cpu"
+    return Pipeline(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=(device.index or 0) if on_gpu else None,
+        prefetch_queue_depth=prefetch,
+        exec_dynamic=True,  # outputs may outlive the next run, so they are handed over uncopied
+    )
+
+
+def _decoded(encoded: object, decode: DecodeDevice) -> object:
+    where = "mixed" if decode == "gpu" else "cpu"
+    images = fn.decoders.image(encoded, device=where, output_type=types.RGB)
+    return images.gpu() if decode == "hybrid" else images
+
+
+def _channels_last(images: object) -> torch.Tensor:
+    """DALI's (B, H, W, 3) as torch's (B, 3, H, W) in channels_last: the same bytes."""
+    return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
