@@ -1,0 +1,66 @@
+"""Train a face-recognition network:  torchrun train_dist.py configs/demo.py [section.key=value ...]
+
+Runs as it is on one process, under torchrun on as many as it starts: NCCL on GPUs, gloo on CPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import asdict
+
+from evaluation.plots import plot_curves
+from rich.logging import RichHandler
+from torch import nn
+
+from evaluation.verification import Verifier
+from training.config import Config, load_config
+from training.distributed import World, join_world, leave_world
+from training.loop import Evaluate, Scores, Trainer
+from training.precision import Precision, choose_precision
+
+
+def build_evaluate(config: Config, world: World, precision: Precision) -> Evaluate:
+    """Load the verification sets once; what comes back scores a backbone on them."""
+    verifier = Verifier(
+        config.eval.sets,
+        device=world.device,
+        rank=world.rank,
+        world_size=world.world_size,
+        batch_size=config.eval.batch_size,
+        autocast_dtype=precision.compute_dtype,
+    )
+
+    def evaluate(backbone: nn.Module) -> Scores:
+        return {name: asdict(result) for name, result in verifier(backbone).items()}
+
+    return evaluate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="a Python file that defines `config`, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler()])
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        world = join_world(config.run.device)
+        precision = choose_precision(world.device, config.step.precision)
+        evaluate = build_evaluate(config, world, precision)
+        trainer = Trainer(config, world, precision=precision, evaluate=evaluate)
+    except ValueError as error:  # the user's to mend: the message says how, a trace would hide it
+        sys.exit(f"train_dist: {type(error).__name__}: {error}")
+    trainer.run()
+    if trainer.reporter:
+        curves = trainer.output / "curves.png"
+        plot_curves(trainer.reporter.metrics_path, curves)
+        print(f"TensorBoard  tensorboard --logdir {trainer.reporter.tensorboard_path}")
+        print(f"checkpoint   {trainer.last_checkpoint}")
+        print(f"curves       {curves}")
+    leave_world()
+
+
+if __name__ == "__main__":
+    main()

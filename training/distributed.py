@@ -1,0 +1,75 @@
+"""Ranks and devices: who takes part in a run, and what they must agree on before it starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def join_world(device: str = "auto") -> World:
+    """Join the ranks torchrun started, or be the only one; NCCL for GPUs, gloo for CPUs.
+
+    Raises ValueError when a GPU is asked for and there is none for this rank.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    available = torch.cuda.device_count()
+    if device == "cuda" and local_rank >= available:
+        raise ValueError(
+            f"run.device=cuda, but local rank {local_rank} finds {available} GPUs: start at most "
+            "that many processes a machine, or set run.device=cpu"
+        )
+    if device == "cuda" or (device == "auto" and local_rank < available):
+        chosen = torch.device("cuda", local_rank)
+        torch.cuda.set_device(chosen)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        chosen, backend = torch.device("cpu"), "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return World(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        local_rank=local_rank,
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        device=chosen,
+    )
+
+
+def leave_world() -> None:
+    """End the process group `join_world` began."""
+    dist.destroy_process_group()
+
+
+def require_agreement(facts: dict[str, Any]) -> None:
+    """Raise ValueError, on every rank, naming the first fact that is not the same on all."""
+    everyone: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, facts)
+    for name in facts:
+        values = [theirs.get(name) for theirs in everyone]
+        for rank, value in enumerate(values):
+            if value != values[0]:
+                raise ValueError(
+                    f"the ranks disagree on {name}: rank 0 has {values[0]!r}, rank {rank} has "
+                    f"{value!r}; start every rank from the same software, files and configuration"
+                )

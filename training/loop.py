@@ -1,0 +1,276 @@
+"""The run: what is checked before the first step, the steps, and what happens between epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from heads import PartialFC, create_margin
+from models import create_model
+from pipeline import counter
+from pipeline.dali_loader import Loader, choose_decode_device, choose_threads
+from pipeline.index import RecordIndex, fingerprint, open_index
+from training import checkpoint
+from training.config import Config, ConfigError
+from training.distributed import World, require_agreement
+from training.metrics import Meters, Position, Reporter, Stopwatch
+from training.optim import create_optimizer, create_schedule, set_learning_rate
+from training.precision import Precision
+from training.step import TrainStep
+
+Scores = Mapping[str, Mapping[str, float]]  # verification set → score → value
+Evaluate = Callable[[nn.Module], Scores]
+
+
+def open_shared_index(path: str, world: World) -> RecordIndex:
+    """Open the .rec on every rank; the first rank of each machine builds the sidecar if need be."""
+    if world.local_rank == 0:
+        index = open_index(path)
+        dist.barrier()
+    else:
+        dist.barrier()
+        index = open_index(path)
+    return index
+
+
+def count_classes(index: RecordIndex, configured: int | None) -> int:
+    """The number of classes of the head; ConfigError when a label lies outside it."""
+    found = index.summary.num_classes
+    if configured is not None and found > configured:
+        record = int(np.argmax(index.records["label"] >= configured))
+        raise ConfigError(
+            f"head.num_classes={configured}: {index.path} has labels up to {found - 1}, the first "
+            f"too large one at offset {index.records['offset'][record]}; expected at least {found}"
+        )
+    return configured or found
+
+
+def create_backbone(config: Config, world: World) -> nn.Module:
+    """The network on its device, wrapped for gradient averaging where there are ranks."""
+    model = config.model
+    if model.sync_bn and world.device.type == "cpu":
+        raise ConfigError("model.sync_bn=True: expected a GPU, torch has no such layer for CPUs")
+    torch.manual_seed(config.run.seed)
+    backbone = create_model(
+        model.name,
+        num_features=model.embedding_dim,
+        dropout=model.dropout,
+        width=model.width,
+        image_size=config.data.image_size,
+    ).to(world.device)
+    if model.sync_bn:
+        backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    if world.world_size == 1:
+        return backbone
+    return DistributedDataParallel(
+        backbone,
+        device_ids=None if world.device.type == "cpu" else [world.device],
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        static_graph=True,
+    )
+
+
+class Trainer:
+    """A run, built and checked; `run` trains it to the end.
+
+    Args:
+        config: all there is to know.
+        world: this rank; the process group must stand.
+        precision: what the step computes in.
+        evaluate: scores a backbone on the verification sets; called on every rank.
+
+    Raises:
+        ValueError: a subclass of it for whatever cannot be run: configuration, files, checkpoint.
+    """
+
+    def __init__(
+        self, config: Config, world: World, *, precision: Precision, evaluate: Evaluate
+    ) -> None:
+        self.config, self.world = config, world
+        self.precision, self._evaluate = precision, evaluate
+        index = open_shared_index(config.data.train, world)
+        index.summary.check_damage(index.path, config.data.max_bad_fraction)
+        num_classes = count_classes(index, config.head.num_classes)
+        decode, why_decode = choose_decode_device(world.device)
+        if config.data.decode != "auto":
+            decode, why_decode = config.data.decode, "the configuration asks for it"
+        threads = config.data.threads or choose_threads(world.local_world_size)
+        self.loader = Loader(
+            index,
+            global_batch=config.data.global_batch,
+            rank=world.rank,
+            world_size=world.world_size,
+            seed=config.run.seed,
+            device=world.device,
+            decode=decode,
+            augment=config.data.augment,
+            image_size=config.data.image_size,
+            threads=threads,
+            max_bad_fraction=config.data.max_bad_fraction,
+        )
+        self.schedule = create_schedule(
+            config.optim,
+            global_batch=config.data.global_batch,
+            epochs=config.run.epochs,
+            steps_per_epoch=self.loader.steps_per_epoch,
+        )
+        head = PartialFC(
+            num_classes=num_classes,
+            embedding_dim=config.model.embedding_dim,
+            margin=create_margin(config.head.loss, **config.head.loss_args),
+            sample_rate=config.head.sample_rate,
+            momentum=config.optim.momentum,
+            weight_decay=config.optim.weight_decay,
+            seed=config.run.seed,
+            compute_dtype=self.precision.head_dtype,
+            device=world.device,
+        )
+        backbone = create_backbone(config, world)
+        facts = {
+            "dataset": fingerprint(index.path),
+            "number of classes": num_classes,
+            "global batch": config.data.global_batch,
+            "seed": config.run.seed,
+            **{f"model.{key}": value for key, value in config.as_dict()["model"].items()},
+        }
+        require_agreement({"torch": torch.__version__, "configuration": config.lines()} | facts)
+        self.output = Path(config.run.output)
+        if world.is_main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            checkpoint.refuse_another_run(self.output, config, facts=facts)
+        dist.barrier()
+        self.step = TrainStep(
+            backbone,
+            head,
+            create_optimizer(backbone.parameters(), config.optim, world.device),
+            precision=self.precision,
+            clip=config.optim.clip,
+            world_size=world.world_size,
+        )
+        self.step.backbone.train()
+        self.steps_done = 0
+        self.last_checkpoint = checkpoint.newest(self.output)
+        if self.last_checkpoint:
+            self.steps_done = checkpoint.load(self.last_checkpoint, train_step=self.step)
+        self.reporter = Reporter(self.output, at=self._position()) if world.is_main else None
+        decoding = f"{decode}, {threads} threads ({why_decode})"
+        self._introduce(index, decoding)
+
+    def _introduce(self, index: RecordIndex, decoding: str) -> None:
+        """Say what is about to run, with everything that was derived."""
+        if self.reporter is None:
+            return
+        world, summary, head = self.world, index.summary, self.step.head
+        trained = sum(p.numel() for p in self.step.backbone.parameters() if p.requires_grad)
+        dropped = f", {self.loader.dropped} records left over" if self.loader.dropped else ""
+        mixed = str(self.precision.compute_dtype).removeprefix("torch.")
+        lines = [
+            f"ranks      {world.world_size} on {world.device.type}",
+            f"precision  {mixed}, because {self.precision.reason}",
+            f"data       {index.path}: {summary.images} images of {summary.identities} identities; "
+            f"{self.loader.steps_per_epoch} steps an epoch{dropped}",
+            f"decoding   {decoding}",
+            f"model      {self.config.model.name}, {trained / 1e6:.2f} M parameters",
+            f"head       {head.margin}, {head.num_classes} classes, "
+            f"sample rate {head.sample_rate:g}",
+            f"rate       {self.schedule}",
+            f"output     {self.output}"
+            + (f", resumed from {self.last_checkpoint.name}" if self.last_checkpoint else ""),
+        ]
+        if summary.damaged_spans:
+            lines.append(f"damage     {summary.damaged_spans} spans of {index.path} are skipped")
+        for line in lines:
+            self.reporter.say(line)
+        self.reporter.text("config", "\n".join(f"    {line}" for line in self.config.lines()))
+
+    def _position(self) -> Position:
+        return Position(
+            step=self.steps_done,
+            epoch=self.steps_done / self.loader.steps_per_epoch,
+            total_steps=self.schedule.total_steps,
+        )
+
+    def run(self) -> Scores:
+        """Train to the last step, verifying and saving on the way; returns the last scores."""
+        try:
+            return self._run()
+        finally:
+            if self.reporter:
+                self.reporter.close()
+
+    def _run(self) -> Scores:
+        config, per_epoch = self.config, self.loader.steps_per_epoch
+        scores = self.verify() if self.steps_done in (0, self.schedule.total_steps) else {}
+        stream = self.loader.stream(*divmod(self.steps_done, per_epoch))
+        meters, stopwatch = Meters(self.world.device), Stopwatch(self.world.device)
+        logged = first = self.steps_done
+        while self.steps_done < self.schedule.total_steps:
+            images, labels = next(stream)
+            stopwatch.lap("data")
+            if self.steps_done == first and self.reporter:
+                self.reporter.images(self._position(), images)
+            self._seed_dropout()
+            rate = self.schedule(self.steps_done)
+            lr = set_learning_rate(self.step.optimizer, rate)
+            meters.add(self.step(images, labels, lr, stopwatch))
+            self.steps_done += 1
+            last = self.steps_done == self.schedule.total_steps
+            if self.reporter:
+                self.reporter.advance(self._position())
+            if (self.steps_done - first) % config.log.every == 0 or last:
+                self._log(rate, meters.read(), stopwatch.read(), self.steps_done - logged)
+                logged = self.steps_done
+            epoch, into_epoch = divmod(self.steps_done, per_epoch)
+            if into_epoch == 0:
+                if epoch % config.eval.every == 0 or last:
+                    scores = self.verify()
+                if epoch % config.run.save_every == 0 or last:
+                    self.save()
+                stopwatch.lap("between epochs")
+        return scores
+
+    def _seed_dropout(self) -> None:
+        """Dropout depends on the step alone, so that a resumed run repeats it."""
+        key = counter.key(self.config.run.seed, self.steps_done, self.world.rank, "dropout")
+        torch.manual_seed(int(key[0] >> np.uint64(1)))
+
+    def _log(
+        self, rate: float, means: dict[str, float], seconds: dict[str, float], steps: int
+    ) -> None:
+        if self.reporter is None:
+            return
+        seconds.pop("between epochs", None)
+        per_step = sum(seconds.values()) / steps
+        at = self._position()
+        scalars = means | {
+            "lr": rate,
+            "images_per_s": self.config.data.global_batch / per_step,
+            "seconds_left": per_step * (at.total_steps - at.step),
+        }
+        self.reporter.training(at, scalars, seconds)
+
+    def verify(self) -> Scores:
+        """Score the backbone on every verification set, on all ranks together."""
+        checkpoint.average_statistics(self.step.backbone)
+        backbone = getattr(self.step.backbone, "module", self.step.backbone)
+        scores = self._evaluate(backbone)
+        if self.reporter and scores:
+            self.reporter.verification(self._position(), scores)
+        return scores
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment, on all ranks together."""
+        checkpoint.average_statistics(self.step.backbone)
+        self.last_checkpoint = checkpoint.save(
+            self.output, step=self.steps_done, config=self.config, train_step=self.step
+        )
+        if self.reporter:
+            self.reporter.say(f"saved {self.last_checkpoint}")
+        return self.last_checkpoint
