@@ -159,7 +159,10 @@ class Loader:
         return pipeline
 
     def _hand_over(self, images: object, labels: object) -> Batch:
-        return Batch(_channels_last(images), torch.from_dlpack(labels.as_tensor()))
+        batch = Batch(_channels_last(images), torch.from_dlpack(labels.as_tensor()))
+        if batch.images.shape[2:] != (self._image_size, self._image_size):
+            raise RuntimeError(f"images of shape {tuple(batch.images.shape)}")
+        return batch
 
     def _quarantine(self, steps: range, error: RuntimeError) -> None:
         """Find out which records of these steps broke the pipeline; re-raise if none did."""

@@ -1,0 +1,222 @@
+"""The stream of batches: right pixels, right labels, the same wherever it is taken up."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.augment import RECIPES, Augmentation, Draw
+from pipeline.dali_loader import Loader, choose_decode_device, decode_images, find_faults
+from pipeline.index import open_index
+from pipeline.order import permute
+from pipeline.recordio import RecordError, RecordWriter, pack_image
+
+CPU = torch.device("cpu")
+SIZE = 32
+LFW = Path(__file__).parents[3] / "shared/data/faces_lfw_dev"
+
+
+def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, quality=95)
+    return file.getvalue()
+
+
+def picture(k: int) -> np.ndarray:
+    """An image that tells its number, lossless as PNG."""
+    return np.random.default_rng(k).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    with RecordWriter(folder / "train.rec") as writer:
+        for k in range(50):
+            writer.write(pack_image(encode(picture(k)), float(k), k))
+    return open_index(folder)
+
+
+def loader(index, **changes) -> Loader:
+    settings = {"global_batch": 12, "device": CPU, "image_size": SIZE, "seed": 5}
+    return Loader(index, **{**settings, **changes})
+
+
+def take(stream, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    batches = [next(stream) for _ in range(count)]
+    return torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
+
+
+def test_batches_hold_the_decoded_pixels_in_the_order_of_the_permutation(index):
+    images, labels = take(loader(index).stream(0), 4)
+    order = permute(np.arange(48), num_records=50, seed=5, epoch=0)
+    assert labels.tolist() == order.tolist()
+    expected = np.stack([picture(k) for k in order]).transpose(0, 3, 1, 2)
+    assert torch.equal(images, torch.from_numpy(expected))
+
+
+def test_batches_are_uint8_channels_last_and_int64(index):
+    batch = next(loader(index).stream(0))
+    assert (batch.images.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
+    assert batch.images.shape == (12, 3, SIZE, SIZE)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_batch_stays_what_it_was_while_the_stream_runs_on(index):
+    stream = loader(index).stream(0)
+    batch = next(stream)
+    images, labels = batch.images.clone(), batch.labels.clone()
+    take(stream, 6)
+    assert torch.equal(batch.images, images)
+    assert torch.equal(batch.labels, labels)
+
+
+def test_the_stream_runs_through_epochs_each_in_its_own_order(index):
+    small = loader(index)
+    assert (small.steps_per_epoch, small.dropped) == (4, 2)
+    _, labels = take(small.stream(0), 8)
+    for epoch in range(2):
+        order = permute(np.arange(48), num_records=50, seed=5, epoch=epoch)
+        assert labels[epoch * 48 :][:48].tolist() == order.tolist()
+
+
+@pytest.mark.parametrize("resumed_world", [1, 2, 3])
+def test_a_run_of_two_ranks_resumes_mid_epoch_in_any_world_with_the_same_pixels(
+    index, resumed_world
+):
+    everything = {"augment": tuple(RECIPES)}
+    whole = [
+        take(loader(index, **everything, rank=rank, world_size=2).stream(0), 3) for rank in range(2)
+    ]
+    resumed = [
+        take(loader(index, **everything, rank=rank, world_size=resumed_world).stream(0, 2), 1)
+        for rank in range(resumed_world)
+    ]
+    for part in range(2):  # images, labels
+        third_step = torch.cat([share[part][12:] for share in whole])
+        assert torch.equal(torch.cat([share[part] for share in resumed]), third_step)
+
+
+def test_augmentation_changes_pixels_but_not_labels_and_differs_between_epochs(index):
+    plain, labels = take(loader(index).stream(0), 4)
+    images, augmented_labels = take(loader(index, augment=("flip", "light")).stream(0), 4)
+    assert torch.equal(labels, augmented_labels)
+    assert not torch.equal(plain, images)
+
+
+def test_flip_mirrors_half_of_the_images_exactly(index):
+    plain, _ = take(loader(index).stream(0), 16)
+    flipped, _ = take(loader(index, augment=("flip",)).stream(0), 16)
+    mirrored = torch.tensor(
+        [torch.equal(a.flip(2), b) for a, b in zip(plain, flipped)], dtype=torch.float64
+    )
+    same = torch.tensor([torch.equal(a, b) for a, b in zip(plain, flipped)])
+    assert bool((same | mirrored.bool()).all())
+    assert abs(mirrored.mean() - 0.5) < 4 * (0.25 / len(plain)) ** 0.5
+
+
+def test_draws_stay_in_their_ranges_with_their_frequencies():
+    positions = np.arange(20_000)
+    draw = Draw(positions, seed=1, epoch=0, size=112)
+    light = RECIPES["light"].draw(draw)
+    assert 0.7 <= light["brightness"].min() <= light["brightness"].max() <= 1.3
+    grey = (light["saturation"] == 0).mean()
+    assert abs(grey - 0.1) < 4 * (0.09 / len(positions)) ** 0.5
+    matrix = RECIPES["geometry"].draw(draw)["matrix"]
+    scale = np.sqrt(np.linalg.det(matrix[:, :, :2]))
+    assert 0.92 - 1e-6 <= scale.min() <= scale.max() <= 1.08 + 1e-6
+    center = matrix @ np.array([55.5, 55.5, 1.0])
+    assert np.abs(center - 55.5).max() <= 0.04 * 112 + 1e-3
+
+
+def test_unknown_or_repeated_recipes_are_refused():
+    with pytest.raises(ValueError, match=r"data\.augment=\['flap'\].*'flip'"):
+        Augmentation(["flap"])
+    with pytest.raises(ValueError, match="each recipe once"):
+        Augmentation(["flip", "flip"])
+
+
+def test_a_batch_larger_than_the_data_is_refused(index):
+    with pytest.raises(ValueError, match="global batch of 60 does not fit 50 records"):
+        loader(index, global_batch=60)
+
+
+def damaged_set(folder: Path, bad: dict[int, bytes], count: int = 50):
+    with RecordWriter(folder / "train.rec") as writer:
+        for k in range(count):
+            writer.write(pack_image(bad.get(k) or encode(picture(k)), float(k), k))
+    return open_index(folder)
+
+
+def test_a_record_that_is_no_image_costs_one_sample_and_is_reported(tmp_path, caplog):
+    index = damaged_set(tmp_path, {7: b"not an image at all"})
+    small = loader(index, max_bad_fraction=0.05)
+    images, labels = take(small.stream(0), 4)
+    order = permute(np.arange(48), num_records=50, seed=5, epoch=0)
+    order[order == 7] = 8
+    assert labels.tolist() == order.tolist()
+    assert torch.equal(images[0], torch.from_numpy(picture(order[0]).transpose(2, 0, 1)))
+    offset = index.records["offset"][7]
+    assert f"offset {offset} cannot be decoded" in caplog.text
+    assert small.bad.keys() == {7}
+
+
+def test_too_many_bad_records_end_the_run_with_the_place_and_the_remedy(tmp_path):
+    index = damaged_set(tmp_path, {7: b"not an image", 8: encode(np.zeros((40, 40, 3), np.uint8))})
+    with pytest.raises(RecordError, match=r"offset \d+ (cannot|is 40×40).*data\.max_bad_fraction"):
+        take(loader(index).stream(0), 4)
+
+
+@pytest.mark.parametrize("odd", [{7}, set(range(50))])
+def test_images_of_another_size_are_refused_be_it_one_or_all(tmp_path, odd):
+    small = encode(np.zeros((40, 40, 3), np.uint8))
+    index = damaged_set(tmp_path, dict.fromkeys(odd, small))
+    with pytest.raises(RecordError, match=r"is 40×40, not 32×32 pixels.*bad images of 50"):
+        take(loader(index).stream(0), 4)
+
+
+def test_images_of_another_size_are_named():
+    encoded = [encode(picture(0)), encode(np.zeros((20, 30, 3), np.uint8))]
+    assert find_faults(encoded, SIZE) == {1: f"is 30×20, not {SIZE}×{SIZE} pixels"}
+
+
+def test_decode_images_keeps_the_order_and_ends_with_a_smaller_batch():
+    encoded = [encode(picture(k)) for k in range(7)]
+    batches = list(decode_images(encoded, batch_size=3, device=CPU, image_size=SIZE))
+    assert [len(b) for b in batches] == [3, 3, 1]
+    expected = np.stack([picture(k) for k in range(7)]).transpose(0, 3, 1, 2)
+    assert torch.equal(torch.cat(batches), torch.from_numpy(expected))
+
+
+def test_decode_images_names_what_it_cannot_decode():
+    encoded = [encode(picture(0)), b"nonsense", encode(picture(2))]
+    with pytest.raises(ValueError, match="1 of 3 images: image 1 cannot be decoded"):
+        list(decode_images(encoded, batch_size=3, device=CPU, image_size=SIZE))
+
+
+def test_the_cpu_decodes_on_the_cpu():
+    assert choose_decode_device(CPU)[0] == "cpu"
+
+
+@pytest.mark.skipif(not LFW.exists(), reason="faces_lfw_dev is not on this machine")
+def test_real_jpegs_decode_as_pillow_decodes_them():
+    index = open_index(LFW)
+    images, labels = take(Loader(index, global_batch=64, device=CPU).stream(0), 1)
+    order = permute(np.arange(64), num_records=len(index), seed=0, epoch=0)
+    assert labels.tolist() == index.labels(order).tolist()
+    for i in range(0, 64, 9):
+        pillow = np.asarray(Image.open(io.BytesIO(bytes(index.image(order[i])))))
+        difference = np.abs(images[i].permute(1, 2, 0).numpy().astype(int) - pillow)
+        assert difference.mean() < 1.0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decode", ["gpu", "hybrid"])
+def test_a_gpu_gets_the_batches_the_cpu_gets(index, decode):
+    device = torch.device("cuda", 0)
+    images, labels = take(loader(index, device=device, decode=decode).stream(0), 4)
+    expected, expected_labels = take(loader(index).stream(0), 4)
+    assert torch.equal(labels.cpu(), expected_labels)
+    assert (images.cpu().int() - expected.int()).abs().float().mean() < 1.0
