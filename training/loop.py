@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -68,10 +69,13 @@ def create_backbone(config: Config, world: World) -> nn.Module:
         backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     if world.world_size == 1:
         return backbone
+    # The name under which torch is told not to send BatchNorm's statistics around at every step.
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     return DistributedDataParallel(
         backbone,
         device_ids=None if world.device.type == "cpu" else [world.device],
-        broadcast_buffers=False,
+        **{sync: False},
         gradient_as_bucket_view=True,
         static_graph=True,
     )

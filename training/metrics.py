@@ -151,7 +151,7 @@ class Reporter:
             self.say(
                 f"[{name}][{at.step}] Accuracy {scores['accuracy']:.4f} ± "
                 f"{scores['accuracy_std']:.4f}   AUC {scores['auc']:.4f}   "
-                f"TAR@FAR={scores['far']:g} {scores['tar_at_far']:.4f}"
+                f"TAR@FAR=1e-3 {scores['tar_at_far']:.4f}"
             )
 
     def images(self, at: Position, images: torch.Tensor) -> None:

@@ -1,0 +1,138 @@
+"""IResNet, the residual network of ArcFace (https://arxiv.org/abs/1801.07698), and its depths.
+
+A pre-activation variant: batch norm comes first in a block and nothing follows the addition.
+Parameter names, shapes and numerics are those of InsightFace's arcface_torch, so a state dict
+of either loads into the other with strict=True.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.prelu import PReLU
+
+# Blocks in each of the four stages.
+BLOCKS: dict[str, tuple[int, int, int, int]] = {
+    "iresnet10": (1, 1, 1, 1),
+    "iresnet18": (2, 2, 2, 2),
+    "iresnet34": (3, 4, 6, 3),
+    "iresnet50": (3, 4, 14, 3),
+    "iresnet100": (3, 13, 30, 3),
+    "iresnet200": (6, 26, 60, 6),
+}
+
+
+class IBasicBlock(nn.Module):
+    """Two 3x3 convolutions around a PReLU, added to the input; stride on the second one.
+
+    Maps (B, in_channels, H, W) to (B, channels, H / stride, W / stride).
+    """
+
+    def __init__(self, in_channels: int, channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.prelu = PReLU(channels)
+        self.conv2 = nn.Conv2d(
+            channels, channels, kernel_size=3, stride=stride, padding=1, bias=False
+        )
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.downsample = None
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, kernel_size=1, stride=stride, bias=False),
+                nn.BatchNorm2d(channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.prelu(self.bn2(self.conv1(self.bn1(x))))
+        out = self.bn3(self.conv2(out))
+        out += identity
+        return out
+
+
+class IResNet(nn.Module):
+    """Embeds face images; see `models.create_model` for the arguments and `BLOCKS` for depths.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+
+    def __init__(
+        self,
+        blocks: tuple[int, int, int, int],
+        *,
+        num_features: int,
+        dropout: float,
+        width: float,
+        image_size: int,
+    ) -> None:
+        super().__init__()
+        _check(num_features=num_features, dropout=dropout, width=width, image_size=image_size)
+        self.image_size = image_size
+        stem = int(64 * width)
+        self.conv1 = nn.Conv2d(3, stem, kernel_size=3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.prelu = PReLU(stem)
+        self.layer1 = _stage(stem, stem, blocks[0])
+        self.layer2 = _stage(stem, 2 * stem, blocks[1])
+        self.layer3 = _stage(2 * stem, 4 * stem, blocks[2])
+        self.layer4 = _stage(4 * stem, 8 * stem, blocks[3])
+        self.bn2 = nn.BatchNorm2d(8 * stem)
+        self.dropout = nn.Dropout(dropout, inplace=True)
+        self.fc = nn.Linear(8 * stem * (image_size // 16) ** 2, num_features)
+        self.features = nn.BatchNorm1d(num_features)
+        # The margin head works on directions: a learned scale per feature would only bend them.
+        self.features.weight.requires_grad_(False)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, mean=0.0, std=0.1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed `images` (B, 3, image_size, image_size), floating, as (B, num_features) float32.
+
+        Under autocast the last fully connected layer and batch norm still run in float32.
+
+        Raises:
+            ValueError: images of another size, or not yet normalized to a floating dtype.
+        """
+        size = self.image_size
+        if images.shape[1:] != (3, size, size) or not images.is_floating_point():
+            raise ValueError(
+                f"found images of shape {tuple(images.shape)} and {images.dtype}, expected "
+                f"(B, 3, {size}, {size}) in a floating dtype: normalize them (models.normalize) "
+                "and create the model with their image_size"
+            )
+        x = self.prelu(self.bn1(self.conv1(images)))  # (B, 64, size, size)
+        x = self.layer1(x)
+        x = self.layer2(x)
+        x = self.layer3(x)
+        x = self.layer4(x)  # (B, 512, size / 16, size / 16)
+        x = self.dropout(torch.flatten(self.bn2(x), 1))
+        with torch.autocast(images.device.type, enabled=False):
+            return self.features(self.fc(x.float()))
+
+
+def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(
+        IBasicBlock(in_channels, channels, stride=2),
+        *(IBasicBlock(channels, channels, stride=1) for _ in range(blocks - 1)),
+    )
+
+
+def _check(*, num_features: int, dropout: float, width: float, image_size: int) -> None:
+    if num_features < 1:
+        raise ValueError(f"num_features is {num_features}: it must be at least 1")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout is {dropout}: it must be in [0, 1)")
+    if width <= 0 or (64 * width) % 8 != 0:
+        raise ValueError(
+            f"width is {width}, which makes {64 * width:g} channels of the first 64: choose a "
+            "positive multiple of 0.125, so that every channel count is a multiple of 8"
+        )
+    if image_size < 16 or image_size % 16 != 0:
+        raise ValueError(f"image_size is {image_size}: it must be a positive multiple of 16")

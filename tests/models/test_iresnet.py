@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import MODELS, create_model
+from models.iresnet import IBasicBlock
+
+
+def small_model(**options: float) -> nn.Module:
+    """The real structure at little work: 8 to 64 channels, images of 32 x 32 pixels."""
+    torch.manual_seed(0)
+    return create_model("iresnet18", num_features=64, width=0.125, image_size=32, **options)
+
+
+def small_images(batch: int = 4) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(batch, 3, 32, 32, generator=generator) * 2 - 1
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "giga_multiply_adds"),
+    [
+        ("iresnet18", 24_025_600, 2.610),
+        ("iresnet34", 34_139_328, 4.460),
+        ("iresnet50", 43_590_848, 6.309),
+        ("iresnet100", 65_156_160, 12.090),
+        ("iresnet200", 118_833_920, 23.419),
+    ],
+)
+def test_size_and_work_are_those_of_the_published_networks(
+    name: str, parameters: int, giga_multiply_adds: float
+) -> None:
+    with torch.device("meta"):
+        model = create_model(name).eval()
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+    model.to_empty(device="cpu")
+    with (
+        torch.no_grad(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        FlopCounterMode(display=False) as counter,
+    ):
+        model(torch.empty(1, 3, 112, 112))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(giga_multiply_adds, abs=5e-4)
+
+
+def batch_norm_keys(prefix: str) -> set[str]:
+    names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    return {f"{prefix}.{name}" for name in names}
+
+
+def test_state_dict_has_the_keys_and_shapes_of_arcface_torch() -> None:
+    expected = {"conv1.weight", "prelu.weight", "fc.weight", "fc.bias"}
+    for name in ("bn1", "bn2", "features"):
+        expected |= batch_norm_keys(name)
+    for block in (f"layer{stage}.{i}" for stage in (1, 2, 3, 4) for i in (0, 1)):
+        expected |= {f"{block}.conv1.weight", f"{block}.prelu.weight", f"{block}.conv2.weight"}
+        for name in ("bn1", "bn2", "bn3"):
+            expected |= batch_norm_keys(f"{block}.{name}")
+    for stage in (1, 2, 3, 4):
+        expected |= {f"layer{stage}.0.downsample.0.weight"}
+        expected |= batch_norm_keys(f"layer{stage}.0.downsample.1")
+
+    with torch.device("meta"):
+        state = create_model("iresnet18").state_dict()
+    assert set(state) == expected
+    assert state["layer3.0.bn1.weight"].shape == (128,)
+    assert state["layer3.0.conv1.weight"].shape == (256, 128, 3, 3)
+    assert state["layer3.0.downsample.0.weight"].shape == (256, 128, 1, 1)
+    assert state["layer3.1.prelu.weight"].shape == (256,)
+    assert state["fc.weight"].shape == (512, 512 * 7 * 7)
+
+
+@pytest.mark.parametrize(("in_channels", "stride"), [(8, 2), (16, 1)], ids=["first", "later"])
+def test_a_block_equals_its_formula(in_channels: int, stride: int) -> None:
+    """In eval mode, with statistics and slopes away from their defaults, step by step."""
+    torch.manual_seed(0)
+    block = IBasicBlock(in_channels, 16, stride=stride).eval()
+    state = block.state_dict()
+    for name, value in state.items():
+        if value.is_floating_point():
+            nn.init.uniform_(value, *((0.5, 2.0) if "var" in name else (-1.0, 1.0)))
+    x = torch.randn(2, in_channels, 6, 6)
+
+    def column(name: str) -> Tensor:
+        return state[name].view(1, -1, 1, 1)
+
+    def batch_norm(y: Tensor, name: str) -> Tensor:
+        centered = y - column(f"{name}.running_mean")
+        scaled = centered / (column(f"{name}.running_var") + 1e-5).sqrt()
+        return scaled * column(f"{name}.weight") + column(f"{name}.bias")
+
+    y = F.conv2d(batch_norm(x, "bn1"), state["conv1.weight"], padding=1)
+    y = batch_norm(y, "bn2")
+    y = torch.where(y > 0, y, y * column("prelu.weight"))
+    y = batch_norm(F.conv2d(y, state["conv2.weight"], stride=stride, padding=1), "bn3")
+    shortcut = x
+    if stride == 2:
+        # A 1x1 convolution of stride 2 is a matrix over the channels of every other pixel.
+        matrix = state["downsample.0.weight"].flatten(1)
+        shortcut = torch.einsum("oi,bihw->bohw", matrix, x[:, :, ::2, ::2])
+        shortcut = batch_norm(shortcut, "downsample.1")
+    torch.testing.assert_close(block(x), y + shortcut, rtol=1e-5, atol=1e-4)
+
+
+def test_the_head_of_the_network_flattens_in_channel_order() -> None:
+    """Channels_last strides must not leak into fc: published weights expect C, H, W order."""
+    model = small_model().eval()
+    seen: dict[str, Tensor] = {}
+    model.bn2.register_forward_hook(lambda _m, _i, out: seen.update(map=out.detach()))
+    embeddings = model(small_images())
+    flat = torch.tensor(seen["map"].tolist()).reshape(4, -1)  # (B, C * H * W)
+    fc = flat @ model.fc.weight.T + model.fc.bias
+    expected = fc / (1 + 1e-5) ** 0.5  # fresh statistics: mean 0, variance 1
+    torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_every_activation_and_its_gradient_stay_channels_last() -> None:
+    """All but the gradient of the last map, which comes out of flatten in fc's own order."""
+    model = small_model(dropout=0.1).train()
+    strided: dict[str, bool] = {}
+
+    def watch(name: str, module: nn.Module) -> None:
+        def record(kind: str, tensor: Tensor) -> None:
+            channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
+            strided[f"{name} {kind}"] = channels_last
+
+        def on_forward(_module: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> None:
+            if out.ndim == 4:
+                record("activation", out)
+                out.register_hook(lambda gradient: record("gradient", gradient))
+
+        module.register_forward_hook(on_forward)
+
+    leaves = {name: m for name, m in model.named_modules() if not list(m.children())}
+    for name, module in leaves.items():
+        watch(name, module)
+    with torch.autocast("cpu", torch.bfloat16):
+        embeddings = model(small_images())
+    embeddings.square().sum().backward()
+
+    maps = [name for name in leaves if name not in ("dropout", "fc", "features")]
+    assert set(strided) == {f"{n} {kind}" for n in maps for kind in ("activation", "gradient")}
+    assert [name for name, ok in strided.items() if not ok] == ["bn2 gradient"]
+
+
+def test_autocast_gives_float32_embeddings_close_to_those_of_float32() -> None:
+    model = small_model().train()
+    with torch.no_grad():
+        expected = model(small_images())
+        with torch.autocast("cpu", torch.bfloat16):
+            embeddings = model(small_images())
+    assert embeddings.dtype == torch.float32
+    assert not torch.equal(embeddings, expected), "autocast had no effect"
+    assert F.cosine_similarity(embeddings, expected).min() > 0.99
+
+
+def test_under_autocast_the_last_layers_run_in_float32() -> None:
+    model = small_model()
+    seen: dict[str, torch.dtype] = {}
+    for name in ("bn2", "fc", "features"):
+        model.get_submodule(name).register_forward_hook(
+            lambda _m, _i, out, name=name: seen.update({name: out.dtype})
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        model(small_images())
+    assert seen == {"bn2": torch.bfloat16, "fc": torch.float32, "features": torch.float32}
+
+
+def test_eval_is_deterministic_and_each_image_stands_alone() -> None:
+    model = small_model(dropout=0.5).eval()
+    images = small_images()
+    with torch.no_grad():
+        embeddings = model(images)
+        assert torch.equal(model(images), embeddings)
+        torch.testing.assert_close(model(images[1:2]), embeddings[1:2], rtol=1e-4, atol=1e-2)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    plain, dropping = small_model(dropout=0.0), small_model(dropout=0.5)
+    with torch.no_grad():
+        assert not torch.allclose(plain(small_images()), dropping(small_images()), atol=0.1)
+
+
+def test_initialization_is_that_of_arcface_torch() -> None:
+    torch.manual_seed(0)
+    model = create_model("iresnet18", width=0.5, image_size=32)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 10_000:
+            assert abs(module.weight.mean().item()) < 0.005
+            assert module.weight.std().item() == pytest.approx(0.1, rel=0.05)
+        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            assert module.eps == 1e-5
+            assert module.weight.eq(1).all()
+            assert module.bias.eq(0).all()
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == ["features.weight"]
+
+
+def test_convolution_weights_are_channels_last_and_stay_so_after_loading() -> None:
+    model = small_model()
+    model.load_state_dict({k: v.contiguous() for k, v in model.state_dict().items()}, strict=True)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_registered_model_embeds(name: str) -> None:
+    model = create_model(name, num_features=24, width=0.125, image_size=16).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 24)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'r50'.*iresnet18, iresnet34, iresnet50"):
+        create_model("r50")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("width", 0.3),
+        ("width", 0.0),
+        ("width", -1.0),
+        ("width", float("nan")),
+        ("image_size", 100),
+        ("image_size", 0),
+        ("num_features", 0),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
+    ],
+)
+def test_bad_options_are_refused_by_name(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{option} is {value}"):
+        create_model("iresnet10", **{option: value})
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(2, 3, 48, 48),
+        torch.zeros(2, 32, 32, 3),
+        torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+    ],
+    ids=["another size", "HWC", "not normalized"],
+)
+def test_images_the_network_cannot_take_are_refused(images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expected \(B, 3, 32, 32\) in a floating dtype"):
+        small_model()(images)
