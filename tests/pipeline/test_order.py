@@ -59,9 +59,7 @@ def test_neighbors_in_the_file_do_not_stay_neighbors():
     assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 0.02
 
 
-@given(
-    world_size=st.integers(1, 16), per_rank=st.integers(1, 64), position=st.integers(0, 10**9)
-)
+@given(world_size=st.integers(1, 16), per_rank=st.integers(1, 64), position=st.integers(0, 10**9))
 def test_ranks_share_a_global_batch_without_overlap(world_size, per_rank, position):
     shares = [
         rank_positions(
