@@ -15,8 +15,13 @@ $(STAMP): requirements.txt requirements-dev.txt
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	@touch $(STAMP)
 
+# As many ranks as there are GPUs, or two on the CPU: `make demo RANKS=1` for another number.
+RANKS ?= $(shell $(BIN)/python -c 'import torch; print(torch.cuda.device_count() or 2)')
 demo: $(STAMP)
-	$(BIN)/python tools/demo.py
+	@rm -rf runs/demo
+	$(BIN)/python tools/make_synthetic.py runs/demo_data
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=$(RANKS) \
+	  train_dist.py configs/demo.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -10,11 +10,11 @@ import logging
 import sys
 from dataclasses import asdict
 
-from evaluation.plots import plot_curves
 from rich.logging import RichHandler
 from torch import nn
 
-from evaluation.verification import Verifier
+from evaluation.plots import plot_curves
+from evaluation.verification import NonFiniteEmbeddingsError, Verifier
 from training.config import Config, load_config
 from training.distributed import World, join_world, leave_world
 from training.loop import Evaluate, Scores, Trainer
@@ -30,10 +30,15 @@ def build_evaluate(config: Config, world: World, precision: Precision) -> Evalua
         world_size=world.world_size,
         batch_size=config.eval.batch_size,
         autocast_dtype=precision.compute_dtype,
+        image_size=config.data.image_size,
     )
 
     def evaluate(backbone: nn.Module) -> Scores:
-        return {name: asdict(result) for name, result in verifier(backbone).items()}
+        try:
+            return {name: asdict(result) for name, result in verifier(backbone).items()}
+        except NonFiniteEmbeddingsError as error:  # an untrained deep network overflows float16
+            logging.warning("verification left out: %s", error)
+            return {}
 
     return evaluate
 

@@ -25,6 +25,7 @@ from models import normalize
 from pipeline.dali_loader import decode_images
 
 __all__ = [
+    "NonFiniteEmbeddingsError",
     "PairSet",
     "PairSetError",
     "UnsafePickleError",
@@ -40,6 +41,10 @@ __all__ = [
 # would fit a little closer, and no longer give the accuracies that others publish.
 DISTANCES = np.arange(0, 4, 0.01)
 FALSE_ACCEPT_LIMIT = 1e-3
+
+
+class NonFiniteEmbeddingsError(ValueError):
+    """Embeddings that cannot be compared: the network overflowed or has diverged."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ def verify(embeddings: Tensor, same: np.ndarray, *, folds: int = 10) -> Verifica
         folds: contiguous parts of the pairs, in their order, for the accuracy.
 
     Raises:
-        ValueError: shapes that do not fit, embeddings that are not finite, fewer pairs than folds,
-            or pairs of one kind only.
+        NonFiniteEmbeddingsError: a subclass of ValueError, for embeddings that are not finite.
+        ValueError: shapes that do not fit, fewer pairs than folds, or pairs of one kind only.
     """
     _check(embeddings, same, folds)
     vectors = embeddings.detach().cpu().double().numpy()
@@ -109,13 +114,14 @@ def embed(
     device: torch.device,
     batch_size: int,
     autocast_dtype: torch.dtype | None,
+    image_size: int = 112,
 ) -> Tensor:
     """Embed encoded images: the sum of what `model` makes of each and of its mirror image.
 
     Args:
-        model: maps normalized images (B, 3, 112, 112) to (B, D); it is put in eval mode
-            meanwhile, and every submodule back in its own mode afterwards.
-        images: N encoded images of 112 x 112 pixels.
+        model: maps normalized images (B, 3, image_size, image_size) to (B, D); it is put in eval
+            mode meanwhile, and every submodule back in its own mode afterwards.
+        images: N encoded images of image_size x image_size pixels.
         device: where `model` is.
         batch_size: images decoded and embedded at a time.
         autocast_dtype: bfloat16 or float16 to run under autocast; None or float32 for none.
@@ -134,8 +140,9 @@ def embed(
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
     batches = []
     with _eval_mode(model), torch.no_grad(), autocast:
-        for pixels in decode_images(images, batch_size=batch_size, device=device):
-            # (b, 3, 112, 112), mirrored along the width
+        decoded = decode_images(images, batch_size=batch_size, device=device, image_size=image_size)
+        for pixels in decoded:
+            # (b, 3, image_size, image_size), mirrored along the width
             embeddings = model(normalize(pixels, dtype)) + model(normalize(pixels.flip(3), dtype))
             batches.append(embeddings.float())
     return torch.cat(batches).cpu()
@@ -152,7 +159,7 @@ class Verifier:
         device: where the models will be, and where the process group can gather tensors.
         rank, world_size: of the default process group; 0 and 1 need none.
         batch_size: images decoded and embedded at a time.
-        autocast_dtype: as for `embed`.
+        autocast_dtype, image_size: as for `embed`.
 
     Raises:
         PairSetError: a file that is not a verification set.
@@ -168,12 +175,14 @@ class Verifier:
         world_size: int = 1,
         batch_size: int = 128,
         autocast_dtype: torch.dtype | None = None,
+        image_size: int = 112,
     ) -> None:
         assert 0 <= rank < world_size
         self._device = device
         self._world_size = world_size
         self._batch_size = batch_size
         self._autocast_dtype = autocast_dtype
+        self._image_size = image_size
         self._shares: dict[str, PairSet] = {}  # this rank's images, the truth values of all
         for path in map(Path, paths):
             if path.stem in self._shares:
@@ -194,6 +203,7 @@ class Verifier:
                 device=self._device,
                 batch_size=self._batch_size,
                 autocast_dtype=self._autocast_dtype,
+                image_size=self._image_size,
             )
             everyone = self._gather(embeddings)[: 2 * len(share.same)]  # (2P, D)
             results[name] = verify(everyone, share.same)
@@ -230,7 +240,7 @@ def _check(embeddings: Tensor, same: np.ndarray, folds: int) -> None:
         raise ValueError(f"found truth values of dtype {same.dtype}; expected bool")
     broken = int((~embeddings.isfinite()).any(dim=1).sum())
     if broken:
-        raise ValueError(
+        raise NonFiniteEmbeddingsError(
             f"{broken} of {len(embeddings)} embeddings are not finite: the model has diverged, is "
             "untrained, or overflows float16; try bfloat16 or float32, or an earlier checkpoint"
         )

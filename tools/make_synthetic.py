@@ -1,0 +1,90 @@
+"""Draw a training set of synthetic faces:  python tools/make_synthetic.py OUT
+
+OUT gets train.rec, train.idx and property as InsightFace has them, val.bin with pairs of identities
+that are not in it, and faces.png to look at. Nothing is drawn again where OUT holds the same set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from evaluation.pair_set import write_bin
+from pipeline.recordio import RecordError
+from pipeline.synthetic import contact_sheet, encode_jpeg, make_pairs, render
+from tools.pack_rec import pack_set
+
+_SHEET = (8, 6)  # identities, images of each
+
+
+def _draw_identity(job: tuple[int, int, int]) -> list[bytes]:
+    identity, images, seed = job
+    return [encode_jpeg(render(identity, k, seed=seed)) for k in range(images)]
+
+
+def _draw_one(job: tuple[int, int, int]) -> bytes:
+    identity, image, seed = job
+    return encode_jpeg(render(identity, image, seed=seed))
+
+
+def make_synthetic(folder: Path, *, identities: int, images: int, pairs: int, seed: int) -> None:
+    """Write the set into `folder`, drawing on all cores.
+
+    Identities 0 … identities − 1 are for training, half as many after them for the pairs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
+        jobs = [(identity, images, seed) for identity in range(identities)]
+        drawn: Iterator[list[bytes]] = track(
+            pool.imap(_draw_identity, jobs), "draw training set", total=identities
+        )
+        pack_set(folder, drawn)
+        held_out = range(identities, identities + max(2, identities // 2))
+        chosen, same = make_pairs(held_out, pairs=pairs, seed=seed)
+        encoded = track(
+            pool.imap(_draw_one, [(*shot, seed) for shot in chosen], chunksize=32),
+            "draw pairs",
+            total=len(chosen),
+        )
+        write_bin(folder / "val.bin", list(encoded), same)
+    sheet = contact_sheet(range(_SHEET[0]), _SHEET[1], seed=seed)
+    Image.fromarray(np.ascontiguousarray(sheet)).save(folder / "faces.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--identities", type=int, default=240, help="to train on (default 240)")
+    parser.add_argument("--images", type=int, default=30, help="of each identity (default 30)")
+    parser.add_argument("--pairs", type=int, default=1200, help="of other identities")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    settings = {key: value for key, value in vars(arguments).items() if key != "output"}
+    recipe = arguments.output / "synthetic.json"
+    if recipe.exists() and json.loads(recipe.read_text()) == settings:
+        print(f"{arguments.output} already holds this set")
+        return
+    try:
+        make_synthetic(arguments.output, **settings)
+    except (RecordError, ValueError, OSError) as error:
+        sys.exit(f"make_synthetic: {error}")
+    recipe.write_text(json.dumps(settings))
+    print(
+        f"{arguments.identities} identities × {arguments.images} images in {arguments.output}, "
+        f"{arguments.pairs} pairs of others in val.bin; look at {arguments.output / 'faces.png'}"
+    )
+
+
+if __name__ == "__main__":
+    main()
