@@ -25,8 +25,10 @@ class World:
         return self.rank == 0
 
 
-def join_world(device: str = "auto") -> World:
+def join_world(device: str = "auto", *, init_method: str | None = None) -> World:
     """Join the ranks torchrun started, or be the only one; NCCL for GPUs, gloo for CPUs.
+
+    Ranks meet where torchrun's environment says, unless `init_method` names another place.
 
     Raises ValueError when a GPU is asked for and there is none for this rank.
     """
@@ -44,7 +46,8 @@ def join_world(device: str = "auto") -> World:
     else:
         chosen, backend = torch.device("cpu"), "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, init_method, rank=rank, world_size=world_size)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return World(

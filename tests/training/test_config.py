@@ -1,0 +1,79 @@
+"""The configuration fails early and says what is allowed."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from training.config import Config, ConfigError, DataConfig, load_config, override
+
+BASE = Config(data=DataConfig(train="x.rec"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_of_the_repository_loads(path):
+    assert load_config(path).data.train
+
+
+def test_overrides_reach_every_kind_of_value():
+    config = override(
+        BASE,
+        [
+            "optim.lr=1",
+            "data.augment=[flip,light]",
+            "head.num_classes=7",
+            "head.loss_args.margin=0.4",
+            "model.sync_bn=true",
+            "run.output=runs/x",
+        ],
+    )
+    assert config.optim.lr == 1.0
+    assert config.data.augment == ("flip", "light")
+    assert config.head.num_classes == 7
+    assert config.head.loss_args == {"margin": 0.4}
+    assert config.model.sync_bn is True
+    assert config.run.output == "runs/x"
+    assert config.model == dataclasses.replace(BASE.model, sync_bn=True)
+
+
+@pytest.mark.parametrize(
+    ("override_", "complaint"),
+    [
+        ("optim.rate=1", r"optim\.rate.*the keys lr, momentum"),
+        ("optimizer.lr=1", "the sections are run, data, model"),
+        ("optim.lr=fast", "'fast'.*Float"),
+        ("data.global_batch=1.5", "1.5.*Integer"),
+        ("data.decode=tpu", r"expected one of \['auto', 'gpu', 'hybrid', 'cpu'\]"),
+        ("optim.lr=-1", r"optim\.lr=-1.0: expected a positive rate"),
+        ("head.sample_rate=0", r"head\.sample_rate=0.0: expected in \(0, 1\]"),
+        ("data.max_bad_fraction=2", "a fraction from 0 to 1"),
+        ("optim.warmup_epochs=20", r"expected less than run\.epochs=20"),
+        ("data=3", "expected section.key=value"),
+        ("optim.lr", "expected key=value"),
+        ("data.augment=[flip", "data.augment"),
+        ("run.epochs=null", "run.epochs"),
+    ],
+)
+def test_wrong_overrides_are_refused_with_what_is_allowed(override_, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        override(BASE, [override_])
+
+
+def test_a_file_that_is_missing_or_defines_no_config_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(tmp_path / "none.py")
+    (tmp_path / "empty.py").write_text("answer = 42\n")
+    with pytest.raises(ConfigError, match="must define `config`"):
+        load_config(tmp_path / "empty.py")
+
+
+def test_a_configuration_cannot_be_changed_once_built():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        BASE.optim.lr = 3.0
+
+
+def test_lines_can_be_given_back_as_overrides():
+    changed = override(BASE, ["optim.lr=0.3", "data.augment=[flip,geometry]"])
+    lines = [line.replace("(", "[").replace(")", "]") for line in changed.lines()]
+    assert override(BASE, [line.replace("=None", "=null") for line in lines]) == changed

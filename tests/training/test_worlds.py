@@ -1,0 +1,124 @@
+"""The number of ranks changes nothing: same losses, and checkpoints that go over to any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from models.normalize import normalize
+from tests.ranks import run_ranks
+from tests.training import tiny
+from training import checkpoint
+from training.config import Config, override
+from training.distributed import World
+from training.loop import Trainer
+from training.metrics import Stopwatch
+from training.optim import set_learning_rate
+from training.precision import choose_precision
+
+
+# The loss falls to a fifth in twenty steps. At ten times the rate, changing the initial weights by
+# 1e-7 in a single process moves the last losses by 1e-3: no two orders of summation would agree.
+RATE = 0.0003
+
+
+def prepare(config: Config, world: World) -> Trainer:
+    """A trainer whose BatchNorm does not look at the batch, which ranks share out differently.
+
+    Its statistics are those of one fixed batch: untrained ones let rounding grow without bound.
+    """
+    trainer = Trainer(
+        config,
+        world,
+        precision=choose_precision(world.device, "fp32"),
+        evaluate=lambda backbone: {},
+    )
+    if trainer.steps_done == 0:
+        for module in trainer.step.backbone.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.momentum = 1.0
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (64, 3, tiny.SIZE, tiny.SIZE), generator=generator)
+        with torch.no_grad():
+            trainer.step.backbone(normalize(images.to(torch.uint8), torch.float32))
+    trainer.step.backbone.eval()
+    return trainer
+
+
+def advance(trainer: Trainer, world: World, steps: int) -> list[float]:
+    stream = trainer.loader.stream(*divmod(trainer.steps_done, trainer.loader.steps_per_epoch))
+    stopwatch, losses = Stopwatch(world.device), []
+    for _ in range(steps):
+        images, labels = next(stream)
+        lr = set_learning_rate(trainer.step.optimizer, RATE)
+        losses.append(trainer.step(images, labels, lr, stopwatch).loss.item())
+        trainer.steps_done += 1
+    return losses
+
+
+def all_centers(trainer: Trainer) -> np.ndarray:
+    gathered: list = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, trainer.step.head.centers.numpy())
+    return np.concatenate(gathered)
+
+
+def train_and_save(world: World, config: Config) -> tuple[list[float], np.ndarray, list[float]]:
+    """Losses of seven steps, the centers saved then, and losses of thirteen more."""
+    trainer = prepare(config, world)
+    first = advance(trainer, world, 7)
+    trainer.save()
+    return first, all_centers(trainer), advance(trainer, world, 13)
+
+
+def resume(world: World, config: Config) -> tuple[int, np.ndarray, list[float]]:
+    """The step resumed from, the centers found there, and losses of thirteen steps."""
+    trainer = prepare(config, world)
+    return trainer.steps_done, all_centers(trainer), advance(trainer, world, 13)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny.write_set(tmp_path_factory.mktemp("data"))
+
+
+def test_one_two_and_three_ranks_have_the_same_losses_and_resume_one_another(data, tmp_path):
+    """Ten classes over three ranks are uneven; the checkpoint lies in the middle of an epoch."""
+    runs = {}
+    for world_size in (1, 2):
+        config = tiny.config(data, tmp_path / f"run{world_size}")
+        results = run_ranks(train_and_save, config, world_size=world_size, folder=tmp_path)
+        assert all(result[0] == results[0][0] for result in results), "the loss is the global one"
+        runs[world_size] = results[0]
+    (first, centers, rest), (first2, centers2, rest2) = runs[1], runs[2]
+    assert first + rest == pytest.approx(first2 + rest2, abs=1e-5)
+    np.testing.assert_allclose(centers, centers2, atol=1e-5)
+    assert first[-1] < first[0], "something was learned"
+
+    config = tiny.config(data, tmp_path / "run2")
+    for world_size in (2, 1, 3):
+        for step, found, losses in run_ranks(
+            resume, config, world_size=world_size, folder=tmp_path
+        ):
+            assert step == 7
+            assert np.array_equal(found, centers2), "the centers, bit for bit"
+            assert losses == pytest.approx(rest2, abs=0 if world_size == 2 else 1e-5)
+    assert checkpoint.newest(tmp_path / "run2").name == "step_000000007"
+
+
+def disagree(world: World, config: Config) -> str:
+    different = override(config, [f"run.seed={world.rank}"])
+    with pytest.raises(ValueError, match="ranks disagree") as caught:
+        prepare(different, world)
+    return str(caught.value)
+
+
+def test_ranks_that_were_started_differently_say_so_instead_of_hanging(data, tmp_path):
+    torch.manual_seed(0)
+    messages = run_ranks(
+        disagree, tiny.config(data, tmp_path / "run"), world_size=2, folder=tmp_path
+    )
+    assert all("ranks disagree on configuration: rank 0" in message for message in messages)

@@ -1,0 +1,40 @@
+"""A training set and a configuration small enough to train in a second or two."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.recordio import RecordWriter, pack_image
+from training.config import Config, DataConfig, HeadConfig, ModelConfig, OptimConfig, RunConfig
+
+SIZE, IDENTITIES, IMAGES = 32, 10, 7
+
+
+def write_set(folder: Path) -> Path:
+    """Identities are colors and images noise around them, so that there is something to learn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    colors = rng.integers(40, 216, (IDENTITIES, 3))
+    with RecordWriter(folder / "train.rec") as writer:
+        for key in range(IDENTITIES * IMAGES):
+            noise = rng.integers(-40, 41, (SIZE, SIZE, 3))
+            pixels = (colors[key // IMAGES] + noise).clip(0, 255).astype(np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            writer.write(pack_image(file.getvalue(), float(key // IMAGES), key))
+    return folder
+
+
+def config(data: Path, output: Path) -> Config:
+    """Five steps of twelve images an epoch, ten images left over, float32."""
+    return Config(
+        run=RunConfig(output=str(output), epochs=3, device="cpu"),
+        data=DataConfig(train=str(data), global_batch=12, image_size=SIZE),
+        model=ModelConfig(name="iresnet10", width=0.125, embedding_dim=16),
+        head=HeadConfig(loss="cosface", loss_args={"margin": 0.2, "scale": 16.0}),
+        optim=OptimConfig(lr=2.0, warmup_epochs=0.4),
+    )
