@@ -6,9 +6,11 @@ Runs as it is on one process, under torchrun on as many as it starts: NCCL on GP
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.logging import RichHandler
 from torch import nn
@@ -43,6 +45,15 @@ def build_evaluate(config: Config, world: World, precision: Precision) -> Evalua
     return evaluate
 
 
+def accuracies(metrics: Path) -> dict[str, list[float]]:
+    """The verification accuracies of a run in their order, by set."""
+    history: dict[str, list[float]] = {}
+    for line in metrics.read_text().splitlines():
+        for name, scores in json.loads(line).get("verification", {}).items():
+            history.setdefault(name, []).append(scores["accuracy"])
+    return history
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="a Python file that defines `config`, see configs/")
@@ -61,6 +72,8 @@ def main() -> None:
     if trainer.reporter:
         curves = trainer.output / "curves.png"
         plot_curves(trainer.reporter.metrics_path, curves)
+        for name, accuracy in accuracies(trainer.reporter.metrics_path).items():
+            print(f"verification {name}: accuracy {accuracy[0]:.4f} → {accuracy[-1]:.4f}")
         print(f"TensorBoard  tensorboard --logdir {trainer.reporter.tensorboard_path}")
         print(f"checkpoint   {trainer.last_checkpoint}")
         print(f"curves       {curves}")

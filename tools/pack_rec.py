@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.classify import scan_rec
 from pipeline.index import write_idx, write_sidecar
-from pipeline.recordio import RecordError, RecordWriter, pack_image
+from pipeline.recordio import PART_HEADER, RecordError, RecordWriter, pack_image
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
@@ -42,25 +43,25 @@ def pack_set(
     if rec.exists():
         raise RecordError(f"{rec} exists: name another folder, or remove it first")
     ranges: list[tuple[int, int]] = []  # (first key, key after the last) of each identity
-    unfinished = folder / "train.rec.unfinished"
-    # The header record comes first and speaks of what follows: its numbers are filled in last.
-    with RecordWriter(unfinished) as writer:
-        offsets = [writer.write(pack_image(b"", [0.0, 0.0], 0))]
-        for label, images in enumerate(identities):
-            first = len(offsets)
-            for image in images:
-                offsets.append(writer.write(pack_image(image, float(label), len(offsets))))
-            ranges.append((first, len(offsets)))
-        end_of_images = len(offsets)
-        for first, last in ranges:
-            offsets.append(writer.write(pack_image(b"", [first, last], len(offsets))))
-    if end_of_images == 1:
-        unfinished.unlink()
-        raise RecordError(f"no images to pack into {rec}")
-    with unfinished.open("r+b") as file:
-        file.seek(8)
-        file.write(pack_image(b"", [end_of_images, len(offsets)], 0))
-    unfinished.rename(rec)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        unfinished = Path(scratch) / rec.name
+        # The header record comes first and speaks of what follows: it is filled in last.
+        with RecordWriter(unfinished) as writer:
+            offsets = [writer.write(pack_image(b"", [0.0, 0.0], 0))]
+            for label, images in enumerate(identities):
+                first = len(offsets)
+                for image in images:
+                    offsets.append(writer.write(pack_image(image, float(label), len(offsets))))
+                ranges.append((first, len(offsets)))
+            end_of_images = len(offsets)
+            for first, last in ranges:
+                offsets.append(writer.write(pack_image(b"", [first, last], len(offsets))))
+        if end_of_images == 1:
+            raise RecordError(f"no images to pack into {rec}")
+        with unfinished.open("r+b") as file:
+            file.seek(PART_HEADER.size)
+            file.write(pack_image(b"", [end_of_images, len(offsets)], 0))
+        unfinished.rename(rec)
     write_idx(folder / "train.idx", np.arange(len(offsets)), np.array(offsets))
     (folder / "property").write_text(f"{len(ranges)},{image_size},{image_size}\n")
     write_sidecar(rec, scan_rec(rec), folder)

@@ -1,0 +1,70 @@
+"""The command itself: under torchrun on real synthetic faces, and with mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.make_synthetic import make_synthetic
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("faces")
+    make_synthetic(folder, identities=8, images=8, pairs=20, seed=0)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_ranks_under_torchrun_train_verify_save_and_draw_curves(faces, tmp_path):
+    output = tmp_path / "run"
+    done = run(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        *("train_dist.py", "configs/demo.py", f"data.train={faces}", f"run.output={output}"),
+        *(f"eval.sets=[{faces / 'val.bin'}]", "run.epochs=2", "run.device=cpu"),
+        *("data.global_batch=16", "log.every=2"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ranks      2 on cpu" in done.stdout
+    assert "Speed" in done.stdout
+    assert "samples/sec" in done.stdout
+    for line in ("TensorBoard", "checkpoint", "curves", "verification"):
+        assert f"\n{line} " in done.stdout
+    assert (output / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert (output / "checkpoints" / "step_000000008" / ".metadata").exists()
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "verification" in line] == [0, 8]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("configs/none.py",), r"configs/none.py does not exist; configurations here: "),
+        (("configs/demo.py", "optim.rate=1"), "optim.rate"),
+        (("configs/demo.py", "data.train=/nowhere/train.rec"), "/nowhere/train.rec does not exist"),
+    ],
+)
+def test_mistakes_end_in_one_line_that_says_how_to_mend_them(tmp_path, arguments, complaint):
+    sets = ["eval.sets=[]"] if len(arguments) > 1 else []
+    done = run("train_dist.py", *arguments, *sets, f"run.output={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,100 @@
+"""rec2idx as people run it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.index import open_index, read_idx
+from pipeline.recordio import RecordWriter, pack_image
+from tools.rec2idx import rec2idx
+
+ROOT = Path(__file__).parents[2]
+LFW = ROOT.parent / "shared/data/faces_lfw_dev"
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools/rec2idx.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+
+
+@pytest.fixture
+def rec(tmp_path) -> Path:
+    path = tmp_path / "train.rec"
+    with RecordWriter(path) as writer:
+        writer.write(pack_image(b"", [3.0, 5.0], 0))
+        writer.write(pack_image(b"first", 0.0, 1))
+        writer.write(pack_image(b"second!", 1.0, 2))
+        writer.write(pack_image(b"", [1.0, 2.0], 3))
+        writer.write(pack_image(b"", [2.0, 3.0], 4))
+    return path
+
+
+def test_the_command_tells_what_it_found_and_wrote(rec):
+    done = command(rec)
+    assert done.returncode == 0, done.stderr
+    for told in (
+        "images        2, of 5 to 7 bytes",
+        "identities    2",
+        "1 header and 2 identity records",
+        "damage        0 spans",
+        f"wrote         {rec.with_suffix('.idx')} (2 lines)",
+    ):
+        assert told in done.stdout
+    assert read_idx(rec.with_suffix(".idx"))[0].tolist() == [1, 2]
+    assert len(open_index(rec)) == 2
+
+
+@pytest.mark.skipif(not LFW.exists(), reason="faces_lfw_dev is not on this machine")
+def test_all_records_of_a_file_of_mxnets_give_mxnets_own_idx(tmp_path):
+    rec2idx(LFW / "train.rec", folder=tmp_path, every_record=True)
+    assert (tmp_path / "train.idx").read_bytes() == (LFW / "train.idx").read_bytes()
+
+
+def test_an_idx_that_was_there_is_kept_aside(rec, capsys):
+    former = "0\t0\n7\t7\n"
+    rec.with_suffix(".idx").write_text(former)
+    rec2idx(rec)
+    rec2idx(rec)
+    assert (rec.parent / "train.idx.old1").read_text() == former
+    assert (rec.parent / "train.idx.old2").read_text() == rec.with_suffix(".idx").read_text()
+    assert "kept" in capsys.readouterr().out
+
+
+def test_damage_is_listed_with_its_place(rec, capsys):
+    content = bytearray(rec.read_bytes())
+    offset = int(read_idx(write_idx_of(rec))[1][0])
+    content[offset] ^= 0xFF
+    rec.write_bytes(content)
+    found = rec2idx(rec)
+    assert found.summary.images == 1
+    told = capsys.readouterr().out
+    assert "damage        1 spans" in told
+    assert f"offset {offset}, 40 bytes: bytes that belong to no record" in told
+    assert "the header record speaks of 2 images" in told
+
+
+def write_idx_of(rec: Path) -> Path:
+    rec2idx(rec)
+    return rec.with_suffix(".idx")
+
+
+def test_a_missing_file_is_one_line_of_error(tmp_path):
+    done = command(tmp_path / "none.rec")
+    assert done.returncode == 1
+    assert "none.rec does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_it_needs_neither_torch_nor_dali_nor_mxnet():
+    script = (
+        "import sys; sys.path.insert(0, '.'); import tools.rec2idx;"
+        "sys.exit(', '.join({'torch', 'nvidia', 'mxnet'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

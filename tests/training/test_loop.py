@@ -1,0 +1,184 @@
+"""A whole run on one process: what it leaves behind, how it resumes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.training import tiny
+from training import checkpoint
+from training.config import Config, ConfigError, override
+from training.distributed import World, join_world, leave_world
+from training.loop import Trainer
+from training.precision import choose_precision
+
+SCORES = {"accuracy": 0.5, "accuracy_std": 0.1, "auc": 0.6, "tar_at_far": 0.0, "far": 0.0}
+
+
+@pytest.fixture(scope="module")
+def world():
+    yield join_world("cpu")
+    leave_world()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny.write_set(tmp_path_factory.mktemp("data"))
+
+
+def build(config: Config, world: World, evaluate=lambda backbone: {"pairs": SCORES}) -> Trainer:
+    precision = choose_precision(world.device, "fp32")
+    return Trainer(config, world, precision=precision, evaluate=evaluate)
+
+
+def state(trainer: Trainer) -> list[torch.Tensor]:
+    step = trainer.step
+    momentum = [s["momentum_buffer"] for s in step.optimizer.state.values()]
+    return [*step.backbone.state_dict().values(), *step.head.state_dict().values(), *momentum]
+
+
+@pytest.fixture(scope="module")
+def finished(data, world, tmp_path_factory) -> Trainer:
+    """A run of three epochs with augmentation and dropout, logged at every second step."""
+    config = override(
+        tiny.config(data, tmp_path_factory.mktemp("runs") / "whole"),
+        ["log.every=2", "model.dropout=0.3", "data.augment=[flip,geometry,light]"],
+    )
+    trainer = build(config, world)
+    trainer.run()
+    return trainer
+
+
+def test_a_run_learns_and_writes_down_what_it_saw(finished):
+    lines = [json.loads(line) for line in finished.reporter.metrics_path.read_text().splitlines()]
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == [2, 4, 6, 8, 10, 12, 14, 15]
+    assert training[-1]["loss"] < training[0]["loss"]
+    assert all(line["images_per_s"] > 0 and line["skipped_steps"] == 0 for line in training)
+    assert training[-1]["lr"] == pytest.approx(finished.schedule(14))
+    verified = [line["step"] for line in lines if "verification" in line]
+    assert verified == [0, 5, 10, 15], "before the first step and after every epoch"
+
+
+def test_tensorboard_has_curves_times_and_an_image_grid(finished):
+    events = EventAccumulator(str(finished.reporter.tensorboard_path)).Reload()
+    scalars = set(events.Tags()["scalars"])
+    wanted = {"loss", "lr", "images_per_s", "embedding_norm", "gradient_norm"}
+    shares = {f"share_{phase}" for phase in ("data", "forward", "head", "backward", "update")}
+    assert {f"train/{name}" for name in wanted | shares} <= scalars
+    assert "verification_pairs/accuracy" in scalars
+    image = events.Images("train/images")[0]
+    assert (image.width, image.height) == (8 * tiny.SIZE, tiny.SIZE), "one row of eight"
+    assert "config/text_summary" in events.Tags()["tensors"]
+
+
+def test_the_last_checkpoints_are_kept_and_complete(finished):
+    kept = [path.name for path in checkpoint.checkpoints(finished.output)]
+    assert kept == ["step_000000010", "step_000000015"]
+    saved = json.loads((finished.last_checkpoint / "config.json").read_text())
+    assert saved["model"]["name"] == "iresnet10"
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(finished, data, world, tmp_path):
+    """Interrupted after the second epoch was saved: weights, centers and momentum end the same."""
+    config = override(finished.config, [f"run.output={tmp_path / 'run'}"])
+    calls = []
+
+    def interrupt(backbone):
+        calls.append(backbone)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return {"pairs": SCORES}
+
+    with pytest.raises(KeyboardInterrupt):
+        build(config, world, interrupt).run()
+    resumed = build(config, world)
+    assert resumed.steps_done == 10
+    resumed.run()
+    for found, expected in zip(state(resumed), state(finished), strict=True):
+        assert torch.equal(found, expected)
+    steps = [
+        json.loads(line)["step"]
+        for line in resumed.reporter.metrics_path.read_text().splitlines()
+        if "loss" in line
+    ]
+    assert steps == sorted(set(steps)), "nothing is told twice"
+
+
+def test_a_finished_run_started_again_does_nothing(finished, world):
+    again = build(finished.config, world)
+    before = [tensor.clone() for tensor in state(again)]
+    again.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, state(again), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("model.width=0.25", r"holds another run: its model\.width is 0\.125, this one's is 0\.25"),
+        ("head.num_classes=20", "its number of classes is 10"),
+        ("data.global_batch=24", "its global batch is 12"),
+        ("run.resume=never", r"run\.resume=never"),
+    ],
+)
+def test_a_folder_with_another_run_is_refused_and_left_alone(finished, world, change, complaint):
+    before = sorted(finished.output.rglob("*"))
+    with pytest.raises(checkpoint.CheckpointError, match=complaint):
+        build(override(finished.config, [change]), world)
+    assert sorted(finished.output.rglob("*")) == before
+
+
+def test_a_folder_with_something_else_is_refused(data, world, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(checkpoint.CheckpointError, match=r"not empty \(thesis\.tex\)"):
+        build(tiny.config(data, tmp_path), world)
+
+
+def test_labels_beyond_the_classes_are_refused_before_anything_is_allocated(data, world, tmp_path):
+    config = override(tiny.config(data, tmp_path / "run"), ["head.num_classes=7"])
+    with pytest.raises(
+        ConfigError, match=r"head\.num_classes=7: .* labels up to 9, .* at offset \d+"
+    ):
+        build(config, world)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("model.sync_bn=true", r"model\.sync_bn=True: expected a GPU"),
+        ("model.name=resnet51", "resnet51"),
+        ("head.loss=arcfase", "arcfase"),
+        ("head.loss_args.angle=0.5", "angle"),
+        ("data.global_batch=100", "global batch of 100 does not fit 70 records"),
+        ("data.augment=[flap]", "flap"),
+        ("data.train=nowhere.rec", r"nowhere\.rec does not exist"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_its_name(data, world, tmp_path, change, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        build(override(tiny.config(data, tmp_path / "run"), [change]), world)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
+    """A label outside the classes poisons the loss with NaN: weights and centers stay."""
+    from training.metrics import Meters, Stopwatch
+    from training.optim import set_learning_rate
+
+    trainer = build(tiny.config(data, tmp_path / "run"), world)
+    step, stopwatch = trainer.step, Stopwatch(world.device)
+    lr = set_learning_rate(step.optimizer, 0.1)
+    images, labels = next(trainer.loader.stream(0))
+    meters = Meters(world.device)
+    meters.add(step(images, labels, lr, stopwatch))
+    kept = [p.detach().clone() for p in step.backbone.parameters()] + [step.head.centers.clone()]
+    meters.add(step(images, torch.full_like(labels, 10), lr, stopwatch))
+    now = [*step.backbone.parameters(), step.head.centers]
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+    means = meters.read()
+    assert means["skipped_steps"] == 1
+    assert means["loss"] > 0
