@@ -1,0 +1,337 @@
+"""PartialFC on one process: exact gradients, SGD as torch's, nothing touched that need not be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from heads import ArcFace, CosFace, Margin, PartialFC, Softmax, Target, create_margin
+from heads.partial_fc import initial_centers
+from tests.graph_safety import GraphSafety
+from tests.heads.head_reference import scalar_head
+
+CLASSES, DIM, BATCH = 40, 8, 6
+
+
+def build(margin=None, **options) -> PartialFC:
+    options = {"dtype": torch.float64, "compute_dtype": torch.float64, **options}
+    return PartialFC(CLASSES, DIM, margin or ArcFace(), **options)
+
+
+def batch(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = 5 * torch.randn(BATCH, DIM, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
+    labels[-1] = labels[0]
+    return embeddings.to(dtype).requires_grad_(), labels
+
+
+def state(head: PartialFC) -> tuple[Tensor, Tensor]:
+    return head.centers.clone(), head.velocity.clone()
+
+
+def unchanged(head: PartialFC, before: tuple[Tensor, Tensor]) -> bool:
+    return torch.equal(head.centers, before[0]) and torch.equal(head.velocity, before[1])
+
+
+@pytest.mark.parametrize("gradient", ["exact", "straight_through"])
+@pytest.mark.parametrize(("name", "margin"), [("softmax", 0.0), ("cosface", 0.4), ("arcface", 0.5)])
+def test_loss_gradient_and_update_match_scalar_loops(name, margin, gradient):
+    params = {} if name == "softmax" else {"margin": margin}
+    for dtype, tolerance in [(torch.float64, 1e-9), (torch.float32, 1e-4)]:
+        bend = create_margin(name, gradient=gradient, **params)
+        head = build(bend, weight_decay=0.0, dtype=dtype, compute_dtype=dtype)
+        centers, _ = state(head)
+        embeddings, labels = batch(dtype=dtype)
+        loss = head(embeddings, labels)
+        (3 * loss).backward()
+        head.step(0.1)
+        expected = scalar_head(
+            embeddings, centers, labels, name=name, margin=margin, gradient=gradient
+        )
+        assert (loss - expected.loss).abs() < tolerance * expected.loss
+        for found, wanted in [
+            (embeddings.grad, 3 * expected.embedding_grad),
+            (head.centers, centers.double() - 0.1 * expected.center_grad),
+            (head.velocity, expected.center_grad),
+        ]:
+            assert (found - wanted).abs().max() < tolerance * wanted.abs().max()
+
+
+@pytest.mark.parametrize("margin", [Softmax(), CosFace(), ArcFace(), ArcFace(margin=1.2)])
+def test_embedding_gradients_are_the_finite_differences(margin):
+    head = build(margin)
+    embeddings, labels = batch()
+    assert torch.autograd.gradcheck(lambda x: head(x, labels), embeddings)
+
+
+def test_center_gradients_are_the_finite_differences():
+    head = build(weight_decay=0.0)
+    embeddings, labels = batch()
+    with torch.no_grad():
+        head(embeddings, labels)
+        centers, _ = state(head)
+        head.step(1.0)
+        gradient = head.velocity.clone()
+        step = 1e-6
+        for row in (labels[0], labels[1], (labels[0] + 1) % CLASSES):
+            for column in (0, DIM - 1):
+                ends = []
+                for way in (step, -step):
+                    head.centers.copy_(centers)
+                    head.centers[row, column] += way
+                    ends.append(head(embeddings, labels))
+                slope = (ends[0] - ends[1]) / (2 * step)
+                torch.testing.assert_close(slope, gradient[row, column], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("lr_as", [float, lambda lr: torch.tensor(lr, dtype=torch.float64)])
+def test_five_steps_at_rate_one_equal_torch_sgd(lr_as):
+    """Momentum and weight decay included, with a learning rate that changes."""
+    head = build(momentum=0.9, weight_decay=5e-2)
+    weight = nn.Parameter(head.centers.clone())
+    sgd = torch.optim.SGD([weight], lr=1.0, momentum=0.9, weight_decay=5e-2)
+    for seed, lr in enumerate([0.1, 0.2, 0.05, 0.1, 0.3]):
+        embeddings, labels = batch(seed)
+        head(embeddings, labels).backward()
+        head.step(lr_as(lr))
+
+        cosines = normalize(embeddings) @ normalize(weight).T
+        angle = cosines[torch.arange(BATCH), labels].acos() + 0.5
+        logits = cosines.scatter(1, labels[:, None], angle.cos()[:, None])
+        sgd.param_groups[0]["lr"] = lr
+        sgd.zero_grad()
+        cross_entropy(64 * logits, labels).backward()
+        sgd.step()
+        torch.testing.assert_close(head.centers, weight.detach(), rtol=1e-9, atol=1e-9)
+        velocity = sgd.state[weight]["momentum_buffer"]
+        torch.testing.assert_close(head.velocity, velocity, rtol=1e-9, atol=1e-9)
+
+
+def test_unsampled_rows_are_bit_unchanged_and_sampled_rows_all_move():
+    head = build(sample_rate=0.3)
+    for seed in range(4):
+        before = state(head)
+        embeddings, labels = batch(seed)
+        head(embeddings, labels).backward()
+        head.step(0.1)
+        moved = (head.centers != before[0]).any(1)
+        assert moved.sum() == round(0.3 * CLASSES)
+        assert moved[labels].all()
+        assert torch.equal(head.centers[~moved], before[0][~moved])
+        assert torch.equal(head.velocity[~moved], before[1][~moved])
+
+
+def test_each_training_step_draws_its_own_sample():
+    head = build(sample_rate=0.3)
+    embeddings, labels = batch()
+    samples = []
+    for _ in range(3):
+        centers, _ = state(head)
+        head(embeddings, labels)
+        head.step(0.1)
+        samples.append((head.centers != centers).any(1))
+    assert not torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[1], samples[2])
+    assert head.steps == 3
+
+
+def test_a_sampled_step_is_the_dense_step_over_the_sampled_classes():
+    head = build(sample_rate=0.3, weight_decay=0.0)
+    centers, _ = state(head)
+    embeddings, labels = batch()
+    loss = head(embeddings, labels)
+    loss.backward()
+    head.step(1.0)
+    rows = (head.centers != centers).any(1).nonzero().squeeze(1)
+    expected = scalar_head(
+        embeddings, centers[rows], torch.searchsorted(rows, labels), name="arcface", margin=0.5
+    )
+    torch.testing.assert_close(loss.detach(), expected.loss, rtol=1e-9, atol=0)
+    torch.testing.assert_close(embeddings.grad, expected.embedding_grad, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(head.velocity[rows], expected.center_grad, rtol=1e-9, atol=1e-9)
+
+
+def test_a_batch_larger_than_the_rate_asks_for_keeps_every_positive():
+    head = build(sample_rate=0.01)
+    embeddings = torch.randn(30, DIM, dtype=torch.float64)
+    labels = torch.arange(30)
+    before = state(head)
+    assert torch.isfinite(head(embeddings, labels))
+    head.step(0.1)
+    assert (head.centers != before[0]).any(1)[:30].all()
+
+
+def test_a_head_restored_from_its_state_repeats_the_run_bit_for_bit():
+    """Centers, velocity and the sampling's position are all in state_dict."""
+    losses = []
+    head = build(sample_rate=0.3)
+    for seed in range(6):
+        if seed == 3:
+            saved = {name: value.clone() for name, value in head.state_dict().items()}
+        losses.append(train(head, seed))
+    assert set(saved) == {"centers", "velocity", "steps"}
+
+    resumed = build(sample_rate=0.3)
+    resumed.load_state_dict(saved)
+    assert [train(resumed, seed) for seed in range(3, 6)] == losses[3:]
+    assert torch.equal(resumed.centers, head.centers)
+    assert torch.equal(resumed.velocity, head.velocity)
+
+
+def train(head: PartialFC, seed: int) -> float:
+    embeddings, labels = batch(seed)
+    loss = head(embeddings, labels)
+    loss.backward()
+    head.step(0.1)
+    return loss.item()
+
+
+def poison_embedding(embeddings: Tensor, labels: Tensor, head: PartialFC) -> None:
+    embeddings.data[2, 3] = math.nan
+
+
+def poison_label_high(embeddings: Tensor, labels: Tensor, head: PartialFC) -> None:
+    labels[1] = CLASSES
+
+
+def poison_label_negative(embeddings: Tensor, labels: Tensor, head: PartialFC) -> None:
+    labels[1] = -1
+
+
+def poison_center(embeddings: Tensor, labels: Tensor, head: PartialFC) -> None:
+    head.centers[labels[0], 0] = math.inf
+
+
+@pytest.mark.parametrize("sample_rate", [1.0, 0.3])
+@pytest.mark.parametrize(
+    "poison", [poison_embedding, poison_label_high, poison_label_negative, poison_center]
+)
+def test_a_non_finite_step_changes_nothing(poison, sample_rate):
+    """A label that no class has counts as one: the loss and all gradients are NaN."""
+    head = build(sample_rate=sample_rate)
+    train(head, seed=1)
+    embeddings, labels = batch()
+    poison(embeddings, labels, head)
+    before = state(head)
+    loss = head(embeddings, labels)
+    loss.backward()
+    head.step(0.1)
+    assert loss.isnan()
+    assert embeddings.grad.isnan().all()
+    assert unchanged(head, before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bottomless(Margin):
+    """A margin whose losses are finite but whose float32 sum over the batch is not."""
+
+    def _bend(self, cosine: Tensor, norms: Tensor) -> Target:
+        return Target(cosine - 4e36, torch.ones_like(cosine))
+
+
+def test_an_infinite_loss_changes_nothing_though_its_gradients_are_finite():
+    head = build(Bottomless(), dtype=torch.float32, compute_dtype=torch.float32)
+    before = state(head)
+    embeddings, labels = batch(dtype=torch.float32)
+    loss = head(embeddings, labels)
+    loss.backward()
+    head.step(0.1)
+    assert loss.isposinf()
+    assert torch.isfinite(embeddings.grad).all()
+    assert unchanged(head, before)
+
+
+@pytest.mark.parametrize("sample_rate", [1.0, 0.3])
+def test_skip_changes_nothing_and_a_false_skip_is_no_skip(sample_rate):
+    heads = [build(sample_rate=sample_rate) for _ in range(3)]
+    embeddings, labels = batch()
+    for head, skip in zip(heads, [None, torch.tensor(False), torch.tensor(True)]):
+        train(head, seed=1)
+        before = state(head)
+        head(embeddings, labels)
+        head.step(0.1, skip=skip)
+        assert unchanged(head, before) == (skip is not None and skip.item())
+    assert torch.equal(heads[0].centers, heads[1].centers)
+
+
+def test_a_second_forward_replaces_the_gradients_that_wait():
+    once, twice = build(), build()
+    first, second = batch(0), batch(1)
+    once(*second)
+    twice(*first)
+    twice(*second)
+    once.step(0.1)
+    twice.step(0.1)
+    assert torch.equal(once.centers, twice.centers)
+
+
+def test_step_without_gradients_is_an_error():
+    head = build()
+    with pytest.raises(RuntimeError, match="training mode"):
+        head.step(0.1)
+    train(head, seed=0)
+    with pytest.raises(RuntimeError, match="training mode"):
+        head.step(0.1)
+
+
+def test_evaluation_is_over_all_classes_and_leaves_no_trace():
+    head = build(sample_rate=0.3).eval()
+    before = state(head)
+    embeddings, labels = batch()
+    loss = head(embeddings, labels)
+    expected = scalar_head(embeddings, head.centers, labels, name="arcface", margin=0.5)
+    torch.testing.assert_close(loss, expected.loss, rtol=1e-9, atol=0)
+    assert not loss.requires_grad
+    assert head.steps == 0
+    with pytest.raises(RuntimeError, match="training mode"):
+        head.step(0.1)
+    assert unchanged(head, before)
+
+
+def test_bfloat16_products_stay_close_to_float32():
+    """Ten steps in both, on separable data: the same fall of the loss within 1 %."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 200, (64,), generator=generator)
+    embeddings = torch.randn(200, 64, generator=generator)[labels]
+    losses = {}
+    for compute_dtype in (torch.float32, torch.bfloat16):
+        head = PartialFC(200, 64, CosFace(scale=16.0), sample_rate=0.5, compute_dtype=compute_dtype)
+        for _ in range(10):
+            loss = head(embeddings, labels)
+            head.step(0.05)
+        losses[compute_dtype] = loss.item()
+    initial = PartialFC(200, 64, CosFace(scale=16.0)).eval()(embeddings, labels).item()
+    fall = initial - losses[torch.float32]
+    assert fall > 0.3 * initial
+    assert abs(losses[torch.bfloat16] - losses[torch.float32]) < 0.01 * fall
+
+
+def test_initial_centers_depend_on_the_class_id_alone():
+    whole = initial_centers(0, 3000, DIM, seed=1)
+    assert whole.mean().abs() < 3e-4
+    assert whole.std().item() == pytest.approx(0.01, rel=0.02)
+    for start, count in [(0, 10), (1000, 100), (1024, 1024), (2999, 1), (1500, 0)]:
+        part = initial_centers(start, count, DIM, seed=1)
+        assert torch.equal(part, whole[start : start + count])
+    assert not torch.equal(whole, initial_centers(0, 3000, DIM, seed=2))
+    assert len(whole.unique(dim=0)) == 3000, "no block repeats another"
+
+
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sample_rate", [1.0, 0.3])
+def test_the_whole_step_is_graph_safe(sample_rate, compute_dtype):
+    """Gather, sample, loss, gradients, update: no host read, no shape that depends on data."""
+    head = build(dtype=torch.float32, compute_dtype=compute_dtype, sample_rate=sample_rate)
+    embeddings, labels = batch(dtype=torch.float32)
+    lr, skip = torch.tensor(0.1), torch.tensor(False)
+    before = state(head)
+    with GraphSafety():
+        head(embeddings, labels).backward()
+        head.step(lr, skip=skip)
+    assert not unchanged(head, before)
