@@ -65,8 +65,8 @@ def make_synthetic(folder: Path, *, identities: int, images: int, pairs: int, se
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--identities", type=int, default=240, help="to train on (default 240)")
-    parser.add_argument("--images", type=int, default=30, help="of each identity (default 30)")
+    parser.add_argument("--identities", type=int, default=400, help="to train on (default 400)")
+    parser.add_argument("--images", type=int, default=25, help="of each identity (default 25)")
     parser.add_argument("--pairs", type=int, default=1200, help="of other identities")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
