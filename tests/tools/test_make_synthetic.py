@@ -10,8 +10,8 @@ from pipeline.index import open_index
 ROOT = Path(__file__).parents[2]
 
 
-def command(folder: Path) -> subprocess.CompletedProcess[str]:
-    sizes = ["--identities", "6", "--images", "4", "--pairs", "20"]
+def command(folder: Path, images: int = 4) -> subprocess.CompletedProcess[str]:
+    sizes = ["--identities", "6", "--images", str(images), "--pairs", "20"]
     script = str(ROOT / "tools/make_synthetic.py")
     return subprocess.run(
         [sys.executable, script, str(folder), *sizes], capture_output=True, text=True, cwd="/"
@@ -30,3 +30,13 @@ def test_a_set_is_drawn_once_and_holds_what_was_asked_for(tmp_path):
     before = (tmp_path / "set" / "train.rec").stat().st_mtime_ns
     assert "already holds this set" in command(tmp_path / "set").stdout
     assert (tmp_path / "set" / "train.rec").stat().st_mtime_ns == before
+    assert command(tmp_path / "set", images=5).returncode == 0, "other settings, another set"
+    assert len(open_index(tmp_path / "set")) == 30
+
+
+def test_a_set_that_is_not_its_own_is_not_drawn_over(tmp_path):
+    (tmp_path / "train.rec").write_bytes(b"precious")
+    done = command(tmp_path)
+    assert done.returncode == 1
+    assert "train.rec exists" in done.stderr
+    assert (tmp_path / "train.rec").read_bytes() == b"precious"
