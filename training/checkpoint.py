@@ -89,11 +89,12 @@ def load(path: Path, *, train_step: TrainStep) -> int:
     return state["step"]
 
 
-def refuse_another_run(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
-    """Raise CheckpointError when `output` holds a run of another model, head or dataset.
+def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
+    """Make `output` this run's folder; raise CheckpointError when it is anything else's.
 
-    `facts` are what identifies this one; they are written down on the first call.
+    `facts` are what identifies the run: model, head, dataset. They are written down at first.
     """
+    output.mkdir(parents=True, exist_ok=True)
     path = output / "run.json"
     facts = json.loads(json.dumps(facts))
     if not path.exists():

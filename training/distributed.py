@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,24 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
 def leave_world() -> None:
     """End the process group `join_world` began."""
     dist.destroy_process_group()
+
+
+def together(work: Callable[[], T]) -> T:
+    """Do `work` on every rank; where it raises on any, every rank raises, so that none waits.
+
+    A rank that succeeded raises the first other rank's error.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except Exception as caught:
+        error = caught
+    everyone: list[Exception | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, error)
+    for failure in (error, *everyone):
+        if failure is not None:
+            raise failure
+    return cast(T, result)
 
 
 def require_agreement(facts: dict[str, Any]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,7 +19,7 @@ from pipeline.dali_loader import Loader, choose_decode_device, choose_threads
 from pipeline.index import RecordIndex, fingerprint, open_index
 from training import checkpoint
 from training.config import Config, ConfigError
-from training.distributed import World, require_agreement
+from training.distributed import World, require_agreement, together
 from training.metrics import Meters, Position, Reporter, Stopwatch
 from training.optim import create_optimizer, create_schedule, set_learning_rate
 from training.precision import Precision
@@ -31,13 +31,8 @@ Evaluate = Callable[[nn.Module], Scores]
 
 def open_shared_index(path: str, world: World) -> RecordIndex:
     """Open the .rec on every rank; the first rank of each machine builds the sidecar if need be."""
-    if world.local_rank == 0:
-        index = open_index(path)
-        dist.barrier()
-    else:
-        dist.barrier()
-        index = open_index(path)
-    return index
+    first = together(lambda: open_index(path) if world.local_rank == 0 else None)
+    return together(lambda: first or open_index(path))
 
 
 def count_classes(index: RecordIndex, configured: int | None) -> int:
@@ -102,29 +97,64 @@ class Trainer:
         index = open_shared_index(config.data.train, world)
         index.summary.check_damage(index.path, config.data.max_bad_fraction)
         num_classes = count_classes(index, config.head.num_classes)
-        decode, why_decode = choose_decode_device(world.device)
-        if config.data.decode != "auto":
-            decode, why_decode = config.data.decode, "the configuration asks for it"
-        threads = config.data.threads or choose_threads(world.local_world_size)
-        self.loader = Loader(
-            index,
-            global_batch=config.data.global_batch,
-            rank=world.rank,
-            world_size=world.world_size,
-            seed=config.run.seed,
-            device=world.device,
-            decode=decode,
-            augment=config.data.augment,
-            image_size=config.data.image_size,
-            threads=threads,
-            max_bad_fraction=config.data.max_bad_fraction,
-        )
+        self.output = Path(config.run.output)
+        facts = self._agree(index, num_classes)
+        decoding = self._open_loader(index)
         self.schedule = create_schedule(
             config.optim,
             global_batch=config.data.global_batch,
             epochs=config.run.epochs,
             steps_per_epoch=self.loader.steps_per_epoch,
         )
+        self.step = self._build_step(num_classes)
+        # Only now: a folder claimed for what cannot be built would refuse the mended run.
+        together(lambda: world.is_main and checkpoint.claim(self.output, config, facts=facts))
+        self.steps_done = 0
+        self.last_checkpoint = checkpoint.newest(self.output)
+        if self.last_checkpoint:
+            self.steps_done = checkpoint.load(self.last_checkpoint, train_step=self.step)
+        self.reporter = Reporter(self.output, at=self._position()) if world.is_main else None
+        self._introduce(index, decoding)
+
+    def _agree(self, index: RecordIndex, num_classes: int) -> dict[str, Any]:
+        """Make sure that all ranks mean the same run; returns what identifies it."""
+        facts = {
+            "dataset": fingerprint(index.path),
+            "number of classes": num_classes,
+            "global batch": self.config.data.global_batch,
+            "seed": self.config.run.seed,
+            **{f"model.{key}": value for key, value in self.config.as_dict()["model"].items()},
+        }
+        require_agreement(
+            {"torch": torch.__version__, "configuration": self.config.lines()} | facts
+        )
+        return facts
+
+    def _open_loader(self, index: RecordIndex) -> str:
+        """Open this rank's stream; returns where and how it decodes, for the log."""
+        data, world = self.config.data, self.world
+        decode, why = choose_decode_device(world.device)
+        if data.decode != "auto":
+            decode, why = data.decode, "the configuration asks for it"
+        threads = data.threads or choose_threads(world.local_world_size)
+        self.loader = Loader(
+            index,
+            global_batch=data.global_batch,
+            rank=world.rank,
+            world_size=world.world_size,
+            seed=self.config.run.seed,
+            device=world.device,
+            decode=decode,
+            augment=data.augment,
+            image_size=data.image_size,
+            threads=threads,
+            max_bad_fraction=data.max_bad_fraction,
+        )
+        return f"{decode}, {threads} threads ({why})"
+
+    def _build_step(self, num_classes: int) -> TrainStep:
+        """Allocate head, backbone and optimizer."""
+        config, device = self.config, self.world.device
         head = PartialFC(
             num_classes=num_classes,
             embedding_dim=config.model.embedding_dim,
@@ -134,38 +164,18 @@ class Trainer:
             weight_decay=config.optim.weight_decay,
             seed=config.run.seed,
             compute_dtype=self.precision.head_dtype,
-            device=world.device,
+            device=device,
         )
-        backbone = create_backbone(config, world)
-        facts = {
-            "dataset": fingerprint(index.path),
-            "number of classes": num_classes,
-            "global batch": config.data.global_batch,
-            "seed": config.run.seed,
-            **{f"model.{key}": value for key, value in config.as_dict()["model"].items()},
-        }
-        require_agreement({"torch": torch.__version__, "configuration": config.lines()} | facts)
-        self.output = Path(config.run.output)
-        if world.is_main:
-            self.output.mkdir(parents=True, exist_ok=True)
-            checkpoint.refuse_another_run(self.output, config, facts=facts)
-        dist.barrier()
-        self.step = TrainStep(
+        backbone = create_backbone(config, self.world)
+        backbone.train()
+        return TrainStep(
             backbone,
             head,
-            create_optimizer(backbone.parameters(), config.optim, world.device),
+            create_optimizer(backbone.parameters(), config.optim, device),
             precision=self.precision,
             clip=config.optim.clip,
-            world_size=world.world_size,
+            world_size=self.world.world_size,
         )
-        self.step.backbone.train()
-        self.steps_done = 0
-        self.last_checkpoint = checkpoint.newest(self.output)
-        if self.last_checkpoint:
-            self.steps_done = checkpoint.load(self.last_checkpoint, train_step=self.step)
-        self.reporter = Reporter(self.output, at=self._position()) if world.is_main else None
-        decoding = f"{decode}, {threads} threads ({why_decode})"
-        self._introduce(index, decoding)
 
     def _introduce(self, index: RecordIndex, decoding: str) -> None:
         """Say what is about to run, with everything that was derived."""

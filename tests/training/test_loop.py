@@ -162,6 +162,7 @@ def test_labels_beyond_the_classes_are_refused_before_anything_is_allocated(data
 def test_what_cannot_run_is_refused_with_its_name(data, world, tmp_path, change, complaint):
     with pytest.raises(ValueError, match=complaint):
         build(override(tiny.config(data, tmp_path / "run"), [change]), world)
+    assert not (tmp_path / "run").exists(), "the mended run finds its folder free"
 
 
 def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
