@@ -66,9 +66,9 @@ def main() -> None:
         precision = choose_precision(world.device, config.step.precision)
         evaluate = build_evaluate(config, world, precision)
         trainer = Trainer(config, world, precision=precision, evaluate=evaluate)
+        trainer.run()
     except ValueError as error:  # the user's to mend: the message says how, a trace would hide it
         sys.exit(f"train_dist: {type(error).__name__}: {error}")
-    trainer.run()
     if trainer.reporter:
         curves = trainer.output / "curves.png"
         plot_curves(trainer.reporter.metrics_path, curves)

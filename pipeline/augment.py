@@ -52,7 +52,7 @@ def _draw_geometry(draw: Draw) -> dict[str, np.ndarray]:
     angle = np.deg2rad(draw("geometry.angle", -8, 8))
     scale = draw("geometry.scale", 0.92, 1.08)
     shift = [draw(f"geometry.shift_{axis}", -0.04, 0.04) * draw.size for axis in "xy"]
-    center = (draw.size - 1) / 2
+    center = draw.size / 2  # DALI counts from the pixels' corners
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
     matrix = np.stack(
         [

@@ -54,22 +54,26 @@ class Summary:
     largest: int
     split_records: int
     damaged_spans: int
+    damaged_bytes: int
     damaged: tuple[tuple[int, int, str], ...]  # (offset, bytes, why), the first few
-    truncated: bool
+    truncated: bool  # the file does not end where a record ends
 
     def check_damage(self, path: Path, max_bad_fraction: float) -> None:
         """Raise RecordError where more is lost than `max_bad_fraction` of the images.
 
-        A truncated file is refused at any fraction below 1: half a download looks whole to a step.
+        What is lost is the most of what the header record misses, the damaged spans, and the
+        images that would fill them. A truncated file is refused at any fraction below 1: half a
+        download looks whole to a step.
         """
-        missing = max(0, (self.announced_images or 0) - self.images)
-        lost = max(missing, self.damaged_spans)
+        missing = (self.announced_images or 0) - self.images
+        typical = (self.smallest + self.largest) // 2 + PART_HEADER.size + IMAGE_HEADER.size
+        lost = max(0, missing, self.damaged_spans, self.damaged_bytes // typical)
         if max_bad_fraction >= 1 or (
             not self.truncated and lost <= max_bad_fraction * (self.images + lost)
         ):
             return
         where = "; ".join(f"offset {at}: {why}" for at, _, why in self.damaged[:3])
-        what = "is cut off mid-record" if self.truncated else "is damaged"
+        what = "does not end where a record ends" if self.truncated else "is damaged"
         raise RecordError(
             f"{path} {what}: {self.images} intact images, {lost} lost ({where or 'at its end'}). "
             "Download or pack it again, or set data.max_bad_fraction=1 to train on what is intact"
@@ -178,8 +182,9 @@ def _classify(path: Path, buffer: np.ndarray, parts: Parts) -> Scan:
         largest=int(images["length"].max()) if len(images) else 0,
         split_records=int((images["header"] == 0).sum()),
         damaged_spans=len(damage),
+        damaged_bytes=sum(stop - at for at, stop, _ in damage),
         damaged=tuple((at, stop - at, why) for at, stop, why in damage[:_REPORTED_SPANS]),
-        truncated=bool(overrun[-1]),
+        truncated=bool(parts.end[-1] != len(buffer) or parts.flag[-1] in (FIRST, MIDDLE)),
     )
     return Scan(keys, rows["offset"].copy(), ~bookkeeping, images, summary)
 
@@ -215,19 +220,20 @@ def _rejoin(
     for first in np.flatnonzero((parts.flag != WHOLE) & ~overrun):
         if first <= taken:
             continue
-        last = first
-        while last + 1 < len(parts.flag) and parts.flag[last] in (FIRST, MIDDLE):
-            last += 1
-        begin = int(parts.offset[first])
-        chain = parts.flag[first : last + 1]
-        complete = chain[0] == FIRST and chain[-1] == LAST and (chain[1:-1] == MIDDLE).all()
-        if complete and not overrun[first : last + 1].any():
+        taken = first
+        while parts.flag[taken] in (FIRST, MIDDLE) and taken + 1 < len(parts.flag):
+            if parts.flag[taken + 1] not in (MIDDLE, LAST):
+                break
+            taken += 1
+        begin, end = int(parts.offset[first]), int(parts.end[taken])
+        try:
             record = unpack_image(read_record(view, begin)[0])
-            size = (0, len(record.image), len(record.labels) if record.vector else 0)
-            rows.append((begin, *size, record.labels[0], record.key))
-            taken = last
-        else:
-            orphans.append((begin, int(parts.end[first]), "part of a record, the rest is missing"))
+        except RecordError as error:
+            orphans.append((begin, end, str(error)))
+            continue
+        labels = len(record.labels) if record.vector else 0
+        key = record.key - (record.key >> 63 << 64)  # the same bits as int64
+        rows.append((begin, 0, len(record.image), labels, record.labels[0], key))
     return rows, orphans
 
 
@@ -238,7 +244,6 @@ def _exact_labels(path: Path, label: np.ndarray, offset: np.ndarray) -> np.ndarr
         raise RecordError(
             f"{path}: the record at offset {offset[i]} has the label {label[i]!s}; an identity is "
             f"a whole number from 0 to {MAX_EXACT_LABEL - 1}, for float32 cannot tell larger ones "
-            "apart. Restore the sidecar written when the file was packed, or pack it again with "
-            "identities counted from 0"
+            "apart. Pack the set again with identities counted from 0"
         )
     return label.astype(np.int64)

@@ -22,9 +22,7 @@ from pipeline.order import permute, rank_positions, steps_per_epoch
 from pipeline.recordio import RecordError
 
 DecodeDevice = Literal["gpu", "hybrid", "cpu"]
-PREFETCH = (
-    2  # batches: one being used, one being made, and their buffers are all the memory there is
-)
+PREFETCH = 2  # batches: one is made while another is used
 
 _log = logging.getLogger("facestream.pipeline")
 
@@ -42,9 +40,9 @@ def choose_decode_device(device: torch.device) -> tuple[DecodeDevice, str]:
         return "cpu", "there is no GPU"
     major, minor = torch.get_device_module(device).get_device_capability(device)
     name = f"compute capability {major}.{minor}"
-    if minor == 0 and major >= 8:  # A100, H100 and their successors, not their desktop kin
-        return "gpu", f"{name} has a JPEG engine"
-    return "hybrid", f"{name} has no JPEG engine: decode on the CPU, augment on the GPU"
+    if (major, minor) in ((8, 0), (9, 0), (10, 0)):  # A100, H100, B200
+        return "gpu", f"{name} is known to have a JPEG engine"
+    return "hybrid", f"{name} is not known to have a JPEG engine: only augment on the GPU"
 
 
 def choose_threads(local_world_size: int) -> int:
@@ -83,6 +81,8 @@ class Loader:
         threads: int = 1,
         max_bad_fraction: float = 0.001,
     ) -> None:
+        if device.type == "cpu" and decode != "cpu":
+            raise ValueError(f"data.decode={decode}: there is no GPU here, expected cpu or auto")
         self.steps_per_epoch = steps_per_epoch(len(index), global_batch)
         self.dropped = len(index) - self.steps_per_epoch * global_batch
         self.bad: dict[int, str] = {}  # record number → what is wrong with it
@@ -150,18 +150,16 @@ class Loader:
                 dtype=[types.UINT8, types.INT64, *(dtype for dtype, _ in arguments)],
                 ndim=[1, 0, *(ndim for _, ndim in arguments)],
             )
-            images = _decoded(encoded, self._decode)
-            images = self._augmentation(images, nodes)
+            images = self._augmentation(_decoded(encoded, self._decode), nodes)
             if self._device.type != "cpu":
-                labels = labels.gpu()
+                images, labels = images.gpu(), labels.gpu()
             pipeline.set_outputs(images, labels)
         pipeline.build()
         return pipeline
 
     def _hand_over(self, images: object, labels: object) -> Batch:
         batch = Batch(_channels_last(images), torch.from_dlpack(labels.as_tensor()))
-        if batch.images.shape[2:] != (self._image_size, self._image_size):
-            raise RuntimeError(f"images of shape {tuple(batch.images.shape)}")
+        _require_size(batch.images, self._image_size)
         return batch
 
     def _quarantine(self, steps: range, error: RuntimeError) -> None:
@@ -177,7 +175,7 @@ class Loader:
         for record, fault in found.items():
             offset = self._index.records["offset"][record]
             message = f"{self._index.path}: the image of the record at offset {offset} {fault}"
-            if len(self.bad) > self._max_bad:
+            if len(self.bad) > self._max_bad or len(self.bad) == len(self._index):
                 raise RecordError(
                     f"{message}. That makes {len(self.bad)} bad images of {len(self._index)}: pack "
                     "the set again without them, or raise data.max_bad_fraction"
@@ -198,6 +196,8 @@ def decode_images(
     The last batch may be smaller. Raises ValueError naming the images that cannot be decoded or
     are not (image_size, image_size).
     """
+    if not encoded:
+        return
     decode, _ = choose_decode_device(device)
     starts = range(0, len(encoded), batch_size)
     batches = iter([encoded[at : at + batch_size] for at in starts])
@@ -213,9 +213,13 @@ def decode_images(
     pipeline.build()
     try:
         for _ in starts:
-            yield _channels_last(pipeline.run()[0])
+            images = _channels_last(pipeline.run()[0])
+            _require_size(images, image_size)
+            yield images
     except RuntimeError as error:
         faults = find_faults(encoded, image_size)
+        if not faults:
+            raise
         listed = "; ".join(f"image {i} {fault}" for i, fault in list(faults.items())[:5])
         raise ValueError(f"{len(faults)} of {len(encoded)} images: {listed}") from error
 
@@ -247,6 +251,12 @@ def find_faults(encoded: Sequence[bytes | np.ndarray], image_size: int) -> dict[
             start = bytes(encoded[waiting[0]][:4]).hex(" ")
             faults[waiting.pop(0)] = f"cannot be decoded (it starts with {start})"
     return faults
+
+
+def _require_size(images: torch.Tensor, image_size: int) -> None:
+    """As DALI does for images of several sizes; `find_faults` then says which."""
+    if images.shape[2:] != (image_size, image_size):
+        raise RuntimeError(f"images of shape {tuple(images.shape)}")
 
 
 def _new_pipeline(

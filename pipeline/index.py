@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from dataclasses import asdict
@@ -23,6 +24,8 @@ from pipeline.recordio import MAGIC, RecordError, read_record, unpack_image
 SIDECAR_SUFFIX = ".fsidx"
 _FORMAT = "facestream-index-1"
 _PREAMBLE = 4096
+
+_log = logging.getLogger("facestream.pipeline")
 
 
 def fingerprint(path: str | Path) -> str:
@@ -38,7 +41,7 @@ def fingerprint(path: str | Path) -> str:
 
 def sidecar_folders(rec: str | Path) -> tuple[Path, Path]:
     """Where the sidecar may be: beside the .rec, or in the cache when that folder is read-only."""
-    rec = Path(rec).resolve()
+    rec = Path(rec).absolute()
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "facestream"
     return rec.parent, cache / hashlib.blake2b(str(rec.parent).encode(), digest_size=8).hexdigest()
 
@@ -60,11 +63,12 @@ def write_sidecar(rec: str | Path, found: Scan, folder: Path) -> Path:
     preamble = json.dumps(about | {"summary": asdict(found.summary)}).encode()
     assert len(preamble) < _PREAMBLE, "the list of damaged spans is bounded"
     target = folder / (rec.stem + SIDECAR_SUFFIX)
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-        file.write(preamble.ljust(_PREAMBLE - 1) + b"\n")
-        file.write(found.images.tobytes())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, target)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        unfinished = Path(scratch) / target.name
+        with unfinished.open("wb") as file:
+            file.write(preamble.ljust(_PREAMBLE - 1) + b"\n")
+            file.write(found.images.tobytes())
+        unfinished.replace(target)
     return target
 
 
@@ -76,13 +80,13 @@ def _read_sidecar(path: Path, rec: Path) -> tuple[np.ndarray, Summary] | None:
         preamble = file.read(_PREAMBLE)
     try:
         about = json.loads(preamble)
-        summary = about["summary"]
-        damaged = tuple(tuple(span) for span in summary.pop("damaged"))
-        summary = Summary(damaged=damaged, **summary)
-    except (ValueError, KeyError, TypeError):
+        made_for = (about["format"], about["fingerprint"])
+        damaged = tuple(tuple(span) for span in about["summary"].pop("damaged"))
+        summary = Summary(damaged=damaged, **about["summary"])
+        size = _PREAMBLE + summary.images * RECORD.itemsize
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    whole = path.stat().st_size == _PREAMBLE + summary.images * RECORD.itemsize
-    if about["format"] != _FORMAT or not whole or about["fingerprint"] != fingerprint(rec):
+    if path.stat().st_size != size or made_for != (_FORMAT, fingerprint(rec)):
         return None
     if summary.images == 0:
         return np.empty(0, RECORD), summary
@@ -90,13 +94,16 @@ def _read_sidecar(path: Path, rec: Path) -> tuple[np.ndarray, Summary] | None:
 
 
 class RecordIndex:
-    """The images of one .rec file: `records` (N,) of RECORD and `image(i)`, their bytes."""
+    """The images of one .rec file: `records` (N,) of RECORD and `image(i)`, their bytes.
+
+    `buffer` is the whole file, memory-mapped: (bytes,) uint8.
+    """
 
     def __init__(self, path: Path, records: np.ndarray, summary: Summary) -> None:
         self.path = path
         self.records = np.asarray(records)
         self.summary = summary
-        self._bytes = map_file(path)
+        self.buffer = map_file(path)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -105,8 +112,8 @@ class RecordIndex:
         """The encoded image of record i, (bytes,) uint8: a view of the file where it is whole."""
         offset, length, header, _ = self.records[i].item()
         if header:
-            return self._bytes[offset + header : offset + header + length]
-        payload, _ = read_record(memoryview(self._bytes), offset)
+            return self.buffer[offset + header : offset + header + length]
+        payload, _ = read_record(memoryview(self.buffer), offset)
         return np.frombuffer(unpack_image(payload).image, np.uint8)
 
     def labels(self, i: np.ndarray) -> np.ndarray:
@@ -137,7 +144,10 @@ def open_index(rec: str | Path, progress: Progress | None = None) -> RecordIndex
     index = RecordIndex(rec, found.images, found.summary)
     if idx.is_file():
         check_idx(idx, index)
-    write_sidecar(rec, found, output_folder(rec))
+    try:
+        write_sidecar(rec, found, output_folder(rec))
+    except OSError as error:
+        _log.warning("%s will be scanned again at the next start: no sidecar, %s", rec, error)
     return index
 
 
@@ -153,6 +163,8 @@ def read_idx(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         try:
             keys.append(int(key))
             offsets.append(int(offset))
+            if not 0 <= offsets[-1] < 1 << 63 > keys[-1]:
+                raise ValueError("no offset")
         except ValueError:
             raise RecordError(
                 f"{path}, line {number}: found {line!r}, expected key<TAB>offset. {_remedy(path)}"
@@ -175,20 +187,31 @@ def write_idx(path: str | Path, keys: np.ndarray, offsets: np.ndarray) -> None:
 
 
 def check_idx(path: Path, index: RecordIndex) -> None:
-    """Raise RecordError unless the .idx lists every image of the .rec and nothing but records."""
+    """Raise RecordError unless the .idx lists every image of the .rec and nothing but records.
+
+    A damaged .rec has lost records that its .idx rightly lists: the damage is what matters then,
+    and Summary.check_damage judges it.
+    """
+    if index.summary.damaged_spans:
+        return
     _, offsets = read_idx(path)
+    rec, size = index.path.name, len(index.buffer)
+    if len(offsets) and offsets.max() >= size:
+        raise RecordError(
+            f"{path} lists a record at offset {offsets.max()}, but {rec} ends at {size}: it is cut "
+            f"off, download it again; or the .idx is another file's. {_remedy(path)}"
+        )
     missing = np.setdiff1d(index.records["offset"], offsets)
     if len(missing):
         raise RecordError(
-            f"{path} disagrees with {index.path.name}: of its {len(index)} images it leaves out "
+            f"{path} disagrees with {rec}: of its {len(index)} images it leaves out "
             f"{len(missing)}, the first at offset {missing[0]}. {_remedy(path)}"
         )
     magic = np.frombuffer(MAGIC.to_bytes(4, "little"), np.uint8)
     for offset in np.setdiff1d(offsets, index.records["offset"]):
-        if offset % 4 or not np.array_equal(index._bytes[offset : offset + 4], magic):
+        if offset % 4 or not np.array_equal(index.buffer[offset : offset + 4], magic):
             raise RecordError(
-                f"{path} disagrees with {index.path.name}: no record starts at offset {offset}. "
-                f"{_remedy(path)}"
+                f"{path} disagrees with {rec}: no record starts at offset {offset}. {_remedy(path)}"
             )
 
 

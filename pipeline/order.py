@@ -51,7 +51,7 @@ def steps_per_epoch(num_records: int, global_batch: int) -> int:
     if global_batch > num_records:
         raise ValueError(
             f"a global batch of {global_batch} does not fit {num_records} records: "
-            "lower data.batch_size or the number of ranks"
+            "lower data.global_batch"
         )
     return num_records // global_batch
 

@@ -133,6 +133,8 @@ def read_record(buffer: memoryview, offset: int) -> tuple[bytes | memoryview, in
         flag, length = word >> 29, word & MAX_PART
         begin = offset + PART_HEADER.size
         if magic != MAGIC:
+            if pieces:
+                raise RecordError("part of a record, the rest is missing")
             raise RecordError(f"no record starts at offset {offset}: found {magic:#010x}")
         if begin + length > len(buffer):
             raise RecordError(f"the record at offset {offset} runs past the end of the file")

@@ -1,7 +1,12 @@
 """What all tests share: GPU tests are skipped, with the reason, where there is no GPU."""
 
+import hypothesis
 import pytest
 import torch
+
+# Deadlines would make tests fail where the machine is busy.
+hypothesis.settings.register_profile("facestream", deadline=None)
+hypothesis.settings.load_profile("facestream")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

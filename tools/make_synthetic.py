@@ -75,16 +75,21 @@ def main() -> None:
     # A picture stands for the code that draws it: faces drawn otherwise are another set.
     drawn = {"picture": hashlib.sha256(render(0, 0, seed=arguments.seed).tobytes()).hexdigest()}
     recipe = arguments.output / "synthetic.json"
-    if recipe.exists() and json.loads(recipe.read_text()) == settings | drawn:
+    if recipe.exists() and recipe.read_text() == json.dumps(settings | drawn):
         print(f"{arguments.output} already holds this set")
         return
-    if recipe.exists():  # a set this tool drew: it can be drawn again
-        (arguments.output / "train.rec").unlink(missing_ok=True)
+    rec = arguments.output / "train.rec"
+    if rec.exists() and not recipe.exists():
+        sys.exit(f"make_synthetic: {rec} exists and was not drawn here: name another folder")
     try:
+        # Claimed before it is drawn, so that a set that was interrupted can be drawn again.
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        recipe.write_text(json.dumps("unfinished"))
+        rec.unlink(missing_ok=True)
         make_synthetic(arguments.output, **settings)
+        recipe.write_text(json.dumps(settings | drawn))
     except (RecordError, ValueError, OSError) as error:
         sys.exit(f"make_synthetic: {error}")
-    recipe.write_text(json.dumps(settings | drawn))
     print(
         f"{arguments.identities} identities × {arguments.images} images in {arguments.output}, "
         f"{arguments.pairs} pairs of others in val.bin; look at {arguments.output / 'faces.png'}"

@@ -18,7 +18,7 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.classify import scan_rec
+from pipeline.classify import MAX_EXACT_LABEL, scan_rec
 from pipeline.index import write_idx, write_sidecar
 from pipeline.recordio import PART_HEADER, RecordError, RecordWriter, pack_image
 
@@ -49,8 +49,12 @@ def pack_set(
         with RecordWriter(unfinished) as writer:
             offsets = [writer.write(pack_image(b"", [0.0, 0.0], 0))]
             for label, images in enumerate(identities):
+                if label >= MAX_EXACT_LABEL:
+                    raise RecordError(f"more than {MAX_EXACT_LABEL} identities do not fit float32")
                 first = len(offsets)
                 for image in images:
+                    if not image:
+                        raise RecordError(f"an image of identity {label} is empty: remove it")
                     offsets.append(writer.write(pack_image(image, float(label), len(offsets))))
                 ranges.append((first, len(offsets)))
             end_of_images = len(offsets)

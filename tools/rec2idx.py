@@ -77,7 +77,7 @@ def print_summary(rec: Path, found: Scan) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rec", type=Path, help="the .rec file")
-    parser.add_argument("-o", "--output", type=Path, help="folder for the .idx and the sidecar")
+    parser.add_argument("-o", "--output", type=Path, help="folder for both, for other readers")
     parser.add_argument(
         "--all", action="store_true", help="list header and identity records in the .idx too"
     )

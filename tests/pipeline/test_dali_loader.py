@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nvidia.dali import Pipeline, fn
 from PIL import Image
 
 from pipeline.augment import RECIPES, Augmentation, Draw
@@ -101,9 +102,30 @@ def test_a_run_of_two_ranks_resumes_mid_epoch_in_any_world_with_the_same_pixels(
 
 def test_augmentation_changes_pixels_but_not_labels_and_differs_between_epochs(index):
     plain, labels = take(loader(index).stream(0), 4)
-    images, augmented_labels = take(loader(index, augment=("flip", "light")).stream(0), 4)
+    augmented = loader(index, augment=("light",))
+    images, augmented_labels = take(augmented.stream(0), 4)
     assert torch.equal(labels, augmented_labels)
     assert not torch.equal(plain, images)
+    later, later_labels = take(augmented.stream(1), 4)
+    first = {int(label): image for label, image in zip(labels, images)}
+    again = [(first[int(n)], image) for n, image in zip(later_labels, later) if int(n) in first]
+    assert not any(torch.equal(a, b) for a, b in again)
+
+
+def test_geometry_turns_about_the_middle_of_the_image(monkeypatch):
+    """Half a turn through DALI itself is both mirrors, to the pixel."""
+    chosen = {"geometry.angle": 180.0, "geometry.scale": 1.0}
+    monkeypatch.setattr(Draw, "__call__", lambda _, name, *range: np.full(1, chosen.get(name, 0.0)))
+    draw = Draw(np.zeros(1, np.int64), seed=0, epoch=0, size=SIZE)
+    matrix = RECIPES["geometry"].draw(draw)["matrix"]
+    pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None)
+    with pipeline:
+        inputs = fn.external_source(source=lambda: [picture(0)], batch=True)
+        nodes = fn.external_source(source=lambda: matrix, batch=True)
+        pipeline.set_outputs(RECIPES["geometry"].apply(inputs, matrix=nodes))
+    pipeline.build()
+    turned = np.asarray(pipeline.run()[0][0])
+    assert np.abs(turned.astype(int) - picture(0)[::-1, ::-1]).max() <= 1
 
 
 def test_flip_mirrors_half_of_the_images_exactly(index):
@@ -127,8 +149,8 @@ def test_draws_stay_in_their_ranges_with_their_frequencies():
     matrix = RECIPES["geometry"].draw(draw)["matrix"]
     scale = np.sqrt(np.linalg.det(matrix[:, :, :2]))
     assert 0.92 - 1e-6 <= scale.min() <= scale.max() <= 1.08 + 1e-6
-    center = matrix @ np.array([55.5, 55.5, 1.0])
-    assert np.abs(center - 55.5).max() <= 0.04 * 112 + 1e-3
+    center = matrix @ np.array([56.0, 56.0, 1.0])
+    assert np.abs(center - 56).max() <= 0.04 * 112 + 1e-3
 
 
 def test_unknown_or_repeated_recipes_are_refused():
@@ -177,6 +199,24 @@ def test_images_of_another_size_are_refused_be_it_one_or_all(tmp_path, odd):
         take(loader(index).stream(0), 4)
 
 
+def test_a_set_with_no_good_image_ends_in_an_error_whatever_is_accepted(tmp_path):
+    index = damaged_set(tmp_path, dict.fromkeys(range(12), b"nothing"), count=12)
+    with pytest.raises(RecordError, match="12 bad images of 12"):
+        take(loader(index, max_bad_fraction=1.0).stream(0), 1)
+
+
+def test_decoding_on_a_gpu_that_is_not_there_is_refused(index):
+    with pytest.raises(ValueError, match=r"data\.decode=hybrid: there is no GPU"):
+        loader(index, decode="hybrid")
+
+
+def test_decode_images_refuses_another_size_be_it_of_all_images():
+    encoded = [encode(np.zeros((40, 40, 3), np.uint8))] * 3
+    with pytest.raises(ValueError, match="3 of 3 images: image 0 is 40×40, not 32×32 pixels"):
+        list(decode_images(encoded, batch_size=2, device=CPU, image_size=SIZE))
+    assert list(decode_images([], batch_size=2, device=CPU)) == []
+
+
 def test_images_of_another_size_are_named():
     encoded = [encode(picture(0)), encode(np.zeros((20, 30, 3), np.uint8))]
     assert find_faults(encoded, SIZE) == {1: f"is 30×20, not {SIZE}×{SIZE} pixels"}
@@ -213,7 +253,7 @@ def test_real_jpegs_decode_as_pillow_decodes_them():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("decode", ["gpu", "hybrid"])
+@pytest.mark.parametrize("decode", ["gpu", "hybrid", "cpu"])
 def test_a_gpu_gets_the_batches_the_cpu_gets(index, decode):
     device = torch.device("cuda", 0)
     images, labels = take(loader(index, device=device, decode=decode).stream(0), 4)

@@ -158,7 +158,8 @@ def test_a_file_cut_off_mid_record_is_refused_until_the_loss_is_accepted(small):
     index = open_index(rec)
     assert len(index) == 4
     assert index.summary.truncated
-    with pytest.raises(RecordError, match=rf"cut off mid-record: 4 .*offset {offsets[5]}"):
+    complaint = rf"does not end where a record ends: 4 .*offset {offsets[5]}"
+    with pytest.raises(RecordError, match=complaint):
         index.summary.check_damage(rec, 0.5)
     index.summary.check_damage(rec, 1.0)
 
@@ -171,6 +172,79 @@ def test_a_file_cut_off_between_records_is_missed_by_its_header_record(small):
         index.summary.check_damage(rec, 0.001)
 
 
+@pytest.mark.parametrize("extra", [1, 4, 6, 4096])
+def test_a_file_that_ends_in_no_record_is_truncated(small, extra):
+    rec, _, _ = small
+    tail = struct.pack("<II", MAGIC, 500)[:extra] if extra < 8 else bytes(extra)
+    rec.write_bytes(rec.read_bytes() + tail)
+    index = open_index(rec)
+    assert len(index) == 5
+    with pytest.raises(RecordError, match="does not end where a record ends"):
+        index.summary.check_damage(rec, 0.5)
+
+
+def test_a_hole_counts_as_the_images_it_swallowed(tmp_path):
+    records = [pack_image(b"image" * 10, float(k), k) for k in range(40)]
+    offsets = write(tmp_path / "train.rec", records)
+    content = bytearray((tmp_path / "train.rec").read_bytes())
+    content[offsets[5] : offsets[25]] = bytes(offsets[25] - offsets[5])
+    (tmp_path / "train.rec").write_bytes(content)
+    summary = open_index(tmp_path).summary
+    assert summary.damaged_spans == 1
+    with pytest.raises(RecordError, match="20 intact images, 20 lost"):
+        summary.check_damage(tmp_path, 0.3)
+
+
+def test_a_broken_split_record_costs_no_other(tmp_path):
+    """Ids beyond int64, a gap between parts, parts alone, a payload too short for a header."""
+    tricky = pack_image(b"abcd" + MAGIC_BYTES + b"efgh", 1.0, 2**64 - 1)
+    offsets = write(tmp_path / "train.rec", [pack_image(b"plain", 0.0, 0), tricky, tricky])
+    content = bytearray((tmp_path / "train.rec").read_bytes())
+    content[offsets[2] + 4] -= 4  # the first part of the second one claims to be shorter
+    lone = [struct.pack("<II", MAGIC, flag << 29) for flag in (1, 3, 2, 2, 3, 1, 1)]
+    last = content[: offsets[1]]
+    (tmp_path / "train.rec").write_bytes(content + b"".join(lone) + last)
+    index = open_index(tmp_path)
+    expected = [b"plain", b"abcd" + MAGIC_BYTES + b"efgh", b"plain"]
+    assert [bytes(index.image(i)) for i in range(len(index))] == expected
+    assert index.summary.damaged_spans >= 4
+
+
+def test_damage_is_judged_as_damage_although_the_idx_knows_the_lost_records(small):
+    rec, offsets, _ = small
+    write_idx(rec.with_suffix(".idx"), np.arange(9), np.array(offsets))
+    content = bytearray(rec.read_bytes())
+    content[offsets[2]] ^= 0xFF
+    rec.write_bytes(content)
+    index = open_index(rec)
+    assert len(index) == 4
+    index.summary.check_damage(rec, 0.5)
+
+
+def test_a_download_cut_off_between_records_is_known_by_its_idx(tmp_path):
+    offsets = write(tmp_path / "train.rec", [pack_image(b"a", 1.0, k) for k in range(4)])
+    write_idx(tmp_path / "train.idx", np.arange(4), np.array(offsets))
+    content = (tmp_path / "train.rec").read_bytes()
+    (tmp_path / "train.rec").write_bytes(content[: offsets[2]])
+    with pytest.raises(RecordError, match="it is cut off, download it again"):
+        open_index(tmp_path)
+
+
+@pytest.mark.parametrize("preamble", [b"{}", b'{"summary": "x"}', b"[]", b"\xff", b""])
+def test_a_garbled_sidecar_is_built_anew(small, preamble):
+    rec, _, _ = small
+    open_index(rec)
+    rec.with_suffix(".fsidx").write_bytes(preamble.ljust(5000))
+    assert len(open_index(rec)) == 5
+
+
+def test_a_sidecar_that_cannot_be_written_is_done_without(small, monkeypatch, caplog):
+    rec, _, _ = small
+    monkeypatch.setattr("pipeline.index.output_folder", lambda rec: rec.parent / "nowhere")
+    assert len(open_index(rec)) == 5
+    assert "will be scanned again" in caplog.text
+
+
 def test_damage_costs_only_what_it_touches(small):
     rec, offsets, images = small
     content = bytearray(rec.read_bytes())
@@ -180,7 +254,7 @@ def test_damage_costs_only_what_it_touches(small):
     kept = [image for k, (image, _) in enumerate(images) if k != 1]
     assert [bytes(index.image(i)) for i in range(len(index))] == kept
     assert [span[:2] for span in index.summary.damaged] == [(offsets[2], offsets[3] - offsets[2])]
-    index.summary.check_damage(rec, 0.2)
+    index.summary.check_damage(rec, 0.5)
     with pytest.raises(RecordError, match="is damaged: 4 intact images, 1 lost"):
         index.summary.check_damage(rec, 0.001)
 
@@ -195,7 +269,8 @@ def test_an_image_record_without_an_image_is_damage_not_a_sample(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "complaint"),
     [
-        ("0\t0\n1\t12\n", "no record starts at offset 12|leaves out"),
+        ("0\t0\n1\t99999\n", "lists a record at offset 99999, but train.rec ends at"),
+        ("0\t0\n1\t99999999999999999999\n", "line 2: found"),
         ("0\t0\n", "of its 5 images it leaves out 5"),
         ("0\t0\n2\t40\n1\t88\n", "line 3: key 1 follows 2"),
         ("0\t0\n0\t40\n", "line 2: key 0 appears twice"),

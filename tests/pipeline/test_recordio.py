@@ -50,6 +50,20 @@ def test_scan_finds_every_part_and_nothing_else(tmp_path_factory, records):
     assert starts.tolist() == offsets
 
 
+@pytest.mark.parametrize("words", [1, 2, 3, 7, 10, 64])
+def test_scan_does_not_care_where_its_chunks_end(tmp_path, monkeypatch, words):
+    with RecordWriter(tmp_path / "x.rec") as writer:
+        for k in range(20):
+            writer.write(pack_image(MAGIC_BYTES * (k % 3) + bytes(k), [float(k)] * (k % 4), k))
+    buffer = np.fromfile(tmp_path / "x.rec", np.uint8)
+    [(_, expected)] = scan(buffer)
+    monkeypatch.setattr("pipeline.recordio._SCAN_WORDS", words)
+    chunks = [parts for _, parts in scan(buffer)]
+    for field, values in expected._asdict().items():
+        found = np.concatenate([getattr(parts, field) for parts in chunks])
+        np.testing.assert_array_equal(found, values)
+
+
 def test_a_payload_is_split_at_the_magic_word_as_dmlc_splits_it(tmp_path):
     path = tmp_path / "x.rec"
     with RecordWriter(path) as writer:

@@ -34,9 +34,16 @@ def test_a_set_is_drawn_once_and_holds_what_was_asked_for(tmp_path):
     assert len(open_index(tmp_path / "set")) == 30
 
 
+def test_a_set_whose_drawing_was_interrupted_is_drawn_again(tmp_path):
+    (tmp_path / "synthetic.json").write_text('"unfinished"')
+    (tmp_path / "train.rec").write_bytes(b"half a set")
+    assert command(tmp_path).returncode == 0
+    assert len(open_index(tmp_path)) == 24
+
+
 def test_a_set_that_is_not_its_own_is_not_drawn_over(tmp_path):
     (tmp_path / "train.rec").write_bytes(b"precious")
     done = command(tmp_path)
     assert done.returncode == 1
-    assert "train.rec exists" in done.stderr
+    assert "train.rec exists and was not drawn here" in done.stderr
     assert (tmp_path / "train.rec").read_bytes() == b"precious"

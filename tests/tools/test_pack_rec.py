@@ -62,7 +62,9 @@ def test_nothing_to_pack_is_refused_and_leaves_no_set(folders, tmp_path):
         pack_set(tmp_path / "out", read_folders(folders / "a"))
     with pytest.raises(RecordError, match="no images to pack"):
         pack_set(tmp_path / "out", [])
-    assert not list((tmp_path / "out").glob("train.*"))
+    with pytest.raises(RecordError, match="an image of identity 1 is empty"):
+        pack_set(tmp_path / "out", [[b"a"], [b"b", b""]])
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.skipif(not ATT.exists(), reason="att_112 is not on this machine")
