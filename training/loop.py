@@ -20,10 +20,11 @@ from pipeline.index import RecordIndex, fingerprint, open_index
 from training import checkpoint
 from training.config import Config, ConfigError
 from training.distributed import World, require_agreement, together
-from training.metrics import Meters, Position, Reporter, Stopwatch
+from training.metrics import Meters, Position, Reporter
 from training.optim import create_optimizer, create_schedule, set_learning_rate
 from training.precision import Precision
 from training.step import TrainStep
+from training.stopwatch import Stopwatch
 
 Scores = Mapping[str, Mapping[str, float]]  # verification set → score → value
 Evaluate = Callable[[nn.Module], Scores]

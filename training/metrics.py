@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,37 +20,7 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
-if TYPE_CHECKING:
-    from training.step import StepResult
-
-
-class Stopwatch:
-    """Seconds by phase of a step: the clock on a CPU, events on a GPU, read once in a while."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._module = None if device.type == "cpu" else torch.get_device_module(device)
-        self._marks: list[tuple[str, Any]] = []
-        self.lap("start")
-
-    def lap(self, phase: str) -> None:
-        """What has passed since the last lap was `phase`."""
-        if self._module is None:
-            mark: Any = time.perf_counter()
-        else:
-            mark = self._module.Event(enable_timing=True)
-            mark.record()
-        self._marks.append((phase, mark))
-
-    def read(self) -> dict[str, float]:
-        """Seconds of each phase since the last reading; waits for the device."""
-        if self._module is not None:
-            self._module.synchronize()
-        seconds: dict[str, float] = {}
-        for (_, begin), (phase, end) in zip(self._marks, self._marks[1:]):
-            passed = end - begin if self._module is None else begin.elapsed_time(end) / 1000
-            seconds[phase] = seconds.get(phase, 0.0) + passed
-        del self._marks[:-1]
-        return seconds
+from training.step import StepResult
 
 
 class Meters:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from heads import PartialFC
 from models.normalize import normalize
-from training.metrics import Stopwatch
 from training.precision import Precision
+from training.stopwatch import Stopwatch
 
 
 class StepResult(NamedTuple):

@@ -167,8 +167,9 @@ def test_what_cannot_run_is_refused_with_its_name(data, world, tmp_path, change,
 
 def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
     """A label outside the classes poisons the loss with NaN: weights and centers stay."""
-    from training.metrics import Meters, Stopwatch
+    from training.metrics import Meters
     from training.optim import set_learning_rate
+    from training.stopwatch import Stopwatch
 
     trainer = build(tiny.config(data, tmp_path / "run"), world)
     step, stopwatch = trainer.step, Stopwatch(world.device)

@@ -16,9 +16,9 @@ from training import checkpoint
 from training.config import Config, override
 from training.distributed import World
 from training.loop import Trainer
-from training.metrics import Stopwatch
 from training.optim import set_learning_rate
 from training.precision import choose_precision
+from training.stopwatch import Stopwatch
 
 # The loss falls to a fifth in twenty steps. At ten times the rate, changing the initial weights by
 # 1e-7 in a single process moves the last losses by 1e-3: no two orders of summation would agree.
