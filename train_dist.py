@@ -16,7 +16,8 @@ from rich.logging import RichHandler
 from torch import nn
 
 from evaluation.plots import plot_curves
-from evaluation.verification import NonFiniteEmbeddingsError, Verifier
+from evaluation.verification import NonFiniteEmbeddingsError, PairSetError, Verifier
+from pipeline.recordio import RecordError
 from training.config import Config, load_config
 from training.distributed import World, join_world, leave_world
 from training.loop import Evaluate, Scores, Trainer
@@ -66,8 +67,11 @@ def main() -> None:
         precision = choose_precision(world.device, config.step.precision)
         evaluate = build_evaluate(config, world, precision)
         trainer = Trainer(config, world, precision=precision, evaluate=evaluate)
-        trainer.run()
     except ValueError as error:  # the user's to mend: the message says how, a trace would hide it
+        sys.exit(f"train_dist: {type(error).__name__}: {error}")
+    try:
+        trainer.run()
+    except (RecordError, PairSetError) as error:  # files that turn out bad on the way
         sys.exit(f"train_dist: {type(error).__name__}: {error}")
     if trainer.reporter:
         curves = trainer.output / "curves.png"

@@ -126,6 +126,7 @@ def _save(rows: list[dict[str, Any]], shared: dict[str, int], device: str) -> No
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"head_sample_rates_{device}_{about['date']}.json"
     path.write_text(json.dumps(about | shared | {"results": rows}, indent=2) + "\n")
     print(f"wrote {path}")

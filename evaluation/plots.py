@@ -33,7 +33,9 @@ def plot_curves(metrics: Path, output: Path) -> None:
     curves = _read(metrics)
     figure = Figure(figsize=(11, 7), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.03, hspace=0.03)
-    figure.suptitle(metrics.resolve().parent.name, color=_INK, fontsize=15, fontweight="bold")
+    figure.suptitle(
+        _literal(metrics.resolve().parent.name), color=_INK, fontsize=15, fontweight="bold"
+    )
     (loss, accuracy), (rate, speed) = figure.subplots(2, 2, sharex=True)
 
     _draw(loss, curves["loss"], "Loss", show="{:.4g}".format, smooth=True)
@@ -125,6 +127,11 @@ def _draw(
         axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=_INK)
     else:
         axes.set_title(f"last {last}", loc="right", color=_SOFT_INK, fontsize=9.5, pad=8)
+
+
+def _literal(text: str) -> str:
+    """Text in which matplotlib must not look for formulas."""
+    return text.replace("$", r"\$")
 
 
 def _percent(value: float) -> str:

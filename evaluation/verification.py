@@ -41,6 +41,7 @@ __all__ = [
 # would fit a little closer, and no longer give the accuracies that others publish.
 DISTANCES = np.arange(0, 4, 0.01)
 FALSE_ACCEPT_LIMIT = 1e-3
+FOLDS = 10
 
 
 class NonFiniteEmbeddingsError(ValueError):
@@ -69,7 +70,7 @@ class Verification:
     far: float
 
 
-def verify(embeddings: Tensor, same: np.ndarray, *, folds: int = 10) -> Verification:
+def verify(embeddings: Tensor, same: np.ndarray, *, folds: int = FOLDS) -> Verification:
     """Judge embeddings by how well their cosines tell genuine pairs from impostors.
 
     Args:
@@ -179,7 +180,7 @@ class Verifier:
     ) -> None:
         assert 0 <= rank < world_size
         self._device = device
-        self._world_size = world_size
+        self._rank, self._world_size = rank, world_size
         self._batch_size = batch_size
         self._autocast_dtype = autocast_dtype
         self._image_size = image_size
@@ -188,6 +189,10 @@ class Verifier:
             if path.stem in self._shares:
                 raise ValueError(f"{path}: a second set named {path.stem!r}; rename one of them")
             pairs = read_bin(path)
+            try:
+                _check_pairs(pairs.same, FOLDS)
+            except ValueError as error:
+                raise PairSetError(f"{path}: {error}") from error
             size = -(-len(pairs.images) // world_size)
             last = len(pairs.images) - 1
             share = [pairs.images[min(rank * size + i, last)] for i in range(size)]
@@ -197,14 +202,18 @@ class Verifier:
         """Results by file stem, the same on every rank; all ranks must call it together."""
         results = {}
         for name, share in self._shares.items():
-            embeddings = embed(
-                model,
-                share.images,
-                device=self._device,
-                batch_size=self._batch_size,
-                autocast_dtype=self._autocast_dtype,
-                image_size=self._image_size,
-            )
+            try:
+                embeddings = embed(
+                    model,
+                    share.images,
+                    device=self._device,
+                    batch_size=self._batch_size,
+                    autocast_dtype=self._autocast_dtype,
+                    image_size=self._image_size,
+                )
+            except ValueError as error:
+                first = self._rank * len(share.images)
+                raise PairSetError(f"{name}.bin, from its image {first} on: {error}") from error
             everyone = self._gather(embeddings)[: 2 * len(share.same)]  # (2P, D)
             results[name] = verify(everyone, share.same)
         return results
@@ -244,6 +253,10 @@ def _check(embeddings: Tensor, same: np.ndarray, folds: int) -> None:
             f"{broken} of {len(embeddings)} embeddings are not finite: the model has diverged, is "
             "untrained, or overflows float16; try bfloat16 or float32, or an earlier checkpoint"
         )
+    _check_pairs(same, folds)
+
+
+def _check_pairs(same: np.ndarray, folds: int) -> None:
     if not 2 <= folds <= len(same):
         raise ValueError(f"found {len(same)} pairs for {folds} folds; expected 2 to P folds")
     if same.all() or not same.any():

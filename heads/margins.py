@@ -123,7 +123,7 @@ class ArcFace(Margin):
 MARGINS: dict[str, type[Margin]] = {"softmax": Softmax, "cosface": CosFace, "arcface": ArcFace}
 
 
-def create_margin(name: str, **params: object) -> Margin:
+def create_margin(name: str, /, **params: object) -> Margin:
     """The margin called `name` (a key of MARGINS), built with its own parameters.
 
     Raises ValueError for an unknown name, an unknown parameter or a value outside its range.

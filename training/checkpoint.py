@@ -60,7 +60,8 @@ def save(output: Path, *, step: int, config: Config, train_step: TrainStep) -> P
             shutil.rmtree(final)
         partial.rename(final)
         for old in checkpoints(output)[:-KEPT]:
-            shutil.rmtree(old)
+            # Renamed first: what is half removed must not look complete.
+            shutil.rmtree(old.rename(old.with_name(f"partial_{old.name}")))
     dist.barrier()
     return final
 
@@ -72,19 +73,32 @@ def load(path: Path, *, train_step: TrainStep) -> int:
     """
     state = _state(train_step)
     state["step"] = 0
+    saved = dcp.FileSystemReader(str(path)).read_metadata().state_dict_metadata
+    if not any(key.startswith("scaler.") for key in saved):
+        state.pop("scaler", None)  # the run so far needed no loss scaling
     try:
         dcp.load(state, checkpoint_id=str(path))
     except CheckpointException as error:
-        causes = {str(cause) for cause in error.failures.values()} or {str(error)}
-        raise CheckpointError(f"{path} does not fit this run: {'; '.join(causes)}") from error
+        causes = sorted({str(cause) for cause, _ in error.failures.values()})
+        raise CheckpointError(
+            f"{path} does not fit this run: {'; '.join(causes)}. Choose another run.output, or "
+            "restore the configuration that it was saved with"
+        ) from error
+    optimizer = train_step.optimizer
+    # The checkpoint has its own copies of these, but the configuration may have changed them.
+    settings = [
+        {name: group[name] for name in ("momentum", "weight_decay")}
+        for group in optimizer.param_groups
+    ]
     set_state_dict(
         _unwrapped(train_step.backbone),
-        train_step.optimizer,
+        optimizer,
         model_state_dict=state["backbone"],
         optim_state_dict=state["optimizer"],
     )
-    train_step.head.steps.copy_(state["head"]["steps"])
-    if train_step.scaler.is_enabled():
+    for group, configured in zip(optimizer.param_groups, settings):
+        group.update(configured)
+    if "scaler" in state:
         train_step.scaler.load_state_dict(state["scaler"])
     return state["step"]
 
@@ -92,19 +106,25 @@ def load(path: Path, *, train_step: TrainStep) -> int:
 def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
     """Make `output` this run's folder; raise CheckpointError when it is anything else's.
 
-    `facts` are what identifies the run: model, head, dataset. They are written down at first.
+    `facts` are what identifies the run: model, number of classes, dataset. They are written down
+    at first.
     """
+    if output.exists() and not output.is_dir():
+        raise CheckpointError(f"run.output={output} is a file: choose a folder")
     output.mkdir(parents=True, exist_ok=True)
     path = output / "run.json"
     facts = json.loads(json.dumps(facts))
     if not path.exists():
-        if any(output.iterdir()):
-            names = ", ".join(sorted(entry.name for entry in output.iterdir())[:4])
+        there = sorted(e.name for e in output.iterdir() if e.name != "run.unfinished")
+        if there:
+            names = ", ".join(there[:4])
             raise CheckpointError(
                 f"run.output={output} is not empty ({names}) and holds no run: choose another "
                 "folder, so that nothing in it is lost"
             )
-        path.write_text(json.dumps(facts, indent=2))
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(facts, indent=2))
+        unfinished.replace(path)
         return
     held = json.loads(path.read_text())
     differing = [key for key in facts if held.get(key) != facts[key]]
@@ -138,12 +158,14 @@ def _unwrapped(backbone: nn.Module) -> nn.Module:
 def _state(train_step: TrainStep) -> dict[str, Any]:
     """Everything a run needs, as tensors that loading fills in place."""
     backbone, optimizer = get_state_dict(_unwrapped(train_step.backbone), train_step.optimizer)
-    return {
+    state = {
         "backbone": backbone,
         "optimizer": optimizer,
         "head": _head_state(train_step.head),
-        "scaler": train_step.scaler.state_dict(),
     }
+    if train_step.scaler.is_enabled():
+        state["scaler"] = train_step.scaler.state_dict()
+    return state
 
 
 def _head_state(head: PartialFC) -> dict[str, torch.Tensor]:

@@ -6,6 +6,8 @@ what is allowed, before anything is allocated.
 
 from __future__ import annotations
 
+import json
+import math
 import runpy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,13 +18,16 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from heads import create_margin
+from models import MODELS
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run: names the key, what was found and what is allowed."""
 
 
 def _check(holds: bool, key: str, value: object, allowed: str) -> None:
-    if not holds:
+    if not holds or value in (math.inf, -math.inf):
         raise ConfigError(f"{key}={value!r}: expected {allowed}")
 
 
@@ -173,6 +178,11 @@ class Config:
             self.optim.warmup_epochs,
             f"less than run.epochs={self.run.epochs}",
         )
+        _check(self.model.name in MODELS, "model.name", self.model.name, f"one of {sorted(MODELS)}")
+        try:
+            create_margin(self.head.loss, **self.head.loss_args)
+        except ValueError as error:
+            raise ConfigError(f"head.loss, head.loss_args: {error}") from error
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, fit for JSON."""
@@ -181,7 +191,7 @@ class Config:
     def lines(self) -> list[str]:
         """``section.key=value`` for every key: what is printed, and what would override it."""
         return [
-            f"{section}.{key}={value}"
+            f"{section}.{key}={json.dumps(value, ensure_ascii=False)}"
             for section, values in self.as_dict().items()
             for key, value in values.items()
         ]
@@ -197,7 +207,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         there = sorted(str(other) for other in Path("configs").glob("*.py"))
         raise ConfigError(f"{path} does not exist; configurations here: {', '.join(there) or '-'}")
-    config = runpy.run_path(str(path)).get("config")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except TypeError as error:  # a keyword that no section has, or a string where a number belongs
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{path} must define `config`, a training.config.Config")
     return override(config, overrides)

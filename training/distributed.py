@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -37,12 +38,12 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     available = torch.cuda.device_count()
-    if device == "cuda" and local_rank >= available:
+    if device != "cpu" and local_rank >= available and (available or device == "cuda"):
         raise ValueError(
-            f"run.device=cuda, but local rank {local_rank} finds {available} GPUs: start at most "
-            "that many processes a machine, or set run.device=cpu"
+            f"run.device={device}, but local rank {local_rank} finds {available} GPUs: start at "
+            "most that many processes a machine, or set run.device=cpu"
         )
-    if device == "cuda" or (device == "auto" and local_rank < available):
+    if device != "cpu" and available:
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
         backend = "cpu:gloo,cuda:nccl"
@@ -77,6 +78,10 @@ def together(work: Callable[[], T]) -> T:
         result = work()
     except Exception as caught:
         error = caught
+        try:
+            pickle.dumps(caught)
+        except (pickle.PicklingError, TypeError, AttributeError):
+            error = RuntimeError(f"{type(caught).__name__}: {caught}")
     everyone: list[Exception | None] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, error)
     for failure in (error, *everyone):

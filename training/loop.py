@@ -33,7 +33,7 @@ Evaluate = Callable[[nn.Module], Scores]
 def open_shared_index(path: str, world: World) -> RecordIndex:
     """Open the .rec on every rank; the first rank of each machine builds the sidecar if need be."""
     first = together(lambda: open_index(path) if world.local_rank == 0 else None)
-    return together(lambda: first or open_index(path))
+    return together(lambda: open_index(path) if first is None else first)
 
 
 def count_classes(index: RecordIndex, configured: int | None) -> int:
@@ -95,6 +95,11 @@ class Trainer:
     ) -> None:
         self.config, self.world = config, world
         self.precision, self._evaluate = precision, evaluate
+        if config.data.global_batch < 2 * world.world_size:
+            raise ConfigError(
+                f"data.global_batch={config.data.global_batch}: expected at least two images for "
+                f"each of {world.world_size} ranks, whose BatchNorm cannot do with one"
+            )
         index = open_shared_index(config.data.train, world)
         index.summary.check_damage(index.path, config.data.max_bad_fraction)
         num_classes = count_classes(index, config.head.num_classes)
@@ -112,6 +117,7 @@ class Trainer:
         together(lambda: world.is_main and checkpoint.claim(self.output, config, facts=facts))
         self.steps_done = 0
         self.last_checkpoint = checkpoint.newest(self.output)
+        require_agreement({"the newest checkpoint of run.output": str(self.last_checkpoint)})
         if self.last_checkpoint:
             self.steps_done = checkpoint.load(self.last_checkpoint, train_step=self.step)
         self.reporter = Reporter(self.output, at=self._position()) if world.is_main else None
@@ -122,6 +128,7 @@ class Trainer:
         facts = {
             "dataset": fingerprint(index.path),
             "number of classes": num_classes,
+            "image size": self.config.data.image_size,
             "global batch": self.config.data.global_batch,
             "seed": self.config.run.seed,
             **{f"model.{key}": value for key, value in self.config.as_dict()["model"].items()},
@@ -201,7 +208,7 @@ class Trainer:
         ]
         if summary.damaged_spans:
             lines.append(f"damage     {summary.damaged_spans} spans of {index.path} are skipped")
-        for line in lines:
+        for line in (*self.config.lines(), *lines):
             self.reporter.say(line)
         self.reporter.text("config", "\n".join(f"    {line}" for line in self.config.lines()))
 
@@ -222,7 +229,7 @@ class Trainer:
 
     def _run(self) -> Scores:
         config, per_epoch = self.config, self.loader.steps_per_epoch
-        scores = self.verify() if self.steps_done in (0, self.schedule.total_steps) else {}
+        scores = self.verify() if self.steps_done == 0 else {}
         stream = self.loader.stream(*divmod(self.steps_done, per_epoch))
         meters, stopwatch = Meters(self.world.device), Stopwatch(self.world.device)
         logged = first = self.steps_done

@@ -149,8 +149,17 @@ class Reporter:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drop what an interrupted run wrote past the checkpoint it resumes from."""
+    """Drop what an interrupted run wrote past the checkpoint it resumes from, or wrote by half."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-    path.write_text("".join(f"{line}\n" for line in kept))
+    kept = []
+    for line in path.read_text().splitlines() if step else ():
+        try:
+            told_at = json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+        if told_at <= step:
+            kept.append(f"{line}\n")
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text("".join(kept))
+    unfinished.replace(path)

@@ -45,11 +45,20 @@ def choose_precision(device: torch.device, requested: str = "auto") -> Precision
     dtype = _DTYPES[name]
     return Precision(
         compute_dtype=dtype,
-        # A CPU product in bfloat16 comes back rounded to 8 bits, too coarse for scaled cosines.
-        head_dtype=torch.float32 if device.type == "cpu" else dtype,
+        head_dtype=_head_dtype(device, dtype),
         loss_scaling=name == "fp16",
         reason=reason,
     )
+
+
+def _head_dtype(device: torch.device, compute_dtype: torch.dtype) -> torch.dtype:
+    """What the head's products are read and returned in.
+
+    Logits are cosines times up to 64 and come back rounded: to 8 bits in bfloat16, off by up to an
+    eighth; to 11 in float16, whose range they never leave. CPUs are slow in float16.
+    """
+    half = device.type != "cpu" and compute_dtype != torch.float32
+    return torch.float16 if half else torch.float32
 
 
 def _cpu_has_bf16() -> bool:

@@ -46,12 +46,16 @@ class TrainStep:
         self.backbone, self.head, self.optimizer = backbone, head, optimizer
         self.scaler = torch.amp.GradScaler(head.centers.device.type, enabled=precision.loss_scaling)
         self._parameters = [p for p in backbone.parameters() if p.requires_grad]
+        # BatchNorm's statistics before the step, to go back to if it must not count.
+        self._buffers = list(backbone.buffers())
+        self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
         self._precision, self._clip, self._world_size = precision, clip, world_size
 
     def __call__(
         self, images: Tensor, labels: Tensor, lr: Tensor, stopwatch: Stopwatch
     ) -> StepResult:
         """Train on images (B, 3, H, W) uint8 and labels (B,) int64 of this rank."""
+        torch._foreach_copy_(self._kept, self._buffers)
         with self._precision.autocast(images.device):
             embeddings = self.backbone(normalize(images, self._precision.compute_dtype))  # (B, D)
         stopwatch.lap("forward")
@@ -64,12 +68,13 @@ class TrainStep:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
         skipped = ~torch.isfinite(norm)
-        if self._precision.loss_scaling:
-            self.scaler.step(self.optimizer)
+        # The scaler's own step would judge single gradients: backbone and head must skip together.
+        self.optimizer.found_inf = skipped.to(torch.float32)
+        self.optimizer.step()
+        if self.scaler.is_enabled():
             self.scaler.update()
-        else:
-            self.optimizer.found_inf = skipped.to(torch.float32)
-            self.optimizer.step()
+        for buffer, kept in zip(self._buffers, self._kept):
+            torch.where(skipped, kept, buffer, out=buffer)
         stopwatch.lap("update")
         self.head.step(lr, skip=skipped)
         stopwatch.lap("head")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,42 @@ def test_a_finished_run_started_again_does_nothing(finished, world):
     assert all(torch.equal(a, b) for a, b in zip(before, state(again), strict=True))
 
 
+def test_a_changed_configuration_counts_after_a_resume(finished, world):
+    """Momentum and weight decay lie in the checkpoint too, which must not win."""
+    changes = ["optim.momentum=0.5", "optim.weight_decay=0.01"]
+    resumed = build(override(finished.config, changes), world)
+    for settings in (resumed.step.optimizer.param_groups[0], vars(resumed.step.head)):
+        assert (settings["momentum"], settings["weight_decay"]) == (0.5, 0.01)
+
+
+def test_a_line_that_was_half_written_does_not_stop_a_resume(finished, world):
+    metrics = finished.reporter.metrics_path
+    whole = metrics.read_text()
+    metrics.write_text(whole + '{"step": 15, "los')
+    build(finished.config, world).reporter.close()
+    assert metrics.read_text() == whole
+
+
+def test_a_checkpoint_that_does_not_fit_says_what_differs(finished, world, tmp_path):
+    """As when someone copies a checkpoint into another run's folder."""
+    config = override(finished.config, ["model.width=0.25", f"run.output={tmp_path / 'run'}"])
+    folder = tmp_path / "run" / "checkpoints"
+    build(config, world).reporter.close()
+    shutil.copytree(finished.last_checkpoint, folder / finished.last_checkpoint.name)
+    complaint = r"does not fit this run: .*ismatch"
+    with pytest.raises(checkpoint.CheckpointError, match=complaint) as error:
+        build(config, world)
+    assert "FrameSummary" not in str(error.value)
+
+
+def test_a_run_without_loss_scaling_goes_on_with_it(finished, world):
+    """From a GPU with bfloat16 to one without."""
+    trainer = build(finished.config, world)
+    trainer.step.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    assert checkpoint.load(finished.last_checkpoint, train_step=trainer.step) == 15
+    assert trainer.step.scaler.get_scale() == 8.0
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -123,6 +160,7 @@ def test_a_finished_run_started_again_does_nothing(finished, world):
         ("head.num_classes=20", "its number of classes is 10"),
         ("data.global_batch=24", "its global batch is 12"),
         ("run.resume=never", r"run\.resume=never"),
+        ("data.image_size=48", "its image size is 32"),
     ],
 )
 def test_a_folder_with_another_run_is_refused_and_left_alone(finished, world, change, complaint):
@@ -151,11 +189,9 @@ def test_labels_beyond_the_classes_are_refused_before_anything_is_allocated(data
     ("change", "complaint"),
     [
         ("model.sync_bn=true", r"model\.sync_bn=True: expected a GPU"),
-        ("model.name=resnet51", "resnet51"),
-        ("head.loss=arcfase", "arcfase"),
-        ("head.loss_args.angle=0.5", "angle"),
         ("data.global_batch=100", "global batch of 100 does not fit 70 records"),
         ("data.augment=[flap]", "flap"),
+        ("run.output=/dev/null", "is a file: choose a folder"),
         ("data.train=nowhere.rec", r"nowhere\.rec does not exist"),
     ],
 )
@@ -166,7 +202,8 @@ def test_what_cannot_run_is_refused_with_its_name(data, world, tmp_path, change,
 
 
 def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
-    """A label outside the classes poisons the loss with NaN: weights and centers stay."""
+    """A label outside the classes poisons the loss with NaN: weights, BatchNorm's statistics,
+    centers and all momentum stay."""
     from training.metrics import Meters
     from training.optim import set_learning_rate
     from training.stopwatch import Stopwatch
@@ -177,10 +214,11 @@ def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
     images, labels = next(trainer.loader.stream(0))
     meters = Meters(world.device)
     meters.add(step(images, labels, lr, stopwatch))
-    kept = [p.detach().clone() for p in step.backbone.parameters()] + [step.head.centers.clone()]
+    step.head.steps.zero_()  # which counts every forward, counted or not
+    kept = [tensor.clone() for tensor in state(trainer)]
     meters.add(step(images, torch.full_like(labels, 10), lr, stopwatch))
-    now = [*step.backbone.parameters(), step.head.centers]
-    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+    step.head.steps.zero_()
+    assert all(torch.equal(a, b) for a, b in zip(kept, state(trainer), strict=True))
     means = meters.read()
     assert means["skipped_steps"] == 1
     assert means["loss"] > 0

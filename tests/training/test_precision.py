@@ -23,7 +23,7 @@ def test_a_cpu_computes_in_bfloat16_where_it_has_it(monkeypatch, has, dtype):
 def test_a_gpu_computes_in_half_precision_and_scales_only_float16(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     chosen = choose_precision(torch.device("cuda", 0))
-    assert (chosen.compute_dtype, chosen.head_dtype) == (dtype, dtype)
+    assert (chosen.compute_dtype, chosen.head_dtype) == (dtype, torch.float16)
     assert chosen.loss_scaling == (dtype == torch.float16)
 
 
