@@ -276,7 +276,8 @@ class Trainer:
             "images_per_s": self.config.data.global_batch / per_step,
             "seconds_left": per_step * (at.total_steps - at.step),
         }
-        self.reporter.training(at, scalars, seconds)
+        phases = {phase: passed / steps for phase, passed in seconds.items()}
+        self.reporter.training(at, scalars, phases)
 
     def verify(self) -> Scores:
         """Score the backbone on every verification set, on all ranks together."""

@@ -95,19 +95,19 @@ class Reporter:
     def training(
         self, at: Position, scalars: Mapping[str, float], seconds: Mapping[str, float]
     ) -> None:
-        """One reading: `scalars` has loss, lr, images_per_s and more; `seconds` each phase's."""
+        """One reading: `scalars` has loss, lr, images_per_s and more; `seconds` a step by phase."""
         total = sum(seconds.values()) or 1.0
-        shares = {f"share_{phase}": passed / total for phase, passed in seconds.items()}
-        self._write(at, {**scalars, **shares})
-        for name, value in {**scalars, **shares}.items():
+        times = {f"seconds_{phase}": passed for phase, passed in seconds.items()}
+        self._write(at, {**scalars, **times})
+        for name, value in {**scalars, **times}.items():
             self._board.add_scalar(f"train/{name}", value, at.step)
         told = f"{scalars['images_per_s']:.0f} images/s  loss {scalars['loss']:.3f}"
         self._progress.update(self._task, told=f"{told}  lr {scalars['lr']:.4f}")
-        hours = scalars["seconds_left"] / 3600
         self.say(
             f"Speed {scalars['images_per_s']:.2f} samples/sec   Loss {scalars['loss']:.4f}   "
             f"LearningRate {scalars['lr']:.6f}   Epoch: {at.epoch:.2f}   "
-            f"Global Step: {at.step}/{at.total_steps}   Required: {hours:.2f} hours   "
+            f"Global Step: {at.step}/{at.total_steps}   "
+            f"Required: {scalars['seconds_left'] / 3600:.2f} hours   "
             + " ".join(f"{phase} {passed / total:.0%}" for phase, passed in seconds.items())
         )
 

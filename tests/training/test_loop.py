@@ -69,8 +69,8 @@ def test_tensorboard_has_curves_times_and_an_image_grid(finished):
     events = EventAccumulator(str(finished.reporter.tensorboard_path)).Reload()
     scalars = set(events.Tags()["scalars"])
     wanted = {"loss", "lr", "images_per_s", "embedding_norm", "gradient_norm"}
-    shares = {f"share_{phase}" for phase in ("data", "forward", "head", "backward", "update")}
-    assert {f"train/{name}" for name in wanted | shares} <= scalars
+    times = {f"seconds_{phase}" for phase in ("data", "forward", "head", "backward", "update")}
+    assert {f"train/{name}" for name in wanted | times} <= scalars
     assert "verification_pairs/accuracy" in scalars
     image = events.Images("train/images")[0]
     assert (image.width, image.height) == (8 * tiny.SIZE, tiny.SIZE), "one row of eight"
