@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 # Re-made only when the requirements change, so that a second `make` starts at once.
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test lint format
+.PHONY: install demo test lint format bench bench-gpu
 
 install: $(STAMP)
 
@@ -25,6 +25,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/sample_rates.py --device cpu
+
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/sample_rates.py --device cuda --dtypes float32 bfloat16 float16
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

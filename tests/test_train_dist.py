@@ -54,6 +54,21 @@ def test_two_ranks_under_torchrun_train_verify_save_and_draw_curves(faces, tmp_p
     assert [line["step"] for line in lines if "verification" in line] == [0, 8]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_gpu_trains_in_every_precision(faces, tmp_path, precision):
+    output = tmp_path / "run"
+    done = run(
+        *("train_dist.py", "configs/demo.py", f"data.train={faces}", f"run.output={output}"),
+        *(f"eval.sets=[{faces / 'val.bin'}]", "run.epochs=2", "run.device=cuda"),
+        *("data.global_batch=16", "log.every=2", f"step.precision={precision}"),
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
