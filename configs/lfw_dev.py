@@ -13,10 +13,10 @@ from training.config import (
 FOLDER = "../shared/data/faces_lfw_dev"
 
 config = Config(
-    run=RunConfig(output="runs/lfw_dev", epochs=30, save_every=10),
+    run=RunConfig(output="runs/lfw_dev", epochs=30, save_every=15),
     data=DataConfig(train=FOLDER, global_batch=64, augment=("flip", "geometry", "light")),
     model=ModelConfig(name="iresnet10", width=0.5, embedding_dim=256, dropout=0.4),
     head=HeadConfig(loss="cosface", loss_args={"margin": 0.25, "scale": 32.0}),
     optim=OptimConfig(lr=0.8, warmup_epochs=1),
-    eval=EvalConfig(sets=(f"{FOLDER}/lfw_dev_val.bin",), every=6),
+    eval=EvalConfig(sets=(f"{FOLDER}/lfw_dev_val.bin",), every=15),
 )
