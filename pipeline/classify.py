@@ -137,8 +137,9 @@ _ROW = np.dtype(
 
 
 def _classify(path: Path, buffer: np.ndarray, parts: Parts) -> Scan:
-    damage = _damaged_spans(parts, len(buffer))
-    overrun = parts.end > np.append(parts.offset[1:], len(buffer))
+    end, following = parts.end, np.append(parts.offset[1:], len(buffer))
+    overrun = end > following
+    damage = _damaged_spans(parts.offset, end, following)
     whole = np.flatnonzero((parts.flag == WHOLE) & ~overrun)
     rows = np.empty(len(whole), _ROW)
     rows["offset"], rows["label"] = parts.offset[whole], parts.label[whole]
@@ -184,15 +185,15 @@ def _classify(path: Path, buffer: np.ndarray, parts: Parts) -> Scan:
         damaged_spans=len(damage),
         damaged_bytes=sum(stop - at for at, stop, _ in damage),
         damaged=tuple((at, stop - at, why) for at, stop, why in damage[:_REPORTED_SPANS]),
-        truncated=bool(parts.end[-1] != len(buffer) or parts.flag[-1] in (FIRST, MIDDLE)),
+        truncated=bool(end[-1] != len(buffer) or parts.flag[-1] in (FIRST, MIDDLE)),
     )
     return Scan(keys, rows["offset"].copy(), ~bookkeeping, images, summary)
 
 
-def _damaged_spans(parts: Parts, size: int) -> list[tuple[int, int, str]]:
+def _damaged_spans(
+    start: np.ndarray, end: np.ndarray, following: np.ndarray
+) -> list[tuple[int, int, str]]:
     """(begin, end, why) wherever one part does not end where the next one starts."""
-    start, end = parts.offset, parts.end
-    following = np.append(start[1:], size)
     cut = np.flatnonzero(end > following)
     gap = np.flatnonzero(end < following)
     spans = [(b, e, "cut off") for b, e in zip(start[cut].tolist(), following[cut].tolist())]

@@ -91,7 +91,7 @@ def load(path: Path, *, train_step: TrainStep) -> int:
         for group in optimizer.param_groups
     ]
     set_state_dict(
-        _unwrapped(train_step.backbone),
+        unwrapped(train_step.backbone),
         optimizer,
         model_state_dict=state["backbone"],
         optim_state_dict=state["optimizer"],
@@ -151,13 +151,14 @@ def average_statistics(backbone: nn.Module) -> None:
             buffer /= dist.get_world_size()
 
 
-def _unwrapped(backbone: nn.Module) -> nn.Module:
+def unwrapped(backbone: nn.Module) -> nn.Module:
+    """The network itself, without DistributedDataParallel around it."""
     return getattr(backbone, "module", backbone)
 
 
 def _state(train_step: TrainStep) -> dict[str, Any]:
     """Everything a run needs, as tensors that loading fills in place."""
-    backbone, optimizer = get_state_dict(_unwrapped(train_step.backbone), train_step.optimizer)
+    backbone, optimizer = get_state_dict(unwrapped(train_step.backbone), train_step.optimizer)
     state = {
         "backbone": backbone,
         "optimizer": optimizer,

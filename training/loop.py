@@ -282,8 +282,7 @@ class Trainer:
     def verify(self) -> Scores:
         """Score the backbone on every verification set, on all ranks together."""
         checkpoint.average_statistics(self.step.backbone)
-        backbone = getattr(self.step.backbone, "module", self.step.backbone)
-        scores = self._evaluate(backbone)
+        scores = self._evaluate(checkpoint.unwrapped(self.step.backbone))
         if self.reporter and scores:
             self.reporter.verification(self._position(), scores)
         return scores
