@@ -1,6 +1,41 @@
 """Embeddings and labels → loss: margin-softmax heads over very many classes."""
 
-from heads.margins import ArcFace, CosFace, Margin, Softmax, Target, create_margin
+from heads.margins import (
+    MARGINS,
+    AdaFace,
+    ArcFace,
+    Combined,
+    CosFace,
+    CurricularFace,
+    ElasticArcFace,
+    ElasticCosFace,
+    MagFace,
+    Margin,
+    Softmax,
+    SphereFace,
+    StepContext,
+    Target,
+    create_margin,
+)
 from heads.partial_fc import PartialFC
+from heads.sampling import HeadClasses
 
-__all__ = ["ArcFace", "CosFace", "Margin", "PartialFC", "Softmax", "Target", "create_margin"]
+__all__ = [
+    "MARGINS",
+    "AdaFace",
+    "ArcFace",
+    "Combined",
+    "CosFace",
+    "CurricularFace",
+    "ElasticArcFace",
+    "ElasticCosFace",
+    "HeadClasses",
+    "MagFace",
+    "Margin",
+    "PartialFC",
+    "Softmax",
+    "SphereFace",
+    "StepContext",
+    "Target",
+    "create_margin",
+]

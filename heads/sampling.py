@@ -1,63 +1,260 @@
-"""Which class centers take part in a step (PartialFC, An et al., 2022, arXiv:2203.15565).
+"""Which class centers take part in a step.
 
 Pure functions of tensors on any device, with static shapes and no host synchronization, so they can
-be captured in a CUDA graph.
+be captured in a CUDA graph. A draw is a function of (key, labels, shard) alone: the same after a
+resume. It differs from rank to rank, because each rank's classes begin elsewhere.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-# splitmix64 (Steele, Lea and Flood, 2014), its unsigned constants as the int64 that torch has.
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_FIRST_MULTIPLIER = 0xBF58476D1CE4E5B9 - (1 << 64)
-_SECOND_MULTIPLIER = 0x94D049BB133111EB - (1 << 64)
-_INT64_MAX = (1 << 63) - 1
+from heads import counter
+
+# What a column group says instead of a group's number, which is never negative.
+EVERYONE, NOBODY = -1, -2
+
+SCOPES = ("batch", "sample")
 
 
-def sample_size(num_local: int, global_batch: int, sample_rate: float) -> int:
-    """Rows that take part in a step: sample_rate · num_local, but never fewer than may be needed.
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """This rank's part of the classes: global ids from first_class on, num_local of num_classes."""
 
-    num_local: center rows of this rank, >= 0. global_batch: rows of all ranks' batches together.
-    sample_rate: in (0, 1].
+    num_classes: int
+    first_class: int
+    num_local: int
 
-    The bound counts what could happen, not what does: a global batch names at most `global_batch`
-    different classes, and all of them may live on this rank. So every positive always fits, and the
-    size is the same at every step, whatever the labels are.
+
+class Sample(NamedTuple):
+    """The S classes of this rank that take part in a step, for a global batch of N labels.
+
+    rows: (S,) int64 distinct rows of this rank, in no promised order; None: all of them, in order.
+    positions: (N,) int64 slot of each label's class among the S, -1 where it is not on this rank.
+    column_groups: (S,) int32 per class: EVERYONE sees it, NOBODY does, or the number of the group
+        that does. row_groups: (N,) int32, the group of each label, -1 for none. Column j is visible
+        to row i where column_groups[j] is EVERYONE or equals row_groups[i]. Both None: every row
+        sees every class.
     """
-    return min(num_local, max(round(sample_rate * num_local), global_batch))
+
+    rows: Tensor | None
+    positions: Tensor
+    column_groups: Tensor | None = None
+    row_groups: Tensor | None = None
 
 
-def sample_rows(
-    labels: Tensor, *, num_local: int, size: int, seed: int, step: Tensor, first_class: int
-) -> Tensor:
-    """Rows of this rank for a step: all its positives, then uniformly random negatives.
+class Sampling(ABC):
+    """A way to choose the classes of a step."""
 
-    labels: (G,) int64 row of each sample's class on this rank, -1 where another rank owns it.
-    size: from sample_size; holds every positive. step: 0-d int64 tensor on the labels' device.
-    first_class: global class id of this rank's row 0.
+    @abstractmethod
+    def size(self, shard: Shard, num_labels: int) -> int:
+        """S for a global batch of num_labels >= 1: the same at every step, whatever the labels."""
 
-    Returns (size,) int64 row ids, ascending, without repetition.
+    @abstractmethod
+    def draw(self, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
+        """The classes of one step.
 
-    A row's place in the draw is a hash of (seed, step, global class id): the same after a resume,
-    and different from rank to rank because the class ids are.
+        labels: (N,) int64 global class ids of the global batch; those of other ranks, and ids that
+            are no class at all, count as not here. key: 0-d int64 on their device, from
+            counter.step_key.
+        """
+
+
+@dataclass(frozen=True)
+class AllClasses(Sampling):
+    """Every class of the rank at every step."""
+
+    def size(self, shard: Shard, num_labels: int) -> int:
+        return shard.num_local
+
+    def draw(self, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
+        return Sample(None, _local_rows(labels, shard))
+
+
+@dataclass(frozen=True)
+class RandomClasses(Sampling):
+    """The batch's own classes and random others (PartialFC, An et al., 2022, arXiv:2203.15565).
+
+    rate: in (0, 1], the share of the rank's classes that take part. Raises ValueError outside.
+
+    S = min(num_local, max(round(rate · num_local), N)) counts what could happen, not what does: N
+    labels name at most N different classes, and all of them may live on this rank. So the shape
+    never changes and no positive is ever lost. What N adds to the rate is filled with further
+    random negatives, not with masked columns: those would cost as much and teach nothing.
+
+    The cost is O(S + N log N), whatever num_local is. The rows, in a rotation drawn at each step,
+    are cut into S runs as equal as integers allow, and each run gives one row at random: no row
+    comes twice, and the rows nearly ascend, so that they are read nearly in sequence. The rotation
+    lets any two rows meet and gives all of them the same chance, though some runs are one row
+    longer. The positives that no run gave then take the slots of negatives, at even distances. They
+    do not take those of their own runs: their neighbors would then hardly ever be their negatives.
     """
-    step_key = _mix(_mix(torch.full_like(step, seed)) + step * _GOLDEN)
-    # One slot past the last row takes the labels that are not ours, then is cut off.
-    classes = torch.arange(num_local + 1, device=labels.device) + first_class
-    keys = _mix(step_key + classes * _GOLDEN) & (_INT64_MAX >> 1)
-    keys.index_fill_(0, torch.where(labels >= 0, labels, num_local), _INT64_MAX)
-    return keys[:num_local].topk(size, sorted=False).indices.sort().values
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        fits = _is_number(self.rate) and 0 < self.rate <= 1
+        _check(fits, "RandomClasses: rate", self.rate, "a number in (0, 1]; 1 takes every class")
+
+    def size(self, shard: Shard, num_labels: int) -> int:
+        return min(shard.num_local, max(round(self.rate * shard.num_local), num_labels))
+
+    def draw(self, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
+        total, size = shard.num_local, self.size(shard, labels.shape[0])
+        local = _local_rows(labels, shard)
+        if size == total:
+            return Sample(None, local)
+        key = counter.mix(key + shard.first_class)
+        # Up to the last line, a row's number is its offset from the rotation.
+        rotation = counter.below(key, torch.zeros_like(key), total)
+        slots = torch.arange(size + 1, device=labels.device)
+        edges = slots * total // size  # (S + 1,)
+        drawn = edges[:-1] + counter.below(key, slots[1:], edges.diff())  # (S,)
+
+        # `total` stands for the labels that are not here, and sorts behind all others.
+        offsets = torch.where(local >= 0, (local - rotation) % total, total)  # (N,)
+        positives = offsets.sort().values  # (N,)
+        first = positives.diff(prepend=positives.new_full((1,), -1)) != 0
+        first &= positives < total  # once per class
+        # The run of offset u is the last one that begins at or before it.
+        run = (((positives + 1) * size - 1) // total).clamp_max(size - 1)  # (N,)
+        hit = drawn.index_select(0, run) == positives
+        missed = first & ~hit
+
+        # One slot past the last one takes what is to go nowhere, and is cut off.
+        held = torch.zeros(size + 1, dtype=torch.bool, device=labels.device)
+        held.scatter_(0, torch.where(hit, run, size), True)
+        free = ~held[:size]
+        # The missed take free slots at even distances. Nobody asks where none is missed.
+        number, most = missed.cumsum(0) - 1, missed.sum().clamp_min(1)
+        slot = torch.searchsorted(free.cumsum(0), number * free.sum() // most + 1)  # (N,)
+        drawn = torch.cat([drawn, drawn[:1]])  # (S + 1,)
+        drawn.scatter_(0, torch.where(missed, slot, size), positives)
+
+        # All labels of a class look at its first place among the sorted ones.
+        slot = torch.where(hit, run, slot)
+        slot = slot.index_select(0, torch.searchsorted(positives, offsets))
+        return Sample((drawn[:size] + rotation) % total, torch.where(local >= 0, slot, -1))
 
 
-def _mix(state: Tensor) -> Tensor:
-    """splitmix64's output function on int64 bits: a bijection that scatters neighboring states."""
-    state = (state ^ _shift_right(state, 30)) * _FIRST_MULTIPLIER
-    state = (state ^ _shift_right(state, 27)) * _SECOND_MULTIPLIER
-    return state ^ _shift_right(state, 31)
+@dataclass(frozen=True)
+class HeadClasses(Sampling):
+    """Multi-head sampling: the classes lie in heads, and a step trains those heads it needs.
+
+    heads: >= 1. Head h owns the ceil(num_classes / heads) consecutive class ids from
+        h · ceil(num_classes / heads) on; the last may own fewer, and where the division leaves no
+        ids for a head it is empty.
+    random_heads: >= 0. Beside the heads of the batch's labels a step takes this many of the others
+        at random, out of those with classes on this rank, or all where there are not as many.
+    scope: "batch": every row sees all heads of the step. "sample": a row sees the head of its own
+        label and the random heads.
+
+    Raises ValueError for values outside these ranges.
+
+    S is the number of rows that the largest min(N + random_heads, heads on this rank) heads have
+    here, since N labels can lie in N heads. Where a step's heads have fewer, the slots left hold
+    rows of further heads that NOBODY sees. The rows of a head are consecutive.
+    """
+
+    heads: int
+    random_heads: int = 0
+    scope: str = "batch"
+
+    def __post_init__(self) -> None:
+        heads, extra = self.heads, self.random_heads
+        _check(_is_integer(heads) and heads >= 1, "HeadClasses: heads", heads, "an integer >= 1")
+        fits = _is_integer(extra) and extra >= 0
+        _check(fits, "HeadClasses: random_heads", extra, "an integer >= 0")
+        _check(self.scope in SCOPES, "HeadClasses: scope", self.scope, f"one of {SCOPES}")
+
+    def size(self, shard: Shard, num_labels: int) -> int:
+        width, first, count = self._local_heads(shard)
+        taken = min(count, num_labels + self.random_heads)
+        if taken == count:
+            return shard.num_local
+        # Only the first and the last head can be cut short, and at most those two stay behind.
+        stop = shard.first_class + shard.num_local
+        ends = ((first + 1) * width - shard.first_class, stop - (first + count - 1) * width)
+        return shard.num_local - min(ends) if taken == count - 1 else taken * width
+
+    def draw(self, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
+        width, first_head, count = self._local_heads(shard)
+        size, local = self.size(shard, labels.shape[0]), _local_rows(labels, shard)
+        known = (labels >= 0) & (labels < shard.num_classes)
+        row_groups = torch.where(known, labels // width, EVERYONE).int()  # (N,)
+        if count == 0:
+            return Sample(None, local, row_groups.new_empty(0), row_groups)
+
+        # Heads are numbered from this rank's first; `count` stands for the other ranks' heads.
+        heads = torch.arange(count, device=labels.device)
+        # A label of another rank counts too, where its head reaches over the border.
+        head = torch.where(known, labels // width - first_head, -1)
+        head = torch.where((head >= 0) & (head < count), head, count)  # (N,)
+        wanted = torch.zeros(count + 1, dtype=torch.bool, device=labels.device)
+        wanted = wanted.scatter_(0, head, True)[:count]
+        place, order = _rank_heads(wanted, counter.mix(key + shard.first_class))
+        groups = self._groups(place, wanted, first_head)  # (heads,)
+        if size == shard.num_local:
+            order = heads
+
+        starts = ((heads + first_head) * width - shard.first_class).clamp_min(0)  # (heads,) rows
+        stops = ((heads + first_head + 1) * width - shard.first_class).clamp_max(shard.num_local)
+        sizes = stops - starts
+        ends = sizes.index_select(0, order).cumsum(0)  # slots, in the order of the heads
+        begins = torch.empty_like(ends).scatter_(0, order, ends) - sizes  # slots, by head
+        slots = torch.arange(size, device=labels.device)
+        owner = order.index_select(0, torch.searchsorted(ends, slots, right=True))  # (S,) heads
+        shift = starts - begins  # from a slot to its row, by head
+        rows = None if size == shard.num_local else slots + shift.index_select(0, owner)
+        slot = local - shift.index_select(0, head.clamp_max(count - 1))
+        positions = torch.where(local >= 0, slot, -1)
+        return Sample(rows, positions, groups.index_select(0, owner), row_groups)
+
+    def _local_heads(self, shard: Shard) -> tuple[int, int, int]:
+        """Classes of a head; the first head with a class on this rank; how many there are."""
+        width = math.ceil(shard.num_classes / self.heads)
+        first = shard.first_class // width
+        stop = math.ceil((shard.first_class + shard.num_local) / width)
+        return width, first, stop - first if shard.num_local else 0
+
+    def _groups(self, place: Tensor, wanted: Tensor, first_head: int) -> Tensor:
+        """(heads,) int32 column group of each head's classes."""
+        active = place < wanted.sum() + self.random_heads
+        groups = torch.where(active, EVERYONE, NOBODY).int()
+        if self.scope == "batch":
+            return groups
+        numbers = torch.arange(first_head, first_head + len(place), device=place.device)
+        return torch.where(wanted, numbers.int(), groups)
 
 
-def _shift_right(bits: Tensor, count: int) -> Tensor:
-    # int64's >> copies the sign bit in; the mask clears those copies.
-    return (bits >> count) & ((1 << (64 - count)) - 1)
+def _local_rows(labels: Tensor, shard: Shard) -> Tensor:
+    """(N,) rows of this rank, -1 where the label's class is not here."""
+    local = labels - shard.first_class
+    return torch.where((local >= 0) & (local < shard.num_local), local, -1)
+
+
+def _rank_heads(wanted: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """(heads,) place of each head in the order, and the order: the wanted, then at random."""
+    heads = torch.arange(wanted.shape[0], device=wanted.device)
+    chance = counter.bits(key, heads) >> 1  # 62 bits
+    order = torch.where(wanted, heads, chance + (1 << 62)).argsort()
+    return torch.empty_like(order).scatter_(0, order, heads), order
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_integer(value) or isinstance(value, float)
+
+
+def _check(fits: bool, name: str, value: object, expected: str) -> None:
+    if not fits:
+        raise ValueError(f"{name}={value!r}, expected {expected}")

@@ -10,8 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from heads import ArcFace, CosFace, Margin, PartialFC, Softmax, Target, create_margin
-from heads.partial_fc import initial_centers
+from heads import (
+    MARGINS,
+    ArcFace,
+    CosFace,
+    MagFace,
+    Margin,
+    PartialFC,
+    Softmax,
+    SphereFace,
+    StepContext,
+    Target,
+    create_margin,
+)
+from heads.centers import initial_centers
 from tests.graph_safety import GraphSafety
 from tests.heads.head_reference import scalar_head
 
@@ -35,25 +47,30 @@ def state(head: PartialFC) -> tuple[Tensor, Tensor]:
     return head.centers.clone(), head.velocity.clone()
 
 
+def margin_context(head: PartialFC, rows: int) -> StepContext:
+    """What the head tells its margin at the next step."""
+    return StepContext(
+        head.margin_factor.clone(), head.margin_state.clone(), head.margin_key(), torch.arange(rows)
+    )
+
+
 def unchanged(head: PartialFC, before: tuple[Tensor, Tensor]) -> bool:
     return torch.equal(head.centers, before[0]) and torch.equal(head.velocity, before[1])
 
 
 @pytest.mark.parametrize("gradient", ["exact", "straight_through"])
-@pytest.mark.parametrize(("name", "margin"), [("softmax", 0.0), ("cosface", 0.4), ("arcface", 0.5)])
-def test_loss_gradient_and_update_match_scalar_loops(name, margin, gradient):
-    params = {} if name == "softmax" else {"margin": margin}
+@pytest.mark.parametrize("name", MARGINS)
+def test_loss_gradient_and_update_match_scalar_loops(name, gradient):
+    margin = create_margin(name, gradient=gradient)
     for dtype, tolerance in [(torch.float64, 1e-9), (torch.float32, 1e-4)]:
-        bend = create_margin(name, gradient=gradient, **params)
-        head = build(bend, weight_decay=0.0, dtype=dtype, compute_dtype=dtype)
+        head = build(margin, weight_decay=0.0, dtype=dtype, compute_dtype=dtype)
         centers, _ = state(head)
         embeddings, labels = batch(dtype=dtype)
+        context = margin_context(head, BATCH)
         loss = head(embeddings, labels)
         (3 * loss).backward()
         head.step(0.1)
-        expected = scalar_head(
-            embeddings, centers, labels, name=name, margin=margin, gradient=gradient
-        )
+        expected = scalar_head(embeddings, centers, labels, margin=margin, context=context)
         assert (loss - expected.loss).abs() < tolerance * expected.loss
         for found, wanted in [
             (embeddings.grad, 3 * expected.embedding_grad),
@@ -61,9 +78,35 @@ def test_loss_gradient_and_update_match_scalar_loops(name, margin, gradient):
             (head.velocity, expected.center_grad),
         ]:
             assert (found - wanted).abs().max() < tolerance * wanted.abs().max()
+        torch.testing.assert_close(head.margin_state.double(), expected.state, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("margin", [Softmax(), CosFace(), ArcFace(), ArcFace(margin=1.2)])
+@pytest.mark.parametrize("name", MARGINS)
+def test_half_a_margin_lies_between_none_and_the_whole(name):
+    """The factor is a tensor that may change from step to step."""
+    losses = []
+    for factor in (0.0, 0.5, 1.0):
+        head = build(create_margin(name))
+        head.margin_factor.fill_(factor)
+        losses.append(head(*batch()).item())
+    if name == "softmax":
+        assert losses[0] == losses[1] == losses[2]
+    else:
+        assert losses[0] < losses[1] < losses[2]
+
+
+@pytest.mark.parametrize(
+    "margin",
+    [
+        Softmax(),
+        CosFace(),
+        ArcFace(),
+        ArcFace(margin=1.2),
+        MagFace(),
+        SphereFace(),
+        ArcFace(filter_above=0.4),
+    ],
+)
 def test_embedding_gradients_are_the_finite_differences(margin):
     head = build(margin)
     embeddings, labels = batch()
@@ -150,7 +193,7 @@ def test_a_sampled_step_is_the_dense_step_over_the_sampled_classes():
     head.step(1.0)
     rows = (head.centers != centers).any(1).nonzero().squeeze(1)
     expected = scalar_head(
-        embeddings, centers[rows], torch.searchsorted(rows, labels), name="arcface", margin=0.5
+        embeddings, centers[rows], torch.searchsorted(rows, labels), margin=ArcFace()
     )
     torch.testing.assert_close(loss.detach(), expected.loss, rtol=1e-9, atol=0)
     torch.testing.assert_close(embeddings.grad, expected.embedding_grad, rtol=1e-9, atol=1e-9)
@@ -175,7 +218,7 @@ def test_a_head_restored_from_its_state_repeats_the_run_bit_for_bit():
         if seed == 3:
             saved = {name: value.clone() for name, value in head.state_dict().items()}
         losses.append(train(head, seed))
-    assert set(saved) == {"centers", "velocity", "steps"}
+    assert set(saved) == {"centers", "velocity", "steps", "nonfinite_steps"}
 
     resumed = build(sample_rate=0.3)
     resumed.load_state_dict(saved)
@@ -231,7 +274,7 @@ def test_a_non_finite_step_changes_nothing(poison, sample_rate):
 class Bottomless(Margin):
     """A margin whose losses are finite but whose float32 sum over the batch is not."""
 
-    def _bend(self, cosine: Tensor, norms: Tensor) -> Target:
+    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
         return Target(cosine - 4e36, torch.ones_like(cosine))
 
 
@@ -285,7 +328,7 @@ def test_evaluation_is_over_all_classes_and_leaves_no_trace():
     before = state(head)
     embeddings, labels = batch()
     loss = head(embeddings, labels)
-    expected = scalar_head(embeddings, head.centers, labels, name="arcface", margin=0.5)
+    expected = scalar_head(embeddings, head.centers, labels, margin=ArcFace())
     torch.testing.assert_close(loss, expected.loss, rtol=1e-9, atol=0)
     assert not loss.requires_grad
     assert head.steps == 0

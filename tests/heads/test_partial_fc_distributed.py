@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from heads import ArcFace, PartialFC
-from heads.partial_fc import initial_centers
+from heads.centers import initial_centers
 from tests.heads.head_reference import scalar_head
 
 DIM, BATCH = 8, 4
@@ -42,7 +42,7 @@ def build(classes: int, **options) -> PartialFC:
 
 def all_rows(head: PartialFC, tensor: Tensor) -> Tensor:
     """Every rank's rows of a centers-shaped tensor, concatenated."""
-    gathered: list[Tensor | None] = [None] * head.world_size
+    gathered: list[Tensor | None] = [None] * head.ranks.world_size
     dist.all_gather_object(gathered, tensor)
     return torch.cat(gathered)
 
@@ -53,14 +53,14 @@ def check_rows_are_split_as_dtensor_splits_them(rank: int, world_size: int, clas
     whole = initial_centers(0, classes, DIM, seed=0).double()
     pieces = [*whole.chunk(world_size), *[whole[:0]] * world_size]
     assert torch.equal(head.centers, pieces[rank])
-    assert head.num_local == len(pieces[rank]) == rows_per_rank(head)[rank]
+    assert head.shard.num_local == len(pieces[rank]) == rows_per_rank(head)[rank]
 
 
 def check_one_step_equals_the_dense_reference(rank: int, world_size: int, classes: int) -> None:
     head = build(classes, weight_decay=0.0)
     embeddings, labels = global_batch(world_size, classes)
     before = initial_centers(0, classes, DIM, seed=0).double()
-    expected = scalar_head(embeddings, before, labels, name="arcface", margin=0.5)
+    expected = scalar_head(embeddings, before, labels, margin=ArcFace())
 
     mine = my_share(embeddings, rank).requires_grad_()
     loss = head(mine, my_share(labels, rank))
@@ -73,7 +73,7 @@ def check_one_step_equals_the_dense_reference(rank: int, world_size: int, classe
     torch.testing.assert_close(all_rows(head, head.centers), wanted, rtol=1e-9, atol=1e-9)
 
     # Evaluation, with the updated centers.
-    expected = scalar_head(embeddings, wanted, labels, name="arcface", margin=0.5)
+    expected = scalar_head(embeddings, wanted, labels, margin=ArcFace())
     found = head.eval()(mine, my_share(labels, rank))
     torch.testing.assert_close(found, expected.loss, rtol=1e-9, atol=0)
 
@@ -97,7 +97,7 @@ def check_five_sampled_steps_equal_the_dense_reference_over_the_sample(
 
         rows = moved.nonzero().squeeze(1)
         positions = torch.searchsorted(rows, labels)
-        expected = scalar_head(embeddings, centers[rows], positions, name="arcface", margin=0.5)
+        expected = scalar_head(embeddings, centers[rows], positions, margin=ArcFace())
         torch.testing.assert_close(loss.detach(), expected.loss, rtol=1e-9, atol=0)
         wanted = my_share(expected.embedding_grad, rank)
         torch.testing.assert_close(mine.grad, wanted, rtol=1e-9, atol=1e-9)
@@ -107,9 +107,9 @@ def check_five_sampled_steps_equal_the_dense_reference_over_the_sample(
 
 
 def rows_per_rank(head: PartialFC) -> list[int]:
-    per_rank = math.ceil(head.num_classes / head.world_size)
+    per_rank = math.ceil(head.num_classes / head.ranks.world_size)
     return [
-        max(0, min(per_rank, head.num_classes - rank * per_rank)) for rank in range(head.world_size)
+        max(0, min(per_rank, head.num_classes - rank * per_rank)) for rank in range(head.ranks.world_size)
     ]
 
 

@@ -33,7 +33,7 @@ def test_embeddings_of_any_float_dtype_get_gradients_of_their_own(dtype):
     loss.backward()
     assert loss.dtype == torch.float32
     assert embeddings.grad.dtype == dtype
-    expected = scalar_head(embeddings, head.centers, labels, name="arcface", margin=0.5)
+    expected = scalar_head(embeddings, head.centers, labels, margin=ArcFace())
     error = (embeddings.grad - expected.embedding_grad).abs().max()
     assert error < max(1e-4, torch.finfo(dtype).eps) * expected.embedding_grad.abs().max()
 
@@ -44,8 +44,7 @@ def test_a_loss_scale_lifts_gradients_over_float16_underflow():
     head = build()
     (head(embeddings, labels) * 2**16).backward()
     expected = (
-        2**16
-        * scalar_head(embeddings, head.centers, labels, name="arcface", margin=0.5).embedding_grad
+        2**16 * scalar_head(embeddings, head.centers, labels, margin=ArcFace()).embedding_grad
     )
     assert (embeddings.grad - expected).abs().max() < 1e-3 * expected.abs().max()
 

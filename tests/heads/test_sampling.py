@@ -2,32 +2,84 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from heads.sampling import sample_rows, sample_size
+from heads.counter import step_key
+from heads.sampling import (
+    EVERYONE,
+    NOBODY,
+    AllClasses,
+    HeadClasses,
+    RandomClasses,
+    Sample,
+    Sampling,
+    Shard,
+)
 from tests.graph_safety import GraphSafety, GraphUnsafeError
 
 
-def draw(labels=(), *, num_local=1000, size=100, seed=0, step=0, first_class=0):
-    return sample_rows(
-        torch.tensor(labels, dtype=torch.int64).reshape(-1),
-        num_local=num_local,
-        size=size,
-        seed=seed,
-        step=torch.tensor(step),
+def shard_of(num_local: int, first_class: int = 0, after: int = 0) -> Shard:
+    return Shard(
+        num_classes=max(1, first_class + num_local + after),
         first_class=first_class,
+        num_local=num_local,
     )
 
 
-def overlap(left: torch.Tensor, right: torch.Tensor) -> int:
+def draw(
+    sampling: Sampling, shard: Shard, labels: Sequence[int] = (-1,), *, seed: int = 0, step: int = 0
+) -> Sample:
+    key = step_key(seed, torch.tensor(step), 0)
+    return sampling.draw(torch.tensor(labels, dtype=torch.int64), shard, key)
+
+
+def rows_of(sample: Sample, shard: Shard) -> list[int]:
+    """The sampled rows as a list, having checked what every sampling promises of them."""
+    if sample.rows is None:
+        return list(range(shard.num_local))
+    assert sample.rows.dtype == torch.int64
+    rows = sample.rows.tolist()
+    assert len(set(rows)) == len(rows)
+    assert all(0 <= row < shard.num_local for row in rows)
+    return rows
+
+
+def check(sample: Sample, shard: Shard, labels: Sequence[int], size: int) -> list[int]:
+    rows = rows_of(sample, shard)
+    assert len(rows) == size
+    assert sample.positions.dtype == torch.int64
+    for label, position in zip(labels, sample.positions.tolist(), strict=True):
+        if 0 <= label - shard.first_class < shard.num_local:
+            assert rows[position] == label - shard.first_class
+        else:
+            assert position == -1
+    return rows
+
+
+def overlap(left: Tensor, right: Tensor) -> int:
     return len(set(left.tolist()) & set(right.tolist()))
 
 
+LABELS = st.one_of(
+    st.lists(st.integers(-5, 400), min_size=1, max_size=150),
+    st.builds(lambda label, count: [label] * count, st.integers(-5, 400), st.integers(1, 150)),
+    st.builds(
+        lambda start, count: list(range(start, start + count)),
+        st.integers(-5, 300),
+        st.integers(1, 150),
+    ),
+)
+
+
 @pytest.mark.parametrize(
-    ("num_local", "global_batch", "sample_rate", "expected"),
+    ("num_local", "num_labels", "rate", "expected"),
     [
         (1000, 64, 0.1, 100),
         (1000, 64, 1.0, 1000),
@@ -38,104 +90,273 @@ def overlap(left: torch.Tensor, right: torch.Tensor) -> int:
     ],
 )
 def test_size_is_the_rate_but_never_below_the_batch_nor_above_the_rows(
-    num_local, global_batch, sample_rate, expected
+    num_local, num_labels, rate, expected
 ):
-    assert sample_size(num_local, global_batch, sample_rate) == expected
+    assert RandomClasses(rate).size(shard_of(num_local), num_labels) == expected
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.data())
-def test_every_positive_is_present_and_the_shape_is_fixed(data):
-    """Whatever the labels: all alike, all different, none of ours, more than the rate asks for."""
-    num_local = data.draw(st.integers(1, 200))
-    labels = data.draw(st.lists(st.integers(-1, num_local - 1), min_size=1, max_size=150))
-    size = sample_size(num_local, len(labels), data.draw(st.floats(0.01, 1.0)))
-    rows = draw(
-        labels,
-        num_local=num_local,
-        size=size,
-        seed=data.draw(st.integers(0, 2**63 - 1)),
-        step=data.draw(st.integers(0, 2**40)),
-        first_class=data.draw(st.integers(0, 2**31)),
-    )
-    assert rows.shape == (size,)
-    assert rows.dtype == torch.int64
-    assert (rows.diff() > 0).all(), "ascending, none twice"
-    assert 0 <= rows[0] <= rows[-1] < num_local
-    assert set(labels) - {-1} <= set(rows.tolist())
+@given(
+    num_local=st.integers(0, 200),
+    first_class=st.integers(0, 200),
+    labels=LABELS,
+    rate=st.floats(0.001, 1.0),
+    seed=st.integers(0, 2**63 - 1),
+    step=st.integers(0, 2**40),
+)
+@example(num_local=0, first_class=7, labels=[7], rate=0.5, seed=0, step=0)
+@example(num_local=1, first_class=7, labels=[7, 6], rate=0.5, seed=0, step=0)
+@example(num_local=2, first_class=7, labels=[8], rate=0.5, seed=0, step=0)
+@example(num_local=200, first_class=0, labels=list(range(30, 80)), rate=0.1, seed=0, step=0)
+@example(num_local=200, first_class=0, labels=[*range(199)], rate=0.1, seed=0, step=0)
+def test_random_classes_hold_every_positive(num_local, first_class, labels, rate, seed, step):
+    """Labels all alike, all different, neighbors, none of ours, more than the rate asks for."""
+    shard, sampling = shard_of(num_local, first_class, after=1000), RandomClasses(rate)
+    sample = draw(sampling, shard, labels, seed=seed, step=step)
+    check(sample, shard, labels, sampling.size(shard, len(labels)))
 
 
-def test_the_draw_is_splitmix64_of_seed_step_and_class():
-    """Derived again in unsigned arithmetic; torch's int64 must wrap and shift to the same bits."""
-
-    def mix(state: int) -> int:
-        for shift, multiplier in [(30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)]:
-            state = (state ^ (state >> shift)) * multiplier % 2**64
-        return state ^ (state >> 31)
-
-    golden = 0x9E3779B97F4A7C15
-    assert mix(golden) == 0xE220A8397B1DCDAF  # the published generator's first output from seed 0
-    step_key = mix((mix(11) + 5 * golden) % 2**64)
-    keys = [mix((step_key + (3000 + row) * golden) % 2**64) % 2**62 for row in range(1000)]
-    expected = sorted(sorted(range(1000), key=lambda row: keys[row])[-100:])
-    assert draw(seed=11, step=5, first_class=3000).tolist() == expected
+@pytest.mark.parametrize(
+    ("num_local", "rate", "num_labels"), [(50, 1.0, 1), (50, 0.999, 1), (50, 0.1, 50), (0, 0.1, 3)]
+)
+def test_when_all_rows_take_part_they_are_not_listed(num_local, rate, num_labels):
+    assert draw(RandomClasses(rate), shard_of(num_local), [0] * num_labels).rows is None
 
 
-def test_a_rate_of_one_is_every_row():
-    assert torch.equal(draw([3, 5], size=1000), torch.arange(1000))
+def test_the_cost_does_not_depend_on_the_number_of_classes():
+    """A table of one byte a class would need 2 GiB here, and the products of row numbers 2**42."""
+    shard = shard_of(2**31)
+    labels = [0, 2**31 - 1, 5, 2**30]
+    check(draw(RandomClasses(1e-6), shard, labels), shard, labels, 2147)
 
 
-def test_an_empty_rank_samples_nothing():
-    assert draw([-1, -1], num_local=0, size=0).shape == (0,)
+def test_the_rows_nearly_ascend():
+    """One descent where the rotation wraps, and about one behind each positive."""
+    shard = shard_of(10_000)
+    for labels in [[-1], [9, 10, 11, 12, 5000, 9999]]:
+        rows = draw(RandomClasses(0.1), shard, labels, step=3).rows
+        assert (rows.diff() < 0).sum() <= 2 + len(labels)
+
+
+def chi_square(counts: Tensor, steps: int, chance: float) -> float:
+    """Per row 1 on the average, if every row is drawn with `chance` at every step."""
+    return ((counts - steps * chance) ** 2).mean().item() / (steps * chance * (1 - chance))
+
+
+@pytest.mark.parametrize(("num_local", "size"), [(64, 16), (50, 16), (13, 9), (33, 32), (40, 1)])
+def test_negatives_are_uniform(num_local, size):
+    """Where S divides the rows and where it does not, which makes some runs longer."""
+    steps = 3000
+    counts = torch.zeros(num_local)
+    for step in range(steps):
+        counts[draw(RandomClasses(size / num_local), shard_of(num_local), step=step).rows] += 1
+    assert counts.sum() == steps * size
+    assert 0.4 < chi_square(counts, steps, size / num_local) < 1.8
+
+
+@pytest.mark.parametrize("labels", [[20], [19, 20, 21, 20]])
+def test_a_positives_neighbors_are_negatives_as_often_as_others(labels):
+    steps, num_local = 3000, 60
+    counts = torch.zeros(num_local)
+    for step in range(steps):
+        counts[draw(RandomClasses(0.2), shard_of(num_local), labels, step=step).rows] += 1
+    positives = sorted(set(labels))
+    assert (counts[positives] == steps).all()
+    others = [row for row in range(num_local) if row not in positives]
+    chance = (12 - len(positives)) / len(others)
+    assert 0.4 < chi_square(counts[others], steps, chance) < 1.8
+
+
+def test_positives_leave_no_region_without_negatives():
+    """Half of the slots go to neighboring positives; about every second run keeps its negative."""
+    labels = list(range(500, 550))
+    sample = draw(RandomClasses(0.01), shard_of(10_000), labels, step=1)
+    rows = sample.rows.sort().values
+    assert rows.diff().max() < 400  # four runs
+    assert rows[0] + 10_000 - rows[-1] < 400
+
+
+def test_any_two_rows_can_meet():
+    met = torch.zeros(12, 12)
+    for step in range(3000):
+        rows = draw(RandomClasses(0.25), shard_of(12), step=step).rows
+        met[rows.unsqueeze(1), rows] += 1
+    assert (met > 10).all()
 
 
 def test_the_same_step_gives_the_same_rows_and_another_step_or_seed_others():
-    """Nothing but (seed, step, class ids) decides, so a resumed run repeats the draw."""
-    first = draw(step=7, seed=3)
-    assert torch.equal(first, draw(step=7, seed=3))
+    """Nothing but (key, labels, shard) decides, so a resumed run repeats the draw."""
+    sampling, shard = RandomClasses(0.1), shard_of(1000)
+    first = draw(sampling, shard, step=7, seed=3).rows
+    assert torch.equal(first, draw(sampling, shard, step=7, seed=3).rows)
     # Independent draws of 100 from 1000 share 10 ± 3.
-    for other in (draw(step=8, seed=3), draw(step=7, seed=4), draw(step=6, seed=3)):
-        assert overlap(first, other) < 25
+    for step, seed in [(8, 3), (7, 4), (6, 3)]:
+        assert overlap(first, draw(sampling, shard, step=step, seed=seed).rows) < 25
 
 
 def test_negatives_differ_from_rank_to_rank():
-    """The same seed and step on every rank: the global class ids alone tell the draws apart."""
-    ranks = [draw(first_class=rank * 1000) for rank in range(4)]
+    """The same key on every rank: where a rank's classes begin tells the draws apart."""
+    ranks = [draw(RandomClasses(0.1), shard_of(1000, rank * 1000)).rows for rank in range(4)]
     for left in range(4):
         for right in range(left):
             assert overlap(ranks[left], ranks[right]) < 25
 
 
-def test_negatives_are_uniform():
-    """Chi-square of how often each of 64 rows is drawn in 2,000 steps of 16."""
-    counts = torch.zeros(64)
-    for step in range(2000):
-        counts[draw(num_local=64, size=16, step=step)] += 1
-    expected = 2000 * 16 / 64
-    # Draws without replacement have a variance of 1 - 16/64 of the independent draws'.
-    statistic = ((counts - expected) ** 2).sum() / expected / (1 - 16 / 64)
-    # 63 degrees of freedom: 99.98 % of uniform samplers lie between.
-    assert 30 < statistic < 115
-
-
-def test_draws_of_neighboring_steps_and_classes_are_uncorrelated():
-    """A weak hash shows as rows that come together, or that return some steps later."""
+def test_draws_of_neighboring_steps_are_uncorrelated():
+    """A weak key shows as rows that return some steps later."""
     drawn = torch.zeros(1500, 64)
     for step in range(1500):
-        drawn[step, draw(num_local=64, size=32, step=step)] = 1
+        drawn[step, draw(RandomClasses(0.5), shard_of(64), step=step).rows] = 1
     centered = drawn - 0.5
     for lag in (1, 2, 3):
-        over_steps = (centered[lag:] * centered[:-lag]).mean() / 0.25
-        assert over_steps.abs() < 0.02
-    for lag in (1, 2, 3):  # without replacement, two rows' correlation is -1/63
-        over_rows = (centered[:, lag:] * centered[:, :-lag]).mean() / 0.25
-        assert (over_rows + 1 / 63).abs() < 0.02
+        assert ((centered[lag:] * centered[:-lag]).mean() / 0.25).abs() < 0.02
 
 
-def test_sampling_is_graph_safe():
+@given(num_local=st.integers(0, 200), first_class=st.integers(0, 200), labels=LABELS)
+def test_all_classes_takes_all(num_local, first_class, labels):
+    shard = shard_of(num_local, first_class, after=1000)
+    sample = draw(AllClasses(), shard, labels)
+    assert sample.rows is None
+    check(sample, shard, labels, AllClasses().size(shard, len(labels)))
+    assert sample.column_groups is None
+    assert sample.row_groups is None
+
+
+def heads_on(shard: Shard, heads: int) -> dict[int, list[int]]:
+    """The rows that each head has on this rank, for the heads that have any, class by class."""
+    width = -(-shard.num_classes // heads)
+    found: dict[int, list[int]] = {}
+    for row in range(shard.num_local):
+        found.setdefault((shard.first_class + row) // width, []).append(row)
+    return found
+
+
+@given(
+    before=st.integers(0, 60),
+    num_local=st.integers(0, 80),
+    after=st.integers(0, 60),
+    heads=st.integers(1, 25),
+    random_heads=st.integers(0, 6),
+    scope=st.sampled_from(["batch", "sample"]),
+    labels=st.lists(st.integers(-3, 230), min_size=1, max_size=8),
+    step=st.integers(0, 1000),
+)
+@example(before=3, num_local=7, after=5, heads=4, random_heads=0, scope="batch", labels=[4], step=0)
+@example(
+    before=5, num_local=0, after=5, heads=4, random_heads=1, scope="sample", labels=[1], step=0
+)
+@example(
+    before=0, num_local=9, after=1, heads=6, random_heads=1, scope="sample", labels=[9], step=0
+)
+@example(before=1, num_local=1, after=0, heads=1, random_heads=0, scope="batch", labels=[0], step=0)
+@example(
+    before=0, num_local=9, after=1, heads=5, random_heads=0, scope="sample", labels=[-4], step=0
+)
+@example(
+    before=0, num_local=9, after=1, heads=4, random_heads=0, scope="sample", labels=[9, 11], step=0
+)
+def test_head_classes_against_their_definition(
+    before, num_local, after, heads, random_heads, scope, labels, step
+):
+    """Every set derived again by loops, with heads cut by the rank's ends and a short last one."""
+    shard = shard_of(num_local, before, after)
+    sampling = HeadClasses(heads, random_heads, scope)
+    local_heads = heads_on(shard, heads)
+    width = -(-shard.num_classes // heads)
+    taken = min(len(local_heads), len(labels) + random_heads)
+    size = sum(sorted((len(rows) for rows in local_heads.values()), reverse=True)[:taken])
+    assert sampling.size(shard, len(labels)) == size
+    sample = draw(sampling, shard, labels, step=step)
+    rows = check(sample, shard, labels, size)
+
+    head_of_row = {row: head for head, held in local_heads.items() for row in held}
+    head_of_label = [label // width if 0 <= label < shard.num_classes else None for label in labels]
+    wanted = set(head_of_label) & set(local_heads)
+    columns, row_groups = sample.column_groups.tolist(), sample.row_groups.tolist()
+    assert sample.column_groups.dtype == sample.row_groups.dtype == torch.int32
+    assert len(columns) == size
+
+    shown = [row for row, group in zip(rows, columns) if group != NOBODY]
+    active = {head_of_row[row] for row in shown}
+    assert sorted(shown) == sorted(row for head in active for row in local_heads[head])
+    assert wanted <= active
+    assert len(active) == min(len(local_heads), len(wanted) + random_heads)
+    common = active - wanted if scope == "sample" else active
+    assert all(group >= EVERYONE for group in row_groups)
+    for head, group in zip(head_of_label, row_groups, strict=True):
+        seen = {row for row, column in zip(rows, columns) if column in (EVERYONE, group)}
+        own = {head} & active
+        assert seen == {row for each in common | own for row in local_heads[each]}
+
+
+def test_the_rows_of_a_head_are_consecutive():
+    shard = shard_of(1000, first_class=130, after=70)
+    rows = draw(HeadClasses(40, random_heads=3), shard, [500, 131, 900], step=2).rows
+    assert (rows.diff() != 1).sum() <= 6  # up to seven heads
+
+
+def test_random_heads_are_uniform_over_the_heads_without_labels():
+    steps = 3000
+    counts = torch.zeros(16)
+    for step in range(steps):
+        sample = draw(HeadClasses(16, 3, "sample"), shard_of(64), [17], step=step)
+        common = sample.rows[sample.column_groups == EVERYONE] // 4
+        counts += common.bincount(minlength=16) / 4
+    assert counts[4] == 0  # the label's own head
+    others = torch.cat([counts[:4], counts[5:]])
+    # Draws without replacement vary less than independent ones, by 15/14 of what chi_square takes.
+    assert 0.4 < chi_square(others, steps, 3 / 15) < 1.8
+
+
+def test_random_heads_differ_from_rank_to_rank():
+    """Heads of one class: independent draws of 101 from 1000 share 10 ± 3."""
+    sampling = HeadClasses(2000, random_heads=100)
+    ranks = [draw(sampling, shard_of(1000, first, 1000 - first)).rows for first in (0, 1000)]
+    assert overlap(*ranks) < 25
+
+
+SAMPLINGS = [
+    AllClasses(),
+    RandomClasses(0.1),
+    RandomClasses(1.0),
+    HeadClasses(50, 2, "batch"),
+    HeadClasses(50, 2, "sample"),
+    HeadClasses(2, 2, "batch"),
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=repr)
+@pytest.mark.parametrize("num_local", [0, 1, 1000])
+def test_every_draw_is_graph_safe(sampling, num_local):
     labels, step = torch.tensor([3, -1, 700, 3]), torch.tensor(5)
+    shard = shard_of(num_local, first_class=1, after=3)
     with GraphSafety():
-        sample_rows(labels, num_local=1000, size=100, seed=1, step=step, first_class=0)
+        sampling.draw(labels, shard, step_key(1, step, 0))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=repr)
+def test_the_labels_are_left_as_they_were(sampling):
+    labels = torch.tensor([3, -1, 700, 3])
+    sampling.draw(labels, shard_of(500), step_key(1, torch.tensor(0), 0))
+    assert labels.tolist() == [3, -1, 700, 3]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: RandomClasses(0.0), r"rate=0.0, expected a number in \(0, 1\]"),
+        (lambda: RandomClasses(1.01), "rate=1.01"),
+        (lambda: RandomClasses(math.nan), "rate=nan"),
+        (lambda: RandomClasses("0.1"), "rate='0.1'"),
+        (lambda: RandomClasses(True), "rate=True"),
+        (lambda: HeadClasses(0), "heads=0, expected an integer >= 1"),
+        (lambda: HeadClasses(2.0), "heads=2.0"),
+        (lambda: HeadClasses(2, -1), "random_heads=-1, expected an integer >= 0"),
+        (lambda: HeadClasses(2, 0, "row"), r"scope='row', expected one of \('batch', 'sample'\)"),
+    ],
+)
+def test_values_out_of_range_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
 
 
 @pytest.mark.parametrize(

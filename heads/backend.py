@@ -1,0 +1,47 @@
+"""Which of the two implementations of the passes over the classes runs: PyTorch or Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from heads.cosine_softmax import ChunkedSoftmax
+from heads.row_update import update_rows
+
+BACKENDS = ("auto", "torch", "triton")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """softmax: ChunkedSoftmax or what has its face. update_rows: as in heads.row_update."""
+
+    name: str
+    reason: str
+    softmax: Callable[..., Any]
+    update_rows: Callable[..., None]
+
+
+def choose_backend(
+    requested: str, *, device: torch.device, embedding_dim: int, compute_dtype: torch.dtype
+) -> Backend:
+    """Triton where it runs, PyTorch elsewhere, or the one that is asked for.
+
+    Raises ValueError for an unknown name, and for Triton where it cannot run, with the reason.
+    """
+    if requested not in BACKENDS:
+        raise ValueError(f"backend={requested!r}, expected one of {', '.join(BACKENDS)}")
+    if requested == "torch":
+        return Backend("torch", "asked for", ChunkedSoftmax, update_rows)
+    from heads import kernels, triton_softmax
+
+    obstacle = kernels.available(device, embedding_dim, compute_dtype)
+    if obstacle is None:
+        return Backend(
+            "triton", "it can run here", triton_softmax.TritonSoftmax, triton_softmax.update_rows
+        )
+    if requested == "triton":
+        raise ValueError(f"backend='triton' cannot run here: {obstacle}; take 'auto' or 'torch'")
+    return Backend("torch", obstacle, ChunkedSoftmax, update_rows)

@@ -1,0 +1,39 @@
+"""Where class centers start, and which of them a rank owns."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from heads.sampling import Shard
+
+_STD = 0.01
+_BLOCK = 1024
+
+
+def shard_of(num_classes: int, *, rank: int, world_size: int) -> Shard:
+    """Rank r of w owns the ids from r·ceil(C/w), at most ceil(C/w): DTensor's Shard(0)."""
+    rows_per_rank = math.ceil(num_classes / world_size)
+    first = min(rank * rows_per_rank, num_classes)
+    count = min(first + rows_per_rank, num_classes) - first
+    return Shard(num_classes=num_classes, first_class=first, num_local=count)
+
+
+def initial_centers(first_class: int, count: int, width: int, *, seed: int) -> Tensor:
+    """(count, width) float32 from N(0, 0.01²) for the global class ids from first_class on.
+
+    Drawn on the CPU in blocks of 1024 ids, each from its own generator, so that a class starts at
+    the same place whichever rank owns it and however many others there are.
+    """
+    centers = torch.empty(count, width)
+    stop = first_class + count
+    for block in range(first_class // _BLOCK, math.ceil(stop / _BLOCK)):
+        # The generator keeps 32 bits of its seed; an odd multiplier keeps blocks of a seed apart.
+        generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + block) & 0xFFFFFFFF)
+        drawn = torch.randn(_BLOCK, width, generator=generator) * _STD
+        start = block * _BLOCK
+        low, high = max(start, first_class), min(start + _BLOCK, stop)
+        centers[low - first_class : high - first_class] = drawn[low - start : high - start]
+    return centers

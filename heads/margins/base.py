@@ -1,0 +1,158 @@
+"""What a margin is told, what it answers, and what all margins share.
+
+A margin sees every row of the global batch at once (the target cosines and the feature norms) and
+answers with the margined cosines and their slopes; the logit is `scale` times the margined cosine.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from heads.negatives import Negatives
+
+GRADIENTS = ("exact", "straight_through")
+
+
+class StepContext(NamedTuple):
+    """What a margin may know beside cosines and norms; all on their device.
+
+    factor: 0-d, in [0, 1]: the share of the margin in force (a margin may grow during training).
+        At 0 the target cosine is left as it is.
+    state: (k,) the margin's running values before this step; k is len(margin.initial_state()).
+    key: 0-d int64, this step's counter key for heads.counter.
+    index: (N,) int64, each row's place in the global batch, the same for any number of ranks.
+    """
+
+    factor: Tensor
+    state: Tensor
+    key: Tensor
+    index: Tensor
+
+    @classmethod
+    def neutral(cls, cosine: Tensor) -> StepContext:
+        """For (N,) cosines outside training: the whole margin, no state, key 0, rows in order.
+
+        Margins with running values want `._replace(state=...)`.
+        """
+        return cls(
+            factor=cosine.new_ones(()),
+            state=cosine.new_empty(0),
+            key=torch.zeros((), dtype=torch.int64, device=cosine.device),
+            index=torch.arange(cosine.shape[0], device=cosine.device),
+        )
+
+    def to(self, dtype: torch.dtype) -> StepContext:
+        """The same with factor and state in `dtype`."""
+        return self._replace(factor=self.factor.to(dtype), state=self.state.to(dtype))
+
+
+class Target(NamedTuple):
+    """The target after the margin, in cosine units (the scale is not yet applied).
+
+    All in the cosines' dtype. None: the margin keeps no state, or leaves the norm alone.
+
+    cosine: (N,) margined target, at most 1; below -1 where a margin is subtracted.
+    slope: (N,) d cosine / d (cosine before the margin); never negative.
+    state: (k,) running values after this step, NaN where the batch held NaN. The head keeps the
+        old ones then.
+    norm_slope: (N,) d cosine / d norm.
+    penalty: (N,) added to each row's loss; `scale` does not apply to it.
+    penalty_slope: (N,) d penalty / d norm.
+    """
+
+    cosine: Tensor
+    slope: Tensor
+    state: Tensor | None = None
+    norm_slope: Tensor | None = None
+    penalty: Tensor | None = None
+    penalty_slope: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margin(ABC):
+    """A margin on the target cosine.
+
+    scale: the softmax's inverse temperature, finite and > 0.
+    gradient: "exact" is the derivative of the margined cosine. "straight_through" takes the slope
+        to be 1, which is what arcface_torch computes, its arccos and cos standing under no_grad;
+        accuracies quoted from arcface_torch were trained so. Those of the papers' own code were
+        trained with the derivative.
+    filter_above: inter-class filtering, in cosine units, in (-1, 1]: negatives with a larger cosine
+        leave the softmax. None: none do (arcface_torch writes 0 for that).
+
+    Every margin's target rises, or stays, as the cosine rises, unless its docstring says where not.
+    The norm gets a gradient from MagFace alone.
+
+    Raises ValueError when built with a parameter outside its range.
+    """
+
+    scale: float = 64.0
+    gradient: str = "exact"
+    filter_above: float | None = None
+
+    # True where negatives() reads the target cosines, which the head then gathers beforehand.
+    uses_target_for_negatives: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check(self, "scale", lambda scale: scale > 0, "(0, inf)")
+        if self.gradient not in GRADIENTS:
+            raise ValueError(
+                f"{type(self).__name__}: gradient={self.gradient!r}, expected one of {GRADIENTS}"
+            )
+        if self.filter_above is not None:
+            check(self, "filter_above", lambda cosine: -1 < cosine <= 1, "(-1, 1], or None")
+
+    def __call__(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+        """(N,) target cosines and detached (N,) feature norms of one dtype → Target.
+
+        Cosines beyond [-1, 1], where rounding leaves them, are taken as the nearer end; NaN stays.
+        """
+        assert context.state.shape == (len(self.initial_state()),), "the state is another margin's"
+        target = self._bend(cosine.clamp(-1.0, 1.0), norms, context.to(cosine.dtype))
+        if self.gradient == "straight_through":
+            return target._replace(slope=torch.ones_like(target.slope))
+        return target
+
+    def initial_state(self) -> tuple[float, ...]:
+        """The running values before the first step; empty for most margins."""
+        return ()
+
+    def negatives(self, cosine: Tensor | None, context: StepContext) -> Negatives:
+        """The hook for this step's negatives.
+
+        cosine: (N,) target cosines; None will do where `uses_target_for_negatives` is False.
+        """
+        return Negatives(filter_above=math.inf if self.filter_above is None else self.filter_above)
+
+    @abstractmethod
+    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+        """The margin proper, with its exact slope; the cosines (N,) lie in [-1, 1]."""
+
+
+def check(margin: Margin, name: str, fits: Callable[[float], bool], stated: str) -> None:
+    """Raises ValueError unless the parameter is a finite number that `fits`."""
+    value = getattr(margin, name)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and fits(value)):
+        raise ValueError(
+            f"{type(margin).__name__}: {name}={value!r}, expected a finite number in {stated}"
+        )
+
+
+def check_angle(margin: Margin, name: str) -> None:
+    """Raises ValueError unless the parameter is an angle in [0, π/2)."""
+    check(margin, name, lambda angle: 0 <= angle < math.pi / 2, "[0, π/2)")
+
+
+def check_flag(margin: Margin, name: str) -> None:
+    """Raises ValueError unless the parameter is True or False."""
+    value = getattr(margin, name)
+    if not isinstance(value, bool):
+        raise ValueError(f"{type(margin).__name__}: {name}={value!r}, expected True or False")

@@ -1,0 +1,57 @@
+"""The two collectives a head needs, over a process group or over this process alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """The ranks that share the classes.
+
+    group: the default group where torch.distributed is initialized and this is None, else this
+    process alone.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        distributed = dist.is_available() and dist.is_initialized()
+        self._group = group
+        self.rank = dist.get_rank(group) if distributed else 0
+        self.world_size = dist.get_world_size(group) if distributed else 1
+        self.backend = dist.get_backend(group) if distributed else None
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Every rank's tensor, stacked: (world_size, ...)."""
+        if self.world_size == 1:
+            return tensor.unsqueeze(0)
+        gathered = tensor.new_empty(self.world_size * tensor.shape[0], *tensor.shape[1:])
+        # torch 2.13 has new names for these two collectives and warns of the old ones.
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(gathered, tensor, group=self._group)
+        return gathered.view(self.world_size, *tensor.shape)
+
+    def gather_batch(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Every rank's (B, D) embeddings and (B,) int64 labels, in the order of the ranks.
+
+        One collective: the labels travel beside the embeddings as bytes, and stay exact.
+        """
+        packed = torch.cat(
+            [
+                labels.unsqueeze(1).view(torch.uint8),  # (B, 8)
+                embeddings.contiguous().view(torch.uint8),  # (B, D · itemsize)
+            ],
+            dim=1,
+        )
+        packed = self.all_gather(packed).flatten(0, 1)
+        labels = packed[:, :8].contiguous().view(torch.int64).squeeze(1)
+        return packed[:, 8:].contiguous().view(embeddings.dtype), labels
+
+    def reduce_scatter(self, shares: Tensor) -> Tensor:
+        """(G, D) on every rank → the sum over ranks of this rank's (G / world_size, D)."""
+        if self.world_size == 1:
+            return shares
+        total = shares.new_empty(shares.shape[0] // self.world_size, *shares.shape[1:])
+        scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+        scatter(total, shares, group=self._group)
+        return total

@@ -1,0 +1,115 @@
+"""One step's passes over a rank's classes by the kernels of heads.kernels, for GPUs.
+
+The same face as heads.cosine_softmax and heads.row_update. Nothing is collected or narrowed
+beforehand: the kernels read the sampled rows where they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from heads import kernels
+from heads.cosine_softmax import CenterGradient, Gradients, Terms, coefficient_gain, is_finite
+from heads.negatives import Negatives
+from heads.sampling import NOBODY, Sample
+from heads.workspace import Workspace
+
+
+class TritonSoftmax:
+    """What ChunkedSoftmax is, for centers in float32 and products in float16 or bfloat16."""
+
+    def __init__(
+        self,
+        embeddings: Tensor,
+        centers: Tensor,
+        sample: Sample,
+        negatives: Negatives,
+        *,
+        scale: float,
+        subcenters: int,
+        compute_dtype: torch.dtype,
+        workspace: Workspace,
+    ) -> None:
+        self._embeddings = embeddings.to(compute_dtype)  # (G, D)
+        self._centers, self._scale, self._subcenters = centers, scale, subcenters
+        self._workspace = workspace
+        self._inverse = kernels.inverse_norms(centers, sample.rows, subcenters=subcenters)
+        self._classes = {
+            "rows": sample.rows,
+            "positions": sample.positions,
+            "groups": None
+            if sample.column_groups is None
+            else (sample.column_groups, sample.row_groups),
+            "negatives": negatives,
+            "scale": scale,
+            "subcenters": subcenters,
+        }
+
+    def logsumexp(self) -> Tensor:
+        """As ChunkedSoftmax.logsumexp."""
+        return kernels.negative_logsumexp(
+            self._embeddings, self._centers, self._inverse, **self._classes
+        )
+
+    def gradients(self, terms: Terms, *, share: float, into: CenterGradient | None) -> Gradients:
+        """As ChunkedSoftmax.gradients."""
+        global_batch, dim = self._embeddings.shape
+        gain = coefficient_gain(global_batch, self._embeddings.dtype)
+        unit = share * self._scale / (global_batch * gain)
+        limit = torch.finfo(self._embeddings.dtype).max / gain
+        if into is None:
+            shape = (self._inverse.shape[0], dim)
+            product = self._workspace.take("rows", shape, self._embeddings.dtype)
+        else:
+            product = into.product
+        embedding_grad, along, reach = kernels.gradients(
+            self._embeddings,
+            self._centers,
+            self._inverse,
+            **self._classes,
+            log_partition=terms.log_partition,
+            target=terms.target.clamp(-limit, limit),
+            target_subcenter=terms.subcenter,
+            gain=gain,
+            product=product,
+            accumulate=into is not None,
+        )
+        pull = (self._inverse * unit).unsqueeze(1)
+        drift = (along * self._inverse.square() * -unit).unsqueeze(1)
+        if into is None:
+            centers = CenterGradient(product, pull, drift)
+        else:
+            into.pull.copy_(pull)
+            into.drift.add_(drift)
+            centers = into
+        most = reach.amax() if reach.numel() else reach.sum()
+        return Gradients(embedding_grad.mul_(unit), centers, is_finite(centers, most))
+
+
+def update_rows(
+    centers: Tensor,
+    velocity: Tensor,
+    sample: Sample,
+    gradient: CenterGradient,
+    *,
+    lr: Tensor,
+    momentum: float,
+    weight_decay: float,
+    apply: Tensor,
+    workspace: Workspace,
+) -> None:
+    """As heads.row_update.update_rows, with no scratch memory."""
+    kernels.update_rows(
+        centers,
+        velocity,
+        rows=sample.rows,
+        product=gradient.product,
+        pull=gradient.pull.view(-1),
+        drift=gradient.drift.view(-1),
+        lr=lr.to(torch.float32),
+        momentum=momentum,
+        weight_decay=weight_decay,
+        apply=apply,
+        active=None if sample.column_groups is None else sample.column_groups != NOBODY,
+    )

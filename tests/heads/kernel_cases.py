@@ -1,0 +1,389 @@
+"""What heads.kernels must compute, against dense float64 references a few lines long.
+
+tests/heads/test_kernels.py runs this file in a process of its own: under Triton's interpreter on
+the CPU, which has to be chosen before Triton is first imported, and compiled where there is a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import triton.language as tl
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from heads import kernels
+from heads.negatives import Negatives
+from tests.graph_safety import GraphSafety
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+SCALE, GAIN = 64.0, 4.0
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, for inf and NaN
+
+if INTERPRETED:
+    from triton.runtime import interpreter
+
+    _create_dot = interpreter.InterpreterBuilder.create_dot
+    _convert_float = interpreter._convert_float
+
+    def _dot_of_floats(builder: Any, left: Any, right: Any, *rest: Any) -> Any:
+        """The interpreter keeps bfloat16 as integers and would multiply those."""
+        if left.dtype.scalar == tl.bfloat16:
+            left, right = (builder.cast_impl(operand, tl.float32) for operand in (left, right))
+        return _create_dot(builder, left, right, *rest)
+
+    def _round_to_nearest(data: Any, source: Any, target: Any, mode: Any) -> Any:
+        """The interpreter cuts the bits of bfloat16 off, where a GPU rounds."""
+        if source == tl.float32 and target == tl.bfloat16:
+            return torch.from_numpy(data).bfloat16().view(torch.int16).numpy().view("uint16")
+        return _convert_float(data, source, target, mode)
+
+    interpreter.InterpreterBuilder.create_dot = _dot_of_floats
+    interpreter._convert_float = _round_to_nearest
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step. size: global batch, dimensions, rows of the centers. hook: of the negatives."""
+
+    size: tuple[int, int, int]
+    sampled: int | None = None
+    subcenters: int = 1
+    grouped: bool = False
+    hook: str = ""
+    own: bool = True
+    dtype: torch.dtype = torch.float16
+
+
+CASES = [
+    Case((1, 1, 1)),
+    Case((5, 7, 9)),
+    Case((37, 40, 75), sampled=53, grouped=True),
+    Case((19, 33, 50), subcenters=2, hook="hard", dtype=torch.bfloat16),
+    Case((17, 24, 40), sampled=21, subcenters=3, grouped=True, hook="hard filter"),
+    Case((20, 16, 34), hook="filter", own=False, dtype=torch.bfloat16),
+]
+
+
+class Step:
+    """The inputs of a case, and what the passes over them must give, in float64."""
+
+    def __init__(self, case: Case, *, seed: int = 0, centers: Tensor | None = None) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        batch, dim, total = case.size
+        count, parts = case.sampled or total, case.subcenters
+        self.case = case
+        self.embeddings = normalize(_randn(batch, dim, generator=generator)).to(case.dtype)
+        self.centers = _randn(total, parts * dim, generator=generator) * 0.01
+        if centers is not None:
+            self.centers = centers
+        self.rows = None
+        if case.sampled is not None:
+            self.rows = torch.randperm(total, generator=generator)[:count].to(DEVICE)
+        self.positions = torch.full((batch,), -1, device=DEVICE)
+        if case.own:
+            self.positions = torch.randint(-1, count, (batch,), generator=generator).to(DEVICE)
+        self.groups = None
+        if case.grouped:
+            columns = torch.randint(-2, 3, (count,), generator=generator, dtype=torch.int32)
+            rows = torch.randint(0, 3, (batch,), generator=generator, dtype=torch.int32)
+            self.groups = (columns.to(DEVICE), rows.to(DEVICE))
+        self.target = -torch.rand(batch, generator=generator).to(DEVICE)
+        place = torch.randint(0, parts, (batch,), generator=generator)
+        self.target_subcenter = place.to(DEVICE)
+
+        self.unit, self.cosines = self.dense()
+        best = self.cosines.amax(2)
+        self.negatives = Negatives(
+            filter_above=float(_gap(best.flatten())) if "filter" in case.hook else math.inf,
+            hard_above=_gap(best).float() if "hard" in case.hook else None,
+            easing=torch.tensor(0.3, device=DEVICE) if "hard" in case.hook else None,
+        )
+        self.log_partition = (SCALE * best.amax(1) + 0.5).float()
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """Unit centers as the kernels read them, (S, K, D), and the cosines, (G, S, K)."""
+        centers = self.centers if self.rows is None else self.centers[self.rows]
+        centers = centers.view(centers.shape[0], self.case.subcenters, -1)
+        unit = normalize(centers.double(), dim=2).to(self.case.dtype).double()
+        return unit, torch.einsum("gd,skd->gsk", self.embeddings.double(), unit)
+
+    @property
+    def common(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "positions": self.positions,
+            "groups": self.groups,
+            "negatives": self.negatives,
+            "scale": SCALE,
+            "subcenters": self.case.subcenters,
+        }
+
+    def first_pass(self) -> Tensor:
+        inverse = kernels.inverse_norms(self.centers, self.rows, subcenters=self.case.subcenters)
+        return kernels.negative_logsumexp(self.embeddings, self.centers, inverse, **self.common)
+
+    def second_pass(
+        self, product: Tensor | None = None, accumulate: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The product, then what `gradients` returns."""
+        count, parts, dim = self.unit.shape
+        if product is None:
+            # Whatever the buffer held must not matter.
+            product = self.embeddings.new_full((count * parts, dim), math.nan)
+        inverse = kernels.inverse_norms(self.centers, self.rows, subcenters=parts)
+        rest = kernels.gradients(
+            self.embeddings,
+            self.centers,
+            inverse,
+            **self.common,
+            log_partition=self.log_partition,
+            target=self.target,
+            target_subcenter=self.target_subcenter,
+            gain=GAIN,
+            product=product,
+            accumulate=accumulate,
+        )
+        return product, *rest
+
+    def masks(self) -> tuple[Tensor, Tensor]:
+        """(G, S) each: the classes a row sees beside its own, and its own."""
+        batch, count = self.cosines.shape[:2]
+        own = self.positions.unsqueeze(1) == torch.arange(count, device=DEVICE)
+        seen = torch.ones(batch, count, dtype=torch.bool, device=DEVICE)
+        if self.groups is not None:
+            columns, rows = self.groups
+            seen = (columns == -1) | (columns == rows.unsqueeze(1))
+        return seen & ~own, own
+
+    def bend(self) -> tuple[Tensor, Tensor]:
+        cosine = self.cosines.amax(2)
+        bent, slope = cosine, torch.ones_like(cosine)
+        if self.negatives.hard_above is not None:
+            hard = cosine > self.negatives.hard_above.unsqueeze(1)
+            bent = torch.where(hard, cosine * (self.negatives.easing + cosine), cosine)
+            slope = torch.where(hard, self.negatives.easing + 2 * cosine, 1.0)
+        return torch.where(cosine > self.negatives.filter_above, -math.inf, bent), slope
+
+    def expected_logsumexp(self) -> Tensor:
+        seen, _ = self.masks()
+        return torch.where(seen, SCALE * self.bend()[0], -math.inf).logsumexp(1)
+
+    def expected_coefficients(self) -> Tensor:
+        """(G, S, K)."""
+        seen, own = self.masks()
+        bent, slope = self.bend()
+        value = GAIN * torch.exp(SCALE * bent - self.log_partition.unsqueeze(1)) * slope
+        places = torch.arange(self.case.subcenters, device=DEVICE)
+        largest = places == self.cosines.argmax(2, keepdim=True)
+        coefficients = torch.where(seen.unsqueeze(2) & largest, value.unsqueeze(2), 0.0)
+        mine = own.unsqueeze(2) & (places == self.target_subcenter.view(-1, 1, 1))
+        return torch.where(mine, GAIN * self.target.double().view(-1, 1, 1), coefficients)
+
+    def expected_gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        coefficients = self.expected_coefficients()
+        return (
+            torch.einsum("gsk,gd->skd", coefficients, self.embeddings.double()).flatten(0, 1),
+            torch.einsum("gsk,skd->gd", coefficients, self.unit),
+            (coefficients * self.cosines).sum(0).flatten(),
+            coefficients.abs().sum(0).flatten(),
+        )
+
+
+def _randn(*shape: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=generator).to(DEVICE)
+
+
+def _gap(values: Tensor) -> Tensor:
+    """A threshold per row amid the widest gap of its larger values: rounding crosses none."""
+    ordered = values.sort(-1).values
+    ordered = ordered[..., ordered.shape[-1] // 2 :]
+    widest = ordered.diff(dim=-1).argmax(-1, keepdim=True)
+    return (ordered.gather(-1, widest) + ordered.gather(-1, widest + 1)).squeeze(-1) / 2
+
+
+def _assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """To within the rounding of what was summed: relative to the tensor's largest value."""
+    limit = TOLERANCE[dtype] * float(expected.abs().amax())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=limit)
+
+
+def _same_bits(found: Tensor, expected: Tensor) -> bool:
+    return torch.equal(found.view(torch.int32), expected.view(torch.int32))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_both_passes(case: Case) -> None:
+    step = Step(case)
+    with GraphSafety():
+        found = step.first_pass()
+        gradients = step.second_pass()
+    # Logits are exact to float32's sums; only a rounding of the unit centers may differ.
+    torch.testing.assert_close(
+        found.double(), step.expected_logsumexp(), rtol=0, atol=10 * TOLERANCE[case.dtype]
+    )
+    for found, expected in zip(gradients, step.expected_gradients()):
+        _assert_close(found, expected, case.dtype)
+    for first, second in zip(gradients, step.second_pass()):
+        assert torch.equal(first, second), "two runs differ"
+
+
+@pytest.mark.parametrize("subcenters", [1, 2])
+def test_chunks_of_classes(monkeypatch: pytest.MonkeyPatch, subcenters: int) -> None:
+    chunk = 32 if INTERPRETED else 128
+    monkeypatch.setattr(kernels, "_chunk_size", lambda *_: chunk)
+    step = Step(Case((18, 20, 3 * chunk + 5), sampled=2 * chunk + 7, subcenters=subcenters))
+    for found, expected in zip(step.second_pass(), step.expected_gradients()):
+        _assert_close(found, expected, torch.float16)
+
+
+def test_accumulates_over_micro_batches() -> None:
+    first = Step(Case((9, 12, 20)), seed=1)
+    steps = [first, Step(Case((9, 12, 20)), seed=2, centers=first.centers)]
+    product = torch.full((20, 12), math.nan, device=DEVICE)
+    for number, step in enumerate(steps):
+        step.second_pass(product, accumulate=number > 0)
+    expected = sum(step.expected_gradients()[0] for step in steps)
+    _assert_close(product, expected, torch.float16)
+
+
+def test_no_classes() -> None:
+    step = Step(Case((3, 8, 4), own=False))
+    step.rows = torch.empty(0, dtype=torch.int64, device=DEVICE)
+    assert step.first_pass().tolist() == [-math.inf] * 3
+    product, grad, along, reach = step.second_pass(step.embeddings.new_empty(0, 8))
+    assert torch.equal(grad, torch.zeros(3, 8, device=DEVICE))
+    assert along.shape == reach.shape == (0,)
+    before = step.centers.clone()
+    _update(step.centers, before, rows=step.rows, product=product, pull=along, drift=reach)
+    assert torch.equal(step.centers, before)
+
+
+def test_nothing_to_see_but_the_own_class() -> None:
+    step = Step(Case((6, 8, 20)))
+    nobody = torch.full((20,), -2, dtype=torch.int32, device=DEVICE)
+    step.groups = (nobody, torch.full((6,), -2, dtype=torch.int32, device=DEVICE))
+    assert step.first_pass().tolist() == [-math.inf] * 6
+    reach = step.second_pass()[3]
+    expected = torch.zeros(21, device=DEVICE)
+    expected.index_add_(0, step.positions.remainder(21), -GAIN * step.target)
+    torch.testing.assert_close(reach, expected[:20], rtol=1e-3, atol=0)
+
+
+def test_nan_in_an_embedding_reaches_its_row_and_every_class() -> None:
+    step = Step(Case((20, 12, 40), subcenters=2, hook="filter"))
+    step.embeddings[7, 3] = math.nan
+    poisoned = torch.arange(20, device=DEVICE) == 7
+    assert torch.equal(step.first_pass().isnan(), poisoned)
+    product, grad, along, reach = step.second_pass()
+    assert torch.equal(grad.isnan().any(1), poisoned)
+    assert reach.view(40, 2).sum(1).isnan().sum() >= 39  # not at the row's own class
+    assert along.isnan().any()
+    assert product.isnan().any()
+
+
+@pytest.mark.parametrize("subcenter", [0, 1])
+def test_nan_in_a_center_reaches_every_row_that_sees_it(subcenter: int) -> None:
+    step = Step(Case((20, 12, 40), subcenters=2, hook="hard"))
+    step.centers[33, 12 * subcenter + 5] = math.nan
+    assert torch.equal(step.first_pass().isnan(), step.positions != 33)
+    _, grad, _, reach = step.second_pass()
+    assert grad.isnan().all()
+    assert torch.equal(reach.isnan().nonzero().squeeze(1).cpu(), torch.tensor([66 + subcenter]))
+
+
+def test_extreme_logits_stay_finite_and_overflow_shows() -> None:
+    step = Step(Case((8, 16, 30), own=False))
+    step.centers[:8] = step.embeddings.float()
+    step.unit, step.cosines = step.dense()
+    torch.testing.assert_close(
+        step.first_pass().double(), step.expected_logsumexp(), rtol=0, atol=0.02
+    )
+    step.log_partition.fill_(1e4)
+    assert all(torch.count_nonzero(part) == 0 for part in step.second_pass())
+    step.log_partition.fill_(-100.0)
+    reach = step.second_pass()[3]
+    assert reach[:8].isinf().all()
+
+
+def test_equal_subcenters_give_the_first_one_all() -> None:
+    step = Step(Case((6, 8, 10), subcenters=3, own=False))
+    step.centers[:, 16:] = step.centers[:, 8:16]
+    reach = step.second_pass()[3].view(10, 3)
+    assert torch.count_nonzero(reach[:, 2]) == 0
+    assert torch.count_nonzero(reach[:, 1]) > 0
+
+
+@pytest.mark.parametrize("subcenters", [1, 3])
+def test_inverse_norms(subcenters: int) -> None:
+    centers = torch.randn(70, subcenters * 11, device=DEVICE)
+    centers[4, :11] = 0.0
+    centers[6, 2] = math.nan
+    rows = torch.arange(69, 1, -1, device=DEVICE)
+    for chosen in (None, rows):
+        found = kernels.inverse_norms(centers, chosen, subcenters=subcenters)
+        lengths = (centers if chosen is None else centers[chosen]).view(-1, 11).norm(dim=1)
+        expected = torch.where(lengths == 0, 0.0, 1 / lengths)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, equal_nan=True)
+
+
+def _update(centers: Tensor, velocity: Tensor, **changes: Any) -> None:
+    with GraphSafety():
+        kernels.update_rows(
+            centers,
+            velocity,
+            **{
+                "rows": None,
+                "lr": torch.tensor(0.1, device=DEVICE),
+                "momentum": 0.9,
+                "weight_decay": 5e-4,
+                "apply": torch.tensor(True, device=DEVICE),
+                "active": None,
+                **changes,
+            },
+        )
+
+
+@pytest.mark.parametrize("subcenters", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_update_moves_the_rows_that_take_part(
+    subcenters: int, dtype: torch.dtype, sampled: bool
+) -> None:
+    dim, rows = 13, torch.tensor([30, 2, 17, 8, 41], device=DEVICE) if sampled else None
+    count = 5 if sampled else 50
+    centers, velocity = (torch.randn(50, subcenters * dim, device=DEVICE) for _ in range(2))
+    product = torch.randn(count * subcenters, dim, device=DEVICE).to(dtype)
+    pull, drift = (torch.randn(count * subcenters, device=DEVICE) for _ in range(2))
+    active = torch.arange(count, device=DEVICE) != 3
+    before = centers.clone(), velocity.clone()
+    product[3 * subcenters] = math.nan  # the class that is not active
+
+    gradient = {"product": product, "pull": pull, "drift": drift, "rows": rows}
+    _update(centers, velocity, **gradient, active=active, apply=torch.tensor(False, device=DEVICE))
+    assert _same_bits(centers, before[0])
+    assert _same_bits(velocity, before[1])
+
+    _update(centers, velocity, **gradient, active=active)
+    chosen = torch.arange(50, device=DEVICE) if rows is None else rows
+    moved = chosen[active]
+    still = torch.ones(50, dtype=torch.bool, device=DEVICE).index_fill_(0, moved, False)
+    for found, old in zip((centers, velocity), before):
+        assert _same_bits(found[still], old[still])
+
+    weight, speed = (part[moved].double().view(-1, dim) for part in before)
+    taking = active.repeat_interleave(subcenters)
+    pull, drift = pull[taking].unsqueeze(1), drift[taking].unsqueeze(1)
+    speed = 0.9 * speed + pull * product[taking].double() + (drift + 5e-4) * weight
+    expected = weight - 0.1 * speed
+    for found, wanted in ((velocity, speed), (centers, expected)):
+        found = found[moved].double().view(-1, dim)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

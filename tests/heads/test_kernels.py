@@ -1,0 +1,156 @@
+"""heads.kernels: its numbers under Triton's interpreter, and what its compiled code needs.
+
+Each in processes of their own, as an environment variable read at Triton's import decides between
+the two. The cases themselves are in kernel_cases.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from heads import kernel_code, kernels
+
+_HERE = Path(__file__).parent
+_ROOT = _HERE.parents[1]
+_PRODUCTS = {
+    "logsumexp_kernel",
+    "coefficients_kernel",
+    "product_kernel",
+    "embedding_grad_kernel",
+}
+_KIB = 1 << 10
+_SHARED = {75: 64 * _KIB, 80: 99 * _KIB, 90: 227 * _KIB}  # 99 of sm_86 and sm_89, sm_80 has more
+
+
+def _run(*command: str, interpreted: bool = False, **environment: str) -> str:
+    """A Python process's output; its failure is the test's."""
+    settings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if interpreted:
+        settings["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=_ROOT,
+        env={**settings, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def _run_cases(*, interpreted: bool) -> None:
+    output = _run(
+        *("-m", "pytest", str(_HERE / "kernel_cases.py"), "-p", "no:cacheprovider", "--tb=short"),
+        interpreted=interpreted,
+    )
+    assert " passed" in output
+    assert "skipped" not in output
+
+
+def test_interpreted_kernels_match_float64() -> None:
+    _run_cases(interpreted=True)
+
+
+@pytest.mark.gpu
+def test_compiled_kernels_match_float64() -> None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("the kernels are for compute capability 8.0 and later")
+    _run_cases(interpreted=False)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("triton"))
+
+
+def _compile(cache: str, *steps: str) -> list[dict[str, Any]]:
+    return json.loads(
+        _run(
+            *("-W", "ignore", str(_HERE / "compile_kernels.py"), *steps),
+            TRITON_CACHE_DIR=cache,
+            TRITON_DEFAULT_FP_FUSION="1",
+        )
+    )
+
+
+def _check_step(cache: str, capability: int, dim: int, dtype: str) -> None:
+    """Shared memory fits, nothing spills, and products run on tensor cores; K is 1 and 3."""
+    steps = [
+        f"{capability}:{dim}:{dtype}:{subcenters}:{hooks}"
+        for subcenters, hooks in itertools.product((1, 3), ("plain", "hooks"))
+    ]
+    results = _compile(cache, *steps)
+    assert {result["kernel"] for result in results} > _PRODUCTS
+    for result in results:
+        assert result["stack"] == 0, f"spills: {result}"
+        assert result["shared"] <= _SHARED[capability], result
+        assert result["tensor_cores"] == (result["kernel"] in _PRODUCTS), result
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_compiles_without_spills(cache: str, capability: int) -> None:
+    _check_step(cache, capability, 512, "float16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [128, 1024])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_compiles_other_sizes_without_spills(cache: str, capability: int, dim: int) -> None:
+    _check_step(cache, capability, dim, "bfloat16")
+
+
+def test_before_ampere_only_the_products_are_out_of_reach(cache: str) -> None:
+    """Why `available` says no there: if this fails, Triton has learned it again."""
+    for result in _compile(cache, "75:512:float16:1:plain"):
+        assert not result["tensor_cores"]
+        if result["kernel"] not in _PRODUCTS:
+            assert result["stack"] == 0, f"spills: {result}"
+            assert result["shared"] <= _SHARED[75], result
+
+
+def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    half = torch.float16
+    assert "float32" in kernels.available(gpu, 512, torch.float32)
+    assert "1024" in kernels.available(gpu, 1025, half)
+    assert "NVIDIA" in kernels.available(cpu, 512, half)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert "7.5" in kernels.available(gpu, 512, half)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    for dtype, dim in itertools.product((half, torch.bfloat16), (1, 1024)):
+        assert kernels.available(gpu, dim, dtype) is None
+    monkeypatch.setattr(kernel_code, "triton", None)
+    assert "not installed" in kernels.available(gpu, 512, half)
+
+
+def test_imports_without_triton() -> None:
+    code = """
+import sys, torch
+sys.modules["triton"] = None
+from heads import kernels
+print(kernels.available(torch.device("cuda"), 512, torch.float16))
+"""
+    assert _run("-c", code).strip() == "triton is not installed"
+
+
+@pytest.mark.parametrize("capability", [None, (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)])
+@pytest.mark.parametrize("dim", [1, 17, 100, 512, 1024])
+def test_tiles_are_powers_of_two_that_divide_a_chunk(
+    capability: tuple[int, int] | None, dim: int
+) -> None:
+    sizes = kernels.tiles(capability, dim)[:5]
+    assert all(size >= 16 and size & (size - 1) == 0 for size in sizes)
+    for pitch, subcenters in itertools.product((16, 512, 1 << 20), (1, 3)):
+        chunk = kernels._chunk_size(10**7, pitch, subcenters, 2)
+        assert all(chunk % size == 0 for size in sizes)
