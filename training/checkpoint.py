@@ -171,14 +171,14 @@ def _state(train_step: TrainStep) -> dict[str, Any]:
 
 def _head_state(head: PartialFC) -> dict[str, torch.Tensor]:
     mesh = init_device_mesh(head.centers.device.type, (dist.get_world_size(),))
-    shape = (head.num_classes, head.embedding_dim)
-    state = dict(head.named_buffers())
+    width = head.centers.shape[1]
+    state = dict(head.state_dict())
     for name in _SHARDED:
         state[name] = DTensor.from_local(
             state[name],
             mesh,
             [Shard(0)],
-            shape=torch.Size(shape),
-            stride=(head.embedding_dim, 1),
+            shape=torch.Size((head.num_classes, width)),
+            stride=(width, 1),
         )
     return state

@@ -95,17 +95,41 @@ class HeadConfig:
 
     loss: str = "arcface"
     loss_args: dict[str, Any] = field(default_factory=dict)  # e.g. margin, scale, gradient
+    margin_warmup_epochs: float = 0.0  # over which the margin grows from nothing to the whole
     sample_rate: float = 1.0  # share of the class centers that take part in a step
+    sample_rate_from: dict[int, float] = field(default_factory=dict)  # epoch → rate from then on
+    sample_heads: int = 0  # instead of a rate: train on those of so many heads that hold the labels
+    random_heads: int = 0  # and on so many others
+    heads_scope: Literal["batch", "sample"] = "batch"  # who sees a head: all samples, or its own
+    subcenters: int = 1  # centers a class, of which the nearest counts
     num_classes: int | None = None  # None: the largest label of the data + 1
+    backend: Literal["auto", "torch", "triton"] = "auto"
+    cuda_graph: bool = True  # on GPUs, record the head's step and replay it
 
     def __post_init__(self) -> None:
         _check(0 < self.sample_rate <= 1, "head.sample_rate", self.sample_rate, "in (0, 1]")
+        for epoch, rate in self.sample_rate_from.items():
+            key = f"head.sample_rate_from[{epoch}]"
+            _check(epoch >= 0 and 0 < rate <= 1, key, rate, "a rate in (0, 1] from an epoch >= 0")
+        warmup = self.margin_warmup_epochs
+        _check(warmup >= 0, "head.margin_warmup_epochs", warmup, "0 or more")
+        _check(self.subcenters >= 1, "head.subcenters", self.subcenters, "at least 1")
+        _check(self.sample_heads >= 0, "head.sample_heads", self.sample_heads, "0 (off) or more")
+        _check(self.random_heads >= 0, "head.random_heads", self.random_heads, "0 or more")
+        if self.sample_heads:
+            rates = {self.sample_rate, *self.sample_rate_from.values()}
+            _check(rates == {1.0}, "head.sample_heads", self.sample_heads, "0 with a sample rate")
         _check(
             self.num_classes is None or self.num_classes >= 1,
             "head.num_classes",
             self.num_classes,
             "at least 1, or none to take it from the data",
         )
+
+    def sample_rate_at(self, epoch: int) -> float:
+        """The share of the class centers that takes part in the steps of an epoch."""
+        started = [first for first in self.sample_rate_from if first <= epoch]
+        return self.sample_rate_from[max(started)] if started else self.sample_rate
 
 
 @dataclass(frozen=True)

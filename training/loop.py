@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from heads import PartialFC, create_margin
+from heads import HeadClasses, PartialFC, create_margin
 from models import create_model
 from pipeline import counter
 from pipeline.dali_loader import Loader, choose_decode_device, choose_threads
@@ -131,6 +131,8 @@ class Trainer:
             "image size": self.config.data.image_size,
             "global batch": self.config.data.global_batch,
             "seed": self.config.run.seed,
+            "head.loss": self.config.head.loss,
+            "head.subcenters": self.config.head.subcenters,
             **{f"model.{key}": value for key, value in self.config.as_dict()["model"].items()},
         }
         require_agreement(
@@ -163,15 +165,26 @@ class Trainer:
     def _build_step(self, num_classes: int) -> TrainStep:
         """Allocate head, backbone and optimizer."""
         config, device = self.config, self.world.device
+        head_sampling = None
+        if config.head.sample_heads:
+            head_sampling = HeadClasses(
+                config.head.sample_heads,
+                random_heads=config.head.random_heads,
+                scope=config.head.heads_scope,
+            )
         head = PartialFC(
             num_classes=num_classes,
             embedding_dim=config.model.embedding_dim,
             margin=create_margin(config.head.loss, **config.head.loss_args),
-            sample_rate=config.head.sample_rate,
+            sample_rate=config.head.sample_rate_at(0),
+            head_sampling=head_sampling,
+            subcenters=config.head.subcenters,
             momentum=config.optim.momentum,
             weight_decay=config.optim.weight_decay,
             seed=config.run.seed,
             compute_dtype=self.precision.head_dtype,
+            backend=config.head.backend,
+            cuda_graph=config.head.cuda_graph,
             device=device,
         )
         backbone = create_backbone(config, self.world)
@@ -200,8 +213,8 @@ class Trainer:
             f"{self.loader.steps_per_epoch} steps an epoch{dropped}",
             f"decoding   {decoding}",
             f"model      {self.config.model.name}, {trained / 1e6:.2f} M parameters",
-            f"head       {head.margin}, {head.num_classes} classes, "
-            f"sample rate {head.sample_rate:g}",
+            f"head       {head.margin}, {head.num_classes} classes, {head.sampling}; "
+            f"{head.backend.name}, because {head.backend.reason}",
             f"rate       {self.schedule}",
             f"output     {self.output}"
             + (f", resumed from {self.last_checkpoint.name}" if self.last_checkpoint else ""),
@@ -239,6 +252,7 @@ class Trainer:
             if self.steps_done == first and self.reporter:
                 self.reporter.images(self._position(), images)
             self._seed_dropout()
+            self._follow_head_schedules()
             rate = self.schedule(self.steps_done)
             lr = set_learning_rate(self.step.optimizer, rate)
             meters.add(self.step(images, labels, lr, stopwatch))
@@ -262,6 +276,15 @@ class Trainer:
         """Dropout depends on the step alone, so that a resumed run repeats it."""
         key = counter.key(self.config.run.seed, self.steps_done, self.world.rank, "dropout")
         torch.manual_seed(int(key[0] >> np.uint64(1)))
+
+    def _follow_head_schedules(self) -> None:
+        """Set what of the head depends on the step alone: sample rate and share of the margin."""
+        config, head, per_epoch = self.config.head, self.step.head, self.loader.steps_per_epoch
+        sample_rate = config.sample_rate_at(self.steps_done // per_epoch)
+        if sample_rate != head.sample_rate:
+            head.sample_rate = sample_rate
+        warmup = config.margin_warmup_epochs * per_epoch
+        head.margin_factor.fill_(min(1.0, (self.steps_done + 1) / (warmup + 1)))
 
     def _log(
         self, rate: float, means: dict[str, float], seconds: dict[str, float], steps: int

@@ -109,7 +109,8 @@ def check_five_sampled_steps_equal_the_dense_reference_over_the_sample(
 def rows_per_rank(head: PartialFC) -> list[int]:
     per_rank = math.ceil(head.num_classes / head.ranks.world_size)
     return [
-        max(0, min(per_rank, head.num_classes - rank * per_rank)) for rank in range(head.ranks.world_size)
+        max(0, min(per_rank, head.num_classes - rank * per_rank))
+        for rank in range(head.ranks.world_size)
     ]
 
 

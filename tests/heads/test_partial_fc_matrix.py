@@ -42,7 +42,11 @@ SAMPLINGS = {
     "sub-centers": {"subcenters": 2, "sample_rate": 0.4},
 }
 VARIANTS = [
-    *(create_margin(name, gradient=way) for name in MARGINS for way in ("exact", "straight_through")),
+    *(
+        create_margin(name, gradient=way)
+        for name in MARGINS
+        for way in ("exact", "straight_through")
+    ),
     MagFace(easy_margin=True),
     ElasticArcFace(plus=True),
     ElasticCosFace(plus=True),
@@ -78,9 +82,7 @@ def gather_sample(head: PartialFC, centers: Tensor) -> Whole:
     groups = sample.column_groups
     if groups is None:
         groups = torch.full_like(rows, EVERYONE, dtype=torch.int32)
-    return Whole(
-        collect(rows + head.shard.first_class), collect(centers[rows]), collect(groups)
-    )
+    return Whole(collect(rows + head.shard.first_class), collect(centers[rows]), collect(groups))
 
 
 def check_steps(

@@ -51,6 +51,12 @@ def test_overrides_reach_every_kind_of_value():
         ("head.loss_args.angle=0.5", "head.loss_args: .*angle"),
         ("head.loss_args.name=0.5", "head.loss_args: .*name"),
         ("optim.lr=-1", r"optim\.lr=-1.0: expected a positive rate"),
+        ("head.sample_rate_from={3: 1.5}", r"head\.sample_rate_from\[3\]=1.5: expected a rate"),
+        ("head.sample_rate_from={last: 0.5}", "head.sample_rate_from.*last"),
+        ("head.margin_warmup_epochs=-1", "head.margin_warmup_epochs"),
+        ("head.subcenters=0", "head.subcenters=0: expected at least 1"),
+        ("head.heads_scope=rank", "head.heads_scope.*rank"),
+        ("head.backend=cuda", "head.backend.*cuda"),
         ("head.sample_rate=0", r"head\.sample_rate=0.0: expected in \(0, 1\]"),
         ("data.max_bad_fraction=2", "a fraction from 0 to 1"),
         ("optim.warmup_epochs=20", r"expected less than run\.epochs=20"),
@@ -84,3 +90,14 @@ def test_a_configuration_cannot_be_changed_once_built():
 def test_lines_can_be_given_back_as_overrides():
     changed = override(BASE, ["data.augment=[flip,geometry]", "head.loss_args.margin=0.3"])
     assert override(BASE, changed.lines()) == changed
+
+
+def test_multi_head_sampling_and_a_rate_exclude_each_other():
+    with pytest.raises(ConfigError, match=r"head\.sample_heads=10: expected 0 with"):
+        override(BASE, ["head.sample_rate=0.1", "head.sample_heads=10"])
+
+
+def test_the_sample_rate_of_an_epoch_is_the_last_that_was_set():
+    head = override(BASE, ["head.sample_rate=0.1", "head.sample_rate_from={4: 0.5, 6: 1.0}"]).head
+    rates = [head.sample_rate_at(epoch) for epoch in range(8)]
+    assert rates == [0.1] * 4 + [0.5] * 2 + [1.0] * 2

@@ -201,6 +201,49 @@ def test_what_cannot_run_is_refused_with_its_name(data, world, tmp_path, change,
     assert not (tmp_path / "run").exists(), "the mended run finds its folder free"
 
 
+HEAD_SCHEDULES = [
+    "head.loss=adaface",
+    "head.loss_args={scale: 16.0}",
+    "head.sample_rate=0.3",
+    "head.sample_rate_from={1: 0.6, 2: 1.0}",
+    "head.margin_warmup_epochs=1.4",
+    "head.subcenters=2",
+]
+
+
+def test_the_heads_schedules_and_statistics_survive_an_interruption(data, world, tmp_path):
+    """Rate, share of the margin and AdaFace's statistics are those of the step, resumed or not."""
+
+    def run(output: Path, *overrides: str) -> tuple[Trainer, list[tuple[float, float]]]:
+        config = override(tiny.config(data, output), [*HEAD_SCHEDULES, *overrides])
+        trainer, seen = build(config, world), []
+        trained = trainer.step
+
+        def watch(*args):
+            head = trained.head
+            seen.append((head.sample_rate, head.margin_factor.item()))
+            return trained(*args)
+
+        watch.head, watch.optimizer = trained.head, trained.optimizer
+        watch.backbone, watch.scaler = trained.backbone, trained.scaler
+        trainer.step = watch
+        trainer.run()
+        trainer.step = trained
+        return trainer, seen
+
+    whole, seen = run(tmp_path / "whole")
+    assert [rate for rate, _ in seen] == [0.3] * 5 + [0.6] * 5 + [1.0] * 5
+    shares = [share for _, share in seen]
+    assert shares == pytest.approx([min(1, (step + 1) / 8) for step in range(15)])
+    assert (whole.step.head.margin_state != torch.tensor([20.0, 100.0])).all()
+
+    for path in (tmp_path / "whole" / "checkpoints").glob("step_*15"):
+        shutil.rmtree(path)
+    resumed, rest = run(tmp_path / "whole")
+    assert rest == seen[10:]
+    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
+
+
 def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
     """A label outside the classes poisons the loss with NaN: weights, BatchNorm's statistics,
     centers and all momentum stay."""
@@ -214,10 +257,12 @@ def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
     images, labels = next(trainer.loader.stream(0))
     meters = Meters(world.device)
     meters.add(step(images, labels, lr, stopwatch))
-    step.head.steps.zero_()  # which counts every forward, counted or not
+    step.head.steps.zero_()  # which counts every step, skipped or not
     kept = [tensor.clone() for tensor in state(trainer)]
     meters.add(step(images, torch.full_like(labels, 10), lr, stopwatch))
+    assert step.head.nonfinite_steps == 1
     step.head.steps.zero_()
+    step.head.nonfinite_steps.zero_()
     assert all(torch.equal(a, b) for a, b in zip(kept, state(trainer), strict=True))
     means = meters.read()
     assert means["skipped_steps"] == 1
