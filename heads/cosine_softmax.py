@@ -26,14 +26,14 @@ from torch import Tensor
 
 from heads.negatives import Negatives
 from heads.sampling import EVERYONE, Sample
-from heads.workspace import Workspace
+from heads.workspace import Workspace, pieces
 
 # One (G, chunk) tensor of a chunk: a handful of them stay in a CPU's caches and a GPU's L2.
 _CHUNK_BYTES = 2 << 20
 # With very large batches they may grow: narrower matrix products waste the device.
 _MIN_CHUNK = 1024
 # What the first pass keeps of its products for the second, whatever the number of classes.
-_KEPT_BYTES = 40 << 20
+KEPT_BYTES = 40 << 20
 
 
 class Gradients(NamedTuple):
@@ -155,15 +155,16 @@ class ChunkedSoftmax:
 
         per_class = self._global_batch * subcenters
         self._chunk = chunk_size(per_class, centers.dtype)
-        self._kept = min(self._count, _KEPT_BYTES // (per_class * compute_dtype.itemsize))
+        self._kept = min(self._count, KEPT_BYTES // (per_class * compute_dtype.itemsize))
         self._products = workspace.take("products", (self._kept * per_class,), compute_dtype)
 
     def logsumexp(self) -> Tensor:
         """First pass: (G,) log-sum-exp of `scale · cosine` over this rank's classes but the row's
         own; -inf where there are none."""
         total = self._embeddings.new_full((self._global_batch,), -math.inf)
+        self._read_rows()
         for start, stop in self._bounds():
-            chunk = self._read(start, stop)
+            chunk = self._chunk_of(start, stop, again=False)
             logits = self._bend(self._nearest(chunk)[0], chunk)[0].mul_(self._scale)  # (G, n)
             # The row's own class leaves the sum.
             _overwrite(logits, *self._own(chunk), -math.inf)
@@ -191,13 +192,13 @@ class ChunkedSoftmax:
         embedding_grad = torch.zeros_like(self._embeddings)
         reach = self._inverse.new_zeros(())
         for start, stop in self._bounds():
-            chunk = self._read_again(start, stop)
+            chunk = self._chunk_of(start, stop, again=True)
             rows = self._columns(start, stop)
             coefficients = self._coefficients(chunk, shift, target, terms.subcenter)  # (G, n·K)
             along = chunk.cosine.mul_(coefficients).sum(0).unsqueeze(1)  # (n·K, 1)
             drift = along.mul_(self._inverse[rows].square()).mul_(-unit)
             coefficients.mul_(self._factor[rows].T)
-            reach = torch.maximum(reach, torch.abs(coefficients, out=chunk.cosine).sum(0).amax())
+            reach = torch.maximum(reach, chunk.cosine.copy_(coefficients).abs_().sum(0).amax())
             read = coefficients.to(self._compute_dtype)
             _add_product(embedding_grad, read, chunk.rows)
             # The rows have been read for the last time: the product may take their place.
@@ -228,38 +229,46 @@ class ChunkedSoftmax:
         """The sub-centers of classes start … stop − 1."""
         return slice(start * self._subcenters, stop * self._subcenters)
 
-    def _read(self, start: int, stop: int) -> _Chunk:
-        """Collect and narrow the rows of a chunk, measure them, and multiply."""
-        columns = self._columns(start, stop)
-        rows = self._centers[start:stop]
-        if self._sample.rows is not None:
-            rows = self._scratch("collected", (stop - start, self._centers.shape[1]), self._dtype)
-            picked = self._sample.rows[start:stop]
-            torch.index_select(self._centers, 0, picked, out=rows)
-        rows = rows.view(-1, self._dim)  # (n·K, D)
-        inverse = inverse_norms(rows)
-        self._inverse[columns] = inverse
-        if self._copied:
-            self._rows[columns] = rows * inverse if self._reads_unit else rows
-        return self._chunk_of(start, stop, multiply=True)
+    def _read_rows(self) -> None:
+        """Collect and narrow the rows that take part, and measure them."""
+        per_class = self._centers.shape[1] * self._dtype.itemsize
+        for start, stop in pieces(self._count, per_class):
+            columns = self._columns(start, stop)
+            rows = self._centers[start:stop]
+            if self._sample.rows is not None:
+                rows = self._scratch(
+                    "row piece", (stop - start, self._centers.shape[1]), self._dtype
+                )
+                picked = self._sample.rows[start:stop]
+                torch.index_select(self._centers, 0, picked, out=rows)
+            rows = rows.view(-1, self._dim)  # (n·K, D)
+            inverse = inverse_norms(rows)
+            self._inverse[columns] = inverse
+            if self._copied:
+                self._rows[columns] = rows * inverse if self._reads_unit else rows
 
-    def _read_again(self, start: int, stop: int) -> _Chunk:
-        """The same chunk, from what `_read` has left."""
-        return self._chunk_of(start, stop, multiply=stop > self._kept)
-
-    def _chunk_of(self, start: int, stop: int, *, multiply: bool) -> _Chunk:
+    def _chunk_of(self, start: int, stop: int, *, again: bool) -> _Chunk:
+        """Multiply with the rows of a chunk, or take what is kept of that from the first time."""
         columns = self._columns(start, stop)
         rows = self._rows[columns]
-        if stop <= self._kept:
+        kept = stop <= self._kept
+        if kept:
             memory = self._products[columns.start * self._global_batch :]
         else:
             memory = self._scratch("product", (rows.shape[0] * self._global_batch,), rows.dtype)
         product = self._shaped(memory, rows.shape[0])
-        if multiply:
-            torch.mm(self._read_embeddings, rows.T, out=product)
+        if not (again and kept):
+            self._multiply(rows, product)
         cosine = self._shaped(self._scratch("cosine", product.shape, self._dtype), rows.shape[0])
-        torch.mul(product, self._factor[columns].T, out=cosine)
+        cosine.copy_(product).mul_(self._factor[columns].T)
         return _Chunk(start, stop, rows, cosine)
+
+    def _multiply(self, rows: Tensor, product: Tensor) -> None:
+        """(G, n·K) product ← embeddings · rows; torch.compile wants the memory in its own order."""
+        if product.is_contiguous():
+            torch.mm(self._read_embeddings, rows.T, out=product)
+        else:
+            torch.mm(rows, self._read_embeddings.T, out=product.T)
 
     def _shaped(self, memory: Tensor, columns: int) -> Tensor:
         """(G, columns) over the head of `memory`, in the order that products are fastest in.
@@ -302,7 +311,7 @@ class ChunkedSoftmax:
         cosine, which = self._nearest(chunk)
         bent, slope = self._bend(cosine, chunk)
         out = self._shaped(self._scratch("coefficients", bent.shape, self._dtype), bent.shape[1])
-        coefficients = torch.mul(bent, self._scale, out=out).sub_(shift).exp_()  # (G, n)
+        coefficients = out.copy_(bent).mul_(self._scale).sub_(shift).exp_()  # (G, n)
         if slope is not None:
             coefficients.mul_(slope)
         inside, column = self._own(chunk)

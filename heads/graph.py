@@ -38,7 +38,7 @@ class Captured(Generic[Result]):
         self._module: Any = torch.get_device_module(device)
         self._inputs: tuple[Tensor, ...] = ()
         self._graph: Any = None
-        self._result: Result | None = None
+        self._result: Any = None
         self.obstacle = obstacle
         if obstacle:
             self._tell()
@@ -80,7 +80,6 @@ class Captured(Generic[Result]):
             _check_alike(static, given)
             static.copy_(given)
         self._graph.replay()
-        assert self._result is not None
         return self._result
 
     def _tell(self) -> None:

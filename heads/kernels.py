@@ -14,7 +14,8 @@ jk = j·K + k counts the S·K sub-centers. Every function here takes
         equals the row's or is EVERYONE (-1), never where it is NOBODY (-2).
 
 on one CUDA device. Shapes are static, the host waits for nothing, and no sum depends on which
-program ends first: a step can be captured in a CUDA graph and is the same bits at every run.
+program ends first: a step is the same bits at every run and can be captured in a CUDA graph, after
+one step outside of it, in which Triton compiles.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def tiles(capability: tuple[int, int] | None, embedding_dim: int) -> Tiles:
 def available(device: torch.device, embedding_dim: int, compute_dtype: torch.dtype) -> str | None:
     """None where these kernels can be used, else in words why not.
 
-    Triton dropped the tensor cores before Ampere in its version 3.3: its products on a T4 would be
-    many times slower there than cuBLAS's.
+    Triton has left out the tensor cores before Ampere since its version 3.3. PyTorch's products use
+    a T4's, so they are the better choice there.
     """
     triton = kernel_code.triton
     if triton is None:
@@ -93,7 +94,7 @@ def available(device: torch.device, embedding_dim: int, compute_dtype: torch.dty
         if compute_dtype == torch.bfloat16:
             return "triton's interpreter takes the bits of bfloat16 for integers in products"
         return None
-    if device.type != "cuda" or torch.version.hip is not None:
+    if device.type == "cpu" or torch.version.cuda is None:
         return f"the kernels are for NVIDIA GPUs, the head is on {device}"
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
@@ -361,7 +362,7 @@ def _row_block(dim: int) -> dict[str, int]:
 
 def _hardware(device: torch.device) -> tuple[tuple[int, int] | None, int]:
     """Compute capability and multiprocessors; None and 2 where kernels are interpreted."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return None, 2
     properties = torch.cuda.get_device_properties(device)
     return (properties.major, properties.minor), properties.multi_processor_count

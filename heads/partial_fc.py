@@ -167,6 +167,7 @@ class PartialFC(nn.Module):
         self._forwards = 0  # since the last step
         self._update: _Update | None = None
         self._head_sampling = head_sampling
+        self._sample_rate = math.nan
         self.sample_rate = sample_rate
 
     @property
@@ -177,6 +178,8 @@ class PartialFC(nn.Module):
     def sample_rate(self, rate: float) -> None:
         check(0 < rate <= 1, "sample_rate", rate, "in (0, 1]")
         check(self._head_sampling is None or rate == 1, "sample_rate", rate, "1 with head_sampling")
+        if rate == self._sample_rate:
+            return
         self._sample_rate = rate
         everything = AllClasses() if rate == 1 else RandomClasses(rate)
         self.sampling = self._head_sampling or everything
@@ -234,9 +237,11 @@ class PartialFC(nn.Module):
         check_batch(embeddings, labels, centers=self.centers, embedding_dim=self.embedding_dim)
         # The precision is compute_dtype's to choose, not autocast's.
         with torch.autocast(embeddings.device.type, enabled=False):
-            if self.training:
-                return _HeadLoss.apply(embeddings, labels, self)
-            return self._eval_forward(embeddings, labels)
+            if not self.training:
+                return self._eval_forward(embeddings, labels)
+            with torch.no_grad():
+                result = self._compute(embeddings.detach(), labels)
+            return _HeadLoss.apply(embeddings, result.loss, result.grad)
 
     @torch.no_grad()
     def step(self, lr: float | Tensor, skip: Tensor | None = None) -> None:
@@ -393,8 +398,8 @@ class PartialFC(nn.Module):
                 if self._micro and self._adding:
                     self._micro.rewind(self.margin_state)
             result = graph(embeddings, labels)
-            # The graph writes these again at the next forward.
-            result = result._replace(loss=result.loss.clone(), grad=result.grad.clone())
+            # The graph writes it again at the next forward.
+            result = result._replace(grad=result.grad.clone())
         self._update = result.update
         self._forwards += 1
         return result
@@ -417,14 +422,13 @@ class PartialFC(nn.Module):
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The loss, with every gradient computed on the way forward; backward only scales."""
+    """The loss, whose every gradient was computed on the way forward; backward only scales."""
 
     @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, labels: Tensor, head: PartialFC) -> Tensor:
-        result = head._compute(embeddings, labels)
-        ctx.save_for_backward(result.grad)
+    def forward(ctx: Any, embeddings: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
         ctx.dtype = embeddings.dtype
-        return result.loss
+        return loss.clone()
 
     @staticmethod
     @once_differentiable

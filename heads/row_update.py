@@ -7,11 +7,7 @@ from torch import Tensor
 
 from heads.cosine_softmax import CenterGradient
 from heads.sampling import NOBODY, Sample
-from heads.workspace import Workspace
-
-# The update goes through the rows in pieces of this size, so that its few passes find them in the
-# cache and its temporaries stay small.
-_PIECE_BYTES = 2 << 20
+from heads.workspace import Workspace, pieces
 
 
 def update_rows(
@@ -39,9 +35,8 @@ def update_rows(
     pull = gradient.pull.view(count, subcenters, 1)
     decay = gradient.drift.view(count, subcenters, 1) + weight_decay
     skipped = (~apply).to(torch.float32)
-    piece = max(1, _PIECE_BYTES // (width * centers.element_size()))
-    for start in range(0, count, piece):
-        part = slice(start, min(start + piece, count))
+    for start, stop in pieces(count, width * centers.element_size()):
+        part = slice(start, stop)
         rows = None if sample.rows is None else sample.rows[part]
         weight = _collect(centers, rows, part, workspace, "weight")
         speed = _collect(velocity, rows, part, workspace, "speed")

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+# Rows are gone through in pieces of this size, so that the few passes over each find it in the
+# cache.
+PIECE_BYTES = 2 << 20
+
+
+def pieces(count: int, bytes_per_row: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of consecutive pieces of `count` rows."""
+    rows = max(1, PIECE_BYTES // bytes_per_row)
+    for start in range(0, count, rows):
+        yield start, min(start + rows, count)
 
 
 class Workspace:

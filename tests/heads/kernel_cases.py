@@ -107,7 +107,8 @@ class Step:
             hard_above=_gap(best).float() if "hard" in case.hook else None,
             easing=torch.tensor(0.3, device=DEVICE) if "hard" in case.hook else None,
         )
-        self.log_partition = (SCALE * best.amax(1) + 0.5).float()
+        # The largest coefficients then weigh as much as the targets.
+        self.log_partition = (SCALE * self.bend()[0].amax(1) + 0.5).float()
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """Unit centers as the kernels read them, (S, K, D), and the cosines, (G, S, K)."""
@@ -218,6 +219,12 @@ def _assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 def _same_bits(found: Tensor, expected: Tensor) -> bool:
     return torch.equal(found.view(torch.int32), expected.view(torch.int32))
+
+
+def test_available_where_the_cases_run() -> None:
+    assert kernels.available(DEVICE, 512, torch.float16) is None
+    obstacle = kernels.available(DEVICE, 512, torch.bfloat16)
+    assert "interpreter" in obstacle if INTERPRETED else obstacle is None
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

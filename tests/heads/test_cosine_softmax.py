@@ -117,7 +117,7 @@ def classes_a_chunk(monkeypatch):
 
     def set_both(count: int, kept_bytes: int = 0) -> None:
         monkeypatch.setattr(cosine_softmax, "chunk_size", lambda *_: count)
-        monkeypatch.setattr(cosine_softmax, "_KEPT_BYTES", kept_bytes)
+        monkeypatch.setattr(cosine_softmax, "KEPT_BYTES", kept_bytes)
 
     return set_both
 

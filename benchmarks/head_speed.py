@@ -1,0 +1,209 @@
+"""The head's step against arcface_torch's and against its bare matrix products, on CPUs:
+
+    python benchmarks/head_speed.py
+
+A step is forward, backward and the update of the centers. Ours, arcface_torch's (float32, as it
+computes its head; see baselines.py) and the three products of the rows that take part are timed in
+turn in one process; medians and their ratios count. Each case runs under glibc's default allocator,
+which gives large tensors fresh pages at every step, and under one told not to. Transient memory is
+what our step adds to the process beyond centers and momentum, measured in a process of its own.
+Results go to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.baselines import ArcfaceTorchHead
+from heads import ArcFace, PartialFC
+
+RESULTS = Path(__file__).parent / "results"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CASES = [(100_000, 1.0), (100_000, 0.1), (400_000, 0.1)]
+ALLOCATORS = {
+    "default": {},
+    "tuned": {
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": "100000000000",
+        "MALLOC_TOP_PAD_": "268435456",
+    },
+}
+
+
+class Batches:
+    """The same few batches, over and over."""
+
+    def __init__(self, classes: int, *, batch: int, dim: int) -> None:
+        torch.manual_seed(0)
+        self._pairs = [
+            (torch.randn(batch, dim, requires_grad=True), torch.randint(0, classes, (batch,)))
+            for _ in range(4)
+        ]
+        self._taken = 0
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
+        self._taken += 1
+        return self._pairs[self._taken % len(self._pairs)]
+
+
+def our_step(classes: int, rate: float, dtype: torch.dtype, batches: Batches, dim: int) -> Callable:
+    margin = ArcFace(gradient="straight_through")
+    head = PartialFC(classes, dim, margin, sample_rate=rate, compute_dtype=dtype)
+    head.velocity.fill_(0)  # zeros take no memory before they are written
+
+    def step() -> None:
+        head(*batches.next()).backward()
+        head.step(0.01)
+
+    return step
+
+
+def their_step(classes: int, rate: float, batches: Batches, dim: int) -> Callable:
+    head = ArcfaceTorchHead(classes, dim, sample_rate=rate, seed=0)
+
+    def step() -> None:
+        head(*batches.next()).backward()
+        head.step(0.01)
+
+    return step
+
+
+def bare_products(rows: int, dtype: torch.dtype, *, batch: int, dim: int) -> Callable:
+    """Logits, embedding gradient, center gradient: nothing else, into memory that is there."""
+    embeddings, weight = torch.randn(batch, dim).to(dtype), torch.randn(rows, dim).to(dtype)
+    logits = torch.randn(batch, rows).to(dtype)
+    outs = [torch.empty_like(t) for t in (logits, embeddings, weight)]
+
+    def step() -> None:
+        torch.mm(embeddings, weight.T, out=outs[0])
+        torch.mm(logits, weight, out=outs[1])
+        torch.mm(logits.T, embeddings, out=outs[2])
+
+    return step
+
+
+def compare(
+    *, classes: int, rate: float, dtype: str, batch: int, dim: int, repeats: int
+) -> dict[str, Any]:
+    """Median seconds of each, taken in turn."""
+    batches = Batches(classes, batch=batch, dim=dim)
+    steps = {
+        "ours": our_step(classes, rate, DTYPES[dtype], batches, dim),
+        "arcface_torch": their_step(classes, rate, batches, dim),
+        "products": bare_products(round(rate * classes), DTYPES[dtype], batch=batch, dim=dim),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats + 2):  # two to warm up
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(taken[2:]) for name, taken in seconds.items()}
+
+
+def measure_transients(
+    *, classes: int, rate: float, dtype: str, batch: int, dim: int, repeats: int
+) -> dict[str, Any]:
+    """Bytes that our steps add to the process, at their peak."""
+    batches = Batches(classes, batch=batch, dim=dim)
+    # The libraries' own memory, once: it is not the step's.
+    our_step(1000, 1.0, DTYPES[dtype], Batches(1000, batch=batch, dim=dim), dim)()
+    step = our_step(classes, rate, DTYPES[dtype], batches, dim)
+    # From here on the peak is that of the steps, not of drawing the centers.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    for _ in range(repeats):
+        step()
+    return {"transient_bytes": _status("VmHWM") - before}
+
+
+def _status(key: str) -> int:
+    """Bytes: VmRSS, what the process holds now, or VmHWM, the most it has held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a measurement's settings, as JSON
+    arguments = parser.parse_args()
+    if arguments.one:
+        settings = json.loads(arguments.one)
+        function = {"compare": compare, "transients": measure_transients}[settings.pop("measure")]
+        print(json.dumps(function(**settings)))
+        return
+    shared = {"batch": arguments.batch, "dim": arguments.dim, "repeats": arguments.repeats}
+    rows = []
+    for classes, rate in CASES:
+        for dtype in DTYPES:
+            case = shared | {"classes": classes, "rate": rate, "dtype": dtype}
+            row: dict[str, Any] = {"classes": classes, "sample_rate": rate, "dtype": dtype}
+            for allocator, variables in ALLOCATORS.items():
+                row[allocator] = _in_own_process({"measure": "compare", **case}, variables)
+            row |= _in_own_process({"measure": "transients", **case}, {})
+            rows.append(row)
+    _print(rows, shared)
+    _save(rows, shared)
+
+
+def _in_own_process(settings: dict[str, Any], variables: dict[str, str]) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", json.dumps(settings)]
+    return json.loads(subprocess.check_output(command, text=True, env=os.environ | variables))
+
+
+def _print(rows: list[dict[str, Any]], shared: dict[str, int]) -> None:
+    table = Table(title=f"batch {shared['batch']}, {shared['dim']} dimensions; tuned / default")
+    columns = ("classes", "rate", "dtype", "ours, ms", "faster than arcface_torch")
+    for column in (*columns, "times the products", "transient MB", "MB allowed"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        both = [row[allocator] for allocator in ("tuned", "default")]
+        allowed = (64 << 20) + row["classes"] * row["sample_rate"] * shared["dim"] * 8
+        table.add_row(
+            f"{row['classes']:,}",
+            f"{row['sample_rate']:g}",
+            row["dtype"],
+            " / ".join(f"{one['ours'] * 1e3:.0f}" for one in both),
+            " / ".join(f"{one['arcface_torch'] / one['ours']:.1f}" for one in both),
+            " / ".join(f"{one['ours'] / one['products']:.2f}" for one in both),
+            f"{row['transient_bytes'] / 1e6:.0f}",
+            f"{allowed / 1e6:.0f}",
+        )
+    Console().print(table)
+
+
+def _save(rows: list[dict[str, Any]], shared: dict[str, int]) -> None:
+    about = {
+        "date": date.today().isoformat(),
+        "device": "cpu",
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    path = RESULTS / f"head_speed_cpu_{about['date']}.json"
+    path.write_text(json.dumps(about | shared | {"results": rows}, indent=2) + "\n")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""How much memory a head takes on each rank, known before anything is allocated."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from heads.cosine_softmax import KEPT_BYTES, chunk_size
+from heads.sampling import AllClasses, Sampling, Shard
+from heads.workspace import PIECE_BYTES
+
+
+class HeadMemory(NamedTuple):
+    """Bytes on one rank. step: beyond the other two, at the peak of a step in PyTorch."""
+
+    centers: int
+    momentum: int
+    step: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def predict_memory(
+    shard: Shard,
+    embedding_dim: int,
+    sampling: Sampling,
+    *,
+    global_batch: int,
+    subcenters: int = 1,
+    compute_dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32,
+    adding: bool = False,
+) -> HeadMemory:
+    """An upper bound for heads.cosine_softmax; the Triton kernels take less.
+
+    global_batch: of one forward. adding: whether steps are made of several forwards (`begin_step`).
+    """
+    width = subcenters * embedding_dim
+    size = sampling.size(shard, global_batch)
+    wide, narrow = dtype.itemsize, compute_dtype.itemsize
+    rows = size * width * narrow  # read by the products, or their result
+    if adding:
+        rows += size * width * wide
+    # Norms, pull and drift; row numbers, and what is drawn and sorted on the way to them.
+    per_row = size * 5 * subcenters * wide
+    if not isinstance(sampling, AllClasses):
+        per_row += size * 6 * 8
+    per_class = global_batch * subcenters
+    kept = min(KEPT_BYTES, size * per_class * narrow)
+    chunk = min(size, chunk_size(per_class, dtype))
+    # Cosines, coefficients, a narrow copy, and what a hook or sub-centers make of them.
+    scratch = chunk * per_class * (6 * wide + narrow)
+    batch = 8 * global_batch * embedding_dim * wide
+    centers = shard.num_local * width * wide
+    return HeadMemory(centers, centers, rows + per_row + kept + scratch + batch + 4 * PIECE_BYTES)

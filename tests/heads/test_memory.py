@@ -1,0 +1,102 @@
+"""The head's memory is what was predicted, up to two million classes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from heads.centers import shard_of
+from heads.memory import predict_memory
+from heads.sampling import AllClasses, RandomClasses
+
+ROOT = Path(__file__).parents[2]
+BATCH = 128
+
+# A head of its own process: what it holds once built, and at its peak in three steps.
+MEASURE = """
+import json, sys, torch
+from pathlib import Path
+from heads import ArcFace, PartialFC
+
+classes, dim, rate, compute_dtype = json.loads(sys.argv[1])
+torch.set_num_threads(1)
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+def train(head, classes):
+    embeddings = torch.randn(128, dim, requires_grad=True)
+    loss = head(embeddings, torch.randint(0, classes, (128,)))
+    loss.backward()
+    head.step(0.1)
+    return loss
+
+def build(classes):
+    head = PartialFC(
+        classes, dim, ArcFace(), sample_rate=rate, compute_dtype=getattr(torch, compute_dtype)
+    )
+    head.velocity.fill_(0)  # zeros take no memory before they are written
+    return head
+
+train(build(1000), 1000)  # the libraries' own memory
+empty = status("VmRSS")
+head = build(classes)
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+built = status("VmRSS")
+for _ in range(3):
+    assert torch.isfinite(train(head, classes))
+print(json.dumps([built - empty, status("VmHWM") - built]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("classes", "dim", "rate", "compute_dtype"),
+    [
+        (2_000_000, 16, 1.0, "float32"),
+        (2_000_000, 16, 0.1, "bfloat16"),
+        (2_000_000, 16, 0.001, "float32"),
+        (50_000, 512, 1.0, "bfloat16"),
+        (100_000, 512, 0.1, "float32"),
+    ],
+)
+def test_a_step_stays_within_the_memory_predicted(classes, dim, rate, compute_dtype):
+    output = subprocess.check_output(
+        [sys.executable, "-c", MEASURE, json.dumps([classes, dim, rate, compute_dtype])],
+        text=True,
+        cwd=ROOT,
+    )
+    held, grown = json.loads(output)
+    predicted = predict_memory(
+        shard_of(classes, rank=0, world_size=1),
+        dim,
+        AllClasses() if rate == 1 else RandomClasses(rate),
+        global_batch=BATCH,
+        compute_dtype=getattr(torch, compute_dtype),
+    )
+    mebi = 1 << 20
+    assert abs(held - predicted.centers - predicted.momentum) < 16 * mebi
+    assert grown <= predicted.step + 8 * mebi
+    assert predicted.step <= grown + 64 * mebi, "nor is it a bound that says nothing"
+    # The promise of the issue of this head, in its own words.
+    assert grown <= 64 * mebi + max(BATCH, round(classes * rate)) * dim * 8
+
+
+def test_parts_grow_with_what_they_are_for():
+    shard = shard_of(1_000_000, rank=3, world_size=4)
+    whole = predict_memory(shard, 512, AllClasses(), global_batch=512)
+    assert whole.centers == whole.momentum == 250_000 * 512 * 4
+    assert whole.total == whole.centers + whole.momentum + whole.step
+    tenth = predict_memory(shard, 512, RandomClasses(0.1), global_batch=512)
+    half = predict_memory(shard, 512, AllClasses(), global_batch=512, compute_dtype=torch.bfloat16)
+    adding = predict_memory(shard, 512, AllClasses(), global_batch=512, adding=True)
+    assert tenth.step < half.step < whole.step < adding.step
+    assert predict_memory(shard, 512, AllClasses(), global_batch=512, subcenters=3).total > 2 * (
+        whole.total
+    )
