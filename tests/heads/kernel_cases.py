@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from heads import kernels
+from heads import AdaFace, ArcFace, CosFace, CurricularFace, HeadClasses, PartialFC, kernels
 from heads.negatives import Negatives
 from tests.graph_safety import GraphSafety
 
@@ -394,3 +394,47 @@ def test_update_moves_the_rows_that_take_part(
     for found, wanted in ((velocity, speed), (centers, expected)):
         found = found[moved].double().view(-1, dim)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+HEADS: list[dict[str, Any]] = [
+    {"margin": ArcFace(), "sample_rate": 0.3},
+    {"margin": CurricularFace(filter_above=0.6)},
+    {"margin": AdaFace(), "head_sampling": HeadClasses(heads=30, random_heads=2, scope="sample")},
+    {"margin": CosFace(), "subcenters": 2, "sample_rate": 0.3},
+]
+
+
+@pytest.mark.parametrize("options", HEADS, ids=str)
+@pytest.mark.parametrize("forwards", [1, 2])
+def test_a_head_trains_as_with_pytorch(options: dict[str, Any], forwards: int) -> None:
+    """Three steps of both backends: losses, embedding gradients, where the centers went."""
+    generator = torch.Generator().manual_seed(0)
+    found: dict[str, list[Tensor]] = {}
+    batches = [
+        (torch.randn(forwards * 12, 24, generator=generator), torch.arange(forwards * 12) * 7 % 90)
+        for _ in range(3)
+    ]
+    for backend in ("torch", "triton"):
+        head = PartialFC(
+            90, 24, compute_dtype=torch.float16, backend=backend, device=DEVICE, **options
+        )
+        start, results = head.centers.clone(), []
+        for embeddings, labels in batches:
+            leaf = embeddings.to(DEVICE).requires_grad_()
+            labels = labels.to(DEVICE)
+            if forwards > 1:
+                head.begin_step(labels.view(forwards, -1))
+            for rows, ids in zip(leaf.chunk(forwards), labels.chunk(forwards)):
+                loss = head(rows, ids)
+                loss.backward()
+                results.append(loss.detach())
+            head.step(torch.tensor(0.01, device=DEVICE))
+            results.append(leaf.grad)
+        assert head.backend.name == backend
+        moved = head.centers - start
+        assert moved.any()
+        found[backend] = [*results, moved, head.velocity]
+    # A hook's threshold may fall between two roundings of one cosine.
+    error = 0.05 if options["margin"].uses_target_for_negatives else 0.01
+    for torchs, tritons in zip(found["torch"], found["triton"]):
+        assert (tritons - torchs).abs().max() <= error * torchs.abs().max()
