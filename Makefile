@@ -28,6 +28,7 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/sample_rates.py --device cpu
+	$(BIN)/python benchmarks/head_speed.py
 
 bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/sample_rates.py --device cuda --dtypes float32 bfloat16 float16

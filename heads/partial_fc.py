@@ -286,7 +286,7 @@ class PartialFC(nn.Module):
         batch = self._gather_batch(embeddings, labels, micro)
         sample = micro.sample(batch.index) if micro else self._draw(batch.labels)
         state = micro.margin_state if micro else self.margin_state
-        loss, softmax, state = self._loss(batch, sample, state)
+        loss, softmax, state = self._loss(batch, sample, state, self._workspace)
         share = 1 / micro.count if micro else 1.0
         into = micro.gradient if micro else None
         gradients = softmax.gradients(loss.terms, share=share, into=into)
@@ -314,17 +314,22 @@ class PartialFC(nn.Module):
     def _eval_forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         batch = self._gather_batch(embeddings, labels, None)
         sample = AllClasses().draw(batch.labels, self.shard, self.steps)
-        return self._loss(batch, sample, self.margin_state)[0].mean
+        # Not the training's workspace: gradients may be waiting there for `step`.
+        workspace = Workspace(self.centers.device)
+        return self._loss(batch, sample, self.margin_state, workspace)[0].mean
 
     def _gather_batch(
         self, embeddings: Tensor, labels: Tensor, micro: MicroBatches | None
     ) -> _Batch:
+        if micro:
+            # Poisoned before they are gathered, so that every rank hears of it.
+            embeddings = torch.where(micro.announced(labels), embeddings, math.nan)
         rows, everyones = self.ranks.gather_batch(embeddings, labels)
         rows = rows.to(self.centers.dtype)
-        index = torch.arange(everyones.shape[0], device=labels.device)
         if micro:
             index = micro.index(self.ranks.world_size)
-            everyones = torch.where(micro.announced(labels), everyones, -1)
+        else:
+            index = torch.arange(everyones.shape[0], device=labels.device)
         norms = torch.linalg.vector_norm(rows, dim=1)
         return _Batch(norms, rows * _reciprocal(norms).unsqueeze(1), everyones, index)
 
@@ -332,7 +337,9 @@ class PartialFC(nn.Module):
         key = counter.step_key(self.seed, self.steps, _SAMPLING)
         return self.sampling.draw(labels, self.shard, key)
 
-    def _loss(self, batch: _Batch, sample: Sample, state: Tensor) -> tuple[Loss, Any, Tensor]:
+    def _loss(
+        self, batch: _Batch, sample: Sample, state: Tensor, workspace: Workspace
+    ) -> tuple[Loss, Any, Tensor]:
         """The loss, the passes over the classes, and the margin's running values after it."""
         margin = self.margin
         context = StepContext(self.margin_factor, state, self.margin_key(), batch.index)
@@ -349,7 +356,7 @@ class PartialFC(nn.Module):
             scale=margin.scale,
             subcenters=self.subcenters,
             compute_dtype=self.compute_dtype,
-            workspace=self._workspace,
+            workspace=workspace,
         )
         sums = softmax.logsumexp()
         if margin.uses_target_for_negatives:

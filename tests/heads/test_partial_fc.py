@@ -337,6 +337,20 @@ def test_evaluation_is_over_all_classes_and_leaves_no_trace():
     assert unchanged(head, before)
 
 
+@pytest.mark.parametrize("options", [{}, {"sample_rate": 0.3}])
+def test_evaluation_amid_a_step_leaves_the_waiting_gradients(options):
+    found = []
+    for evaluate in (False, True):
+        head = build(dtype=torch.float32, compute_dtype=torch.bfloat16, **options)
+        head(*batch(0, torch.float32))
+        if evaluate:
+            head.eval()(*batch(1, torch.float32))
+            head.train()
+        head.step(0.1)
+        found.append(head.centers)
+    assert torch.equal(*found)
+
+
 def test_bfloat16_products_stay_close_to_float32():
     """Ten steps in both, on separable data: the same fall of the loss within 1 %."""
     generator = torch.Generator().manual_seed(0)
