@@ -39,3 +39,8 @@ def bits(key: np.ndarray, counter: np.ndarray) -> np.ndarray:
 def uniform(key: np.ndarray, counter: np.ndarray) -> np.ndarray:
     """(N,) float64 in [0, 1), one for each (N,) integer counter."""
     return (bits(key, counter) >> np.uint64(11)) * 2.0**-53
+
+
+def word(*words: int | str) -> int:
+    """One integer in [0, 2**63), as a seed for what takes one."""
+    return int(key(*words)[0] >> np.uint64(1))

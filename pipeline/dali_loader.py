@@ -18,7 +18,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from pipeline.augment import Augmentation, Draw
 from pipeline.index import RecordIndex
-from pipeline.order import permute, rank_positions, steps_per_epoch
+from pipeline.order import GlobalOrder, Order, rank_positions, steps_per_epoch
 from pipeline.recordio import RecordError
 
 DecodeDevice = Literal["gpu", "hybrid", "cpu"]
@@ -57,7 +57,8 @@ class Loader:
         index: the images.
         global_batch: samples in a step over all ranks; must be a multiple of `world_size`.
         rank, world_size: whose share this is.
-        seed: of order and augmentation.
+        seed: of the augmentation, and of the order where none is given.
+        order: which record at which position of which epoch; a permutation of all by default.
         device: where the batches go.
         decode: where JPEGs are decoded and augmented; see `choose_decode_device`.
         augment: names of recipes of `pipeline.augment`, in order.
@@ -74,6 +75,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
+        order: Order | None = None,
         device: torch.device,
         decode: DecodeDevice = "cpu",
         augment: Sequence[str] = (),
@@ -87,6 +89,7 @@ class Loader:
         self.dropped = len(index) - self.steps_per_epoch * global_batch
         self.bad: dict[int, str] = {}  # record number → what is wrong with it
         self._index, self._global_batch = index, global_batch
+        self._order = order or GlobalOrder(len(index), seed=seed)
         self._rank, self._world_size, self._seed = rank, world_size, seed
         self._device, self._decode, self._threads = device, decode, threads
         self._augmentation = Augmentation(augment)
@@ -127,7 +130,7 @@ class Loader:
         """Records, positions and epoch of this rank's batch at global step `at`."""
         epoch, step = divmod(at, self.steps_per_epoch)
         position = self._positions(step)
-        records = permute(position, num_records=len(self._index), seed=self._seed, epoch=epoch)
+        records = self._order(position, epoch)
         for i in np.flatnonzero(np.isin(records, list(self.bad))) if self.bad else ():
             while int(records[i]) in self.bad:
                 records[i] = (records[i] + 1) % len(self._index)

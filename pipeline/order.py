@@ -8,10 +8,14 @@ position counts samples of the global batch; rank r of w takes the r-th of w equ
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from pipeline import counter
+
+# (N,) int64 positions of an epoch, and its number, to (N,) int64 record numbers.
+Order = Callable[[np.ndarray, int], np.ndarray]
 
 # Four passes over either half: below that, small sets show which neighbors stayed together.
 _ROUNDS = 8
@@ -67,3 +71,62 @@ def rank_positions(position: int, *, global_batch: int, rank: int, world_size: i
         )
     batch = global_batch // world_size
     return np.arange(position + rank * batch, position + (rank + 1) * batch, dtype=np.int64)
+
+
+class GlobalOrder:
+    """A true permutation of the whole set in every epoch."""
+
+    def __init__(self, num_records: int, *, seed: int) -> None:
+        self._num_records, self._seed = num_records, seed
+
+    def __call__(self, position: np.ndarray, epoch: int) -> np.ndarray:
+        """(N,) int64 positions of an epoch to (N,) int64 record numbers."""
+        return permute(position, num_records=self._num_records, seed=self._seed, epoch=epoch)
+
+
+class BlockOrder:
+    """Near-sequential reads, for network disks: blocks of neighbors, mixed inside windows.
+
+    The set is cut into blocks of `block` consecutive records; the blocks are permuted, and the
+    records of each window of `window` blocks permuted among themselves. So at any time a run reads
+    from `window` places of the file, each of them in one piece. Where the cuts fall is drawn for
+    each epoch anew. Every record comes once an epoch.
+
+    Raises ValueError for a block or window below 1.
+    """
+
+    def __init__(self, num_records: int, *, seed: int, block: int, window: int) -> None:
+        if block < 1 or window < 1:
+            raise ValueError(f"blocks of {block} records, windows of {window} blocks: at least 1")
+        self._num_records, self._seed = num_records, seed
+        self._block, self._window = block, window
+
+    def __call__(self, position: np.ndarray, epoch: int) -> np.ndarray:
+        """(N,) int64 positions of an epoch to (N,) int64 record numbers."""
+        position = np.asarray(position, np.int64)
+        size = self._block * self._window
+        record = np.empty_like(position)
+        for window in np.unique(position // size).tolist():  # a batch lies in one or two
+            here = position // size == window
+            place = permute(
+                position[here] - window * size,
+                num_records=min(size, self._num_records - window * size),
+                seed=counter.word(self._seed, "window", window),
+                epoch=epoch,
+            )
+            record[here] = self._read(window * self._window, place, epoch)
+        rotation = counter.word(self._seed, epoch, "rotation") % self._num_records
+        return (record + rotation) % self._num_records
+
+    def _read(self, first_block: int, place: np.ndarray, epoch: int) -> np.ndarray:
+        """Records at places of the window that begins with the `first_block`-th permuted block."""
+        block, into = np.divmod(place, self._block)
+        block += first_block
+        # What the last block lacks is at the end of the set: it stays in its place, and the
+        # rotation makes it another stretch in every epoch.
+        whole = self._num_records // self._block
+        inside = block < whole
+        block[inside] = permute(
+            block[inside], num_records=whole, seed=counter.word(self._seed, "blocks"), epoch=epoch
+        )
+        return block * self._block + into

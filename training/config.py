@@ -55,6 +55,10 @@ class DataConfig:
     train: str = ""  # a .rec file, or the folder that holds train.rec
     global_batch: int = 512  # samples a step over all ranks
     image_size: int = 112  # pixels
+    order: Literal["global", "block", "balanced"] = "global"
+    block_records: int = 256  # order=block: consecutive records that are read together
+    window_blocks: int = 1024  # order=block: blocks whose records are mixed
+    images_per_identity: int = 4  # order=balanced: of each identity of a batch
     augment: tuple[str, ...] = ("flip",)  # recipes of pipeline.augment, in order
     decode: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
     threads: int = 0  # CPU threads for DALI a rank; 0: its share of the cores
@@ -64,6 +68,9 @@ class DataConfig:
         _check(bool(self.train), "data.train", self.train, "a .rec file or its folder")
         _check(self.global_batch >= 2, "data.global_batch", self.global_batch, "at least 2")
         _check(self.image_size > 0, "data.image_size", self.image_size, "a size in pixels")
+        for name in ("block_records", "window_blocks", "images_per_identity"):
+            value = getattr(self, name)
+            _check(value >= 1, f"data.{name}", value, "at least 1")
         _check(self.threads >= 0, "data.threads", self.threads, "0 (automatic) or more")
         _check(
             0 <= self.max_bad_fraction <= 1,

@@ -15,8 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 from heads import HeadClasses, PartialFC, create_margin
 from models import create_model
 from pipeline import counter
+from pipeline.balanced_order import BalancedOrder
 from pipeline.dali_loader import Loader, choose_decode_device, choose_threads
 from pipeline.index import RecordIndex, fingerprint, open_index
+from pipeline.order import BlockOrder, GlobalOrder, Order
+from pipeline.shuffle_report import report_shuffle
 from training import checkpoint
 from training.config import Config, ConfigError
 from training.distributed import World, require_agreement, together
@@ -75,6 +78,23 @@ def create_backbone(config: Config, world: World) -> nn.Module:
         gradient_as_bucket_view=True,
         static_graph=True,
     )
+
+
+def create_order(index: RecordIndex, config: Config) -> Order:
+    """Which record when, as the configuration wants it."""
+    data, seed = config.data, config.run.seed
+    if data.order == "block":
+        return BlockOrder(
+            len(index), seed=seed, block=data.block_records, window=data.window_blocks
+        )
+    if data.order == "balanced":
+        return BalancedOrder(
+            index.records["label"],
+            seed=seed,
+            global_batch=data.global_batch,
+            images=data.images_per_identity,
+        )
+    return GlobalOrder(len(index), seed=seed)
 
 
 class Trainer:
@@ -147,8 +167,10 @@ class Trainer:
         if data.decode != "auto":
             decode, why = data.decode, "the configuration asks for it"
         threads = data.threads or choose_threads(world.local_world_size)
+        order = create_order(index, self.config)
         self.loader = Loader(
             index,
+            order=order,
             global_batch=data.global_batch,
             rank=world.rank,
             world_size=world.world_size,
@@ -159,6 +181,9 @@ class Trainer:
             image_size=data.image_size,
             threads=threads,
             max_bad_fraction=data.max_bad_fraction,
+        )
+        self.shuffle = report_shuffle(
+            order, index.records["label"], global_batch=data.global_batch, seed=self.config.run.seed
         )
         return f"{decode}, {threads} threads ({why})"
 
@@ -211,6 +236,7 @@ class Trainer:
             f"precision  {mixed}, because {self.precision.reason}",
             f"data       {index.path}: {summary.images} images of {summary.identities} identities; "
             f"{self.loader.steps_per_epoch} steps an epoch{dropped}",
+            f"order      {self.config.data.order}: {self.shuffle}",
             f"decoding   {decoding}",
             f"model      {self.config.model.name}, {trained / 1e6:.2f} M parameters",
             f"head       {head.margin}, {head.num_classes} classes, {head.sampling}; "

@@ -1,12 +1,23 @@
 """Order is a pure function: a permutation, alike at any world size, different every epoch."""
 
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import counter
-from pipeline.order import permute, rank_positions, steps_per_epoch
+from pipeline.balanced_order import BalancedOrder
+from pipeline.order import (
+    BlockOrder,
+    GlobalOrder,
+    permute,
+    rank_positions,
+    steps_per_epoch,
+)
+from pipeline.shuffle_report import report_shuffle
 
 
 @given(
@@ -96,3 +107,127 @@ def test_mixing_is_a_bijection_that_flips_half_of_the_bits():
     flipped = counter.mix(words) ^ counter.mix(words ^ np.uint64(1))
     ones = np.unpackbits(flipped.view(np.uint8)).mean()
     assert ones == pytest.approx(0.5, abs=0.01)
+
+
+@given(
+    num_records=st.integers(1, 3000),
+    block=st.integers(1, 400),
+    window=st.integers(1, 12),
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 10**6),
+)
+def test_block_order_takes_every_record_once(num_records, block, window, seed, epoch):
+    order = BlockOrder(num_records, seed=seed, block=block, window=window)
+    records = order(np.arange(num_records), epoch)
+    assert np.array_equal(np.sort(records), np.arange(num_records))
+
+
+@given(positions=st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=20))
+def test_block_order_answers_any_position_alone(positions):
+    order = BlockOrder(10**9, seed=1, block=1000, window=50)
+    positions = np.array(positions, np.int64)
+    alone = [order(position[None], 3)[0] for position in positions]
+    assert order(positions, 3).tolist() == alone
+
+
+def test_block_order_reads_from_a_window_of_blocks_only():
+    """The records of one window lie in as many pieces as it has blocks, but for the file's ends."""
+    order = BlockOrder(100_000, seed=0, block=500, window=8)
+    for window in (0, 7, 24):
+        records = np.sort(order(np.arange(window * 4000, (window + 1) * 4000), 5))
+        pieces = 1 + (np.diff(records) > 1).sum()
+        assert pieces <= 9
+    first, second = (order(np.arange(4000), epoch) for epoch in (0, 1))
+    assert len(np.intersect1d(first, second)) < 1000, "other blocks in another epoch"
+
+
+def test_block_order_leaves_every_record_an_equal_chance_at_the_end():
+    """Where a set is not a whole number of blocks, what is left over is another in each epoch."""
+    n = 250
+    last = [
+        BlockOrder(n, seed=2, block=60, window=2)(np.arange(n - 10, n), epoch)
+        for epoch in range(2000)
+    ]
+    counts = np.bincount(np.concatenate(last), minlength=n)
+    expected = 2000 * 10 / n
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    # Neighbors come together, which widens the spread.
+    assert chi_square < 12 * n
+    assert counts.min() > expected / 3
+
+
+@pytest.mark.parametrize("options", [{"block": 0, "window": 2}, {"block": 5, "window": 0}])
+def test_blocks_and_windows_have_a_size(options):
+    with pytest.raises(ValueError, match="at least 1"):
+        BlockOrder(10, seed=0, **options)
+
+
+def sorted_labels(rng: np.random.Generator, identities: int) -> np.ndarray:
+    """As files are stored: identity by identity, each with 1 to 9 images."""
+    return np.repeat(np.arange(identities), rng.integers(1, 10, identities))
+
+
+@pytest.mark.parametrize("images", [1, 2, 4, 8])
+def test_balanced_batches_hold_k_images_of_each_identity(images):
+    labels = sorted_labels(np.random.default_rng(0), 300)
+    order = BalancedOrder(labels, seed=0, global_batch=32, images=images)
+    counts = np.bincount(labels)
+    for batch in range(30):
+        records = order(np.arange(batch * 32, (batch + 1) * 32), 0)
+        present, times = np.unique(labels[records], return_counts=True)
+        # Where one turn ends in a batch and the next begins, an identity may be in both.
+        assert (times % images == 0).all()
+        assert len(present) >= 32 // images - 2
+        for identity in present:
+            mine = records[labels[records] == identity][:images]
+            assert len(np.unique(mine)) == min(images, counts[identity])
+
+
+def test_balanced_identities_and_their_images_take_turns():
+    labels = np.random.default_rng(1).permutation(sorted_labels(np.random.default_rng(0), 50))
+    order = BalancedOrder(labels, seed=0, global_batch=10, images=2)
+    per_epoch = len(labels) // 10 * 10
+    records = np.concatenate([order(np.arange(per_epoch), epoch) for epoch in range(40)])
+    identities = labels[records].reshape(-1, 2)
+    assert (identities[:, 0] == identities[:, 1]).all()
+    turns = identities[: len(identities) // 50 * 50, 0].reshape(-1, 50)
+    assert (np.sort(turns) == np.arange(50)).all(), "each once a turn"
+    assert not np.array_equal(turns[0], turns[1])
+    seen = np.bincount(records, minlength=len(labels))
+    for identity in range(50):
+        mine = seen[labels == identity]
+        assert mine.max() - mine.min() <= 1, "each image once before any comes again"
+
+
+def test_balanced_order_refuses_what_does_not_divide():
+    with pytest.raises(ValueError, match=r"images_per_identity=3 does not divide .*=32"):
+        BalancedOrder(np.arange(100), seed=0, global_batch=32, images=3)
+
+
+def test_the_shuffle_report_warns_of_windows_that_are_too_small():
+    labels = np.repeat(np.arange(1000), 50)
+    options = {"global_batch": 256, "seed": 0}
+    ideal = report_shuffle(GlobalOrder(len(labels), seed=0), labels, **options)
+    assert not ideal.is_poor
+    assert ideal.found == pytest.approx(ideal.ideal, rel=0.02)
+    small = BlockOrder(len(labels), seed=0, block=500, window=4)
+    poor = report_shuffle(small, labels, **options)
+    assert poor.found < 60  # two thousand records of fifty images each
+    assert poor.is_poor
+    assert "raise data.window_blocks" in str(poor)
+    large = BlockOrder(len(labels), seed=0, block=50, window=500)
+    assert not report_shuffle(large, labels, **options).is_poor
+
+
+def test_positions_of_42_million_records_cost_little():
+    """No permutation is stored: a piece of an epoch takes memory for that piece, and no more."""
+    n, piece = 42_000_000, 1 << 20
+    tracemalloc.start()
+    begin = time.perf_counter()
+    records = permute(np.arange(n - piece, n), num_records=n, seed=0, epoch=0)
+    seconds = time.perf_counter() - begin
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(np.unique(records)) == piece
+    assert peak < 10 * records.nbytes
+    assert seconds < 10, "some 0.07 on one core of 2025: all 42 million in under 3"

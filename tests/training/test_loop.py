@@ -267,3 +267,31 @@ def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
     means = meters.read()
     assert means["skipped_steps"] == 1
     assert means["loss"] > 0
+
+
+@pytest.mark.parametrize("order", ["block", "balanced"])
+def test_every_order_resumes_as_it_went_on(order, data, world, tmp_path):
+    overrides = [
+        f"data.order={order}",
+        "data.block_records=4",
+        "data.window_blocks=3",
+        "data.images_per_identity=3",
+    ]
+    config = override(tiny.config(data, tmp_path / "run"), overrides)
+    whole = build(config, world)
+    whole.run()
+    for path in (tmp_path / "run" / "checkpoints").glob("step_*15"):
+        shutil.rmtree(path)
+    resumed = build(config, world)
+    assert resumed.steps_done == 10
+    resumed.run()
+    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
+
+
+def test_an_order_that_cannot_be_is_refused_with_its_name(data, world, tmp_path):
+    config = override(
+        tiny.config(data, tmp_path / "run"),
+        ["data.order=balanced", "data.images_per_identity=5"],
+    )
+    with pytest.raises(ValueError, match="images_per_identity=5 does not divide"):
+        build(config, world)

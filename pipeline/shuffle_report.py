@@ -1,0 +1,56 @@
+"""How well an order mixes identities: measured on a few batches, before the first step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.order import Order
+
+_BATCHES = 16
+# Fewer distinct identities than this share of what is possible, and a batch is not well mixed.
+_WANTED = 0.9
+
+
+class ShuffleReport(NamedTuple):
+    """Mean number of distinct identities in a global batch, and in one drawn from the whole set."""
+
+    found: float
+    ideal: float
+
+    @property
+    def is_poor(self) -> bool:
+        return self.found < _WANTED * self.ideal
+
+    def __str__(self) -> str:
+        told = f"{self.found:.1f} distinct identities in a batch, {self.ideal:.1f} if ideal"
+        if self.is_poor:
+            told += (
+                "; too few: the file is sorted by identity and the windows are small, raise "
+                "data.window_blocks or lower data.block_records"
+            )
+        return told
+
+
+def report_shuffle(
+    order: Order,
+    labels: np.ndarray,
+    *,
+    global_batch: int,
+    seed: int,
+) -> ShuffleReport:
+    """Look at batches spread over the first epoch, and at as many drawn from all records.
+
+    labels: (N,) int64, each record's identity, possibly memory-mapped: only the batches are read.
+    """
+    batches = len(labels) // global_batch
+    looked_at = np.unique(np.linspace(0, batches - 1, _BATCHES).astype(np.int64))
+    rng = np.random.default_rng(seed)
+    found, ideal = [], []
+    for batch in looked_at.tolist():
+        positions = np.arange(batch * global_batch, (batch + 1) * global_batch, dtype=np.int64)
+        found.append(len(np.unique(labels[order(positions, 0)])))
+        drawn = rng.choice(len(labels), global_batch, replace=False, shuffle=False)
+        ideal.append(len(np.unique(labels[drawn])))
+    return ShuffleReport(float(np.mean(found)), float(np.mean(ideal)))
