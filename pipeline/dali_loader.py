@@ -17,6 +17,7 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 
 from pipeline.augment import Augmentation, Draw
+from pipeline.collection import Collection
 from pipeline.index import RecordIndex
 from pipeline.order import GlobalOrder, Order, rank_positions, steps_per_epoch
 from pipeline.recordio import RecordError
@@ -51,14 +52,15 @@ def choose_threads(local_world_size: int) -> int:
 
 
 class Loader:
-    """One rank's batches of one .rec file: disjoint from the other ranks', the same at any time.
+    """One rank's batches of a collection: disjoint from the other ranks', the same at any time.
 
     Args:
-        index: the images.
+        records: the images.
         global_batch: samples in a step over all ranks; must be a multiple of `world_size`.
         rank, world_size: whose share this is.
         seed: of the augmentation, and of the order where none is given.
         order: which record at which position of which epoch; a permutation of all by default.
+        epoch_records: positions of an epoch, by default as many as there are records.
         device: where the batches go.
         decode: where JPEGs are decoded and augmented; see `choose_decode_device`.
         augment: names of recipes of `pipeline.augment`, in order.
@@ -69,13 +71,14 @@ class Loader:
 
     def __init__(
         self,
-        index: RecordIndex,
+        records: Collection | RecordIndex,
         *,
         global_batch: int,
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
         order: Order | None = None,
+        epoch_records: int | None = None,
         device: torch.device,
         decode: DecodeDevice = "cpu",
         augment: Sequence[str] = (),
@@ -85,16 +88,19 @@ class Loader:
     ) -> None:
         if device.type == "cpu" and decode != "cpu":
             raise ValueError(f"data.decode={decode}: there is no GPU here, expected cpu or auto")
-        self.steps_per_epoch = steps_per_epoch(len(index), global_batch)
-        self.dropped = len(index) - self.steps_per_epoch * global_batch
+        if isinstance(records, RecordIndex):
+            records = Collection.of(records)
+        epoch_records = epoch_records or len(records)
+        self.steps_per_epoch = steps_per_epoch(epoch_records, global_batch)
+        self.dropped = epoch_records - self.steps_per_epoch * global_batch
         self.bad: dict[int, str] = {}  # record number → what is wrong with it
-        self._index, self._global_batch = index, global_batch
-        self._order = order or GlobalOrder(len(index), seed=seed)
+        self._collection, self._global_batch = records, global_batch
+        self._order = order or GlobalOrder(len(records), seed=seed)
         self._rank, self._world_size, self._seed = rank, world_size, seed
         self._device, self._decode, self._threads = device, decode, threads
         self._augmentation = Augmentation(augment)
         self._image_size = image_size
-        self._max_bad = max_bad_fraction * len(index)
+        self._max_bad = max_bad_fraction * len(records)
         self._batch = len(self._positions(0))
 
     def stream(self, epoch: int, step: int = 0) -> Iterator[Batch]:
@@ -133,14 +139,14 @@ class Loader:
         records = self._order(position, epoch)
         for i in np.flatnonzero(np.isin(records, list(self.bad))) if self.bad else ():
             while int(records[i]) in self.bad:
-                records[i] = (records[i] + 1) % len(self._index)
+                records[i] = (records[i] + 1) % len(self._collection)
         return records, position, epoch
 
     def _inputs(self, at: int) -> tuple:
         records, position, epoch = self._records(at)
         draw = Draw(position, seed=self._seed, epoch=epoch, size=self._image_size)
-        encoded = [self._index.image(i) for i in records]
-        return encoded, self._index.labels(records), *self._augmentation.arrays(draw)
+        encoded = [self._collection.image(i) for i in records]
+        return encoded, self._collection.labels(records), *self._augmentation.arrays(draw)
 
     def _graph(self, source: Callable[[], tuple]) -> Pipeline:
         arguments = self._augmentation.argument_types
@@ -170,18 +176,17 @@ class Loader:
         found = {}
         for at in steps:
             records = [int(i) for i in self._records(at)[0]]
-            faults = find_faults([self._index.image(i) for i in records], self._image_size)
+            faults = find_faults([self._collection.image(i) for i in records], self._image_size)
             found |= {records[i]: fault for i, fault in faults.items()}
         if not found:
             raise error
         self.bad |= found
         for record, fault in found.items():
-            offset = self._index.records["offset"][record]
-            message = f"{self._index.path}: the image of the record at offset {offset} {fault}"
-            if len(self.bad) > self._max_bad or len(self.bad) == len(self._index):
+            message = f"{self._collection.describe(record)} {fault}"
+            if len(self.bad) > self._max_bad or len(self.bad) == len(self._collection):
                 raise RecordError(
-                    f"{message}. That makes {len(self.bad)} bad images of {len(self._index)}: pack "
-                    "the set again without them, or raise data.max_bad_fraction"
+                    f"{message}. That makes {len(self.bad)} bad images of {len(self._collection)}: "
+                    "pack the set again without them, or raise data.max_bad_fraction"
                 ) from error
             _log.warning("%s: the next good one takes its place", message)
 

@@ -8,7 +8,7 @@ position counts samples of the global batch; rank r of w takes the r-th of w equ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -130,3 +130,25 @@ class BlockOrder:
             block[inside], num_records=whole, seed=counter.word(self._seed, "blocks"), epoch=epoch
         )
         return block * self._block + into
+
+
+class WeightedOrder:
+    """Sets that are seen more or less often than once an epoch.
+
+    order: over the records of an epoch, sum of `shown`. counts: records of each set, in a row.
+    shown: how many of each an epoch shows. A set shown in part goes on in the next epoch where it
+    stopped; one shown more than once begins again.
+    """
+
+    def __init__(self, order: Order, *, counts: Sequence[int], shown: Sequence[int]) -> None:
+        self._order = order
+        self._counts, self._shown = np.array(counts), np.array(shown)
+        self._ends = np.cumsum(self._shown)
+        self._starts = np.cumsum(self._counts) - self._counts
+
+    def __call__(self, position: np.ndarray, epoch: int) -> np.ndarray:
+        """(N,) int64 positions of an epoch to (N,) int64 record numbers."""
+        place = self._order(position, epoch)
+        at = np.searchsorted(self._ends, place, side="right")
+        into = place - (self._ends - self._shown)[at] + epoch * self._shown[at]
+        return self._starts[at] + into % self._counts[at]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -35,22 +36,23 @@ class ShuffleReport(NamedTuple):
 
 def report_shuffle(
     order: Order,
-    labels: np.ndarray,
+    labels: Callable[[np.ndarray], np.ndarray],
     *,
+    epoch_records: int,
     global_batch: int,
     seed: int,
 ) -> ShuffleReport:
-    """Look at batches spread over the first epoch, and at as many drawn from all records.
+    """Look at batches spread over the first epoch, and at as many drawn from all of it.
 
-    labels: (N,) int64, each record's identity, possibly memory-mapped: only the batches are read.
+    labels: (N,) record numbers to (N,) int64 identities. epoch_records: positions of an epoch.
     """
-    batches = len(labels) // global_batch
+    batches = epoch_records // global_batch
     looked_at = np.unique(np.linspace(0, batches - 1, _BATCHES).astype(np.int64))
     rng = np.random.default_rng(seed)
     found, ideal = [], []
     for batch in looked_at.tolist():
         positions = np.arange(batch * global_batch, (batch + 1) * global_batch, dtype=np.int64)
-        found.append(len(np.unique(labels[order(positions, 0)])))
-        drawn = rng.choice(len(labels), global_batch, replace=False, shuffle=False)
-        ideal.append(len(np.unique(labels[drawn])))
+        found.append(len(np.unique(labels(order(positions, 0)))))
+        drawn = rng.choice(epoch_records, global_batch, replace=False, shuffle=False)
+        ideal.append(len(np.unique(labels(order(drawn, 0)))))
     return ShuffleReport(float(np.mean(found)), float(np.mean(ideal)))

@@ -52,7 +52,10 @@ class RunConfig:
 class DataConfig:
     """What is read, and how it is turned into batches."""
 
-    train: str = ""  # a .rec file, or the folder that holds train.rec
+    train: Any = ""  # a .rec file, or the folder that holds train.rec; or several of them
+    weights: tuple[float, ...] = ()  # how often an epoch shows each of several; none: once
+    identity_map: str = ""  # a .csv or .json: which labels of several files are one person
+    leave_out: str = ""  # a text file: identities and records to leave out
     global_batch: int = 512  # samples a step over all ranks
     image_size: int = 112  # pixels
     order: Literal["global", "block", "balanced"] = "global"
@@ -65,7 +68,17 @@ class DataConfig:
     max_bad_fraction: float = 0.001  # of the images; 1 accepts any damage, even a truncated file
 
     def __post_init__(self) -> None:
-        _check(bool(self.train), "data.train", self.train, "a .rec file or its folder")
+        several = isinstance(self.train, (list, tuple)) and len(self.train) > 0
+        named = all(isinstance(path, str) and path for path in self.files)
+        _check(
+            named and (several or isinstance(self.train, str)),
+            "data.train",
+            self.train,
+            "a .rec file or its folder, or a list of them",
+        )
+        _check(len(set(self.files)) == len(self.files), "data.train", self.train, "each file once")
+        for weight in self.weights:
+            _check(weight >= 0, "data.weights", weight, "0 or more: epochs' worth of a file")
         _check(self.global_batch >= 2, "data.global_batch", self.global_batch, "at least 2")
         _check(self.image_size > 0, "data.image_size", self.image_size, "a size in pixels")
         for name in ("block_records", "window_blocks", "images_per_identity"):
@@ -78,6 +91,11 @@ class DataConfig:
             self.max_bad_fraction,
             "a fraction from 0 to 1",
         )
+
+    @property
+    def files(self) -> tuple[Any, ...]:
+        """What `train` names, one or several."""
+        return tuple(self.train) if isinstance(self.train, (list, tuple)) else (self.train,)
 
 
 @dataclass(frozen=True)

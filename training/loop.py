@@ -15,13 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 from heads import HeadClasses, PartialFC, create_margin
 from models import create_model
 from pipeline import counter
-from pipeline.balanced_order import BalancedOrder
 from pipeline.dali_loader import Loader, choose_decode_device, choose_threads
-from pipeline.index import RecordIndex, fingerprint, open_index
-from pipeline.order import BlockOrder, GlobalOrder, Order
 from pipeline.shuffle_report import report_shuffle
 from training import checkpoint
 from training.config import Config, ConfigError
+from training.data import TrainingData, count_classes, open_training_data
 from training.distributed import World, require_agreement, together
 from training.metrics import Meters, Position, Reporter
 from training.optim import create_optimizer, create_schedule, set_learning_rate
@@ -31,24 +29,6 @@ from training.stopwatch import Stopwatch
 
 Scores = Mapping[str, Mapping[str, float]]  # verification set → score → value
 Evaluate = Callable[[nn.Module], Scores]
-
-
-def open_shared_index(path: str, world: World) -> RecordIndex:
-    """Open the .rec on every rank; the first rank of each machine builds the sidecar if need be."""
-    first = together(lambda: open_index(path) if world.local_rank == 0 else None)
-    return together(lambda: open_index(path) if first is None else first)
-
-
-def count_classes(index: RecordIndex, configured: int | None) -> int:
-    """The number of classes of the head; ConfigError when a label lies outside it."""
-    found = index.summary.num_classes
-    if configured is not None and found > configured:
-        record = int(np.argmax(index.records["label"] >= configured))
-        raise ConfigError(
-            f"head.num_classes={configured}: {index.path} has labels up to {found - 1}, the first "
-            f"too large one at offset {index.records['offset'][record]}; expected at least {found}"
-        )
-    return configured or found
 
 
 def create_backbone(config: Config, world: World) -> nn.Module:
@@ -80,23 +60,6 @@ def create_backbone(config: Config, world: World) -> nn.Module:
     )
 
 
-def create_order(index: RecordIndex, config: Config) -> Order:
-    """Which record when, as the configuration wants it."""
-    data, seed = config.data, config.run.seed
-    if data.order == "block":
-        return BlockOrder(
-            len(index), seed=seed, block=data.block_records, window=data.window_blocks
-        )
-    if data.order == "balanced":
-        return BalancedOrder(
-            index.records["label"],
-            seed=seed,
-            global_batch=data.global_batch,
-            images=data.images_per_identity,
-        )
-    return GlobalOrder(len(index), seed=seed)
-
-
 class Trainer:
     """A run, built and checked; `run` trains it to the end.
 
@@ -120,12 +83,11 @@ class Trainer:
                 f"data.global_batch={config.data.global_batch}: expected at least two images for "
                 f"each of {world.world_size} ranks, whose BatchNorm cannot do with one"
             )
-        index = open_shared_index(config.data.train, world)
-        index.summary.check_damage(index.path, config.data.max_bad_fraction)
-        num_classes = count_classes(index, config.head.num_classes)
+        data = open_training_data(config, world)
+        num_classes = count_classes(data.records, config.head.num_classes)
         self.output = Path(config.run.output)
-        facts = self._agree(index, num_classes)
-        decoding = self._open_loader(index)
+        facts = self._agree(data, num_classes)
+        decoding = self._open_loader(data)
         self.schedule = create_schedule(
             config.optim,
             global_batch=config.data.global_batch,
@@ -141,12 +103,12 @@ class Trainer:
         if self.last_checkpoint:
             self.steps_done = checkpoint.load(self.last_checkpoint, train_step=self.step)
         self.reporter = Reporter(self.output, at=self._position()) if world.is_main else None
-        self._introduce(index, decoding)
+        self._introduce(data, decoding)
 
-    def _agree(self, index: RecordIndex, num_classes: int) -> dict[str, Any]:
+    def _agree(self, data: TrainingData, num_classes: int) -> dict[str, Any]:
         """Make sure that all ranks mean the same run; returns what identifies it."""
         facts = {
-            "dataset": fingerprint(index.path),
+            "dataset": data.fingerprint,
             "number of classes": num_classes,
             "image size": self.config.data.image_size,
             "global batch": self.config.data.global_batch,
@@ -160,17 +122,17 @@ class Trainer:
         )
         return facts
 
-    def _open_loader(self, index: RecordIndex) -> str:
+    def _open_loader(self, training: TrainingData) -> str:
         """Open this rank's stream; returns where and how it decodes, for the log."""
         data, world = self.config.data, self.world
         decode, why = choose_decode_device(world.device)
         if data.decode != "auto":
             decode, why = data.decode, "the configuration asks for it"
         threads = data.threads or choose_threads(world.local_world_size)
-        order = create_order(index, self.config)
         self.loader = Loader(
-            index,
-            order=order,
+            training.records,
+            order=training.order,
+            epoch_records=training.epoch_records,
             global_batch=data.global_batch,
             rank=world.rank,
             world_size=world.world_size,
@@ -183,7 +145,11 @@ class Trainer:
             max_bad_fraction=data.max_bad_fraction,
         )
         self.shuffle = report_shuffle(
-            order, index.records["label"], global_batch=data.global_batch, seed=self.config.run.seed
+            training.order,
+            training.records.labels,
+            epoch_records=training.epoch_records,
+            global_batch=data.global_batch,
+            seed=self.config.run.seed,
         )
         return f"{decode}, {threads} threads ({why})"
 
@@ -223,19 +189,19 @@ class Trainer:
             world_size=self.world.world_size,
         )
 
-    def _introduce(self, index: RecordIndex, decoding: str) -> None:
+    def _introduce(self, data: TrainingData, decoding: str) -> None:
         """Say what is about to run, with everything that was derived."""
         if self.reporter is None:
             return
-        world, summary, head = self.world, index.summary, self.step.head
+        world, head = self.world, self.step.head
         trained = sum(p.numel() for p in self.step.backbone.parameters() if p.requires_grad)
         dropped = f", {self.loader.dropped} records left over" if self.loader.dropped else ""
         mixed = str(self.precision.compute_dtype).removeprefix("torch.")
         lines = [
             f"ranks      {world.world_size} on {world.device.type}",
             f"precision  {mixed}, because {self.precision.reason}",
-            f"data       {index.path}: {summary.images} images of {summary.identities} identities; "
-            f"{self.loader.steps_per_epoch} steps an epoch{dropped}",
+            *(f"data       {line}" for line in data.records.summary_lines()),
+            f"epoch      {self.loader.steps_per_epoch} steps{dropped}",
             f"order      {self.config.data.order}: {self.shuffle}",
             f"decoding   {decoding}",
             f"model      {self.config.model.name}, {trained / 1e6:.2f} M parameters",
@@ -245,8 +211,6 @@ class Trainer:
             f"output     {self.output}"
             + (f", resumed from {self.last_checkpoint.name}" if self.last_checkpoint else ""),
         ]
-        if summary.damaged_spans:
-            lines.append(f"damage     {summary.damaged_spans} spans of {index.path} are skipped")
         for line in (*self.config.lines(), *lines):
             self.reporter.say(line)
         self.reporter.text("config", "\n".join(f"    {line}" for line in self.config.lines()))

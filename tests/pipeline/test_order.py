@@ -206,17 +206,17 @@ def test_balanced_order_refuses_what_does_not_divide():
 
 def test_the_shuffle_report_warns_of_windows_that_are_too_small():
     labels = np.repeat(np.arange(1000), 50)
-    options = {"global_batch": 256, "seed": 0}
-    ideal = report_shuffle(GlobalOrder(len(labels), seed=0), labels, **options)
+    options = {"epoch_records": len(labels), "global_batch": 256, "seed": 0}
+    ideal = report_shuffle(GlobalOrder(len(labels), seed=0), labels.take, **options)
     assert not ideal.is_poor
     assert ideal.found == pytest.approx(ideal.ideal, rel=0.02)
     small = BlockOrder(len(labels), seed=0, block=500, window=4)
-    poor = report_shuffle(small, labels, **options)
+    poor = report_shuffle(small, labels.take, **options)
     assert poor.found < 60  # two thousand records of fifty images each
     assert poor.is_poor
     assert "raise data.window_blocks" in str(poor)
-    large = BlockOrder(len(labels), seed=0, block=50, window=500)
-    assert not report_shuffle(large, labels, **options).is_poor
+    large = BlockOrder(len(labels), seed=0, block=50, window=900)
+    assert not report_shuffle(large, labels.take, **options).is_poor
 
 
 def test_positions_of_42_million_records_cost_little():

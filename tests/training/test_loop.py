@@ -295,3 +295,43 @@ def test_an_order_that_cannot_be_is_refused_with_its_name(data, world, tmp_path)
     )
     with pytest.raises(ValueError, match="images_per_identity=5 does not divide"):
         build(config, world)
+
+
+def test_several_files_are_trained_on_as_one(data, world, tmp_path):
+    """Labels follow one another, weights count, what is listed is left out, a resume goes on."""
+    shutil.copytree(data, tmp_path / "more")
+    (tmp_path / "drop.txt").write_text("more identity 3\n")
+    config = override(
+        tiny.config(data, tmp_path / "run"),
+        [
+            f"data.train=[{data},{tmp_path / 'more'}]",
+            "data.weights=[1,0.5]",
+            f"data.leave_out={tmp_path / 'drop.txt'}",
+            "log.every=2",
+        ],
+    )
+    whole = build(config, world)
+    assert whole.step.head.num_classes == 20
+    assert whole.loader.steps_per_epoch == (70 + 32) // 12
+    whole.run()
+    for path in (tmp_path / "run" / "checkpoints").glob("step_*24"):
+        shutil.rmtree(path)
+    resumed = build(config, world)
+    assert resumed.steps_done == 16
+    resumed.run()
+    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.train=[]"], "expected a .rec file or its folder, or a list"),
+        (["data.train=[a.rec,a.rec]"], "expected each file once"),
+        (["data.weights=[1,2]"], "expected one for each of data.train, which are 1"),
+        (["data.weights=[1]", "data.order=balanced"], "expected none with data.order=balanced"),
+        (["data.weights=[-1]"], "expected 0 or more"),
+    ],
+)
+def test_files_and_weights_that_do_not_fit_are_named(overrides, message, data, world, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        build(override(tiny.config(data, tmp_path / "run"), overrides), world)

@@ -1,0 +1,110 @@
+"""Several .rec files as one set: their labels side by side or shared, some records left out.
+
+A record's number counts the records that are kept, file after file. Nothing is rewritten: what is
+held in memory beside the files' own memory-mapped indexes is one number for each record where
+records are left out, and one for each label where labels are mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.index import RecordIndex
+from pipeline.recordio import RecordError
+
+
+class Collection:
+    """Records of one or more indexes with labels of their own; the face of a RecordIndex.
+
+    indexes: at least one. labels: for each, (labels,) int64 from a file's label to the
+        collection's; see `stack_labels` and identity_map.py.
+    kept: for each, (n,) int64 rising record numbers, or None for all; see record_filter.py.
+    """
+
+    def __init__(
+        self,
+        indexes: Sequence[RecordIndex],
+        labels: Sequence[np.ndarray],
+        kept: Sequence[np.ndarray | None],
+    ) -> None:
+        assert len(indexes) == len(labels) == len(kept) > 0
+        self.indexes, self._labels, self._kept = tuple(indexes), tuple(labels), tuple(kept)
+        self.counts = tuple(
+            len(index) if chosen is None else len(chosen) for index, chosen in zip(indexes, kept)
+        )
+        self._starts = np.cumsum([0, *self.counts])
+        self.num_classes = 1 + max(int(mapped.max(initial=-1)) for mapped in labels)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def locate(self, i: int) -> tuple[RecordIndex, int]:
+        """The file of a record and its number there."""
+        at = int(np.searchsorted(self._starts, i, side="right")) - 1
+        record, chosen = i - int(self._starts[at]), self._kept[at]
+        return self.indexes[at], record if chosen is None else int(chosen[record])
+
+    def image(self, i: int) -> np.ndarray:
+        """The encoded image of record i, (bytes,) uint8."""
+        index, record = self.locate(i)
+        return index.image(record)
+
+    def labels(self, i: np.ndarray) -> np.ndarray:
+        """(N,) record numbers to (N,) int64 labels of the collection."""
+        i = np.asarray(i, np.int64)
+        at = np.searchsorted(self._starts, i, side="right") - 1
+        found = np.empty(len(i), np.int64)
+        for which in np.unique(at).tolist():
+            here = at == which
+            record, chosen = i[here] - self._starts[which], self._kept[which]
+            record = record if chosen is None else chosen[record]
+            found[here] = self._labels[which][self.indexes[which].records["label"][record]]
+        return found
+
+    @classmethod
+    def of(cls, index: RecordIndex) -> Collection:
+        """All of one file, with its labels as they are."""
+        return cls([index], stack_labels([index]), [None])
+
+    def summary_lines(self) -> list[str]:
+        """What is in each file, in words."""
+        lines = []
+        for index, count in zip(self.indexes, self.counts):
+            summary = index.summary
+            line = f"{index.path}: {summary.images} images of {summary.identities} identities"
+            if count < summary.images:
+                line += f", {summary.images - count} left out"
+            if summary.damaged_spans:
+                line += f"; {summary.damaged_spans} damaged spans are skipped"
+            lines.append(line)
+        return lines
+
+    def describe(self, i: int) -> str:
+        """Where a record is, for messages."""
+        index, record = self.locate(i)
+        return f"{index.path}: the image of the record at offset {index.records['offset'][record]}"
+
+
+def stack_labels(indexes: Sequence[RecordIndex]) -> list[np.ndarray]:
+    """Every file's identities are people of their own: labels follow those of the file before."""
+    counts = [index.summary.num_classes for index in indexes]
+    starts = np.cumsum([0, *counts])
+    return [start + np.arange(count) for start, count in zip(starts.tolist(), counts)]
+
+
+def find_file(file: str, indexes: Sequence[RecordIndex], *, place: str) -> int:
+    """Which index a list means by `file`: a path as configured, a name, or a folder's name.
+
+    Raises RecordError, naming the place in the list, where it is none or several.
+    """
+    for names in (
+        [str(index.path) for index in indexes],
+        [index.path.name for index in indexes],
+        [index.path.parent.name for index in indexes],
+    ):
+        if names.count(file) == 1:
+            return names.index(file)
+    known = ", ".join(str(index.path) for index in indexes)
+    raise RecordError(f"{place}: {file!r} names none or several of data.train, which are {known}")

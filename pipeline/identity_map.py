@@ -1,0 +1,82 @@
+"""Labels by name: a list that says which labels of several files are the same person."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.collection import find_file
+from pipeline.index import RecordIndex
+from pipeline.recordio import RecordError
+
+
+def read_identity_map(path: str | Path, indexes: Sequence[RecordIndex]) -> list[np.ndarray]:
+    """Labels by name: the same name in two files is the same person.
+
+    path: a .csv with the columns file, label and identity, or a .json of
+        {file: {label: identity}}. `file` is a .rec's path as configured, its name, or, where that
+        tells them apart, the name of its folder. Labels that are not listed are people of their
+        own. Identities are numbered in the order of the names, the others after them.
+
+    Raises RecordError for a file, label or column that is not there, naming the line.
+    """
+    path = Path(path)
+    listed = _read_json(path) if path.suffix == ".json" else _read_csv(path)
+    names = sorted({identity for _, _, _, identity in listed})
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = [np.full(index.summary.num_classes, -1, np.int64) for index in indexes]
+    for place, file, label, identity in listed:
+        mapped = labels[find_file(file, indexes, place=f"{path}, {place}")]
+        if not 0 <= label < len(mapped):
+            raise RecordError(
+                f"{path}, {place}: label {label} of {file}, expected one from 0 to "
+                f"{len(mapped) - 1}: list labels as they are in the .rec"
+            )
+        mapped[label] = numbers[identity]
+    following = len(numbers)
+    for mapped in labels:
+        alone = mapped < 0
+        mapped[alone] = following + np.arange(alone.sum())
+        following += int(alone.sum())
+    return labels
+
+
+def _read_csv(path: Path) -> list[tuple[str, str, int, str]]:
+    """(place, file, label, identity) of each line."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        columns = {"file", "label", "identity"}
+        if not columns <= set(reader.fieldnames or ()):
+            raise RecordError(
+                f"{path}: columns {reader.fieldnames}, expected {', '.join(sorted(columns))}"
+            )
+        rows = [(f"line {reader.line_num}", row) for row in reader]
+    return [
+        (place, row["file"], _label(row["label"], f"{path}, {place}"), row["identity"])
+        for place, row in rows
+    ]
+
+
+def _read_json(path: Path) -> list[tuple[str, str, int, str]]:
+    try:
+        listed = json.loads(path.read_text())
+        pairs = [
+            (file, label, name) for file, names in listed.items() for label, name in names.items()
+        ]
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise RecordError(f"{path}: expected {{file: {{label: identity}}}}; {error}") from None
+    return [
+        (f"{file}", file, _label(label, f"{path}, {file}"), str(name))
+        for file, label, name in pairs
+    ]
+
+
+def _label(text: str, place: str) -> int:
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        raise RecordError(f"{place}: label {text!r}, expected a whole number") from None

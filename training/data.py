@@ -1,0 +1,110 @@
+"""The training set as it is configured: files, labels, what is left out, the order."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.balanced_order import BalancedOrder
+from pipeline.collection import Collection, stack_labels
+from pipeline.identity_map import read_identity_map
+from pipeline.index import RecordIndex, fingerprint, open_index
+from pipeline.order import BlockOrder, GlobalOrder, Order, WeightedOrder
+from pipeline.record_filter import read_filter
+from training.config import Config, ConfigError, DataConfig
+from training.distributed import World, together
+
+
+class TrainingData(NamedTuple):
+    """records: all that may be seen. order: which of them when, for every epoch.
+
+    epoch_records: positions of an epoch, which weights may make more or fewer than the records.
+    """
+
+    records: Collection
+    order: Order
+    epoch_records: int
+
+    @property
+    def fingerprint(self) -> str:
+        """What the files are made of, in few letters."""
+        return " ".join(str(fingerprint(index.path)) for index in self.records.indexes)
+
+
+def open_training_data(config: Config, world: World) -> TrainingData:
+    """Open every file on every rank, and agree on what is trained on.
+
+    Raises ValueError, a subclass of it, for whatever cannot be trained on.
+    """
+    data = config.data
+    indexes = [open_shared_index(path, world) for path in data.files]
+    for index in indexes:
+        index.summary.check_damage(index.path, data.max_bad_fraction)
+    labels = stack_labels(indexes)
+    if data.identity_map:
+        labels = read_identity_map(data.identity_map, indexes)
+    kept = read_filter(data.leave_out, indexes) if data.leave_out else [None] * len(indexes)
+    records = Collection(indexes, labels, kept)
+    shown = _shown(data, records)
+    return TrainingData(records, create_order(config, records, shown), sum(shown))
+
+
+def open_shared_index(path: str, world: World) -> RecordIndex:
+    """Open the .rec on every rank; the first rank of each machine builds the sidecar if need be."""
+    first = together(lambda: open_index(path) if world.local_rank == 0 else None)
+    return together(lambda: open_index(path) if first is None else first)
+
+
+def count_classes(records: Collection, configured: int | None) -> int:
+    """The number of classes of the head; ConfigError when a label lies outside it."""
+    found = records.num_classes
+    if configured is None or found <= configured:
+        return configured or found
+    piece = 1 << 20
+    for start in range(0, len(records), piece):
+        labels = records.labels(np.arange(start, min(start + piece, len(records))))
+        if (labels >= configured).any():
+            index, record = records.locate(start + int(np.argmax(labels >= configured)))
+            raise ConfigError(
+                f"head.num_classes={configured}: {index.path} has labels up to {found - 1}, the "
+                f"first too large one at offset {index.records['offset'][record]}; expected at "
+                f"least {found}"
+            )
+    return configured
+
+
+def create_order(config: Config, records: Collection, shown: list[int]) -> Order:
+    """Which record when, as the configuration wants it."""
+    data, seed, count = config.data, config.run.seed, sum(shown)
+    if data.order == "balanced":
+        if data.weights:
+            raise ConfigError(
+                "data.weights: expected none with data.order=balanced, where identities take turns"
+            )
+        return BalancedOrder(
+            records.labels(np.arange(count)),
+            seed=seed,
+            global_batch=data.global_batch,
+            images=data.images_per_identity,
+        )
+    if data.order == "block":
+        order: Order = BlockOrder(
+            count, seed=seed, block=data.block_records, window=data.window_blocks
+        )
+    else:
+        order = GlobalOrder(count, seed=seed)
+    if not data.weights:
+        return order
+    return WeightedOrder(order, counts=records.counts, shown=shown)
+
+
+def _shown(data: DataConfig, records: Collection) -> list[int]:
+    """Records of each file that an epoch shows."""
+    weights = data.weights or (1.0,) * len(records.counts)
+    if len(weights) != len(records.counts):
+        raise ConfigError(
+            f"data.weights={list(weights)}: expected one for each of data.train, which are "
+            f"{len(records.counts)}"
+        )
+    return [round(weight * count) for weight, count in zip(weights, records.counts)]
