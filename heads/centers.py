@@ -27,12 +27,14 @@ def initial_centers(first_class: int, count: int, width: int, *, seed: int) -> T
     Drawn on the CPU in blocks of 1024 ids, each from its own generator, so that a class starts at
     the same place whichever rank owns it and however many others there are.
     """
-    centers = torch.empty(count, width)
+    centers = torch.empty(count, width, dtype=torch.float32, device="cpu")
+    seed ^= seed >> 32  # all bits of it count, though the generator keeps only 32
     stop = first_class + count
     for block in range(first_class // _BLOCK, math.ceil(stop / _BLOCK)):
         # The generator keeps 32 bits of its seed; an odd multiplier keeps blocks of a seed apart.
         generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + block) & 0xFFFFFFFF)
-        drawn = torch.randn(_BLOCK, width, generator=generator) * _STD
+        drawn = torch.empty(_BLOCK, width, dtype=torch.float32, device="cpu")
+        drawn = drawn.normal_(std=_STD, generator=generator)
         start = block * _BLOCK
         low, high = max(start, first_class), min(start + _BLOCK, stop)
         centers[low - first_class : high - first_class] = drawn[low - start : high - start]

@@ -80,7 +80,7 @@ class _Chunk(NamedTuple):
 
 
 def chunk_size(global_batch: int, dtype: torch.dtype) -> int:
-    """Classes a chunk: what makes one (G, chunk) tensor fit its budget."""
+    """Columns a chunk: what makes one (G, chunk) tensor fit its budget."""
     return max(_MIN_CHUNK, _CHUNK_BYTES // (global_batch * dtype.itemsize))
 
 
@@ -101,13 +101,13 @@ def coefficient_gain(global_batch: int, compute_dtype: torch.dtype) -> float:
     return 2.0 ** min(5, math.floor(math.log2(torch.finfo(torch.float16).max / global_batch / 8)))
 
 
-def is_finite(gradient: CenterGradient, reach: Tensor) -> Tensor:
+def is_finite(gradient: CenterGradient, reach: Tensor, dtype: torch.dtype) -> Tensor:
     """0-d bool, without looking at the product: `reach` (0-d) bounds its elements.
 
     No element exceeds the sum of its coefficients' magnitudes, as the embeddings are of unit
-    length; NaN and inf show in that sum.
+    length; NaN and inf show in that sum. dtype: the narrowest that the product went through.
     """
-    fits = reach <= torch.finfo(gradient.product.dtype).max
+    fits = reach <= torch.finfo(dtype).max
     largest = reach * gradient.pull + gradient.drift.abs()
     return fits & torch.isfinite(largest.sum())
 
@@ -154,7 +154,7 @@ class ChunkedSoftmax:
         self._factor = torch.ones_like(self._inverse) if self._reads_unit else self._inverse
 
         per_class = self._global_batch * subcenters
-        self._chunk = chunk_size(per_class, centers.dtype)
+        self._chunk = max(1, chunk_size(self._global_batch, centers.dtype) // subcenters)
         self._kept = min(self._count, KEPT_BYTES // (per_class * compute_dtype.itemsize))
         self._products = workspace.take("products", (self._kept * per_class,), compute_dtype)
 
@@ -196,7 +196,7 @@ class ChunkedSoftmax:
             rows = self._columns(start, stop)
             coefficients = self._coefficients(chunk, shift, target, terms.subcenter)  # (G, n·K)
             along = chunk.cosine.mul_(coefficients).sum(0).unsqueeze(1)  # (n·K, 1)
-            drift = along.mul_(self._inverse[rows].square()).mul_(-unit)
+            drift = along.mul_(self._inverse[rows]).mul_(self._inverse[rows]).mul_(-unit)
             coefficients.mul_(self._factor[rows].T)
             reach = torch.maximum(reach, chunk.cosine.copy_(coefficients).abs_().sum(0).amax())
             read = coefficients.to(self._compute_dtype)
@@ -209,7 +209,7 @@ class ChunkedSoftmax:
                 _add_product(centers.product[rows], read.T, self._read_embeddings)
                 centers.drift[rows] += drift
         embedding_grad.mul_(unit)
-        return Gradients(embedding_grad, centers, is_finite(centers, reach))
+        return Gradients(embedding_grad, centers, is_finite(centers, reach, self._compute_dtype))
 
     def _new_gradient(self) -> CenterGradient:
         """Memory for gradients that are not added up: over the copied rows, if there are any."""

@@ -1,4 +1,4 @@
-"""A function of tensors, recorded once as a CUDA graph and replayed from then on."""
+"""The head's step, recorded once as CUDA graphs and replayed from then on."""
 
 from __future__ import annotations
 
@@ -10,80 +10,144 @@ import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
+Function = Callable[..., Any]
 
 # Calls before the recording, in which libraries choose their algorithms and allocate.
 _WARM_UP = 3
 
 
-class Captured(Generic[Result]):
-    """`function`, called through a CUDA graph once `record` has made one.
+class Captured:
+    """One function of tensors as a CUDA graph, of static shapes and without host synchronization.
 
-    function: of static shapes, without host synchronization. What it returns, tensors among it, is
-        overwritten by the next call.
-    device: whose graphs are used.
-    obstacle: a known reason why there can be no graph; None to try.
+    The function is given at each call and not kept: a graph that held it would hold its head, and
+    the head the graph.
 
-    Where there is an obstacle, known or met in recording, it is told as a warning and the function
-    is called as it is.
+    device: whose graphs are used. agree: whether all ranks that communicate in the function
+        succeeded, given whether this one did.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Result],
-        *,
-        device: torch.device,
-        obstacle: str | None = None,
-    ) -> None:
-        self._function = function
-        self._module: Any = torch.get_device_module(device)
+    def __init__(self, *, device: torch.device, agree: Callable[[bool], bool]) -> None:
+        self._device, self._agree = device, agree
         self._inputs: tuple[Tensor, ...] = ()
         self._graph: Any = None
         self._result: Any = None
-        self.obstacle = obstacle
-        if obstacle:
-            self._tell()
 
-    @property
-    def ready(self) -> bool:
-        """Whether calls may follow: recorded, or known to go without."""
-        return self._graph is not None or self.obstacle is not None
+    def record(self, function: Function, *inputs: Tensor) -> str | None:
+        """Call the function a few times, then record it; returns why that failed, if it did.
 
-    def record(self, *inputs: Tensor) -> None:
-        """Call the function a few times and record it; the caller undoes what that leaves behind.
-
-        inputs: like all that follow in shape, dtype and device.
+        inputs: like all that follow in shape, dtype and device. What the calls leave behind is the
+        caller's to undo. What fails in them, such as a lack of memory, is raised: other ranks went
+        on from there.
         """
         self._inputs = tuple(given.detach().clone() for given in inputs)
-        module = self._module
-        try:
-            stream = module.Stream()
-            stream.wait_stream(module.current_stream())
+        module = torch.get_device_module(self._device)
+        obstacle = None
+        with module.device(self._device):
+            before, stream = module.current_stream(), module.Stream()
+            stream.wait_stream(before)
             with module.stream(stream):
                 for _ in range(_WARM_UP):
-                    self._function(*self._inputs)
-            module.current_stream().wait_stream(stream)
+                    function(*self._inputs)
+            before.wait_stream(stream)
             graph = module.CUDAGraph()
-            # Other threads, DALI's among them, go on calling CUDA meanwhile.
-            with module.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                self._result = self._function(*self._inputs)
-            self._graph = graph
-        except RuntimeError as error:
-            self.obstacle = str(error).splitlines()[0]
-            self._tell()
+            try:
+                # Other threads, DALI's among them, go on calling CUDA meanwhile.
+                with module.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    self._result = function(*self._inputs)
+            except RuntimeError as error:
+                obstacle = _first_cause(error)
+            finally:
+                module.set_stream(before)
+            if not self._agree(obstacle is None):
+                return obstacle or "recording failed on another rank"
+        self._graph = graph
+        return None
 
-    def __call__(self, *inputs: Tensor) -> Result:
-        """Raises ValueError for inputs unlike the recorded ones."""
-        assert self.ready
-        if self._graph is None:
-            return self._function(*inputs)
-        for static, given in zip(self._inputs, inputs):
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Replay; what it returns, tensors among it, is written again by the next call.
+
+        Raises ValueError for inputs unlike the recorded ones.
+        """
+        for static, given in zip(self._inputs, inputs, strict=True):
             _check_alike(static, given)
+        for static, given in zip(self._inputs, inputs, strict=True):
             static.copy_(given)
-        self._graph.replay()
+        with torch.get_device_module(self._device).device(self._device):
+            self._graph.replay()
         return self._result
 
-    def _tell(self) -> None:
-        warnings.warn(f"the head goes without a CUDA graph: {self.obstacle}", stacklevel=3)
+
+class StepGraphs(Generic[Result]):
+    """Both halves of a step, recorded at their first calls.
+
+    The update reads what the forward has returned, always in the same memory once the forward is
+    recorded; so where there is no graph of the forward there is none of the update.
+
+    obstacle: a known reason why there can be no graphs; None to try. Where there is one, known or
+    met, it is told as a warning and the functions are called as they are.
+    """
+
+    def __init__(
+        self, *, device: torch.device, agree: Callable[[bool], bool], obstacle: str | None
+    ) -> None:
+        self._captured = {
+            half: Captured(device=device, agree=agree) for half in ("forward", "update")
+        }
+        self.obstacles: dict[str, str] = {}
+        self._recorded: set[str] = set()
+        self._known_obstacle = obstacle
+
+    def forward(
+        self, function: Callable[..., Result], *inputs: Tensor, undo: Callable[[], None]
+    ) -> Result:
+        """function(*inputs); `undo` takes back what rehearsing it has left behind."""
+        if not self._tried("forward"):
+            obstacle = self._known_obstacle
+            if obstacle is None:
+                obstacle = self._captured["forward"].record(function, *inputs)
+                undo()
+            self._note("forward", obstacle)
+        return self._call("forward", function, *inputs)
+
+    def update(self, function: Function, lr: Tensor, apply: Tensor) -> None:
+        """function(lr, apply), both 0-d; rehearsed with `apply` false, so that nothing changes."""
+        if "forward" in self.obstacles:
+            function(lr, apply)
+            return
+        if not self._tried("update"):
+            self._note(
+                "update", self._captured["update"].record(function, lr, torch.zeros_like(apply))
+            )
+        self._call("update", function, lr, apply)
+
+    def _tried(self, half: str) -> bool:
+        return half in self._recorded or half in self.obstacles
+
+    def _note(self, half: str, obstacle: str | None) -> None:
+        if obstacle is None:
+            self._recorded.add(half)
+            return
+        self.obstacles[half] = obstacle
+        warnings.warn(f"the head's {half} goes without a CUDA graph: {obstacle}", stacklevel=4)
+
+    def _call(self, half: str, function: Function, *inputs: Tensor) -> Any:
+        if half in self.obstacles:
+            return function(*inputs)
+        return self._captured[half](*inputs)
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether a device has graphs of this kind at all."""
+    if device.type in ("cpu", "meta"):
+        return False
+    return hasattr(torch.get_device_module(device), "CUDAGraph")
+
+
+def _first_cause(error: BaseException) -> str:
+    """What failed first: ending a broken recording raises another error over it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_alike(static: Tensor, given: Tensor) -> None:
@@ -91,7 +155,7 @@ def _check_alike(static: Tensor, given: Tensor) -> None:
     expected = (tuple(static.shape), static.dtype, static.device)
     if found != expected:
         raise ValueError(
-            f"the head was captured in a CUDA graph for an input of {_words(expected)} and now got "
+            f"the head was recorded in a CUDA graph for a tensor of {_words(expected)} and now got "
             f"{_words(found)}: keep every batch alike, or build the head with cuda_graph=False"
         )
 

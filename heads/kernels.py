@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -96,6 +98,8 @@ def available(device: torch.device, embedding_dim: int, compute_dtype: torch.dty
         return None
     if device.type == "cpu" or torch.version.cuda is None:
         return f"the kernels are for NVIDIA GPUs, the head is on {device}"
+    if not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
+        return "triton needs a C compiler, and there is neither cc nor gcc nor clang"
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"triton has no tensor cores on compute capability {major}.{minor}, only from 8.0 on"

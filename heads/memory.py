@@ -50,7 +50,7 @@ def predict_memory(
         per_row += size * 6 * 8
     per_class = global_batch * subcenters
     kept = min(KEPT_BYTES, size * per_class * narrow)
-    chunk = min(size, chunk_size(per_class, dtype))
+    chunk = min(size, chunk_size(global_batch, dtype) // subcenters + 1)
     # Cosines, coefficients, a narrow copy, and what a hook or sub-centers make of them.
     scratch = chunk * per_class * (6 * wide + narrow)
     batch = 8 * global_batch * embedding_dim * wide

@@ -55,6 +55,19 @@ class MicroBatches:
         self.finite.fill_(True)
         self.margin_state.copy_(state)
 
+    def check(self, labels: Tensor, *, forwards: int) -> None:
+        """Raises RuntimeError for a forward too many, ValueError for labels of another number."""
+        count, batch = self._labels.shape
+        if forwards == count:
+            raise RuntimeError(
+                f"a forward after {forwards} of {count} that begin_step() announced: call step() "
+                "first"
+            )
+        if labels.shape[0] != batch:
+            raise ValueError(
+                f"{labels.shape[0]} labels, expected the {batch} that begin_step() announced"
+            )
+
     def index(self, world_size: int) -> Tensor:
         """(G,) int64: where the rows of this forward stand in (rank, forward, row) order."""
         count, batch = self._labels.shape

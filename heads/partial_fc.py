@@ -1,12 +1,14 @@
 """PartialFC: a margin-softmax head whose class centers are split over ranks and sampled per step.
 
 It owns this rank's centers, their momentum and their update (PartialFC, An et al., 2022,
-arXiv:2203.15565). There are three collectives a step, all in `PartialFC._train_forward`.
+arXiv:2203.15565). The arithmetic is heads.distributed_loss's, with three collectives a step, four
+with CurricularFace; `begin_step` adds one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,25 +21,18 @@ from heads.backend import Backend, choose_backend
 from heads.centers import initial_centers, shard_of
 from heads.checks import check, check_batch, check_micro_batches, check_step_inputs
 from heads.cosine_softmax import CenterGradient
-from heads.graph import Captured
-from heads.loss import Loss, combine, target_cosines
+from heads.distributed_loss import Batch, DistributedLoss, FirstPass
+from heads.graph import StepGraphs, can_record
 from heads.margins import Margin, StepContext
 from heads.micro_batches import MicroBatches
 from heads.ranks import Ranks
 from heads.sampling import AllClasses, HeadClasses, RandomClasses, Sample
 from heads.workspace import Workspace
 
+DTYPES = (torch.float32, torch.float64)
+
 # Kinds of draws, each with keys of its own.
 _SAMPLING, _MARGIN = 1, 2
-
-
-class _Batch(NamedTuple):
-    """The global batch, in the order of the ranks."""
-
-    norms: Tensor  # (G,) lengths of the embeddings
-    unit: Tensor  # (G, D) embeddings of unit length, in the centers' dtype
-    labels: Tensor  # (G,) int64 global class ids
-    index: Tensor  # (G,) int64 place in the step's global batch, micro-batches put together
 
 
 class _Update(NamedTuple):
@@ -53,11 +48,6 @@ class _Forward(NamedTuple):
     loss: Tensor  # 0-d
     grad: Tensor  # (B, D) d loss / d embeddings, of this rank's rows, in the centers' dtype
     update: _Update
-
-
-class _Graphs(NamedTuple):
-    forward: Captured[_Forward]
-    apply: Captured[None]
 
 
 class PartialFC(nn.Module):
@@ -79,9 +69,12 @@ class PartialFC(nn.Module):
     dtype: of the centers and their velocity, float32 or float64.
     backend: "triton" for the kernels of heads.kernels, "torch", or "auto": Triton where it runs.
     cuda_graph: on a GPU, record the step as a CUDA graph and replay it. Every batch must then have
-        the same shape. Rate, margin and loss scale may change, the sample rate records anew.
+        the same shape. Learning rate, margin_factor and loss scale may change; another sample rate
+        is recorded anew, and other attributes are not looked at again.
     process_group: the ranks that share the classes; the default group where torch.distributed is
-        initialized, else this process alone.
+        initialized by now, else this process alone.
+
+    Keep it out of DistributedDataParallel, which would give every rank the first one's centers.
 
     Buffers: centers (rows, K·D), drawn from N(0, 0.01²) by global class id, so the start depends on
     neither the world size nor num_classes; velocity (rows, K·D); steps, 0-d int64, the number of
@@ -120,14 +113,19 @@ class PartialFC(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        check(num_classes >= 1, "num_classes", num_classes, "at least 1")
-        check(embedding_dim >= 1, "embedding_dim", embedding_dim, "at least 1")
+        for name, count in (
+            ("num_classes", num_classes),
+            ("embedding_dim", embedding_dim),
+            ("subcenters", subcenters),
+        ):
+            check(isinstance(count, int) and count >= 1, name, count, "an integer of at least 1")
+        by_heads = head_sampling is None or isinstance(head_sampling, HeadClasses)
+        check(by_heads, "head_sampling", head_sampling, "HeadClasses(...) or None")
         check(isinstance(margin, Margin), "margin", margin, "a Margin, such as ArcFace()")
-        check(subcenters >= 1, "subcenters", subcenters, "at least 1")
         check(0 <= momentum < 1, "momentum", momentum, "in [0, 1)")
         check(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "finite and at least 0")
         check(0 <= seed < 1 << 63, "seed", seed, "in [0, 2**63)")
-        check(dtype in (torch.float32, torch.float64), "dtype", dtype, "float32 or float64")
+        check(dtype in DTYPES, "dtype", dtype, "float32 or float64")
         check(
             compute_dtype in (torch.float16, torch.bfloat16, torch.float32, dtype),
             "compute_dtype",
@@ -156,19 +154,63 @@ class PartialFC(nn.Module):
         self.register_buffer("margin_state", state, persistent=state.numel() > 0)
         self.register_buffer("margin_factor", centers.new_ones(()), persistent=False)
 
-        self.backend: Backend = choose_backend(
-            backend, device=centers.device, embedding_dim=embedding_dim, compute_dtype=compute_dtype
-        )
-        self._cuda_graph = cuda_graph and centers.device.type != "cpu"
-        self._graphs: dict[bool, _Graphs] = {}
-        self._workspace = Workspace(centers.device)
-        self._micro: MicroBatches | None = None
-        self._adding = False  # whether this step is one of several forwards
-        self._forwards = 0  # since the last step
-        self._update: _Update | None = None
+        self._backend_wanted, self._cuda_graph = backend, cuda_graph
         self._head_sampling = head_sampling
         self._sample_rate = math.nan
+        self._start_over()
         self.sample_rate = sample_rate
+
+    def _start_over(self) -> None:
+        """Choose backend and graphs for where the centers are, and forget whatever waits."""
+        self.backend: Backend = choose_backend(
+            self._backend_wanted,
+            device=self.centers.device,
+            embedding_dim=self.embedding_dim,
+            compute_dtype=self.compute_dtype,
+        )
+        self._arithmetic = DistributedLoss(
+            self.margin,
+            self.ranks,
+            self.shard,
+            self.backend,
+            subcenters=self.subcenters,
+            compute_dtype=self.compute_dtype,
+        )
+        # One for steps of a single forward, one for steps that add several up: a recorded graph
+        # needs its memory to stay as it is.
+        self._workspaces = {adding: Workspace(self.centers.device) for adding in (False, True)}
+        self._micro: MicroBatches | None = None
+        self.forget_graphs()
+        self._drop_step()
+
+    def _drop_step(self) -> None:
+        """Forget the forwards since the last step."""
+        self._update: _Update | None = None
+        self._adding = False  # whether this step is one of several forwards
+        self._forwards = 0
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
+        """Moving to another device or dtype: what is not in a buffer does not come along."""
+        super()._apply(fn, recurse)
+        check(self.centers.dtype in DTYPES, "dtype", self.centers.dtype, "float32 or float64")
+        self._start_over()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Gradients of other centers must not meet these."""
+        self._drop_step()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: without what is recorded, or waits for `step`."""
+        state = self.__dict__.copy()
+        for name in ("backend", "_arithmetic", "_workspaces", "_micro", "_graphs", "_update"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._start_over()
 
     @property
     def sample_rate(self) -> float:
@@ -178,12 +220,13 @@ class PartialFC(nn.Module):
     def sample_rate(self, rate: float) -> None:
         check(0 < rate <= 1, "sample_rate", rate, "in (0, 1]")
         check(self._head_sampling is None or rate == 1, "sample_rate", rate, "1 with head_sampling")
-        if rate == self._sample_rate:
-            return
-        self._sample_rate = rate
-        everything = AllClasses() if rate == 1 else RandomClasses(rate)
-        self.sampling = self._head_sampling or everything
-        self._forget_graphs()
+        if rate != self._sample_rate:
+            if self._adding or self._update:
+                raise RuntimeError("sample_rate changed while gradients wait: call step() first")
+            random = AllClasses() if rate == 1 else RandomClasses(float(rate))
+            self.sampling = self._head_sampling or random
+            self._sample_rate = rate
+            self.forget_graphs()
 
     @property
     def last_sample(self) -> Sample | None:
@@ -198,14 +241,16 @@ class PartialFC(nn.Module):
         each forward's loss is divided by k, and `step` may follow the last. So the step equals that
         of one batch k times as large, but for margins that look at the whole batch.
 
-        Raises ValueError for labels of another shape or dtype, RuntimeError amid such a step.
+        Like a forward, it replaces what waits for `step`, an unfinished step among it.
+
+        Raises ValueError for labels of another shape or dtype.
         """
-        if self._adding:
-            raise RuntimeError("begin_step() found a step that is not finished: call step() first")
         check_micro_batches(labels)
+        self._drop_step()
         sample = self._draw(self.ranks.all_gather(labels.contiguous()).flatten())
         if self._micro is None or not self._micro.fits(labels, sample):
-            self._forget_graphs()
+            if self._graphs:
+                self._graphs[True] = self._new_graphs()
             self._micro = MicroBatches(
                 labels,
                 sample,
@@ -214,7 +259,7 @@ class PartialFC(nn.Module):
                 state=self.margin_state,
             )
         self._micro.restart(labels, sample, self.margin_state)
-        self._adding, self._forwards = True, 0
+        self._adding = True
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss of the global batch: a 0-d tensor, the same on every rank.
@@ -227,8 +272,8 @@ class PartialFC(nn.Module):
         In training the gradients of the sampled centers are computed here and wait for `step`;
         another forward before that replaces them, unless `begin_step` announced it.
         `loss.backward()` then only hands on the exact gradient of the global mean with respect to
-        this rank's embeddings. DDP averages gradients over ranks: multiply the loss by world_size
-        before backward.
+        this rank's embeddings: what the loss is multiplied by reaches these, but not the centers.
+        DDP averages gradients over ranks: multiply the loss by world_size before backward.
 
         In evaluation mode the loss is over all centers and carries no gradient.
 
@@ -257,24 +302,24 @@ class PartialFC(nn.Module):
         expected = self._micro.count if self._micro and self._adding else 1
         if self._update is None or self._forwards < expected:
             raise RuntimeError(
-                f"step() found the gradients of {self._forwards} of {expected} forwards: call the "
-                "head in training mode first"
+                f"step() found the gradients of {self._forwards} of {expected} forwards in "
+                "training mode: call the head first, or begin_step() to start this step again"
             )
         check_step_inputs(lr, skip)
-        if not isinstance(lr, Tensor):
-            lr = self.centers.new_full((), lr)
+        # A CPU takes the rate in any dtype; GPUs read it as float32.
+        dtype = self.centers.dtype if self.centers.device.type == "cpu" else torch.float32
+        lr = torch.as_tensor(lr, dtype=dtype, device=self.centers.device)
         finite = self._update.finite
-        apply = finite if skip is None else finite & ~skip
-        if not self._graphs:
-            self._apply(lr, apply)
+        apply = finite & torch.isfinite(lr)
+        if skip is not None:
+            apply = apply & ~skip
+        if self._graphs:
+            self._graphs[self._adding].update(self._update_centers, lr, apply)
         else:
-            graph = self._graphs[self._adding].apply
-            if not graph.ready:
-                graph.record(lr, torch.zeros_like(apply))
-            graph(lr, apply)
+            self._update_centers(lr, apply)
         self.steps += 1
         self.nonfinite_steps += ~finite
-        self._update, self._adding, self._forwards = None, False, 0
+        self._drop_step()
 
     def margin_key(self) -> Tensor:
         """0-d int64: the counter key of this step's drawn margins."""
@@ -282,97 +327,46 @@ class PartialFC(nn.Module):
 
     def _train_forward(self, embeddings: Tensor, labels: Tensor) -> _Forward:
         """The loss, and every gradient."""
-        micro = self._micro if self._adding else None
-        batch = self._gather_batch(embeddings, labels, micro)
-        sample = micro.sample(batch.index) if micro else self._draw(batch.labels)
-        state = micro.margin_state if micro else self.margin_state
-        loss, softmax, state = self._loss(batch, sample, state, self._workspace)
-        share = 1 / micro.count if micro else 1.0
-        into = micro.gradient if micro else None
-        gradients = softmax.gradients(loss.terms, share=share, into=into)
-        # Non-finite center gradients on one rank must stop every rank's step. They ride along with
-        # the embeddings' gradients instead of in a collective of their own.
-        finite = gradients.finite & torch.isfinite(gradients.embeddings.sum())
-        shares = torch.where(finite, gradients.embeddings, math.nan)  # (G, D)
-        grad = self.ranks.reduce_scatter(shares)  # (B, D)
-        finite = torch.isfinite(loss.mean) & torch.isfinite(grad.sum())
-        if micro:
-            micro.finish(finite, state)
-            finite, state = micro.finite, micro.margin_state
+        if self._micro and self._adding:
+            return self._add_forward(self._micro, embeddings, labels)
+        batch = self._arithmetic.gather(embeddings, labels, self.centers.dtype)
+        sample = self._draw(batch.labels)
+        index = torch.arange(len(batch.labels), device=labels.device)
+        first = self._first_pass(batch, sample, self.margin_state, index)
+        gradients = self._arithmetic.second_pass(batch, first, share=1.0, into=None)
+        update = _Update(sample, gradients.centers, gradients.finite, first.margin_state)
+        return _Forward(first.loss.mean, gradients.embeddings, update)
 
-        # Through the normalization: (g - (g·e) e) / |x|, with e = x / |x|.
-        mine = slice(self.ranks.rank * labels.shape[0], (self.ranks.rank + 1) * labels.shape[0])
-        unit, norms = batch.unit[mine], batch.norms[mine].unsqueeze(1)
-        along = (grad * unit).sum(1, keepdim=True)  # (B, 1)
-        grad = (grad - along * unit) * _reciprocal(norms)
-        if loss.norm_grad is not None:
-            grad += share * loss.norm_grad[mine].unsqueeze(1) * unit
-        update = _Update(sample, gradients.centers, finite, state)
-        return _Forward(share * loss.mean, grad, update)
+    def _add_forward(self, micro: MicroBatches, embeddings: Tensor, labels: Tensor) -> _Forward:
+        """The same for one of several forwards, whose sums so far are in `micro`."""
+        # Poisoned before they are gathered, so that every rank hears of it.
+        embeddings = torch.where(micro.announced(labels), embeddings, math.nan)
+        batch = self._arithmetic.gather(embeddings, labels, self.centers.dtype)
+        index = micro.index(self.ranks.world_size)
+        sample, share = micro.sample(index), 1 / micro.count
+        first = self._first_pass(batch, sample, micro.margin_state, index)
+        gradients = self._arithmetic.second_pass(batch, first, share=share, into=micro.gradient)
+        micro.finish(gradients.finite, first.margin_state)
+        update = _Update(sample, gradients.centers, micro.finite, micro.margin_state)
+        return _Forward(share * first.loss.mean, gradients.embeddings, update)
+
+    def _first_pass(self, batch: Batch, sample: Sample, state: Tensor, index: Tensor) -> FirstPass:
+        context = StepContext(self.margin_factor, state, self.margin_key(), index)
+        workspace = self._workspaces[self._adding]
+        return self._arithmetic.first_pass(self.centers, batch, sample, context, workspace)
 
     @torch.no_grad()
     def _eval_forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        batch = self._gather_batch(embeddings, labels, None)
-        sample = AllClasses().draw(batch.labels, self.shard, self.steps)
-        # Not the training's workspace: gradients may be waiting there for `step`.
-        workspace = Workspace(self.centers.device)
-        return self._loss(batch, sample, self.margin_state, workspace)[0].mean
-
-    def _gather_batch(
-        self, embeddings: Tensor, labels: Tensor, micro: MicroBatches | None
-    ) -> _Batch:
-        if micro:
-            # Poisoned before they are gathered, so that every rank hears of it.
-            embeddings = torch.where(micro.announced(labels), embeddings, math.nan)
-        rows, everyones = self.ranks.gather_batch(embeddings, labels)
-        rows = rows.to(self.centers.dtype)
-        if micro:
-            index = micro.index(self.ranks.world_size)
-        else:
-            index = torch.arange(everyones.shape[0], device=labels.device)
-        norms = torch.linalg.vector_norm(rows, dim=1)
-        return _Batch(norms, rows * _reciprocal(norms).unsqueeze(1), everyones, index)
+        batch = self._arithmetic.gather(embeddings, labels, self.centers.dtype)
+        index = torch.arange(len(batch.labels), device=labels.device)
+        context = StepContext(self.margin_factor, self.margin_state, self.margin_key(), index)
+        return self._arithmetic.evaluate(self.centers, batch, context)
 
     def _draw(self, labels: Tensor) -> Sample:
         key = counter.step_key(self.seed, self.steps, _SAMPLING)
         return self.sampling.draw(labels, self.shard, key)
 
-    def _loss(
-        self, batch: _Batch, sample: Sample, state: Tensor, workspace: Workspace
-    ) -> tuple[Loss, Any, Tensor]:
-        """The loss, the passes over the classes, and the margin's running values after it."""
-        margin = self.margin
-        context = StepContext(self.margin_factor, state, self.margin_key(), batch.index)
-        cosine, subcenter = target_cosines(batch.unit, self.centers, sample, self.subcenters)
-        if margin.uses_target_for_negatives:
-            # CurricularFace alone: its negatives wait for the target cosines. A fourth collective.
-            cosine = self._known(self.ranks.all_gather(cosine).sum(0), batch.labels)
-        negatives = margin.negatives(cosine, context)
-        softmax = self.backend.softmax(
-            batch.unit,
-            self.centers,
-            sample,
-            negatives,
-            scale=margin.scale,
-            subcenters=self.subcenters,
-            compute_dtype=self.compute_dtype,
-            workspace=workspace,
-        )
-        sums = softmax.logsumexp()
-        if margin.uses_target_for_negatives:
-            negative = self.ranks.all_gather(sums)
-        else:
-            negative, cosines = self.ranks.all_gather(torch.stack((sums, cosine))).unbind(1)
-            cosine = self._known(cosines.sum(0), batch.labels)  # only the owner's is not 0
-        target = margin(cosine, batch.norms, context)
-        loss = combine(negative.logsumexp(0), target, subcenter, margin.scale)
-        return loss, softmax, state if target.state is None else target.state
-
-    def _known(self, cosine: Tensor, labels: Tensor) -> Tensor:
-        """(G,) cosines, NaN where a label is no class."""
-        return torch.where((labels >= 0) & (labels < self.num_classes), cosine, math.nan)
-
-    def _apply(self, lr: Tensor, apply: Tensor) -> None:
+    def _update_centers(self, lr: Tensor, apply: Tensor) -> None:
         """The last forward's update, where `apply` (0-d bool) holds."""
         update = self._update
         assert update is not None
@@ -385,46 +379,49 @@ class PartialFC(nn.Module):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             apply=apply,
-            workspace=self._workspace,
+            workspace=self._workspaces[self._adding],
         )
         torch.where(apply, update.margin_state, self.margin_state, out=self.margin_state)
 
     def _compute(self, embeddings: Tensor, labels: Tensor) -> _Forward:
         """`_train_forward`, replayed from a graph where there is one; counts towards `step`."""
-        if self._adding and self._micro and self._forwards == self._micro.count:
-            raise RuntimeError(
-                f"a forward after {self._forwards} of {self._micro.count} that begin_step() "
-                "announced: call step() first"
-            )
-        if not self._graphs:
-            result = self._train_forward(embeddings, labels)
-        else:
-            graph = self._graphs[self._adding].forward
-            if not graph.ready:
-                graph.record(embeddings, labels)
-                if self._micro and self._adding:
-                    self._micro.rewind(self.margin_state)
-            result = graph(embeddings, labels)
+        micro = self._micro if self._adding else None
+        if micro:
+            micro.check(labels, forwards=self._forwards)
+        if self._graphs:
+            graphs = self._graphs[self._adding]
+            undo = self._rewind_micro_batches
+            result = graphs.forward(self._train_forward, embeddings, labels, undo=undo)
             # The graph writes it again at the next forward.
             result = result._replace(grad=result.grad.clone())
+        else:
+            result = self._train_forward(embeddings, labels)
         self._update = result.update
         self._forwards += 1
         return result
 
-    def _forget_graphs(self) -> None:
-        """Record anew at the next step: shapes change."""
-        if self._cuda_graph:
-            # One pair for steps of a single forward, one for steps that add several up.
+    def _rewind_micro_batches(self) -> None:
+        if self._micro and self._adding:
+            self._micro.rewind(self.margin_state)
+
+    def forget_graphs(self) -> None:
+        """Let go of the recorded CUDA graphs; a step after that records anew.
+
+        Do so before the process group is destroyed: NCCL waits for graphs that use it.
+        """
+        self._graphs: dict[bool, StepGraphs[_Forward]] = {}
+        if self._cuda_graph and can_record(self.centers.device):
+            # One for steps of a single forward, one for steps that add several up.
             self._graphs = {adding: self._new_graphs() for adding in (False, True)}
 
-    def _new_graphs(self) -> _Graphs:
-        obstacle = None
-        if self.ranks.backend not in (None, "nccl"):
-            obstacle = f"{self.ranks.backend} cannot record its collectives, nccl can"
+    def _new_graphs(self) -> StepGraphs[_Forward]:
         device = self.centers.device
-        return _Graphs(
-            Captured(self._train_forward, device=device, obstacle=obstacle),
-            Captured(self._apply, device=device, obstacle=obstacle),
+        backend, obstacle = self.ranks.backend(device), None
+        if backend not in (None, "nccl"):
+            obstacle = f"{backend} cannot record its collectives, nccl can"
+        ranks = self.ranks  # not self: a graph must not hold its head
+        return StepGraphs(
+            device=device, agree=lambda held: ranks.all_agree(held, device), obstacle=obstacle
         )
 
 
@@ -443,8 +440,3 @@ class _HeadLoss(torch.autograd.Function):
         (grad,) = ctx.saved_tensors
         # Scaled before it is narrowed, so that a loss scale lifts it over float16's underflow.
         return (loss_grad * grad).to(ctx.dtype), None, None
-
-
-def _reciprocal(norms: Tensor) -> Tensor:
-    """1 / norms, and 0 for 0."""
-    return torch.where(norms < torch.finfo(norms.dtype).tiny, 0.0, 1 / norms)

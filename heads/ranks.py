@@ -10,7 +10,7 @@ from torch import Tensor
 class Ranks:
     """The ranks that share the classes.
 
-    group: the default group where torch.distributed is initialized and this is None, else this
+    group: None for the default group where torch.distributed is initialized by now, else this
     process alone.
     """
 
@@ -19,7 +19,22 @@ class Ranks:
         self._group = group
         self.rank = dist.get_rank(group) if distributed else 0
         self.world_size = dist.get_world_size(group) if distributed else 1
-        self.backend = dist.get_backend(group) if distributed else None
+
+    def backend(self, device: torch.device) -> str | None:
+        """The library whose collectives these are on a device; None where there are none."""
+        if self.world_size == 1:
+            return None
+        # Such as "cpu:gloo,cuda:nccl".
+        config = str(dist.get_backend_config(self._group))
+        return dict(part.split(":") for part in config.split(",")).get(device.type, "nothing")
+
+    def all_agree(self, holds: bool, device: torch.device) -> bool:
+        """Whether it holds on every rank; waits for them."""
+        if self.world_size == 1:
+            return holds
+        held = torch.tensor(int(holds), device=device)
+        dist.all_reduce(held, dist.ReduceOp.MIN, group=self._group)
+        return bool(held.item())
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Every rank's tensor, stacked: (world_size, ...)."""

@@ -39,11 +39,11 @@ def update_rows(
         part = slice(start, stop)
         rows = None if sample.rows is None else sample.rows[part]
         weight = _collect(centers, rows, part, workspace, "weight")
-        speed = _collect(velocity, rows, part, workspace, "speed")
-        seen = None
+        moving = [weight]
+        if momentum:
+            moving.append(_collect(velocity, rows, part, workspace, "speed"))
         if sample.column_groups is not None:
-            seen = (sample.column_groups[part] != NOBODY).unsqueeze(1)
-            before = weight.clone(), speed.clone()
+            before = [matrix.clone() for matrix in moving]
         grad = workspace.take("update: gradient", product[part].shape, centers.dtype)
         torch.mul(product[part], pull[part], out=grad)
         grad.addcmul_(weight.view_as(grad), decay[part])
@@ -51,7 +51,7 @@ def update_rows(
         torch._fused_sgd_(
             [weight],
             [grad.view_as(weight)],
-            [speed] if momentum else [],
+            moving[1:],
             weight_decay=0.0,
             momentum=momentum,
             lr=lr,
@@ -61,12 +61,13 @@ def update_rows(
             is_first_step=False,
             found_inf=skipped,
         )
-        if seen is not None:
-            torch.where(seen, weight, before[0], out=weight)
-            torch.where(seen, speed, before[1], out=speed)
+        if sample.column_groups is not None:
+            seen = (sample.column_groups[part] != NOBODY).unsqueeze(1)
+            for matrix, kept in zip(moving, before):
+                torch.where(seen, matrix, kept, out=matrix)
         if rows is not None:
-            centers.index_copy_(0, rows, weight)
-            velocity.index_copy_(0, rows, speed)
+            for whole, matrix in zip((centers, velocity), moving):
+                whole.index_copy_(0, rows, matrix)
 
 
 def _collect(

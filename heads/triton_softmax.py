@@ -76,7 +76,7 @@ class TritonSoftmax:
             accumulate=into is not None,
         )
         pull = (self._inverse * unit).unsqueeze(1)
-        drift = (along * self._inverse.square() * -unit).unsqueeze(1)
+        drift = (along * self._inverse * self._inverse * -unit).unsqueeze(1)
         if into is None:
             centers = CenterGradient(product, pull, drift)
         else:
@@ -84,7 +84,8 @@ class TritonSoftmax:
             into.drift.add_(drift)
             centers = into
         most = reach.amax() if reach.numel() else reach.sum()
-        return Gradients(embedding_grad.mul_(unit), centers, is_finite(centers, most))
+        finite = is_finite(centers, most, product.dtype)
+        return Gradients(embedding_grad.mul_(unit), centers, finite)
 
 
 def update_rows(

@@ -1,7 +1,8 @@
-"""What a CUDA graph does, on the CPU: operators recorded once, then run again on the same memory.
+"""CUDA graphs acted out on the CPU: operators recorded once, then run again on the same memory.
 
-Whatever a function decides on the host, reads from it or allocates anew is frozen at the recording,
-as it is in a CUDA graph; so a function that replays rightly here leans on none of that.
+Whatever a function decides on the host or reads from it is frozen at the recording, as in a CUDA
+graph; so a function that replays rightly here leans on none of that. Unlike a CUDA graph, this runs
+the function while it records it, and keeps alive what it read.
 """
 
 from __future__ import annotations
@@ -47,17 +48,26 @@ class _Stream:
 
 
 class RecordedGraphs:
-    """Stands in for torch.cuda. failure: what recording fails with; recordings: how many began."""
+    """Stands in for torch.cuda. recordings: how many began.
+
+    failure: what recording fails with, from the first to the last-th of them.
+    """
 
     CUDAGraph, Stream = RecordedGraph, _Stream
 
-    def __init__(self, failure: str | None = None) -> None:
-        self.failure, self.recordings = failure, 0
+    def __init__(self, failure: str = "", *, last: int = 0) -> None:
+        self.failure, self.last, self.recordings = failure, last, 0
 
     def current_stream(self) -> _Stream:
         return _Stream()
 
     def stream(self, stream: _Stream) -> Any:
+        return nullcontext()
+
+    def set_stream(self, stream: _Stream) -> None:
+        """There is but one."""
+
+    def device(self, device: Any) -> Any:
         return nullcontext()
 
     @contextmanager
@@ -66,7 +76,7 @@ class RecordedGraphs:
     ) -> Iterator[None]:
         assert capture_error_mode == "thread_local"
         self.recordings += 1
-        if self.failure:
+        if self.recordings <= self.last:
             raise RuntimeError(self.failure)
         with _Recorder(graph):
             yield

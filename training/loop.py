@@ -227,6 +227,7 @@ class Trainer:
         try:
             return self._run()
         finally:
+            self.step.head.forget_graphs()
             if self.reporter:
                 self.reporter.close()
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
 
-from heads import AdaFace, ArcFace, CurricularFace, ElasticArcFace, HeadClasses, PartialFC
+from heads import (
+    AdaFace,
+    ArcFace,
+    CurricularFace,
+    ElasticArcFace,
+    HeadClasses,
+    PartialFC,
+    partial_fc,
+)
 from tests.recorded_graph import RecordedGraphs
 
 CLASSES, DIM, BATCH = 40, 8, 6
@@ -21,12 +32,10 @@ OPTIONS = [
 
 
 def build(margin, monkeypatch, graphs: RecordedGraphs | None = None, **options) -> PartialFC:
-    head = PartialFC(CLASSES, DIM, margin, **options)
     if graphs:
         monkeypatch.setattr(torch, "get_device_module", lambda device: graphs)
-        head._cuda_graph = True
-        head._forget_graphs()
-    return head
+        monkeypatch.setattr(partial_fc, "can_record", lambda device: True)
+    return PartialFC(CLASSES, DIM, margin, cuda_graph=graphs is not None, **options)
 
 
 def batch(seed: int, rows: int = BATCH) -> tuple[Tensor, Tensor]:
@@ -113,18 +122,80 @@ def test_another_sample_rate_is_recorded_anew(monkeypatch):
     assert graphs.recordings == 4
 
 
-def test_where_recording_fails_the_reason_is_told_and_training_goes_on(monkeypatch):
-    graphs = RecordedGraphs(failure="operation not permitted\nlong trace")
-    plain = build(ArcFace(), monkeypatch)
-    head = build(ArcFace(), monkeypatch, graphs)
-    for step in range(3):
+@pytest.mark.parametrize("options", [{}, {"sample_rate": 0.3}])
+def test_where_recording_fails_the_reason_is_told_and_training_goes_on(options, monkeypatch):
+    """An update of what a forward without a graph returns is not recorded either."""
+    graphs = RecordedGraphs("operation not permitted\nlong trace", last=1)
+    plain = build(AdaFace(), monkeypatch, **options)
+    head = build(AdaFace(), monkeypatch, graphs, **options)
+    for step in range(4):
         if step == 0:
             with pytest.warns(UserWarning, match="without a CUDA graph: operation not permitted$"):
                 found = train(head, step)
         else:
             found = train(head, step)
         assert same(train(plain, step), found)
-    assert graphs.recordings == 2
+        assert same(list(plain.buffers()), list(head.buffers()))
+    assert graphs.recordings == 1
+
+
+def test_the_rehearsal_before_a_recording_may_fail_as_any_step(monkeypatch):
+    """Lack of memory is no obstacle to a graph: other ranks have gone on, so it is raised."""
+    head = build(ArcFace(), monkeypatch, RecordedGraphs())
+    monkeypatch.setattr(head, "_train_forward", lambda *inputs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        head(*batch(0))
+
+
+def test_a_failure_on_another_rank_counts_as_ones_own(monkeypatch):
+    graphs = RecordedGraphs()
+    plain = build(ArcFace(), monkeypatch)
+    head = build(ArcFace(), monkeypatch, graphs)
+    monkeypatch.setattr(head.ranks, "all_agree", lambda held, device: False)
+    with pytest.warns(UserWarning, match="recording failed on another rank"):
+        found = train(head, 0)
+    assert same(train(plain, 0), found)
+    assert same(train(plain, 1), train(head, 1))
+
+
+def test_a_larger_batch_elsewhere_leaves_the_recorded_memory(monkeypatch):
+    """Steps of one forward, recorded after those of several, need more: they have their own."""
+    plain = build(ArcFace(), monkeypatch)
+    head = build(ArcFace(), monkeypatch, RecordedGraphs())
+    for step in range(4):
+        assert same(train_in_parts(plain, step), train_in_parts(head, step))
+        pointers = {name: held.data_ptr() for name, held in head._workspaces[True]._held.items()}
+        large = batch(step, rows=5 * BATCH)
+        for one in (plain, head):
+            one(*large)
+            one.step(0.1)
+        after = {name: held.data_ptr() for name, held in head._workspaces[True]._held.items()}
+        assert after == pointers
+        assert same(list(plain.buffers()), list(head.buffers()))
+
+
+def test_graphs_do_not_keep_a_dropped_head_alive(monkeypatch):
+    head = build(ArcFace(), monkeypatch, RecordedGraphs())
+    train(head, 0)
+    held = weakref.ref(head)
+    gc.disable()
+    try:
+        del head
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_nothing_is_forgotten_that_graphs_of_a_group_would_hold(monkeypatch):
+    """forget_graphs() is what a trainer calls before it leaves the process group."""
+    graphs = RecordedGraphs()
+    plain = build(ArcFace(), monkeypatch)
+    head = build(ArcFace(), monkeypatch, graphs)
+    for step in range(4):
+        assert same(train(plain, step), train(head, step))
+        if step == 1:
+            head.forget_graphs()
+    assert graphs.recordings == 4
 
 
 def test_a_batch_of_another_shape_is_refused_by_name(monkeypatch):
@@ -163,7 +234,7 @@ def test_cuda_graph_equals_plain_calls(options):
             results.append([loss.detach(), leaf.grad, head.centers])
         for plain, replayed in zip(*results):
             torch.testing.assert_close(plain, replayed, rtol=1e-4, atol=1e-6)
-    assert heads[1]._graphs[False].forward.obstacle is None
+    assert not heads[1]._graphs[False].obstacles
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -166,12 +166,48 @@ def test_misuse_is_named():
     head(embeddings[:BATCH], labels[:BATCH])
     with pytest.raises(RuntimeError, match="1 of 3 forwards"):
         head.step(0.1)
-    with pytest.raises(RuntimeError, match="not finished"):
-        head.begin_step(labels.view(COUNT, -1))
+    with pytest.raises(RuntimeError, match="sample_rate changed while gradients wait"):
+        head.sample_rate = 0.5
+    with pytest.raises(ValueError, match="3 labels, expected the 4 that begin_step"):
+        head(embeddings[:3], labels[:3])
     for rows in (slice(BATCH, 2 * BATCH), slice(2 * BATCH, 3 * BATCH)):
         head(embeddings[rows], labels[rows])
     with pytest.raises(RuntimeError, match="after 3 of 3"):
         head(embeddings[:BATCH], labels[:BATCH])
+
+
+@pytest.mark.parametrize("leave", ["begin again", "load"])
+def test_a_step_that_was_broken_off_can_be_left(leave):
+    head, other = build(ArcFace(), sample_rate=0.3), build(ArcFace(), sample_rate=0.3)
+    embeddings, labels = batch(0)
+    head.begin_step(labels.view(COUNT, -1))
+    head(embeddings[:BATCH], labels[:BATCH])
+    if leave == "load":
+        head.load_state_dict(other.state_dict())
+        with pytest.raises(RuntimeError, match="0 of 1 forwards"):
+            head.step(0.1)
+        found = at_once(head, *batch(1))
+    else:
+        found = in_parts(head, *batch(1))
+    torch.testing.assert_close(found, at_once(other, *batch(1)), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(head.centers, other.centers, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("announce", [False, True])
+def test_products_that_overflow_float16_stop_the_step(announce):
+    """θ = 0 and a rival in the same place, four times: also where the sum is held in float32."""
+    head = PartialFC(2, 2, ArcFace(), compute_dtype=torch.float16)
+    head.centers.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    before = head.centers.clone()
+    embeddings, labels = torch.tensor([[2.0, 0.0]] * 4), torch.zeros(4, dtype=torch.int64)
+    if announce:
+        head.begin_step(labels.view(1, -1))
+    loss = head(embeddings, labels)
+    head.step(0.1)
+    assert torch.isfinite(loss)
+    assert head.nonfinite_steps == 1
+    assert torch.equal(head.centers, before)
+    assert not head.velocity.any()
 
 
 def test_a_step_of_micro_batches_is_graph_safe():

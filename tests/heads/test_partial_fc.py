@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from heads import (
     MARGINS,
+    AdaFace,
     ArcFace,
     CosFace,
     MagFace,
@@ -22,6 +25,7 @@ from heads import (
     StepContext,
     Target,
     create_margin,
+    distributed_loss,
 )
 from heads.centers import initial_centers
 from tests.graph_safety import GraphSafety
@@ -323,7 +327,9 @@ def test_step_without_gradients_is_an_error():
         head.step(0.1)
 
 
-def test_evaluation_is_over_all_classes_and_leaves_no_trace():
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_evaluation_is_over_all_classes_and_leaves_no_trace(at_once, monkeypatch):
+    monkeypatch.setattr(distributed_loss, "_EVALUATED_AT_ONCE", at_once)
     head = build(sample_rate=0.3).eval()
     before = state(head)
     embeddings, labels = batch()
@@ -349,6 +355,61 @@ def test_evaluation_amid_a_step_leaves_the_waiting_gradients(options):
         head.step(0.1)
         found.append(head.centers)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("elements", [1e20, 1e30])
+def test_a_norm_that_overflows_is_not_a_sound_step(elements):
+    head = build(AdaFace(), dtype=torch.float32, compute_dtype=torch.float32)
+    before, statistics = state(head), head.margin_state.clone()
+    embeddings, labels = batch(dtype=torch.float32)
+    head((embeddings.detach() * elements).requires_grad_(), labels)
+    head.step(0.1)
+    assert unchanged(head, before)
+    assert torch.equal(head.margin_state, statistics)
+    assert head.nonfinite_steps == 1
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf])
+def test_a_rate_that_is_not_finite_changes_nothing(rate):
+    head = build()
+    before = state(head)
+    head(*batch())
+    head.step(torch.tensor(rate))
+    assert unchanged(head, before)
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e30])
+def test_centers_of_extreme_length_train(length):
+    head = build(dtype=torch.float32, compute_dtype=torch.float32)
+    head.centers[0] *= length
+    head(*batch(dtype=torch.float32))
+    head.step(1e-3)
+    assert head.nonfinite_steps == 0
+
+
+def test_a_head_moves_copies_and_is_pickled_with_what_contains_it():
+    head = build(sample_rate=0.3, dtype=torch.float32, compute_dtype=torch.float32)
+    head(*batch(0, torch.float32))
+    head.step(0.1)
+    head(*batch(1, torch.float32))  # waits, and does not come along
+    copies = [
+        copy.deepcopy(head),
+        pickle.loads(pickle.dumps(head)),
+        nn.Sequential(copy.deepcopy(head)).to("cpu")[0],
+    ]
+    head(*batch(1, torch.float32))
+    head.step(0.1)
+    for twin in copies:
+        with pytest.raises(RuntimeError, match="0 of 1 forwards"):
+            twin.step(0.1)
+        twin(*batch(1, torch.float32))
+        twin.step(0.1)
+        assert torch.equal(twin.centers, head.centers)
+    wide = copy.deepcopy(head).double()
+    assert wide(*batch(2)).dtype == torch.float64
+    wide.step(0.1)
+    with pytest.raises(ValueError, match=r"dtype=torch.float16, expected float32 or float64"):
+        copy.deepcopy(head).half()
 
 
 def test_bfloat16_products_stay_close_to_float32():

@@ -90,6 +90,10 @@ def test_wrong_inputs_are_named(embeddings, labels, message):
     [
         {"num_classes": 0},
         {"embedding_dim": 0},
+        {"num_classes": 50.5},
+        {"subcenters": 0},
+        {"head_sampling": 5},
+        {"backend": "cuda"},
         {"margin": "arcface"},
         {"sample_rate": 0.0},
         {"sample_rate": 1.5},

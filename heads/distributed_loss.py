@@ -1,0 +1,179 @@
+"""The loss of the global batch over every rank's classes, and its gradients.
+
+What is done with them, when, and in which memory is heads.partial_fc's business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from heads.backend import Backend
+from heads.cosine_softmax import CenterGradient
+from heads.loss import Loss, combine, target_cosines
+from heads.margins import Margin, StepContext
+from heads.negatives import Negatives
+from heads.ranks import Ranks
+from heads.sampling import AllClasses, Sample, Shard
+from heads.workspace import Workspace
+
+# Classes of a rank that evaluation looks at together.
+_EVALUATED_AT_ONCE = 1 << 14
+
+
+class Batch(NamedTuple):
+    """The global batch, in the order of the ranks."""
+
+    norms: Tensor  # (G,) lengths of the embeddings
+    unit: Tensor  # (G, D) embeddings of unit length, in the centers' dtype
+    labels: Tensor  # (G,) int64 global class ids
+
+
+class FirstPass(NamedTuple):
+    """What is known once the ranks have exchanged their sums."""
+
+    loss: Loss
+    softmax: Any  # for the second pass; None where there will be none
+    margin_state: Tensor  # the margin's running values after the step
+
+
+class Gradients(NamedTuple):
+    """embeddings: (B, D) d mean / d this rank's embeddings. finite: 0-d bool, alike on all ranks.
+
+    Both gradients are multiplied by the share that was asked for.
+    """
+
+    embeddings: Tensor
+    centers: CenterGradient
+    finite: Tensor
+
+
+@dataclass(frozen=True)
+class DistributedLoss:
+    """How a head computes; nothing here changes while it trains."""
+
+    margin: Margin
+    ranks: Ranks
+    shard: Shard
+    backend: Backend
+    subcenters: int
+    compute_dtype: torch.dtype
+
+    def gather(self, embeddings: Tensor, labels: Tensor, dtype: torch.dtype) -> Batch:
+        """The batches of all ranks, normalized in `dtype`: one collective."""
+        rows, labels = self.ranks.gather_batch(embeddings, labels)
+        rows = rows.to(dtype)
+        norms = torch.linalg.vector_norm(rows, dim=1)
+        return Batch(norms, rows * _reciprocal(norms).unsqueeze(1), labels)
+
+    def first_pass(
+        self,
+        centers: Tensor,
+        batch: Batch,
+        sample: Sample,
+        context: StepContext,
+        workspace: Workspace,
+    ) -> FirstPass:
+        """The loss over the sampled classes: one collective."""
+
+        def sums(negatives: Negatives) -> tuple[Tensor, Any]:
+            softmax = self._softmax(centers, batch, sample, negatives, workspace)
+            return softmax.logsumexp(), softmax
+
+        return self._loss(centers, batch, sample, context, sums)
+
+    def evaluate(self, centers: Tensor, batch: Batch, context: StepContext) -> Tensor:
+        """0-d, the mean loss over all classes, a piece of them at a time."""
+        sample = AllClasses().draw(batch.labels, self.shard, context.key)
+
+        def sums(negatives: Negatives) -> tuple[Tensor, None]:
+            total = batch.norms.new_full(batch.norms.shape, -math.inf)
+            # Not the training's: gradients may be waiting there for their step.
+            workspace = Workspace(centers.device)
+            for start in range(0, len(centers), _EVALUATED_AT_ONCE):
+                rows = centers[start : start + _EVALUATED_AT_ONCE]
+                inside = (sample.positions >= start) & (sample.positions < start + len(rows))
+                piece = Sample(None, torch.where(inside, sample.positions - start, -1))
+                softmax = self._softmax(rows, batch, piece, negatives, workspace)
+                total = torch.logaddexp(total, softmax.logsumexp())
+            return total, None
+
+        return self._loss(centers, batch, sample, context, sums).loss.mean
+
+    def second_pass(
+        self, batch: Batch, first: FirstPass, *, share: float, into: CenterGradient | None
+    ) -> Gradients:
+        """Gradients of `share` times the mean: one collective. into: as in ChunkedSoftmax."""
+        found = first.softmax.gradients(first.loss.terms, share=share, into=into)
+        # Non-finite center gradients on one rank must stop every rank's step. They ride along with
+        # the embeddings' gradients instead of in a collective of their own.
+        finite = found.finite & torch.isfinite(found.embeddings.sum())
+        grad = self.ranks.reduce_scatter(torch.where(finite, found.embeddings, math.nan))  # (B, D)
+        finite = torch.isfinite(first.loss.mean) & torch.isfinite(grad.sum())
+
+        # Through the normalization: (g - (g·e) e) / |x|, with e = x / |x|.
+        mine = slice(self.ranks.rank * len(grad), (self.ranks.rank + 1) * len(grad))
+        unit, norms = batch.unit[mine], batch.norms[mine].unsqueeze(1)
+        along = (grad * unit).sum(1, keepdim=True)  # (B, 1)
+        grad = (grad - along * unit) * _reciprocal(norms)
+        if first.loss.norm_grad is not None:
+            grad += share * first.loss.norm_grad[mine].unsqueeze(1) * unit
+        return Gradients(grad, found.centers, finite)
+
+    def _loss(
+        self,
+        centers: Tensor,
+        batch: Batch,
+        sample: Sample,
+        context: StepContext,
+        sums: Callable[[Negatives], tuple[Tensor, Any]],
+    ) -> FirstPass:
+        """`sums` gives (G,) log-sum-exps over this rank's negatives, and the passes, if any."""
+        margin = self.margin
+        cosine, subcenter = target_cosines(batch.unit, centers, sample, self.subcenters)
+        if margin.uses_target_for_negatives:
+            # CurricularFace alone: its negatives wait for the target cosines. A fourth collective.
+            cosine = self._known(self.ranks.all_gather(cosine).sum(0), batch.labels)
+        negative, softmax = sums(margin.negatives(cosine, context))
+        if margin.uses_target_for_negatives:
+            negative = self.ranks.all_gather(negative)
+        else:
+            negative, cosines = self.ranks.all_gather(torch.stack((negative, cosine))).unbind(1)
+            cosine = self._known(cosines.sum(0), batch.labels)  # only the owner's is not 0
+        target = margin(cosine, batch.norms, context)
+        loss = combine(negative.logsumexp(0), target, subcenter, margin.scale)
+        return FirstPass(loss, softmax, context.state if target.state is None else target.state)
+
+    def _known(self, cosine: Tensor, labels: Tensor) -> Tensor:
+        """(G,) cosines, NaN where a label is no class."""
+        return torch.where((labels >= 0) & (labels < self.shard.num_classes), cosine, math.nan)
+
+    def _softmax(
+        self,
+        centers: Tensor,
+        batch: Batch,
+        sample: Sample,
+        negatives: Negatives,
+        workspace: Workspace,
+    ) -> Any:
+        return self.backend.softmax(
+            batch.unit,
+            centers,
+            sample,
+            negatives,
+            scale=self.margin.scale,
+            subcenters=self.subcenters,
+            compute_dtype=self.compute_dtype,
+            workspace=workspace,
+        )
+
+
+def _reciprocal(norms: Tensor) -> Tensor:
+    """1 / norms, 0 for 0, and NaN for a length that overflowed: such a row has no direction."""
+    reciprocal = torch.where(norms < torch.finfo(norms.dtype).tiny, 0.0, 1 / norms)
+    return torch.where(torch.isposinf(norms), math.nan, reciprocal)
