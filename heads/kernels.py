@@ -96,7 +96,7 @@ def available(device: torch.device, embedding_dim: int, compute_dtype: torch.dty
         if compute_dtype == torch.bfloat16:
             return "triton's interpreter takes the bits of bfloat16 for integers in products"
         return None
-    if device.type == "cpu" or torch.version.cuda is None:
+    if torch.get_device_module(device) is not torch.cuda or torch.version.hip is not None:
         return f"the kernels are for NVIDIA GPUs, the head is on {device}"
     if not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
         return "triton needs a C compiler, and there is neither cc nor gcc nor clang"
