@@ -101,16 +101,18 @@ def map_file(path: str | Path) -> np.ndarray:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
-def scan_rec(path: str | Path, progress: Progress | None = None) -> Scan:
+def scan_rec(
+    path: str | Path, progress: Progress | None = None, *, skip_bad_labels: bool = False
+) -> Scan:
     """Classify every record of a .rec file as image, header or identity, and list the damage.
 
     Raises RecordError when the file is missing, empty or not RecordIO at all, and when a label is
-    not an identity that float32 can name exactly.
+    not an identity that float32 can name exactly; with `skip_bad_labels` that is damage, too.
     """
     path = Path(path)
     buffer = map_file(path)
     chunks: list[Parts] = []
-    for done, parts in scan(buffer):
+    for done, parts in scan(path):
         chunks.append(parts)
         if progress:
             progress(done, len(buffer))
@@ -120,7 +122,7 @@ def scan_rec(path: str | Path, progress: Progress | None = None) -> Scan:
             f"{path} is not a RecordIO file: it starts with {bytes(buffer[:4]).hex()} and holds no "
             f"magic word {MAGIC.to_bytes(4, 'little').hex()} at a multiple of four"
         )
-    return _classify(path, buffer, parts)
+    return _classify(path, buffer, parts, skip_bad_labels)
 
 
 # One row a record while it is being classified.
@@ -136,7 +138,7 @@ _ROW = np.dtype(
 )
 
 
-def _classify(path: Path, buffer: np.ndarray, parts: Parts) -> Scan:
+def _classify(path: Path, buffer: np.ndarray, parts: Parts, skip_bad_labels: bool) -> Scan:
     end, following = parts.end, np.append(parts.offset[1:], len(buffer))
     overrun = end > following
     damage = _damaged_spans(parts.offset, end, following)
@@ -159,23 +161,33 @@ def _classify(path: Path, buffer: np.ndarray, parts: Parts) -> Scan:
         damage.append((offset, offset + PART_HEADER.size, "a record without an image"))
     rows, bookkeeping = rows[intact], bookkeeping[intact]
 
+    nameless = ~bookkeeping & ~_is_identity(rows["label"])
+    if nameless.any() and not skip_bad_labels:
+        _refuse_label(path, rows[nameless][0])
+    for row in rows[nameless]:
+        stop = row["offset"] + (row["header"] or PART_HEADER.size) + row["length"]
+        damage.append((int(row["offset"]), int(stop), f"the label {row['label']!s} is no identity"))
+    rows, bookkeeping = rows[~nameless], bookkeeping[~nameless]
+
     # MXNet's readers go by the id; a writer that did not count them meant the record's place.
     keys = rows["key"].copy()
-    if len(np.unique(keys)) != len(keys) or (keys < 0).any():
+    if not _distinct(keys) or (keys < 0).any():
         keys = np.arange(len(keys))
     is_header = bookkeeping & (rows["offset"] == 0)
     image_rows = rows[~bookkeeping]
     images = np.empty(len(image_rows), RECORD)
     for field in ("offset", "length", "header"):
         images[field] = image_rows[field]
-    images["label"] = _exact_labels(path, image_rows["label"], image_rows["offset"])
+    images["label"] = image_rows["label"]
 
-    present = np.unique(images["label"])
+    num_classes = int(images["label"].max()) + 1 if len(images) else 0
+    present = np.zeros(num_classes, bool)
+    present[images["label"]] = True
     damage.sort()
     summary = Summary(
         images=len(images),
-        identities=len(present),
-        num_classes=int(present[-1]) + 1 if len(present) else 0,
+        identities=int(present.sum()),
+        num_classes=num_classes,
         header_records=int(is_header.sum()),
         identity_records=int((bookkeeping & ~is_header).sum()),
         announced_images=_announced_images(rows["label"][is_header]),
@@ -202,6 +214,14 @@ def _damaged_spans(
     if start[0] > 0:
         spans.append((0, int(start[0]), stray))
     return spans
+
+
+def _distinct(keys: np.ndarray) -> bool:
+    # Writers count, so the keys nearly always rise, and seeing that is cheaper than sorting.
+    if (keys[1:] > keys[:-1]).all():
+        return True
+    ordered = np.sort(keys)
+    return bool((ordered[1:] != ordered[:-1]).all())
 
 
 def _announced_images(header_label: np.ndarray) -> int | None:
@@ -238,13 +258,14 @@ def _rejoin(
     return rows, orphans
 
 
-def _exact_labels(path: Path, label: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    wrong = ~((label >= 0) & (label < MAX_EXACT_LABEL) & (label == np.floor(label)))
-    if wrong.any():
-        i = int(np.flatnonzero(wrong)[0])
-        raise RecordError(
-            f"{path}: the record at offset {offset[i]} has the label {label[i]!s}; an identity is "
-            f"a whole number from 0 to {MAX_EXACT_LABEL - 1}, for float32 cannot tell larger ones "
-            "apart. Pack the set again with identities counted from 0"
-        )
-    return label.astype(np.int64)
+def _is_identity(label: np.ndarray) -> np.ndarray:
+    return (label >= 0) & (label < MAX_EXACT_LABEL) & (label == np.floor(label))
+
+
+def _refuse_label(path: Path, row: np.void) -> None:
+    raise RecordError(
+        f"{path}: the record at offset {row['offset']} has the label {row['label']!s}; an identity "
+        f"is a whole number from 0 to {MAX_EXACT_LABEL - 1}, for float32 cannot tell larger ones "
+        "apart. Pack the set again with identities counted from 0, or leave out such records with "
+        f"`python tools/rec2idx.py {path} --repair FOLDER`"
+    )

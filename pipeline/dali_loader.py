@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, fn, pipeline_def, types
 
 from pipeline.augment import Augmentation, Draw
 from pipeline.collection import Collection
@@ -63,7 +63,7 @@ class Loader:
         epoch_records: positions of an epoch, by default as many as there are records.
         device: where the batches go.
         decode: where JPEGs are decoded and augmented; see `choose_decode_device`.
-        augment: names of recipes of `pipeline.augment`, in order.
+        augment: recipes of `pipeline.augment`, in order; "name:0.3" for 30 % of the images.
         image_size: pixels; every image must be (image_size, image_size).
         threads: CPU threads for DALI.
         max_bad_fraction: of the images that may turn out undecodable before that is an error.
@@ -150,8 +150,9 @@ class Loader:
 
     def _graph(self, source: Callable[[], tuple]) -> Pipeline:
         arguments = self._augmentation.argument_types
-        pipeline = _new_pipeline(self._batch, self._threads, self._device)
-        with pipeline:
+
+        @pipeline_def(enable_conditionals=True)  # the recipes' branches
+        def graph() -> tuple:
             encoded, labels, *nodes = fn.external_source(
                 source=source,
                 num_outputs=2 + len(arguments),
@@ -162,7 +163,9 @@ class Loader:
             images = self._augmentation(_decoded(encoded, self._decode), nodes)
             if self._device.type != "cpu":
                 images, labels = images.gpu(), labels.gpu()
-            pipeline.set_outputs(images, labels)
+            return images, labels
+
+        pipeline = graph(**_pipeline_settings(self._batch, self._threads, self._device))
         pipeline.build()
         return pipeline
 
@@ -209,7 +212,7 @@ def decode_images(
     decode, _ = choose_decode_device(device)
     starts = range(0, len(encoded), batch_size)
     batches = iter([encoded[at : at + batch_size] for at in starts])
-    pipeline = _new_pipeline(min(batch_size, len(encoded)), threads, device)
+    pipeline = Pipeline(**_pipeline_settings(min(batch_size, len(encoded)), threads, device))
     with pipeline:
         inputs = fn.external_source(
             source=lambda: [np.frombuffer(image, np.uint8) for image in next(batches)],
@@ -239,7 +242,7 @@ def find_faults(encoded: Sequence[bytes | np.ndarray], image_size: int) -> dict[
     waiting = list(range(len(encoded)))
     while waiting:
         queue = iter(list(waiting))
-        pipeline = _new_pipeline(1, 1, torch.device("cpu"), prefetch=1)
+        pipeline = Pipeline(**_pipeline_settings(1, 1, torch.device("cpu"), prefetch=1))
         with pipeline:
             inputs = fn.external_source(
                 source=lambda: [np.frombuffer(encoded[next(queue)], np.uint8)],  # noqa: B023
@@ -267,17 +270,17 @@ def _require_size(images: torch.Tensor, image_size: int) -> None:
         raise RuntimeError(f"images of shape {tuple(images.shape)}")
 
 
-def _new_pipeline(
+def _pipeline_settings(
     batch_size: int, threads: int, device: torch.device, prefetch: int = PREFETCH
-) -> Pipeline:
+) -> dict[str, Any]:
     on_gpu = device.type != "cpu"
-    return Pipeline(
-        batch_size=batch_size,
-        num_threads=threads,
-        device_id=(device.index or 0) if on_gpu else None,
-        prefetch_queue_depth=prefetch,
-        exec_dynamic=True,  # outputs may outlive the next run, so they are handed over uncopied
-    )
+    return {
+        "batch_size": batch_size,
+        "num_threads": threads,
+        "device_id": (device.index or 0) if on_gpu else None,
+        "prefetch_queue_depth": prefetch,
+        "exec_dynamic": True,  # outputs may outlive the next run, so they are handed over uncopied
+    }
 
 
 def _decoded(encoded: object, decode: DecodeDevice) -> object:

@@ -22,9 +22,9 @@ from rich.progress import track
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.pair_set import write_bin
+from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordError
 from pipeline.synthetic import contact_sheet, encode_jpeg, make_pairs, render
-from tools.pack_rec import pack_set
 
 _SHEET = (8, 6)  # identities, images of each
 

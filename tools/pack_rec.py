@@ -1,8 +1,10 @@
-"""Pack a folder of identities into a training set:  python tools/pack_rec.py FOLDER OUT
+"""Pack images into a training set:  python tools/pack_rec.py SOURCE... OUT
 
-FOLDER holds one folder an identity, `<identity>/<image>.jpg|png|…`; OUT gets train.rec, train.idx
-(every record, as MXNet writes it), property and the sidecar, in InsightFace's layout. Identities
-are numbered in the order of their names; the bytes of the images are stored as they are.
+SOURCE is a folder of identity folders (`<identity>/<image>.jpg|png|…`), parquet files, WebDataset
+tars, or another .rec; a folder of parquet files or tars stands for all of them. OUT gets train.rec,
+train.idx (every record, as MXNet writes it), property and the sidecar, in InsightFace's layout, and
+train.json, the manifest. Identities are numbered in the order of their names, or of their numbers
+where all are numbers; the bytes of the images are stored as they are, unless --normalise is given.
 """
 
 from __future__ import annotations
@@ -10,104 +12,202 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.classify import MAX_EXACT_LABEL, scan_rec
-from pipeline.index import write_idx, write_sidecar
-from pipeline.recordio import PART_HEADER, RecordError, RecordWriter, pack_image
+from pipeline.ahead import map_ahead
+from pipeline.image_kind import UNUSUAL, image_kind, to_baseline
+from pipeline.rec_set import pack_set
+from pipeline.recordio import RecordError
+from tools.manifest import write_manifest
+from tools.sources.folders import read_folders
+from tools.sources.rec import BY, read_rec
+from tools.sources.sample import Identity, group
+from tools.sources.webdataset import read_webdataset
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-
-
-def pack_set(
-    folder: Path, identities: Iterable[Sequence[bytes]], *, image_size: int = 112
-) -> tuple[int, int]:
-    """Write a training set in InsightFace's layout; returns (identities, images) written.
-
-    Args:
-        folder: is created; gets train.rec, train.idx, property and the sidecar.
-        identities: the encoded images of each identity in turn, numbered from 0.
-        image_size: pixels, for the property file.
-
-    Raises:
-        RecordError: when `folder` already holds a train.rec, or there is nothing to pack.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    rec = folder / "train.rec"
-    if rec.exists():
-        raise RecordError(f"{rec} exists: name another folder, or remove it first")
-    ranges: list[tuple[int, int]] = []  # (first key, key after the last) of each identity
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        unfinished = Path(scratch) / rec.name
-        # The header record comes first and speaks of what follows: it is filled in last.
-        with RecordWriter(unfinished) as writer:
-            offsets = [writer.write(pack_image(b"", [0.0, 0.0], 0))]
-            for label, images in enumerate(identities):
-                if label >= MAX_EXACT_LABEL:
-                    raise RecordError(f"more than {MAX_EXACT_LABEL} identities do not fit float32")
-                first = len(offsets)
-                for image in images:
-                    if not image:
-                        raise RecordError(f"an image of identity {label} is empty: remove it")
-                    offsets.append(writer.write(pack_image(image, float(label), len(offsets))))
-                ranges.append((first, len(offsets)))
-            end_of_images = len(offsets)
-            for first, last in ranges:
-                offsets.append(writer.write(pack_image(b"", [first, last], len(offsets))))
-        if end_of_images == 1:
-            raise RecordError(f"no images to pack into {rec}")
-        with unfinished.open("r+b") as file:
-            file.seek(PART_HEADER.size)
-            file.write(pack_image(b"", [end_of_images, len(offsets)], 0))
-        unfinished.rename(rec)
-    write_idx(folder / "train.idx", np.arange(len(offsets)), np.array(offsets))
-    (folder / "property").write_text(f"{len(ranges)},{image_size},{image_size}\n")
-    write_sidecar(rec, scan_rec(rec), folder)
-    return len(ranges), end_of_images - 1
+_FORMATS = {".parquet": "parquet", ".tar": "webdataset", ".gz": "webdataset", ".tgz": "webdataset"}
 
 
-def read_folders(source: Path) -> Iterator[list[bytes]]:
-    """The images of each identity folder in the order of the names; RecordError where one is empty.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line's, None where not given; see `main`."""
 
-    Folders and files whose names begin with a dot are passed over.
-    """
-    folders = sorted(f for f in source.iterdir() if f.is_dir() and not f.name.startswith("."))
-    if not folders:
-        raise RecordError(f"{source} holds no folders: expected one folder of images an identity")
-    for folder in track(folders, description="pack", transient=True):
-        files = sorted(
-            file
-            for file in folder.iterdir()
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-        )
+    image_size: int = 112
+    normalise: bool = False
+    image_column: str | None = None
+    label_column: str | None = None
+    keep: Path | None = None
+    drop: Path | None = None
+    by: str | None = None
+
+
+_ONLY_FOR = {
+    "image_column": ("parquet",),
+    "label_column": ("parquet", "webdataset"),
+    "keep": ("rec",),
+    "drop": ("rec",),
+    "by": ("rec",),
+}
+
+
+def find_sources(paths: Sequence[Path]) -> tuple[str, list[Path]]:
+    """(folders | parquet | webdataset | rec, the files or the folder) that `paths` stand for."""
+    for path in paths:
+        if not path.exists():
+            raise RecordError(f"{path} does not exist: name a folder, .parquet, .tar or .rec file")
+    if len(paths) == 1 and paths[0].is_dir():
+        folder = paths[0]
+        if (folder / "train.rec").is_file():
+            return "rec", [folder / "train.rec"]
+        files = sorted(file for file in folder.iterdir() if file.suffix in _FORMATS)
         if not files:
-            raise RecordError(
-                f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}): remove it"
+            return "folders", [folder]
+        paths = files
+    if len(paths) == 1 and paths[0].suffix == ".rec":
+        return "rec", list(paths)
+    formats = {_FORMATS.get(path.suffix, path.suffix or "a folder") for path in paths}
+    if len(formats) != 1 or not formats <= {"parquet", "webdataset"}:
+        raise RecordError(
+            f"{', '.join(path.name for path in paths[:3])}: found {', '.join(sorted(formats))}, "
+            "expected parquet files, or tars, or one folder, or one .rec file"
+        )
+    return formats.pop(), list(paths)
+
+
+class Inspection:
+    """Counts the kinds of images on their way, and remembers the first place of each."""
+
+    def __init__(self, *, normalise: bool) -> None:
+        self.kinds: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+        self.names: list[str] = []
+        self._normalise = normalise
+
+    def watch(self, identities: Iterable[Identity]) -> Iterator[list[bytes]]:
+        """The images of each identity, unusual JPEGs made baseline ones if asked; on all cores."""
+        for identity, kinds in map_ahead(self._inspect, identities):
+            self.names.append(identity.name)
+            self.kinds.update(kinds)
+            for kind, place in zip(kinds, identity.places):
+                self.first.setdefault(kind, place)
+            yield identity.images
+
+    def _inspect(self, identity: Identity) -> tuple[Identity, list[str]]:
+        kinds = [image_kind(image) for image in identity.images]
+        if self._normalise:
+            for i, kind in enumerate(kinds):
+                if kind in UNUSUAL:
+                    try:
+                        identity.images[i] = to_baseline(identity.images[i])
+                    except ValueError as error:
+                        raise RecordError(f"{identity.places[i]}: {error}. Remove it") from error
+        return identity, kinds
+
+    def report(self) -> None:
+        print("images        " + ", ".join(f"{n} {kind}" for kind, n in self.kinds.most_common()))
+        for kind in UNUSUAL:
+            if self.kinds[kind]:
+                done = (
+                    "re-encoded as baseline"
+                    if self._normalise
+                    else ("kept as they are; they decode slower, --normalise re-encodes them")
+                )
+                print(f"{kind:<18}{self.kinds[kind]}, first {self.first[kind]}: {done}")
+        if self.kinds["unknown"]:
+            print(
+                f"unknown           {self.kinds['unknown']}, first {self.first['unknown']}: "
+                "check them with `python tools/rec2idx.py --verify`"
             )
-        yield [file.read_bytes() for file in files]
+
+
+def read_identities(
+    sources: list[Path], form: str, options: Options, scratch: Path
+) -> Iterator[Identity]:
+    """The identities of any source; `scratch` is a folder for what must be brought together."""
+    if form == "folders":
+        return read_folders(sources[0])
+    if form == "rec":
+        by = options.by or "identity"
+        return read_rec(sources[0], keep=options.keep, drop=options.drop, by=by)
+    label = options.label_column or "label"
+    if form == "webdataset":
+        samples = read_webdataset(sources, label_key=label)
+    else:
+        try:
+            from tools.sources.parquet import read_parquet
+        except ImportError as error:
+            raise RecordError(f"parquet needs pyarrow: pip install pyarrow ({error})") from error
+        samples = read_parquet(sources, image_column=options.image_column, label_column=label)
+    return group(track(samples, description="read", transient=True), scratch)
+
+
+def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
+    """Pack `paths` into the folder `output`, write the manifest, and tell what was found.
+
+    Raises RecordError for sources that cannot be read, options that do not go with them, and an
+    `output` that holds a train.rec already.
+    """
+    form, sources = find_sources(paths)
+    given = {key: value for key, value in asdict(options).items() if value is not None}
+    for option, forms in _ONLY_FOR.items():
+        if option in given and form not in forms:
+            raise RecordError(
+                f"--{option.replace('_', '-')} goes with {' or '.join(forms)}, but {paths[0]} is "
+                f"read as {form}: leave it out"
+            )
+    rec = output / "train.rec"
+    if rec.exists():  # known before anything is read
+        raise RecordError(f"{rec} exists: name another folder, or remove it first")
+    output.mkdir(parents=True, exist_ok=True)
+    inspection = Inspection(normalise=options.normalise)
+    with tempfile.TemporaryDirectory(dir=output) as scratch:
+        identities = read_identities(sources, form, options, Path(scratch))
+        images = inspection.watch(track(identities, description="pack", transient=True))
+        packed, count = pack_set(output, images, image_size=options.image_size)
+    manifest = write_manifest(
+        rec,
+        source=sources,
+        options={
+            key: str(value) if isinstance(value, Path) else value for key, value in given.items()
+        }
+        | {"format": form},
+        names=inspection.names,
+        images=count,
+        kinds=inspection.kinds,
+    )
+    inspection.report()
+    print(
+        f"packed {count} images of {packed} identities into {rec}; {manifest.name} says from what"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, help="a folder of identity folders")
-    parser.add_argument("output", type=Path, help="folder for train.rec, train.idx and property")
+    parser.add_argument("source", type=Path, nargs="+", help="folder, .parquet, .tar or .rec")
+    parser.add_argument("output", type=Path, help="folder for train.rec and what belongs to it")
     parser.add_argument("--image-size", type=int, default=112, help="pixels (default 112)")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--normalise", action="store_true", help="re-encode progressive and CMYK JPEGs"
+    )
+    parser.add_argument("--image-column", help="of parquet files (default: the only one)")
+    parser.add_argument(
+        "--label-column", help="of parquet files, or key in a tar's .json (default label)"
+    )
+    parser.add_argument("--keep", type=Path, help="text file: take these of a .rec, no others")
+    parser.add_argument("--drop", type=Path, help="text file: take all of a .rec but these")
+    parser.add_argument("--by", choices=BY, help="what --keep or --drop lists (default identity)")
+    arguments = vars(parser.parse_args())
+    source, output = arguments.pop("source"), arguments.pop("output")
     try:
-        identities, images = pack_set(
-            arguments.output, read_folders(arguments.source), image_size=arguments.image_size
-        )
+        pack(source, output, Options(**arguments))
     except (RecordError, OSError) as error:
         sys.exit(f"pack_rec: {error}")
-    print(
-        f"packed {images} images of {identities} identities into {arguments.output / 'train.rec'}"
-    )
 
 
 if __name__ == "__main__":

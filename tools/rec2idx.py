@@ -2,36 +2,52 @@
 
 Reads what MXNet wrote and writes what MXNet reads, without mxnet. By default the .idx lists images
 only, so that readers which take every line for an image see no header or identity records.
+
+--verify decodes every image too and lists those that fail; the exit code is then 1 if any does.
+--repair DIR writes a new set into DIR, of what is intact (and, with --verify, decodes).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-from rich.progress import TransferSpeedColumn as SpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.classify import Scan, scan_rec
-from pipeline.index import output_folder, write_idx, write_sidecar
+from pipeline.index import RecordIndex, output_folder, write_idx, write_sidecar
 from pipeline.recordio import RecordError
+from pipeline.repair import repair
 
 
-def rec2idx(rec: Path, *, folder: Path | None = None, every_record: bool = False) -> Scan:
+def rec2idx(
+    rec: Path,
+    *,
+    folder: Path | None = None,
+    every_record: bool = False,
+    skip_bad_labels: bool = False,
+) -> Scan:
     """Scan `rec` and write `<stem>.idx` and the sidecar into `folder`.
 
     By default the folder is the .rec's own, or a cache when that one is read-only. Returns what was
     found; raises RecordError for a file that is missing, empty or not RecordIO.
     """
-    console = Console(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), SpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("scan")
-        found = scan_rec(rec, lambda done, size: bar.update(task, completed=done, total=size))
+    with _progress("scan", DownloadColumn(), TransferSpeedColumn()) as told:
+        found = scan_rec(rec, told, skip_bad_labels=skip_bad_labels)
     folder = folder or output_folder(rec)
     folder.mkdir(parents=True, exist_ok=True)
     idx = folder / f"{rec.stem}.idx"
@@ -43,6 +59,27 @@ def rec2idx(rec: Path, *, folder: Path | None = None, every_record: bool = False
     print_summary(rec, found)
     print(f"wrote         {idx} ({int(listed.sum())} lines), {sidecar}")
     return found
+
+
+@contextmanager
+def _progress(name: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, as a function of (done, in all)."""
+    columns = ("{task.description}", BarColumn(), *columns, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def verify(index: RecordIndex) -> list[int]:
+    """Decode every image, print what fails, and return the offsets of those records."""
+    from pipeline.verify import find_undecodable
+
+    with _progress("decode", MofNCompleteColumn()) as told:
+        failures = list(find_undecodable(index, told))
+    print(f"verified      {len(index)} images, {len(failures)} do not decode")
+    for offset, label, why in failures:
+        print(f"              offset {offset}, label {label}: {why}")
+    return [failure.offset for failure in failures]
 
 
 def _put_aside(idx: Path) -> Path:
@@ -74,6 +111,14 @@ def print_summary(rec: Path, found: Scan) -> None:
         print(f"              offset {offset}, {size} bytes: {why}")
 
 
+def _image_size(rec: Path) -> int:
+    """Pixels, as the property file beside `rec` has them: ``identities,height,width``."""
+    try:
+        return int((rec.parent / "property").read_text().split(",")[1])
+    except (OSError, ValueError, IndexError):
+        return 112
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rec", type=Path, help="the .rec file")
@@ -81,11 +126,36 @@ def main() -> None:
     parser.add_argument(
         "--all", action="store_true", help="list header and identity records in the .idx too"
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="decode every image; exit code 1 if any fails"
+    )
+    parser.add_argument(
+        "--repair", type=Path, metavar="DIR", help="write what is intact as a new set into DIR"
+    )
     arguments = parser.parse_args()
+    undecodable: list[int] = []
     try:
-        rec2idx(arguments.rec, folder=arguments.output, every_record=arguments.all)
+        found = rec2idx(
+            arguments.rec,
+            folder=arguments.output,
+            every_record=arguments.all,
+            skip_bad_labels=arguments.repair is not None,
+        )
+        index = RecordIndex(arguments.rec, found.images, found.summary)
+        if arguments.verify:
+            undecodable = verify(index)
+        if arguments.repair:
+            size = _image_size(arguments.rec)
+            identities, images = repair(
+                index, arguments.repair, without=undecodable, image_size=size
+            )
+            print(
+                f"repaired      {images} images of {identities} identities in "
+                f"{arguments.repair / 'train.rec'}"
+            )
     except (RecordError, OSError) as error:
         sys.exit(f"rec2idx: {error}")
+    sys.exit(1 if undecodable else 0)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class DataConfig:
     block_records: int = 256  # order=block: consecutive records that are read together
     window_blocks: int = 1024  # order=block: blocks whose records are mixed
     images_per_identity: int = 4  # order=balanced: of each identity of a batch
-    augment: tuple[str, ...] = ("flip",)  # recipes of pipeline.augment, in order
+    augment: tuple[str, ...] = ("flip",)  # recipes of pipeline.augment in order, or "name:0.3"
     decode: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
     threads: int = 0  # CPU threads for DALI a rank; 0: its share of the cores
     max_bad_fraction: float = 0.001  # of the images; 1 accepts any damage, even a truncated file

@@ -1,7 +1,10 @@
 """The index: real files are understood, the sidecar is trusted only when it should be."""
 
+import json
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ from pipeline.classify import scan_rec
 from pipeline.index import check_idx, open_index, read_idx, sidecar_folders, write_idx
 from pipeline.recordio import MAGIC, RecordError, RecordWriter, pack_image
 
-LFW = Path(__file__).parents[3] / "shared/data/faces_lfw_dev"
+ROOT = Path(__file__).parents[2]
+LFW = ROOT.parent / "shared/data/faces_lfw_dev"
 needs_lfw = pytest.mark.skipif(not LFW.exists(), reason="faces_lfw_dev is not on this machine")
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 
@@ -123,6 +127,42 @@ def test_the_sidecar_spares_a_second_scan_until_the_file_changes(small, monkeypa
     sidecar.write_bytes(sidecar.read_bytes()[:-1])
     open_index(rec)
     assert len(scans) == 4, "a truncated sidecar"
+    with rec.open("ab") as file:
+        file.write(bytes(4))
+    os.utime(rec, ns=(0, 0))
+    open_index(rec)
+    assert len(scans) == 5, "another size under a younger sidecar"
+    open_index(rec)
+    assert len(scans) == 5
+
+
+def test_a_sidecar_of_40_million_records_opens_in_no_time_and_little_memory(small):
+    """In a process of its own; the sidecar is sparse, so it takes no room on the disk."""
+    rec, _, _ = small
+    open_index(rec)
+    sidecar = rec.with_suffix(".fsidx")
+    about = json.loads(sidecar.read_bytes()[:4096])
+    about["summary"]["images"] = 40_000_000
+    with sidecar.open("r+b") as file:
+        file.write(json.dumps(about).encode().ljust(4096))
+        file.truncate(4096 + 40_000_000 * 24)
+    script = """
+import resource, sys, time
+from pipeline.index import open_index
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+before, begin = resident(), time.perf_counter()
+index = open_index(sys.argv[1])
+touched = index.records["offset"][::400_000].sum()
+print(len(index), touched, time.perf_counter() - begin, resident() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(rec)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    images, _, seconds, grown = map(float, done.stdout.split())
+    assert images == 40_000_000
+    assert seconds < 1
+    assert grown < 100e6
 
 
 def test_a_read_only_folder_gets_its_sidecar_in_the_cache(small, monkeypatch, tmp_path):

@@ -45,23 +45,27 @@ def test_scan_finds_every_part_and_nothing_else(tmp_path_factory, records):
     path = tmp_path_factory.mktemp("rec") / "x.rec"
     with RecordWriter(path) as writer:
         offsets = [writer.write(record) for record in records]
-    found = [parts for _, parts in scan(np.fromfile(path, np.uint8))]
+    found = [parts for _, parts in scan(path)]
     starts = np.concatenate([p.offset[(p.flag == WHOLE) | (p.flag == FIRST)] for p in found])
     assert starts.tolist() == offsets
 
 
-@pytest.mark.parametrize("words", [1, 2, 3, 7, 10, 64])
-def test_scan_does_not_care_where_its_chunks_end(tmp_path, monkeypatch, words):
-    with RecordWriter(tmp_path / "x.rec") as writer:
+@pytest.mark.parametrize("block", [4, 8, 12, 40, 256])
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_scan_does_not_care_where_its_blocks_and_chunks_end(tmp_path, monkeypatch, block, blocks):
+    path = tmp_path / "x.rec"
+    with RecordWriter(path) as writer:
         for k in range(20):
             writer.write(pack_image(MAGIC_BYTES * (k % 3) + bytes(k), [float(k)] * (k % 4), k))
-    buffer = np.fromfile(tmp_path / "x.rec", np.uint8)
-    [(_, expected)] = scan(buffer)
-    monkeypatch.setattr("pipeline.recordio._SCAN_WORDS", words)
-    chunks = [parts for _, parts in scan(buffer)]
+    [(_, expected)] = scan(path)
+    monkeypatch.setattr("pipeline.recordio._BLOCK", block)
+    monkeypatch.setattr("pipeline.recordio._CHUNK", block * blocks)
+    chunks = list(scan(path))
+    assert chunks[-1][0] == path.stat().st_size
     for field, values in expected._asdict().items():
-        found = np.concatenate([getattr(parts, field) for parts in chunks])
+        found = np.concatenate([getattr(parts, field) for _, parts in chunks])
         np.testing.assert_array_equal(found, values)
+        assert found.dtype == values.dtype
 
 
 def test_a_payload_is_split_at_the_magic_word_as_dmlc_splits_it(tmp_path):

@@ -1,15 +1,33 @@
 """pack_rec: folders in, InsightFace's layout out, not a byte of an image changed."""
 
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline.classify import scan_rec
+from pipeline.image_kind import image_kind
 from pipeline.index import open_index, read_idx
+from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordError, read_record, unpack_image
-from tools.pack_rec import pack_set, read_folders
+from tools.pack_rec import Options, find_sources, pack
+from tools.sources.folders import read_folders
 
-ATT = Path(__file__).parents[3] / "shared/data/att_112"
+ROOT = Path(__file__).parents[2]
+ATT = ROOT.parent / "shared/data/att_112"
+
+
+def pack_folders(source: Path, output: Path) -> tuple[int, int]:
+    return pack_set(output, (identity.images for identity in read_folders(source)))
 
 
 @pytest.fixture
@@ -24,7 +42,7 @@ def folders(tmp_path) -> Path:
 
 
 def test_images_go_in_untouched_identity_by_identity(folders, tmp_path):
-    assert pack_set(tmp_path / "out", read_folders(folders)) == (2, 3)
+    assert pack_folders(folders, tmp_path / "out") == (2, 3)
     index = open_index(tmp_path / "out")
     stored = [(bytes(index.image(i)), int(index.records["label"][i])) for i in range(3)]
     assert stored == [(b"a/x.jpeg" * 3, 0), (b"b/10.jpg" * 3, 1), (b"b/2.PNG" * 3, 1)]
@@ -33,7 +51,7 @@ def test_images_go_in_untouched_identity_by_identity(folders, tmp_path):
 
 def test_the_layout_is_insightfaces(folders, tmp_path):
     """Header record 0 names the identity records, which name their images' keys."""
-    pack_set(tmp_path / "out", read_folders(folders))
+    pack_folders(folders, tmp_path / "out")
     content = memoryview((tmp_path / "out" / "train.rec").read_bytes())
     keys, offsets = read_idx(tmp_path / "out" / "train.idx")
     records = [unpack_image(read_record(content, at)[0]) for at in offsets]
@@ -47,19 +65,19 @@ def test_the_layout_is_insightfaces(folders, tmp_path):
 
 
 def test_an_existing_set_is_not_overwritten(folders, tmp_path):
-    pack_set(tmp_path / "out", read_folders(folders))
+    pack_folders(folders, tmp_path / "out")
     before = (tmp_path / "out" / "train.rec").read_bytes()
     with pytest.raises(RecordError, match="exists"):
-        pack_set(tmp_path / "out", read_folders(folders))
+        pack_folders(folders, tmp_path / "out")
     assert (tmp_path / "out" / "train.rec").read_bytes() == before
 
 
 def test_nothing_to_pack_is_refused_and_leaves_no_set(folders, tmp_path):
     (folders / "c").mkdir()
     with pytest.raises(RecordError, match=r"c holds no images \(\.bmp"):
-        pack_set(tmp_path / "out", read_folders(folders))
+        pack_folders(folders, tmp_path / "out")
     with pytest.raises(RecordError, match="holds no folders"):
-        pack_set(tmp_path / "out", read_folders(folders / "a"))
+        pack_folders(folders / "a", tmp_path / "out")
     with pytest.raises(RecordError, match="no images to pack"):
         pack_set(tmp_path / "out", [])
     with pytest.raises(RecordError, match="an image of identity 1 is empty"):
@@ -69,8 +87,145 @@ def test_nothing_to_pack_is_refused_and_leaves_no_set(folders, tmp_path):
 
 @pytest.mark.skipif(not ATT.exists(), reason="att_112 is not on this machine")
 def test_real_folders_come_back_byte_for_byte(tmp_path):
-    identities, images = pack_set(tmp_path / "out", read_folders(ATT))
+    identities, images = pack_folders(ATT, tmp_path / "out")
     assert (identities, images) == (40, 400)
     index = open_index(tmp_path / "out")
     files = [file for folder in sorted(ATT.iterdir()) for file in sorted(folder.iterdir())]
     assert all(bytes(index.image(i)) == file.read_bytes() for i, file in enumerate(files))
+
+
+def encode(seed: int, **options: object) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+    stored = io.BytesIO()
+    Image.fromarray(noise).save(stored, "JPEG", **options)
+    return stored.getvalue()
+
+
+@pytest.fixture
+def people() -> dict[str, list[bytes]]:
+    return {"ann": [encode(0), encode(1)], "bob": [encode(2, progressive=True)]}
+
+
+def make_folders(folder: Path, people: dict[str, list[bytes]]) -> list[Path]:
+    for name, images in people.items():
+        (folder / name).mkdir(parents=True)
+        for k, image in enumerate(images):
+            (folder / name / f"{k}.jpg").write_bytes(image)
+    return [folder]
+
+
+def make_parquet(folder: Path, people: dict[str, list[bytes]]) -> list[Path]:
+    """Two files, the identities mixed: the second names come first."""
+    rows = [(image, name) for name, images in people.items() for image in images]
+    files = [folder / "0.parquet", folder / "1.parquet"]
+    for file, part in zip(files, (rows[2:], rows[:2])):
+        images, labels = zip(*part)
+        pq.write_table(pa.table({"image": images, "label": labels}), file)
+    return files
+
+
+def make_shards(folder: Path, people: dict[str, list[bytes]]) -> list[Path]:
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for name, images in reversed(people.items()):
+            for k, image in enumerate(images):
+                for extension, content in (("jpg", image), ("cls", name.encode())):
+                    about = tarfile.TarInfo(f"{name}{k}.{extension}")
+                    about.size = len(content)
+                    tar.addfile(about, io.BytesIO(content))
+    return [folder / "0.tar"]
+
+
+def make_rec(folder: Path, people: dict[str, list[bytes]]) -> list[Path]:
+    pack(make_folders(folder / "for_rec", people), folder / "rec", Options())
+    return [folder / "rec"]
+
+
+@pytest.mark.parametrize("make", [make_folders, make_parquet, make_shards, make_rec])
+def test_every_source_gives_the_same_set_and_a_manifest(tmp_path, people, make, capsys):
+    (tmp_path / "in").mkdir()
+    sources = make(tmp_path / "in", people)
+    pack(sources, tmp_path / "out", Options())
+    pack_set(tmp_path / "expected", list(people.values()))
+    rec = tmp_path / "out" / "train.rec"
+    assert rec.read_bytes() == (tmp_path / "expected" / "train.rec").read_bytes()
+    about = json.loads((tmp_path / "out" / "train.json").read_text())
+    assert about["names"] == ["ann", "bob"]
+    assert (about["images"], about["identities"]) == (3, 2)
+    assert about["bytes"] == rec.stat().st_size
+    assert about["sha256"] == hashlib.sha256(rec.read_bytes()).hexdigest()
+    assert about["kinds"] == {"jpeg": 2, "progressive jpeg": 1}
+    assert about["options"]["format"] == find_sources(sources)[0]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        ["property", "train.fsidx", "train.idx", "train.json", "train.rec"]
+    )
+    told = capsys.readouterr().out
+    assert "2 jpeg, 1 progressive jpeg" in told
+    assert "--normalise re-encodes them" in told
+
+
+def test_normalise_touches_the_unusual_ones_only(tmp_path, people, capsys):
+    pack(make_folders(tmp_path / "in", people), tmp_path / "out", Options(normalise=True))
+    index = open_index(tmp_path / "out")
+    stored = [index.image(i).tobytes() for i in range(3)]
+    assert stored[:2] == people["ann"]
+    assert stored[2] != people["bob"][0]
+    assert image_kind(stored[2]) == "jpeg"
+    assert "bob/0.jpg: re-encoded as baseline" in capsys.readouterr().out
+
+
+def test_what_normalise_cannot_decode_is_named(tmp_path, people):
+    people["bob"][0] = people["bob"][0][:-200]
+    with pytest.raises(RecordError, match=r"bob/0\.jpg: the image does not decode"):
+        pack(make_folders(tmp_path / "in", people), tmp_path / "out", Options(normalise=True))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_of_shards_or_parquet_files_stands_for_them(tmp_path, people):
+    files = make_parquet(tmp_path, people)
+    assert find_sources([tmp_path]) == ("parquet", files) == find_sources(files)
+    make_shards(tmp_path, people)
+    with pytest.raises(RecordError, match="found parquet, webdataset, expected"):
+        find_sources([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (["none"], "none does not exist"),
+        (["a.txt"], r"a\.txt: found \.txt, expected parquet files"),
+        (["x", "y"], "found a folder, expected"),
+        (["a.rec", "b.rec"], r"found \.rec, expected"),
+    ],
+)
+def test_sources_that_cannot_be_told_are_refused(tmp_path, names, complaint):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+    for file in ("a.txt", "a.rec", "b.rec"):
+        (tmp_path / file).touch()
+    with pytest.raises(RecordError, match=complaint):
+        find_sources([tmp_path / name for name in names])
+
+
+def test_options_of_another_source_are_refused_before_anything_is_read(tmp_path, people):
+    sources = make_folders(tmp_path / "in", people)
+    with pytest.raises(RecordError, match=r"--drop goes with rec, but .* is read as folders"):
+        pack(sources, tmp_path / "out", Options(drop=tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_filters_a_rec(tmp_path, people):
+    [source] = make_rec(tmp_path, people)
+    (tmp_path / "drop.txt").write_text("0\n")
+    command = [sys.executable, str(ROOT / "tools/pack_rec.py"), source, tmp_path / "out"]
+    done = subprocess.run(
+        [*command, "--drop", tmp_path / "drop.txt"], capture_output=True, text=True, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "packed 1 images of 1 identities" in done.stdout
+    about = json.loads((tmp_path / "out" / "train.json").read_text())
+    assert about["names"] == ["bob"]
+    assert about["options"]["drop"] == str(tmp_path / "drop.txt")
+    again = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    assert again.returncode == 1
+    assert "train.rec exists" in again.stderr
+    assert "Traceback" not in again.stderr

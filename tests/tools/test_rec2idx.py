@@ -1,12 +1,17 @@
 """rec2idx as people run it."""
 
+import io
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.index import open_index, read_idx
+from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordWriter, pack_image
 from tools.rec2idx import rec2idx
 
@@ -98,3 +103,65 @@ def test_it_needs_neither_torch_nor_dali_nor_mxnet():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def jpeg(seed: int) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+    stored = io.BytesIO()
+    Image.fromarray(noise).save(stored, "JPEG")
+    return stored.getvalue()
+
+
+@pytest.fixture
+def faces(tmp_path) -> Path:
+    """Two identities of two JPEGs; the third image is cut off."""
+    images = [jpeg(0), jpeg(1), jpeg(2)[:-90], jpeg(3)]
+    pack_set(tmp_path, [images[:2], images[2:]])
+    (tmp_path / "property").write_text("2,16,16\n")
+    return tmp_path / "train.rec"
+
+
+def test_verify_lists_what_fails_and_exits_with_1(faces):
+    offset = int(open_index(faces).records["offset"][2])
+    done = command(faces, "--verify")
+    assert done.returncode == 1
+    assert "verified      4 images, 1 do not decode" in done.stdout
+    assert f"offset {offset}, label 1: Premature end of JPEG file" in done.stdout
+
+
+def test_repair_with_verify_leaves_out_what_fails_and_the_result_passes(faces, tmp_path):
+    done = command(faces, "--verify", "--repair", tmp_path / "out")
+    assert done.returncode == 1
+    assert "repaired      3 images of 2 identities" in done.stdout
+    assert (tmp_path / "out" / "property").read_text() == "2,16,16\n"
+    again = command(tmp_path / "out" / "train.rec", "--verify")
+    assert again.returncode == 0, again.stdout
+    assert "damage        0 spans" in again.stdout
+
+
+def test_repair_alone_does_not_decode(faces, tmp_path):
+    done = command(faces, "--repair", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "repaired      4 images of 2 identities" in done.stdout
+
+
+def test_repair_into_its_own_folder_is_refused(faces):
+    done = command(faces, "--repair", faces.parent)
+    assert done.returncode == 1
+    assert "exists: name another folder" in done.stderr
+
+
+def test_records_whose_label_is_damaged_are_refused_but_repaired(rec, tmp_path):
+    index = open_index(rec)
+    content = bytearray(rec.read_bytes())
+    at = int(index.records["offset"][1]) + 12
+    content[at : at + 4] = struct.pack("<f", -7.5)
+    rec.write_bytes(content)
+    refused = command(rec)
+    assert refused.returncode == 1
+    assert "has the label -7.5" in refused.stderr
+    assert "--repair" in refused.stderr
+    done = command(rec, "--repair", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "the label -7.5 is no identity" in done.stdout
+    assert "repaired      1 images of 2 identities" in done.stdout

@@ -1,0 +1,260 @@
+"""Images a second from .rec to tensors, stage by stage and against other ways:
+
+    python benchmarks/loader.py [--rec train.rec]
+
+Without --rec, synthetic faces are drawn once into a temporary folder, 2,000 of them, and repeated
+to 20,000 records. Every way hands over batches of 128 with labels, shuffled, for a whole pass over
+the records; they take turns, and medians count. "Bare decoding" is libjpeg-turbo in two threads and
+nothing else: the physical limit that the others are measured by. The others: DALI's own reader with
+decode and normalization to float, as arcface_torch's graph has them, on an index of images only;
+and a torch DataLoader with two workers that decodes with Pillow and normalizes in torch. Results go
+to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+from nvidia.dali import Pipeline, fn, types
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.collection import Collection
+from pipeline.dali_loader import Loader
+from pipeline.index import RecordIndex, open_index
+from pipeline.recordio import RecordWriter, pack_image
+from pipeline.synthetic import encode_jpeg, render
+
+RESULTS = Path(__file__).parent / "results"
+THREADS, BATCH, SIZE = 2, 128, 112
+RECORDS, DRAWN = 20_000, 2_000
+
+# Consumes one pass; returns how many images it was given.
+Pass = Callable[[], int]
+
+
+def draw_set(folder: Path) -> Path:
+    """A .rec of RECORDS synthetic faces, DRAWN different ones."""
+    rec = folder / "train.rec"
+    jobs = [(k // 10, k % 10) for k in range(DRAWN)]
+    faces = [encode_jpeg(render(*job, seed=0)) for job in jobs]
+    with RecordWriter(rec) as writer:
+        for number, face in enumerate(itertools.islice(itertools.cycle(faces), RECORDS)):
+            writer.write(pack_image(face, float(number % DRAWN // 10), number))
+    return rec
+
+
+def bare_decoding(index: RecordIndex) -> Pass:
+    """libjpeg-turbo on THREADS threads, into memory that is there."""
+    encoded = [bytes(index.image(i)) for i in range(len(index))]
+
+    def decode(part: int) -> int:
+        out = np.empty((SIZE, SIZE, 3), np.uint8)
+        for image in encoded[part::THREADS]:
+            simplejpeg.decode_jpeg(image, buffer=out)
+        return len(encoded[part::THREADS])
+
+    def one_pass() -> int:
+        with ThreadPoolExecutor(THREADS) as pool:
+            return sum(pool.map(decode, range(THREADS)))
+
+    return one_pass
+
+
+def reading(index: RecordIndex) -> Pass:
+    """Our order and views of the file, decoding nothing."""
+    collection = Collection.of(index)
+
+    def one_pass() -> int:
+        order = np.random.default_rng(0).permutation(len(index))
+        bytes_read = sum(len(collection.image(int(i))) for i in order)
+        collection.labels(order)
+        assert bytes_read > 0
+        return len(index)
+
+    return one_pass
+
+
+def ours(index: RecordIndex, *augment: str) -> Pass:
+    """The trainer's stream: uint8 batches, channels_last, and labels."""
+    loader = Loader(
+        index,
+        global_batch=BATCH,
+        device=torch.device("cpu"),
+        augment=augment,
+        threads=THREADS,
+        image_size=SIZE,
+    )
+    stream = loader.stream(0)
+
+    def one_pass() -> int:
+        return sum(len(next(stream).labels) for _ in range(loader.steps_per_epoch))
+
+    return one_pass
+
+
+def dali_reader(index: RecordIndex) -> Pass:
+    """readers.mxnet, decode, mirror, normalize to float."""
+    listing = index.path.with_suffix(".images.idx")
+    lines = (f"{i}\t{offset}\n" for i, offset in enumerate(index.records["offset"].tolist()))
+    listing.write_text("".join(lines))
+    pipeline = Pipeline(
+        batch_size=BATCH, num_threads=THREADS, device_id=None, prefetch_queue_depth=2
+    )
+    with pipeline:
+        encoded, labels = fn.readers.mxnet(
+            path=str(index.path), index_path=str(listing), random_shuffle=True, initial_fill=1024
+        )
+        images = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
+        images = fn.crop_mirror_normalize(
+            images,
+            dtype=types.FLOAT,
+            mean=[127.5] * 3,
+            std=[127.5] * 3,
+            mirror=fn.random.coin_flip(),
+        )
+        pipeline.set_outputs(images, labels)
+    pipeline.build()
+
+    def one_pass() -> int:
+        steps = len(index) // BATCH
+        for _ in range(steps):
+            images, labels = pipeline.run()
+            torch.from_numpy(np.asarray(images.as_tensor()))
+            torch.from_numpy(np.asarray(labels.as_tensor()))
+        return steps * BATCH
+
+    return one_pass
+
+
+class PillowSet(Dataset):
+    """A map-style set that decodes with Pillow and normalizes in torch."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._index = path, None
+        self._length = len(open_index(path))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        if self._index is None:  # each worker maps the file itself
+            self._index = open_index(self._path)
+        pixels = np.array(Image.open(io.BytesIO(self._index.image(i))).convert("RGB"))
+        if torch.rand(()) < 0.5:
+            pixels = pixels[:, ::-1].copy()
+        image = torch.from_numpy(pixels).permute(2, 0, 1).float().sub_(127.5).div_(127.5)
+        return image, int(self._index.records["label"][i])
+
+
+def torch_loader(index: RecordIndex) -> Pass:
+    """Two worker processes."""
+    loader = DataLoader(
+        PillowSet(index.path),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=THREADS,
+        drop_last=True,
+        persistent_workers=True,
+    )
+
+    def one_pass() -> int:
+        return sum(len(labels) for _, labels in loader)
+
+    return one_pass
+
+
+def measure(ways: dict[str, Pass], rounds: int) -> dict[str, float]:
+    """Median images a second of each, taken in turn."""
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds + 1):  # one to warm up
+        for name, one_pass in ways.items():
+            begin = time.perf_counter()
+            images = one_pass()
+            rates[name].append(images / (time.perf_counter() - begin))
+    return {name: statistics.median(found[1:]) for name, found in rates.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rec", type=Path, help="a .rec of 112×112 images")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    with opened(arguments.rec) as rec:
+        index = open_index(rec)
+        ways = {
+            "bare decoding": bare_decoding(index),
+            "reading": reading(index),
+            "ours, decoded": ours(index),
+            "ours, flip": ours(index, "flip"),
+            "ours, arcface": ours(index, "flip", "arcface"),
+            "DALI's reader to float": dali_reader(index),
+            "torch DataLoader, Pillow": torch_loader(index),
+        }
+        rates = measure(ways, arguments.rounds)
+        mean_bytes = float(index.records["length"].mean())
+    _print(rates)
+    _save(rates, mean_bytes, len(index))
+
+
+@contextmanager
+def opened(rec: Path | None) -> Iterator[Path]:
+    """The .rec that was named, or a drawn one in a folder that goes away."""
+    if rec:
+        yield rec
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"drawing {DRAWN} faces", flush=True)
+        yield draw_set(Path(folder))
+
+
+def _print(rates: dict[str, float]) -> None:
+    table = Table(title=f"{THREADS} threads, batches of {BATCH}")
+    for column in ("way", "images/s", "of bare decoding"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for name, rate in rates.items():
+        table.add_row(name, f"{rate:,.0f}", f"{rate / rates['bare decoding']:.2f}")
+    Console().print(table)
+
+
+def _save(rates: dict[str, float], mean_bytes: float, records: int) -> None:
+    about = {
+        "date": date.today().isoformat(),
+        "device": "cpu",
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "batch": BATCH,
+        "threads": THREADS,
+        "records": records,
+        "mean_bytes": mean_bytes,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"loader_cpu_{about['date']}.json"
+    path.write_text(json.dumps(about | {"images_per_s": rates}, indent=2) + "\n")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Recipes by name, and what a configuration makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nvidia.dali import types
+
+from pipeline.augment.color import JITTER, LIGHT
+from pipeline.augment.erase import ERASE
+from pipeline.augment.geometry import FLIP, GEOMETRY
+from pipeline.augment.published import ADAFACE, ARCFACE
+from pipeline.augment.quality import QUALITY
+from pipeline.augment.recipe import Argument, Draw, Node, Recipe
+
+RECIPES: dict[str, Recipe] = {
+    "flip": FLIP,
+    "geometry": GEOMETRY,
+    "light": LIGHT,
+    "jitter": JITTER,
+    "arcface": ARCFACE,
+    "adaface": ADAFACE,
+    "quality": QUALITY,
+    "erase": ERASE,
+}
+_DALI_TYPES = {
+    "bool": types.BOOL,
+    "int8": types.INT8,
+    "int32": types.INT32,
+    "float32": types.FLOAT,
+}
+
+
+@dataclass(frozen=True)  # of a named tuple's methods DALI would not convert the `if`s
+class _Step:
+    """One entry of data.augment."""
+
+    name: str
+    recipe: Recipe
+    probability: float  # of an image to go through the recipe at all
+
+    def draw(self, draw: Draw) -> dict[str, Argument]:
+        arguments = self.recipe.draw(draw)
+        if self.probability == 1:
+            return arguments
+        return {"applied": draw.chance(f"{self.name}.applied", self.probability)} | arguments
+
+    def apply(self, images: Node, arguments: dict[str, Node]) -> Node:
+        applied = arguments.pop("applied", True)
+        if applied:
+            images = self.recipe.apply(images, **arguments)
+        return images
+
+
+class Augmentation:
+    """Recipes in order: the arguments they draw for a batch, and the graph they make of them.
+
+    An entry is the name of a recipe, or ``"name:0.3"`` for a recipe that 30 % of the images go
+    through. Raises ValueError for unknown or repeated recipes and for what is no probability.
+    """
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        self._steps = [_parse(entry, entries) for entry in entries]
+        if len({step.name for step in self._steps}) != len(self._steps):
+            raise _refusal(entries, "each recipe once")
+        probe = Draw(np.zeros(1, np.int64), seed=0, epoch=0, size=1)
+        self._arguments = [step.draw(probe) for step in self._steps]
+
+    def arrays(self, draw: Draw) -> list[Argument]:
+        """The argument inputs of a batch, flat, each with the batch as its first dimension."""
+        return [array for step in self._steps for array in step.draw(draw).values()]
+
+    @property
+    def argument_types(self) -> list[tuple[Any, int]]:
+        """(DALI type, dimensions of a sample) of each of `arrays`."""
+        samples = [value[0] for drawn in self._arguments for value in drawn.values()]
+        return [(_DALI_TYPES[sample.dtype.name], sample.ndim) for sample in samples]
+
+    def __call__(self, images: Node, arguments: Sequence[Node]) -> Node:
+        """Apply every recipe to the images, with the nodes that carry `arrays`."""
+        rest = list(arguments)
+        for step, drawn in zip(self._steps, self._arguments):
+            images = step.apply(images, {name: rest.pop(0) for name in drawn})
+        return images
+
+
+def _parse(entry: str, entries: Sequence[str]) -> _Step:
+    name, colon, number = entry.partition(":")
+    if name not in RECIPES:
+        raise _refusal(entries, f"{entry!r} is none: each recipe once, of {sorted(RECIPES)}")
+    try:
+        probability = float(number) if colon else 1.0
+    except ValueError:
+        probability = 0.0
+    if not 0 < probability <= 1:
+        raise _refusal(
+            entries, f"{entry!r}: expected {name} or {name}:P with a probability P in (0, 1]"
+        )
+    return _Step(name, RECIPES[name], probability)
+
+
+def _refusal(entries: Sequence[str], why: str) -> ValueError:
+    return ValueError(f"data.augment={list(entries)}: {why}")

@@ -1,0 +1,105 @@
+"""Recipes that published face recognition trained with: arcface, adaface."""
+
+from __future__ import annotations
+
+import numpy as np
+from nvidia.dali import fn, types
+
+from pipeline.augment.color import photometric, without_color
+from pipeline.augment.erase import crop, draw_crop
+from pipeline.augment.geometry import draw_resolution, lower_resolution
+from pipeline.augment.quality import blur, gaussian_kernels
+from pipeline.augment.recipe import Argument, Draw, Node, Recipe
+
+_WINDOW = 5  # pixels: the wider of the two blurs of arcface
+
+
+def _draw_arcface(draw: Draw) -> dict[str, Argument]:
+    """What InsightFace's arcface_torch draws with `dali_aug`: 10 % are brought down to a side of
+    0.5–0.8 and back, 20 % blurred over 3 or 5 pixels, 20 % turned in hue by up to 20° and raised in
+    saturation by up to 1.2, 10 % lose their color. Each on its own.
+    """
+    wide = draw.chance("arcface.blur_wide", 0.5)
+    narrow = np.zeros((1, _WINDOW, _WINDOW), np.float32)
+    narrow[:, 1:-1, 1:-1] = gaussian_kernels(np.array([0.8]), 3)
+    kernel = np.where(wide[:, None, None], gaussian_kernels(np.array([1.1]), _WINDOW), narrow)
+    linear = (types.INTERP_LINEAR,)
+    return {
+        "resized": draw.chance("arcface.resize", 0.1),
+        **draw_resolution(draw, "arcface", low=0.5, high=0.8, choice=linear),
+        "blurred": draw.chance("arcface.blur", 0.2),
+        "kernel": kernel,
+        "colored": draw.chance("arcface.color", 0.2),
+        "hue": draw("arcface.hue", 0, 20).astype(np.float32),
+        "saturation": draw("arcface.saturation", 1, 1.2).astype(np.float32),
+        "grey": draw.chance("arcface.grey", 0.1),
+    }
+
+
+def _arcface(
+    images: Node,
+    resized: Node,
+    small: Node,
+    whole: Node,
+    down: Node,
+    up: Node,
+    blurred: Node,
+    kernel: Node,
+    colored: Node,
+    hue: Node,
+    saturation: Node,
+    grey: Node,
+) -> Node:
+    if resized:
+        images = lower_resolution(images, small, whole, down, up)
+    if blurred:
+        images = blur(images, kernel)
+    if colored:
+        images = fn.hsv(images, hue=hue, saturation=saturation)
+    if grey:
+        images = without_color(images)
+    return images
+
+
+def _draw_adaface(draw: Draw) -> dict[str, Argument]:
+    """What AdaFace (Kim, Jain and Liu, CVPR 2022) draws, each in 20 % of the images, on its own:
+    all but a window of 0.2–1 of the area is black; the resolution falls to 0.2–1 of the side, by
+    any interpolation there and back; brightness, contrast and saturation of 0.5–1.5.
+    """
+    names = ("brightness", "contrast", "saturation")
+    return {
+        "cropped": draw.chance("adaface.crop", 0.2),
+        **draw_crop(draw, "adaface", area=(0.2, 1.0)),
+        "resized": draw.chance("adaface.resize", 0.2),
+        **draw_resolution(draw, "adaface", low=0.2, high=1.0),
+        "relit": draw.chance("adaface.photometric", 0.2),
+        **{name: draw.factors(f"adaface.{name}", 0.5) for name in names},
+    }
+
+
+def _adaface(
+    images: Node,
+    cropped: Node,
+    anchor: Node,
+    shape: Node,
+    resized: Node,
+    small: Node,
+    whole: Node,
+    down: Node,
+    up: Node,
+    relit: Node,
+    brightness: Node,
+    contrast: Node,
+    saturation: Node,
+) -> Node:
+    if cropped:
+        images = crop(images, anchor, shape)
+    if resized:
+        images = lower_resolution(images, small, whole, down, up)
+    if relit:
+        images = photometric(images, brightness, contrast, saturation)
+    return images
+
+
+ARCFACE = Recipe(_draw_arcface, _arcface)
+ADAFACE = Recipe(_draw_adaface, _adaface)

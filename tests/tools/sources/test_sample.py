@@ -1,0 +1,46 @@
+"""Samples in any order come out identity by identity."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.recordio import RecordError
+from tools.sources.sample import Identity, Sample, group
+
+samples = st.lists(
+    st.builds(Sample, st.integers(-3, 12), st.binary(min_size=1, max_size=9), st.text(max_size=5)),
+    max_size=20,
+)
+
+
+@given(samples=samples, as_text=st.booleans())
+def test_it_is_a_stable_sort_by_identity(tmp_path_factory, samples, as_text):
+    if as_text:
+        samples = [sample._replace(identity=f"n{sample.identity}") for sample in samples]
+    expected = [
+        Identity(
+            str(name),
+            [image for identity, image, _ in samples if identity == name],
+            [place for identity, _, place in samples if identity == name],
+        )
+        for name in sorted({sample.identity for sample in samples})
+    ]
+    assert list(group(iter(samples), tmp_path_factory.mktemp("scratch"))) == expected
+
+
+def test_numbers_and_text_together_sort_as_text(tmp_path):
+    mixed = [Sample("b", b"1", ""), Sample(10, b"2", ""), Sample(9, b"3", "")]
+    assert [identity.name for identity in group(mixed, tmp_path)] == ["10", "9", "b"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "complaint"),
+    [
+        ([Sample(1, b"", "shard 3, row 7")], "shard 3, row 7: the image is empty"),
+        ([Sample("", b"x", "row 7")], "row 7: the identity is empty"),
+        ([Sample(1, b"x", ""), Sample("1", b"x", "")], "1 appears as a number and as text"),
+    ],
+)
+def test_what_cannot_be_grouped_is_named(tmp_path, samples, complaint):
+    with pytest.raises(RecordError, match=complaint):
+        list(group(samples, tmp_path))

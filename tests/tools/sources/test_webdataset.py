@@ -1,0 +1,91 @@
+"""WebDataset shards: what belongs together is found, what is missing is named."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.recordio import RecordError
+from tools.sources.webdataset import read_webdataset
+
+
+def shard(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, content in members:
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_samples_are_members_of_one_name(tmp_path, mode):
+    one = shard(
+        tmp_path / "0.tar",
+        [
+            ("a/001.cls", b"12\n"),
+            ("a/001.jpg", b"first"),
+            ("a/001.txt", b"a caption"),
+            ("b/001.seg.png", b"passed over: its extension is seg.png"),
+            ("b/001.PNG", b"second"),
+            ("b/001.json", b'{"label": "ann", "age": 3}'),
+        ],
+        mode,
+    )
+    two = shard(tmp_path / "1.tar", [("b/001.jpeg", b"third"), ("b/001.cls", b"ann")], mode)
+    read = list(read_webdataset([one, two]))
+    assert [sample[:2] for sample in read] == [
+        (12, b"first"),
+        ("ann", b"second"),
+        ("ann", b"third"),
+    ]
+    assert read[1].place == f"{one}, sample b/001"
+
+
+def test_the_key_of_the_label_can_be_named(tmp_path):
+    path = shard(tmp_path / "0.tar", [("0.jpg", b"x"), ("0.json", b'{"id": 4}')])
+    assert [sample.identity for sample in read_webdataset([path], label_key="id")] == [4]
+
+
+@pytest.mark.parametrize(
+    ("members", "complaint"),
+    [
+        ([("0.jpg", b"x")], r"found only an image, expected a \.cls or \.json"),
+        ([("0.cls", b"1")], r"found \.cls, expected an image"),
+        ([("0.jpg", b"x"), ("0.png", b"y"), ("0.cls", b"1")], "two members for its image"),
+        ([("0.jpg", b"x"), ("0.json", b"{")], r"its \.json is garbled"),
+        ([("0.jpg", b"x"), ("0.json", b"[1]")], "has a list and the label None"),
+        ([("0.jpg", b"x"), ("0.json", b'{"id": 1}')], "has 'id' and the label None"),
+        ([("0.jpg", b"x"), ("0.json", b'{"label": 1.5}')], "the label 1.5 under 'label'"),
+        ([("0.jpg", b"x"), ("0.json", b'{"label": true}')], "the label True"),
+        ([("0.jpg", b"x"), ("0.cls", b"\xff")], r"its \.cls is not UTF-8"),
+    ],
+)
+def test_a_sample_that_is_incomplete_is_named(tmp_path, members, complaint):
+    path = shard(tmp_path / "bad.tar", members)
+    with pytest.raises(RecordError, match=rf"bad\.tar, sample 0.*{complaint}"):
+        list(read_webdataset([path]))
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_shard_that_is_cut_off_is_named(tmp_path, mode):
+    image = bytes(range(256)) * 40
+    path = shard(tmp_path / "cut.tar", [("0.jpg", image), ("0.cls", b"1")], mode)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    with pytest.raises(RecordError, match=r"cut\.tar cannot be read as a tar file"):
+        list(read_webdataset([path]))
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "no.tar").write_bytes(b"no tar file" * 100)
+    with pytest.raises(RecordError, match=r"no\.tar cannot be read as a tar file"):
+        list(read_webdataset([tmp_path / "no.tar"]))
+
+
+def test_links_are_no_images(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        link = tarfile.TarInfo("0.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        tar.addfile(link)
+    assert list(read_webdataset([tmp_path / "0.tar"])) == []

@@ -1,0 +1,93 @@
+"""preview: originals beside what the run will see."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.dali_loader import Loader
+from pipeline.index import open_index
+from pipeline.recordio import RecordWriter, pack_image
+from pipeline.synthetic import encode_jpeg, render
+
+ROOT = Path(__file__).parents[2]
+TILE = 112 + 2 * 2  # an image and its border
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    with RecordWriter(folder / "train.rec") as writer:
+        for k in range(6):
+            writer.write(pack_image(encode_jpeg(render(k, 0)), float(k), k))
+    path = folder / "config.py"
+    path.write_text(
+        "from training.config import Config, DataConfig\n"
+        f"config = Config(data=DataConfig(train={str(folder)!r}, global_batch=4,"
+        " augment=('flip', 'light', 'quality:0.5')))\n"
+    )
+    return path
+
+
+def command(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    script = str(ROOT / "tools/preview.py")
+    return subprocess.run(
+        [sys.executable, script, str(config), *options], capture_output=True, text=True, cwd="/"
+    )
+
+
+def tile(grid: np.ndarray, row: int, column: int) -> np.ndarray:
+    return grid[row * TILE :, column * TILE :][2:114, 2:114]
+
+
+def test_the_grid_shows_originals_and_then_what_the_run_sees(config, tmp_path):
+    out = tmp_path / "grid.png"
+    done = command(config, "-o", str(out), "--images", "4", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    grid = np.asarray(Image.open(out))
+    assert grid.shape == (4 * TILE, 3 * TILE, 3)
+    device, index = torch.device("cpu"), open_index(config.parent)
+    for column, augment in enumerate([(), ("flip", "light", "quality:0.5")]):
+        loader = Loader(index, global_batch=4, device=device, augment=augment)
+        seen = next(loader.stream(0)).images.permute(0, 2, 3, 1).numpy()
+        for row in range(4):
+            assert np.array_equal(tile(grid, row, column), seen[row])
+    assert not np.array_equal(tile(grid, 0, 1), tile(grid, 0, 2)), "another epoch, other draws"
+
+
+def test_overrides_change_what_is_shown(config, tmp_path):
+    out = tmp_path / "grid.png"
+    done = command(config, "data.augment=[]", "-o", str(out), "--images", "2", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    grid = np.asarray(Image.open(out))
+    assert np.array_equal(tile(grid, 1, 0), tile(grid, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["data.augment=[flap]"], r"data.augment=['flap']"),
+        (["data.augment=[flip:2]"], "'flip:2': expected flip or flip:P"),
+        (["--images", "7"], "--images 7: expected at most 6"),
+        (["--epochs", "0"], "expected at least 1 of each"),
+        (["data.image_size=64"], "is 112×112, not 64×64 pixels: set data.image_size"),
+        (["data.train=/nowhere"], "/nowhere"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_in_a_line(config, tmp_path, options, message):
+    out = tmp_path / "grid.png"
+    done = command(config, "--images", "2", *options, "-o", str(out))  # of two, the last counts
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
+def test_a_picture_of_no_known_kind_is_refused(config, tmp_path):
+    done = command(config, "-o", str(tmp_path / "grid.nothing"), "--images", "2")
+    assert done.returncode == 1
+    assert "unknown file extension" in done.stderr

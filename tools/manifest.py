@@ -1,0 +1,61 @@
+"""The manifest beside a packed .rec: a JSON file that says where the set is from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline.index import fingerprint
+
+
+def manifest_path(rec: Path) -> Path:
+    return rec.with_suffix(".json")
+
+
+def write_manifest(
+    rec: Path,
+    *,
+    source: Sequence[Path],
+    options: Mapping[str, object],
+    names: Sequence[str],
+    images: int,
+    kinds: Mapping[str, int],
+) -> Path:
+    """Write the manifest of `rec`; `names` are the identities' by label, `kinds` count images."""
+    path = manifest_path(rec)
+    about = {
+        "rec": rec.name,
+        "bytes": rec.stat().st_size,
+        "sha256": _sha256(rec),
+        "fingerprint": fingerprint(rec),
+        "images": images,
+        "identities": len(names),
+        "kinds": dict(kinds),
+        "source": [str(one) for one in source],
+        "options": {key: value for key, value in options.items() if value is not None},
+        "names": list(names),
+    }
+    # Names that are no text (a folder's bytes) stay writable: json escapes them.
+    path.write_text(json.dumps(about, indent=1) + "\n")
+    return path
+
+
+def read_names(rec: Path) -> list[str] | None:
+    """The identities' names by label; None without a manifest, or where it is another file's."""
+    try:
+        about = json.loads(manifest_path(rec).read_text())
+        if about["fingerprint"] != fingerprint(rec):
+            return None
+        return [str(name) for name in about["names"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

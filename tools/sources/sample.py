@@ -1,0 +1,82 @@
+"""What the readers of the sources hand on, and the way from samples in any order to identities."""
+
+from __future__ import annotations
+
+import mmap
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.recordio import RecordError
+
+
+class Sample(NamedTuple):
+    """One image, as a source in no particular order has it."""
+
+    identity: int | str
+    image: bytes  # encoded
+    place: str  # file and row or member, for messages
+
+
+class Identity(NamedTuple):
+    """All images of one identity."""
+
+    name: str
+    images: list[bytes]  # encoded
+    places: list[str]  # where each one is from, for messages
+
+
+def group(samples: Iterable[Sample], scratch: Path) -> Iterator[Identity]:
+    """Bring samples together by identity: numbers in their order, anything else by name.
+
+    The images of an identity keep their order. They pass through a file in the folder `scratch`,
+    for they may be more than the memory holds: it needs the room of the whole set for a while.
+
+    Raises RecordError where a sample's image is empty or its identity is.
+    """
+    number_of: dict[int | str, int] = {}  # identity to the order of its appearance
+    owner, ends = array("q"), array("q", [0])  # a sample's identity; ends of its place and image
+    with open(scratch / "samples", "wb+") as file:
+        for identity, image, place in samples:
+            if identity == "":
+                raise RecordError(f"{place}: the identity is empty: name it, or remove the sample")
+            if not image:
+                raise RecordError(f"{place}: the image is empty: remove the sample")
+            owner.append(number_of.setdefault(identity, len(number_of)))
+            for piece in (place.encode(errors="surrogateescape"), image):
+                file.write(piece)
+                ends.append(ends[-1] + len(piece))
+        if not owner:
+            return
+        file.flush()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield from _identities(content, number_of, np.array(owner), np.array(ends))
+
+
+def _identities(
+    content: mmap.mmap, number_of: dict[int | str, int], owner: np.ndarray, ends: np.ndarray
+) -> Iterator[Identity]:
+    names = list(number_of)
+    if all(isinstance(name, int) for name in names):
+        names.sort()
+    else:
+        names.sort(key=str)
+        for one, other in pairwise(names):
+            if str(one) == str(other):
+                raise RecordError(
+                    f"the identity {one} appears as a number and as text: write all as text"
+                )
+    order = np.argsort(owner, kind="stable")
+    first = np.searchsorted(owner[order], np.arange(len(names) + 1))
+    for name in names:
+        number = number_of[name]
+        mine = order[first[number] : first[number + 1]]
+        places = [content[ends[2 * i] : ends[2 * i + 1]] for i in mine]
+        images = [content[ends[2 * i + 1] : ends[2 * i + 2]] for i in mine]
+        yield Identity(
+            str(name), images, [place.decode(errors="surrogateescape") for place in places]
+        )
