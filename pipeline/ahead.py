@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -22,19 +22,24 @@ def cores() -> int:
 
 
 def map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int | None = None
-) -> Iterator[Result]:
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int | None = None,
+    depth: int | None = None,
+) -> Generator[Result, None, None]:
     """`map` on `workers` threads (as many as cores), in the order of `items`.
 
-    Unlike an executor's own map it takes only a few items ahead of its reader, so an endless or
-    heavy stream of them does not fill the memory. What `function` raises is raised in its place.
+    Unlike an executor's own map it takes only `depth` items ahead of its reader (by default four
+    for each worker), so an endless or heavy stream of them does not fill the memory. What
+    `function` raises is raised in its place.
     """
     workers = workers or cores()
     items = iter(items)
     with ThreadPoolExecutor(workers) as pool:
         running: deque[Future[Result]] = deque()
         try:
-            for item in islice(items, 4 * workers):
+            for item in islice(items, depth or 4 * workers):
                 running.append(pool.submit(function, item))
             while running:
                 result = running.popleft().result()

@@ -7,18 +7,22 @@ reader shuffles in a local buffer and cannot resume into another world size. Ima
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
+from pipeline.ahead import map_ahead
 from pipeline.augment import Augmentation, Draw
 from pipeline.collection import Collection
 from pipeline.index import RecordIndex
+from pipeline.jpeg import Decoder
 from pipeline.order import GlobalOrder, Order, rank_positions, steps_per_epoch
 from pipeline.recordio import RecordError
 
@@ -102,18 +106,17 @@ class Loader:
         self._image_size = image_size
         self._max_bad = max_bad_fraction * len(records)
         self._batch = len(self._positions(0))
+        self._bad_lock = threading.Lock()
+        self._decoder = None if decode == "gpu" else Decoder(image_size, threads=threads)
 
     def stream(self, epoch: int, step: int = 0) -> Iterator[Batch]:
         """Batches without end from `step` of `epoch` on, running through the epochs' ends."""
         at = epoch * self.steps_per_epoch + step
         while True:
-            produced = at  # how far DALI's prefetching has asked ahead of what was handed out
-
-            def source() -> tuple:
-                nonlocal produced
-                produced += 1
-                return self._inputs(produced - 1)
-
+            begin = at
+            # Two workers: one collects and draws while the other waits for the decoder's threads.
+            steps = itertools.count(begin)
+            source = _Source(map_ahead(self._inputs, steps, workers=2, depth=PREFETCH + 1))
             graph = self._graph(source)
             try:
                 while True:
@@ -122,7 +125,14 @@ class Loader:
                     at += 1
                     yield batch
             except RuntimeError as error:  # DALI's pipelines are dead once they have thrown
-                self._quarantine(range(at, produced), error)
+                self._quarantine(range(at, begin + source.taken), error)
+            finally:
+                source.close()
+
+    def close(self) -> None:
+        """Let the decoding threads go; close the streams first."""
+        if self._decoder:
+            self._decoder.close()
 
     def _positions(self, step: int) -> np.ndarray:
         return rank_positions(
@@ -137,30 +147,64 @@ class Loader:
         epoch, step = divmod(at, self.steps_per_epoch)
         position = self._positions(step)
         records = self._order(position, epoch)
-        for i in np.flatnonzero(np.isin(records, list(self.bad))) if self.bad else ():
-            while int(records[i]) in self.bad:
-                records[i] = (records[i] + 1) % len(self._collection)
+        self._replace_bad(records)
         return records, position, epoch
 
+    def _replace_bad(self, records: np.ndarray) -> None:
+        """Put the next good record in the place of each (N,) that is known to be bad."""
+        with self._bad_lock:
+            # Where none is good, whoever found that out raises.
+            some = 0 < len(self.bad) < len(self._collection)
+            for i in np.flatnonzero(np.isin(records, list(self.bad))) if some else ():
+                while int(records[i]) in self.bad:
+                    records[i] = (records[i] + 1) % len(self._collection)
+
     def _inputs(self, at: int) -> tuple:
+        """What the graph takes for this rank's batch at global step `at`; called on threads."""
+        for index in self._collection.indexes:
+            index.check_unchanged()
         records, position, epoch = self._records(at)
+        images = self._read(records)
         draw = Draw(position, seed=self._seed, epoch=epoch, size=self._image_size)
+        return images, self._collection.labels(records), *self._augmentation.arrays(draw)
+
+    def _read(self, records: np.ndarray) -> list[np.ndarray] | np.ndarray:
+        """Images of (B,) records: encoded ones where DALI decodes, else (B, H, W, 3) uint8.
+
+        Where an image turns out bad, its record is replaced, in `records` too.
+        """
         encoded = [self._collection.image(i) for i in records]
-        return encoded, self._collection.labels(records), *self._augmentation.arrays(draw)
+        if self._decoder is None:
+            return encoded
+        images, faults = self._decoder(encoded)
+        while faults:
+            self._exclude({int(records[i]): fault for i, fault in faults.items()})
+            again = np.array(sorted(faults))
+            replaced = records[again]
+            self._replace_bad(replaced)
+            records[again] = replaced
+            images[again], found = self._decoder([self._collection.image(i) for i in replaced])
+            faults = {int(again[k]): fault for k, fault in found.items()}
+        return images
 
     def _graph(self, source: Callable[[], tuple]) -> Pipeline:
         arguments = self._augmentation.argument_types
 
         @pipeline_def(enable_conditionals=True)  # the recipes' branches
         def graph() -> tuple:
-            encoded, labels, *nodes = fn.external_source(
+            images, labels, *nodes = fn.external_source(
                 source=source,
                 num_outputs=2 + len(arguments),
                 batch=True,
                 dtype=[types.UINT8, types.INT64, *(dtype for dtype, _ in arguments)],
-                ndim=[1, 0, *(ndim for _, ndim in arguments)],
+                ndim=[1 if self._decoder is None else 3, 0, *(ndim for _, ndim in arguments)],
+                layout=["" if self._decoder is None else "HWC", *[""] * (1 + len(arguments))],
             )
-            images = self._augmentation(_decoded(encoded, self._decode), nodes)
+            if self._decode == "gpu":
+                images = _decoded(images, "gpu")
+            elif self._decode == "hybrid":
+                images = images.gpu()
+            images = self._augmentation(images, nodes)
             if self._device.type != "cpu":
                 images, labels = images.gpu(), labels.gpu()
             return images, labels
@@ -183,15 +227,40 @@ class Loader:
             found |= {records[i]: fault for i, fault in faults.items()}
         if not found:
             raise error
-        self.bad |= found
-        for record, fault in found.items():
-            message = f"{self._collection.describe(record)} {fault}"
-            if len(self.bad) > self._max_bad or len(self.bad) == len(self._collection):
-                raise RecordError(
-                    f"{message}. That makes {len(self.bad)} bad images of {len(self._collection)}: "
-                    "pack the set again without them, or raise data.max_bad_fraction"
-                ) from error
-            _log.warning("%s: the next good one takes its place", message)
+        self._exclude(found, error)
+
+    def _exclude(self, found: dict[int, str], error: RuntimeError | None = None) -> None:
+        """Count records as bad, and say so; RecordError where that makes too many."""
+        with self._bad_lock:
+            new = {record: fault for record, fault in found.items() if record not in self.bad}
+            self.bad |= new
+            count = len(self.bad)
+        # On two threads, each must raise: the other's batch would be looked for forever.
+        if count > self._max_bad or count == len(self._collection):
+            record, fault = next(iter((new or found).items()))
+            raise RecordError(
+                f"{self._collection.describe(record)} {fault}. That makes {count} bad images of "
+                f"{len(self._collection)}: pack the set again without them, or raise "
+                "data.max_bad_fraction"
+            ) from error
+        for record, fault in new.items():
+            _log.warning(
+                "%s %s: the next good one takes its place", self._collection.describe(record), fault
+            )
+
+
+class _Source:
+    """What DALI calls for its inputs; `taken` batches of them so far, ahead of what it gave."""
+
+    def __init__(self, prepared: Generator[tuple, None, None]) -> None:
+        self._prepared, self.taken = prepared, 0
+
+    def __call__(self) -> tuple:
+        self.taken += 1
+        return next(self._prepared)
+
+    def close(self) -> None:
+        self._prepared.close()
 
 
 def decode_images(

@@ -116,6 +116,19 @@ class RecordIndex:
         payload, _ = read_record(memoryview(self.buffer), offset)
         return np.frombuffer(unpack_image(payload).image, np.uint8)
 
+    def check_unchanged(self) -> None:
+        """Raise RecordError where the file was cut off or removed since it was opened.
+
+        Reading what is no longer there would end the process without a word.
+        """
+        size = self.path.stat().st_size if self.path.exists() else None
+        if size is None or size < len(self.buffer):
+            found = "is gone" if size is None else f"has shrunk to {size} bytes"
+            raise RecordError(
+                f"{self.path} {found}, it had {len(self.buffer)} when the run began: put it back "
+                "and start the run again, which goes on from its newest checkpoint"
+            )
+
     def labels(self, i: np.ndarray) -> np.ndarray:
         """(N,) record numbers to (N,) int64 identities."""
         return self.records["label"][i]

@@ -1,6 +1,8 @@
 """The stream of batches: right pixels, right labels, the same wherever it is taken up."""
 
 import io
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -260,3 +262,33 @@ def test_a_gpu_gets_the_batches_the_cpu_gets(index, decode):
     expected, expected_labels = take(loader(index).stream(0), 4)
     assert torch.equal(labels.cpu(), expected_labels)
     assert (images.cpu().int() - expected.int()).abs().float().mean() < 1.0
+
+
+@pytest.mark.parametrize(("change", "told"), [("cut", "has shrunk to"), ("removed", "is gone")])
+def test_a_file_that_is_cut_or_removed_on_the_way_is_named(tmp_path, change, told):
+    """Reading past its end would end the process without a word."""
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        for key in range(64):
+            writer.write(pack_image(encode(picture(key)), float(key), key))
+    index = open_index(tmp_path)
+    # Not through a stream: what its threads are reading at that moment cannot be saved.
+    opened = loader(index, global_batch=8)
+    opened._inputs(0)
+    if change == "cut":
+        os.truncate(index.path, index.path.stat().st_size // 2)
+    else:
+        index.path.unlink()
+    with pytest.raises(RecordError, match=f"{index.path} {told}"):
+        opened._inputs(1)
+    opened.close()
+
+
+def test_threads_end_with_the_stream(index):
+    before = threading.active_count()
+    for _ in range(5):
+        opened = loader(index)
+        stream = opened.stream(0)
+        next(stream)
+        stream.close()
+        opened.close()
+    assert threading.active_count() <= before + 1
