@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
-from pipeline.ahead import map_ahead
+from pipeline.ahead import cores, map_ahead
 from pipeline.augment import Augmentation, Draw
 from pipeline.collection import Collection
 from pipeline.index import RecordIndex
@@ -52,7 +51,7 @@ def choose_decode_device(device: torch.device) -> tuple[DecodeDevice, str]:
 
 def choose_threads(local_world_size: int) -> int:
     """CPU threads for one rank's DALI pipeline: its share of the cores we may run on."""
-    return max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    return max(1, cores() // local_world_size)
 
 
 class Loader:

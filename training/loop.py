@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -265,8 +264,8 @@ class Trainer:
 
     def _seed_dropout(self) -> None:
         """Dropout depends on the step alone, so that a resumed run repeats it."""
-        key = counter.key(self.config.run.seed, self.steps_done, self.world.rank, "dropout")
-        torch.manual_seed(int(key[0] >> np.uint64(1)))
+        words = (self.config.run.seed, self.steps_done, self.world.rank, "dropout")
+        torch.manual_seed(counter.word(*words))
 
     def _follow_head_schedules(self) -> None:
         """Set what of the head depends on the step alone: sample rate and share of the margin."""
