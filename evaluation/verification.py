@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from evaluation.pair_set import PairSet, PairSetError, UnsafePickleError, read_bin, write_bin
 from models import normalize
-from pipeline.dali_loader import decode_images
+from pipeline.dali_decode import decode_images
 
 __all__ = [
     "NonFiniteEmbeddingsError",

@@ -21,6 +21,8 @@ class BalancedOrder:
     Raises ValueError where `images` does not divide the global batch.
     """
 
+    locality = 1
+
     def __init__(self, labels: np.ndarray, *, seed: int, global_batch: int, images: int) -> None:
         if images < 1 or global_batch % images:
             raise ValueError(

@@ -7,7 +7,7 @@ records are left out, and one for each label where labels are mapped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -53,15 +53,35 @@ class Collection:
 
     def labels(self, i: np.ndarray) -> np.ndarray:
         """(N,) record numbers to (N,) int64 labels of the collection."""
+        found = np.empty(len(i), np.int64)
+        for which, places, record in self._by_file(i):
+            found[places] = self._labels[which][self.indexes[which].records["label"][record]]
+        return found
+
+    def sources(self, i: np.ndarray) -> list[Callable[[], bytes]]:
+        """For each of (N,) record numbers, what reads its encoded image."""
+        found: list[Callable[[], bytes]] = [bytes] * len(i)
+        for which, places, record in self._by_file(i):
+            for place, source in zip(places.tolist(), self.indexes[which].sources(record)):
+                found[place] = source
+        return found
+
+    def spans(self, i: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(N,) record numbers to (N,) int64 files, offsets and lengths of their images there."""
+        found = np.empty((3, len(i)), np.int64)
+        for which, places, record in self._by_file(i):
+            found[0, places] = which
+            found[1:, places] = self.indexes[which].spans(record)
+        return found[0], found[1], found[2]
+
+    def _by_file(self, i: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(N,) record numbers as (file, places among the N, record numbers in the file)."""
         i = np.asarray(i, np.int64)
         at = np.searchsorted(self._starts, i, side="right") - 1
-        found = np.empty(len(i), np.int64)
         for which in np.unique(at).tolist():
-            here = at == which
-            record, chosen = i[here] - self._starts[which], self._kept[which]
-            record = record if chosen is None else chosen[record]
-            found[here] = self._labels[which][self.indexes[which].records["label"][record]]
-        return found
+            places = np.flatnonzero(at == which)
+            record, chosen = i[places] - self._starts[which], self._kept[which]
+            yield which, places, record if chosen is None else chosen[record]
 
     @classmethod
     def of(cls, index: RecordIndex) -> Collection:

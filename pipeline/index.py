@@ -2,8 +2,8 @@
 
 The answer lives in a sidecar, `train.fsidx`: 4096 bytes of JSON about the file, then one `RECORD`
 of 24 bytes an image, to be memory-mapped. It is built by one pass over the .rec and trusted only
-while it is younger than the .rec and was made from the same bytes. MXNet's .idx is not needed, but
-one that stands beside the .rec must agree with it.
+while the .rec has the size, the time and the sampled bytes it had then. MXNet's .idx is not needed,
+but one that stands beside the .rec must agree with it.
 """
 
 from __future__ import annotations
@@ -13,23 +13,32 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.classify import RECORD, Progress, Scan, Summary, map_file, scan_rec
+from pipeline.record_file import RecordFile
 from pipeline.recordio import MAGIC, RecordError, read_record, unpack_image
 
 SIDECAR_SUFFIX = ".fsidx"
 _FORMAT = "facestream-index-1"
 _PREAMBLE = 4096
+_LINES = 1 << 13  # of an .idx, formatted at once: few enough to stay in the processor's cache
+_LONGEST_HEADER = 1 << 20  # bytes before an image, labels and all: far more than any has
 
 _log = logging.getLogger("facestream.pipeline")
 
 
 def fingerprint(path: str | Path) -> str:
-    """A digest of a file's size and of 64 blocks spread over it: enough to tell two files apart."""
+    """A digest of a file's size and of 64 blocks of 4096 bytes spread over it.
+
+    It depends on nothing but the content, and tells two data sets apart. A change that keeps the
+    size and falls between the blocks escapes it, so the sidecar notes the file's time as well.
+    """
     size = os.path.getsize(path)
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     with open(path, "rb") as file:
@@ -56,11 +65,25 @@ def output_folder(rec: str | Path) -> Path:
     return cache
 
 
-def write_sidecar(rec: str | Path, found: Scan, folder: Path) -> Path:
-    """Write the sidecar for `rec` into `folder`, complete or not at all."""
+def write_sidecar(
+    rec: str | Path, found: Scan, folder: Path, *, seen: os.stat_result | None = None
+) -> Path:
+    """Write the sidecar for `rec` into `folder`, complete or not at all.
+
+    seen: `rec.stat()` from before the scan, so that a file still being written is scanned again
+    when it is next opened; by default the file is taken to be as it was scanned.
+    """
     rec = Path(rec)
-    about = {"format": _FORMAT, "rec": rec.name, "fingerprint": fingerprint(rec)}
-    preamble = json.dumps(about | {"summary": asdict(found.summary)}).encode()
+    seen = seen or rec.stat()
+    about = {
+        "format": _FORMAT,
+        "rec": rec.name,
+        "size": seen.st_size,
+        "mtime_ns": seen.st_mtime_ns,
+        "fingerprint": fingerprint(rec),
+        "summary": asdict(found.summary),
+    }
+    preamble = json.dumps(about).encode()
     assert len(preamble) < _PREAMBLE, "the list of damaged spans is bounded"
     target = folder / (rec.stem + SIDECAR_SUFFIX)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -73,20 +96,33 @@ def write_sidecar(rec: str | Path, found: Scan, folder: Path) -> Path:
 
 
 def _read_sidecar(path: Path, rec: Path) -> tuple[np.ndarray, Summary] | None:
-    """The sidecar's content, or None where it is missing, damaged, outdated or another file's."""
-    if not path.is_file() or path.stat().st_mtime_ns < rec.stat().st_mtime_ns:
+    """The sidecar's content, or None where it is missing, damaged, outdated or another file's.
+
+    The .rec must have the size, the modification time and the fingerprint noted at the scan. The
+    sidecar's own age says nothing: downloads set times of long ago. So a set that was moved or
+    copied with its times (cp -p, rsync -t, tar) needs no scan, in whatever order its files came,
+    and one copied without them needs one. What goes unnoticed: bytes replaced between the
+    fingerprint's blocks by a writer that puts size and modification time back.
+    """
+    if not path.is_file():
         return None
+    now = rec.stat()
     with path.open("rb") as file:
         preamble = file.read(_PREAMBLE)
     try:
         about = json.loads(preamble)
-        made_for = (about["format"], about["fingerprint"])
+        made_for = (about["format"], about["size"], about["fingerprint"])
+        seen = about["mtime_ns"]
+        # Archives and some file systems drop what is below a second.
+        same_time = now.st_mtime_ns in (seen, seen - seen % 10**9)
         damaged = tuple(tuple(span) for span in about["summary"].pop("damaged"))
         summary = Summary(damaged=damaged, **about["summary"])
         size = _PREAMBLE + summary.images * RECORD.itemsize
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    if path.stat().st_size != size or made_for != (_FORMAT, fingerprint(rec)):
+    if path.stat().st_size != size or not same_time:
+        return None
+    if made_for != (_FORMAT, now.st_size, fingerprint(rec)):
         return None
     if summary.images == 0:
         return np.empty(0, RECORD), summary
@@ -96,7 +132,7 @@ def _read_sidecar(path: Path, rec: Path) -> tuple[np.ndarray, Summary] | None:
 class RecordIndex:
     """The images of one .rec file: `records` (N,) of RECORD and `image(i)`, their bytes.
 
-    `buffer` is the whole file, memory-mapped: (bytes,) uint8.
+    `file` reads it by position; `buffer` is all of it, memory-mapped: (bytes,) uint8.
     """
 
     def __init__(self, path: Path, records: np.ndarray, summary: Summary) -> None:
@@ -104,30 +140,37 @@ class RecordIndex:
         self.records = np.asarray(records)
         self.summary = summary
         self.buffer = map_file(path)
+        self.file = RecordFile(path)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def image(self, i: int) -> np.ndarray:
-        """The encoded image of record i, (bytes,) uint8: a view of the file where it is whole."""
-        offset, length, header, _ = self.records[i].item()
-        if header:
-            return self.buffer[offset + header : offset + header + length]
-        payload, _ = read_record(memoryview(self.buffer), offset)
-        return np.frombuffer(unpack_image(payload).image, np.uint8)
+        """The encoded image of record i, (bytes,) uint8; RecordError where it cannot be read."""
+        (source,) = self.sources(np.array([i]))
+        return np.frombuffer(source(), np.uint8)
 
-    def check_unchanged(self) -> None:
-        """Raise RecordError where the file was cut off or removed since it was opened.
+    def sources(self, i: np.ndarray) -> list[Callable[[], bytes]]:
+        """For each of (N,) record numbers, what reads its encoded image."""
+        offset, length = self.spans(i)
+        sources = [partial(self.file.read, *span) for span in zip(offset.tolist(), length.tolist())]
+        for at in np.flatnonzero(self.records["header"][i] == 0).tolist():
+            sources[at] = partial(self._rejoined, *self.records[i[at]].item()[:2])
+        return sources
 
-        Reading what is no longer there would end the process without a word.
+    def spans(self, i: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) record numbers to (N,) int64 offsets and lengths of their images in the file.
+
+        Those of an image that was split at the magic word are about where it is.
         """
-        size = self.path.stat().st_size if self.path.exists() else None
-        if size is None or size < len(self.buffer):
-            found = "is gone" if size is None else f"has shrunk to {size} bytes"
-            raise RecordError(
-                f"{self.path} {found}, it had {len(self.buffer)} when the run began: put it back "
-                "and start the run again, which goes on from its newest checkpoint"
-            )
+        records = self.records[i]
+        return records["offset"] + records["header"], records["length"].astype(np.int64)
+
+    def _rejoined(self, offset: int, length: int) -> bytes:
+        """The image of a record that was split: every four bytes of it may have cost eight."""
+        frame = self.file.read(offset, min(2 * length + _LONGEST_HEADER, self.file.size - offset))
+        payload, _ = read_record(memoryview(frame), 0)
+        return bytes(unpack_image(payload).image)
 
     def labels(self, i: np.ndarray) -> np.ndarray:
         """(N,) record numbers to (N,) int64 identities."""
@@ -170,8 +213,28 @@ def read_idx(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Raises RecordError, with the line, when it is garbled or its keys do not rise.
     """
     path = Path(path)
+    content = path.read_bytes()
+    return _parse_plain(content) or _parse_lines(path, content.decode(errors="replace"))
+
+
+def _parse_plain(content: bytes) -> tuple[np.ndarray, np.ndarray] | None:
+    """Keys and offsets of an .idx as `write_idx` writes it; None for any other, right or wrong."""
+    if content.translate(None, b"0123456789\t\n"):
+        return None
+    numbers = np.fromstring(content, np.int64, sep=" ")
+    if len(numbers) % 2:
+        return None
+    keys, offsets = numbers.reshape(-1, 2).T.copy()
+    # numpy takes any blank for any other and cuts off large numbers: those would not come out
+    # again as they went in.
+    same = b"".join(_format_lines(keys, offsets)) == content
+    return (keys, offsets) if same and (keys[1:] > keys[:-1]).all() else None
+
+
+def _parse_lines(path: Path, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """What `read_idx` promises, a line at a time: slow, but it knows the line at fault."""
     keys, offsets = [], []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         key, _, offset = line.partition("\t")
         try:
             keys.append(int(key))
@@ -192,11 +255,32 @@ def read_idx(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_idx(path: str | Path, keys: np.ndarray, offsets: np.ndarray) -> None:
-    """Write MXNet's .idx, in the order of the keys."""
+    """Write MXNet's .idx in the order of the keys: (N,) int64 keys and offsets, none negative."""
     order = np.argsort(keys, kind="stable")
-    lines = (f"{key}\t{offset}\n" for key, offset in zip(keys[order], offsets[order]))
-    with open(path, "w", newline="\n") as file:
-        file.writelines(lines)
+    with open(path, "wb") as file:
+        file.writelines(_format_lines(keys[order], offsets[order]))
+
+
+def _format_lines(keys: np.ndarray, offsets: np.ndarray) -> Iterator[bytes]:
+    """``key<TAB>offset`` in decimal, _LINES lines at a time.
+
+    The digits of all lines that have the same place are computed at once, into a table of
+    characters from which leading zeros are then left out.
+    """
+    assert len(keys) == 0 or min(keys.min(), offsets.min()) >= 0, "no place for a minus sign"
+    for at in range(0, len(keys), _LINES):
+        columns, shown = [], []  # from the last character of the lines to the first
+        for numbers, stop in ((offsets[at : at + _LINES], "\n"), (keys[at : at + _LINES], "\t")):
+            everywhere = np.ones(len(numbers), bool)
+            columns.append(np.full(len(numbers), ord(stop), np.uint8))
+            shown.append(everywhere)
+            for place in range(len(str(numbers.max()))):
+                rest = numbers // 10
+                columns.append((numbers - 10 * rest + ord("0")).astype(np.uint8))
+                shown.append(numbers > 0 if place else everywhere)
+                numbers = rest
+        table = np.stack(columns[::-1], axis=1)  # (lines, characters)
+        yield table[np.stack(shown[::-1], axis=1)].tobytes()
 
 
 def check_idx(path: Path, index: RecordIndex) -> None:
@@ -214,18 +298,21 @@ def check_idx(path: Path, index: RecordIndex) -> None:
             f"{path} lists a record at offset {offsets.max()}, but {rec} ends at {size}: it is cut "
             f"off, download it again; or the .idx is another file's. {_remedy(path)}"
         )
-    missing = np.setdiff1d(index.records["offset"], offsets)
+    # Taking offsets for unique spares numpy seconds; one listed twice is still found once.
+    missing = np.setdiff1d(index.records["offset"], offsets, assume_unique=True)
     if len(missing):
         raise RecordError(
             f"{path} disagrees with {rec}: of its {len(index)} images it leaves out "
             f"{len(missing)}, the first at offset {missing[0]}. {_remedy(path)}"
         )
     magic = np.frombuffer(MAGIC.to_bytes(4, "little"), np.uint8)
-    for offset in np.setdiff1d(offsets, index.records["offset"]):
-        if offset % 4 or not np.array_equal(index.buffer[offset : offset + 4], magic):
-            raise RecordError(
-                f"{path} disagrees with {rec}: no record starts at offset {offset}. {_remedy(path)}"
-            )
+    others = np.setdiff1d(offsets, index.records["offset"], assume_unique=True)
+    found = index.buffer.take(others[:, None] + np.arange(len(magic)), mode="clip")
+    strays = others[(others % 4 != 0) | (found != magic).any(axis=1)]
+    if len(strays):
+        raise RecordError(
+            f"{path} disagrees with {rec}: no record starts at offset {strays[0]}. {_remedy(path)}"
+        )
 
 
 def _remedy(idx: Path) -> str:

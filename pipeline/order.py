@@ -8,14 +8,22 @@ position counts samples of the global batch; rank r of w takes the r-th of w equ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from pipeline import counter
 
-# (N,) int64 positions of an epoch, and its number, to (N,) int64 record numbers.
-Order = Callable[[np.ndarray, int], np.ndarray]
+
+class Order(Protocol):
+    """Which record when; `locality`: positions in a row whose records lie close in the file."""
+
+    locality: int
+
+    def __call__(self, position: np.ndarray, epoch: int) -> np.ndarray:
+        """(N,) int64 positions of an epoch to (N,) int64 record numbers."""
+
 
 # Four passes over either half: below that, small sets show which neighbors stayed together.
 _ROUNDS = 8
@@ -76,6 +84,8 @@ def rank_positions(position: int, *, global_batch: int, rank: int, world_size: i
 class GlobalOrder:
     """A true permutation of the whole set in every epoch."""
 
+    locality = 1
+
     def __init__(self, num_records: int, *, seed: int) -> None:
         self._num_records, self._seed = num_records, seed
 
@@ -100,6 +110,7 @@ class BlockOrder:
             raise ValueError(f"blocks of {block} records, windows of {window} blocks: at least 1")
         self._num_records, self._seed = num_records, seed
         self._block, self._window = block, window
+        self.locality = block * window
 
     def __call__(self, position: np.ndarray, epoch: int) -> np.ndarray:
         """(N,) int64 positions of an epoch to (N,) int64 record numbers."""
@@ -141,7 +152,7 @@ class WeightedOrder:
     """
 
     def __init__(self, order: Order, *, counts: Sequence[int], shown: Sequence[int]) -> None:
-        self._order = order
+        self._order, self.locality = order, order.locality
         self._counts, self._shown = np.array(counts), np.array(shown)
         self._ends = np.cumsum(self._shown)
         self._starts = np.cumsum(self._counts) - self._counts

@@ -20,7 +20,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.augment import Augmentation, Draw
-from pipeline.dali_loader import find_faults
+from pipeline.dali_decode import find_faults
 from pipeline.recordio import RecordError
 from training.config import Config, load_config
 from training.data import open_training_data

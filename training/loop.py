@@ -14,15 +14,17 @@ from torch.nn.parallel import DistributedDataParallel
 from heads import HeadClasses, PartialFC, create_margin
 from models import create_model
 from pipeline import counter
-from pipeline.dali_loader import Loader, choose_decode_device, choose_threads
+from pipeline.dali_decode import choose_decode_device
+from pipeline.dali_loader import Loader, choose_threads
 from pipeline.shuffle_report import report_shuffle
 from training import checkpoint
 from training.config import Config, ConfigError
 from training.data import TrainingData, count_classes, open_training_data
 from training.distributed import World, require_agreement, together
 from training.metrics import Meters, Position, Reporter
-from training.optim import create_optimizer, create_schedule, set_learning_rate
+from training.optim import create_optimizer, set_learning_rate
 from training.precision import Precision
+from training.schedules import create_schedule
 from training.step import TrainStep
 from training.stopwatch import Stopwatch
 
@@ -150,7 +152,7 @@ class Trainer:
             global_batch=data.global_batch,
             seed=self.config.run.seed,
         )
-        return f"{decode}, {threads} threads ({why})"
+        return f"{self.loader} ({why})"
 
     def _build_step(self, num_classes: int) -> TrainStep:
         """Allocate head, backbone and optimizer."""
@@ -237,7 +239,7 @@ class Trainer:
         meters, stopwatch = Meters(self.world.device), Stopwatch(self.world.device)
         logged = first = self.steps_done
         while self.steps_done < self.schedule.total_steps:
-            images, labels = next(stream)
+            images, labels, _ = next(stream)
             stopwatch.lap("data")
             if self.steps_done == first and self.reporter:
                 self.reporter.images(self._position(), images)

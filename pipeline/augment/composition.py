@@ -59,15 +59,30 @@ class Augmentation:
     """Recipes in order: the arguments they draw for a batch, and the graph they make of them.
 
     An entry is the name of a recipe, or ``"name:0.3"`` for a recipe that 30 % of the images go
-    through. Raises ValueError for unknown or repeated recipes and for what is no probability.
+    through. With `mirrored_before`, a flip that comes first is left to who decodes: see `mirrored`.
+    Raises ValueError for unknown or repeated recipes and for what is no probability.
     """
 
-    def __init__(self, entries: Sequence[str]) -> None:
+    def __init__(self, entries: Sequence[str], *, mirrored_before: bool = False) -> None:
         self._steps = [_parse(entry, entries) for entry in entries]
         if len({step.name for step in self._steps}) != len(self._steps):
             raise _refusal(entries, "each recipe once")
+        first_is_flip = bool(self._steps) and self._steps[0].name == "flip"
+        self._flip = self._steps.pop(0) if mirrored_before and first_is_flip else None
         probe = Draw(np.zeros(1, np.int64), seed=0, epoch=0, size=1)
         self._arguments = [step.draw(probe) for step in self._steps]
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether there are recipes for DALI to apply."""
+        return bool(self._steps)
+
+    def mirrored(self, draw: Draw) -> np.ndarray | None:
+        """(B,) bool: which images of a batch to mirror before the graph; None where none is."""
+        if self._flip is None:
+            return None
+        drawn = self._flip.draw(draw)
+        return (drawn["mirror"] == 1) & drawn.get("applied", True)
 
     def arrays(self, draw: Draw) -> list[Argument]:
         """The argument inputs of a batch, flat, each with the batch as its first dimension."""

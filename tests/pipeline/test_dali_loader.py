@@ -1,8 +1,13 @@
 """The stream of batches: right pixels, right labels, the same wherever it is taken up."""
 
+import gc
 import io
 import os
+import signal
+import subprocess
+import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,8 @@ from nvidia.dali import Pipeline, fn
 from PIL import Image
 
 from pipeline.augment import RECIPES, Augmentation, Draw
-from pipeline.dali_loader import Loader, choose_decode_device, decode_images, find_faults
+from pipeline.dali_decode import choose_decode_device, decode_images, find_faults
+from pipeline.dali_loader import Loader
 from pipeline.index import open_index
 from pipeline.order import permute
 from pipeline.recordio import RecordError, RecordWriter, pack_image
@@ -264,31 +270,111 @@ def test_a_gpu_gets_the_batches_the_cpu_gets(index, decode):
     assert (images.cpu().int() - expected.int()).abs().float().mean() < 1.0
 
 
-@pytest.mark.parametrize(("change", "told"), [("cut", "has shrunk to"), ("removed", "is gone")])
-def test_a_file_that_is_cut_or_removed_on_the_way_is_named(tmp_path, change, told):
-    """Reading past its end would end the process without a word."""
+WAYS = pytest.mark.parametrize("augment", [("flip",), ("light",)], ids=["threads", "dali"])
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("change", "told"), [("cut", "(has shrunk|ends before)"), ("removed", "is gone")]
+)
+def test_a_file_that_is_cut_or_removed_while_it_is_read_is_named(tmp_path, augment, change, told):
     with RecordWriter(tmp_path / "train.rec") as writer:
         for key in range(64):
             writer.write(pack_image(encode(picture(key)), float(key), key))
     index = open_index(tmp_path)
-    # Not through a stream: what its threads are reading at that moment cannot be saved.
-    opened = loader(index, global_batch=8)
-    opened._inputs(0)
-    if change == "cut":
-        os.truncate(index.path, index.path.stat().st_size // 2)
-    else:
-        index.path.unlink()
-    with pytest.raises(RecordError, match=f"{index.path} {told}"):
-        opened._inputs(1)
-    opened.close()
+    with closing(loader(index, global_batch=8, augment=augment).stream(0)) as stream:
+        next(stream)
+        if change == "cut":
+            os.truncate(index.path, index.path.stat().st_size // 2)
+        else:
+            index.path.unlink()
+        with pytest.raises(RecordError, match=f"{index.path} {told}"):
+            take(stream, 20)
 
 
-def test_threads_end_with_the_stream(index):
+@WAYS
+def test_batches_say_which_records_they_hold_replacements_included(tmp_path, augment):
+    index = damaged_set(tmp_path, {7: b"not an image at all"})
+    with closing(loader(index, augment=augment, max_bad_fraction=0.05).stream(0)) as stream:
+        for _ in range(6):
+            batch = next(stream)
+            assert batch.records.tolist() == batch.labels.tolist()  # each record is an identity
+
+
+def test_threads_mirror_the_images_that_dali_would(index):
+    plain = loader(index, augment=("flip:0.7",))
+    through_dali = loader(index, augment=("flip:0.7",))
+    through_dali._augmentation = Augmentation(("flip:0.7",))
+    assert (plain.uses_dali, through_dali.uses_dali) == (False, True)
+    images, labels = take(plain.stream(0), 4)
+    expected, expected_labels = take(through_dali.stream(0), 4)
+    assert torch.equal(images, expected)
+    assert torch.equal(labels, expected_labels)
+
+
+@WAYS
+def test_threads_end_with_the_stream(index, augment):
     before = threading.active_count()
     for _ in range(5):
-        opened = loader(index)
-        stream = opened.stream(0)
+        stream = loader(index, augment=augment, threads=3).stream(0)
         next(stream)
         stream.close()
-        opened.close()
-    assert threading.active_count() <= before + 1
+    assert threading.active_count() <= before
+
+
+def resident_mb() -> float:
+    """Memory of this process that is in use, as Linux counts it."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux counts for this test")
+@WAYS
+def test_two_hundred_epochs_cost_no_memory_threads_or_descriptors(index, augment):
+    small = loader(index, augment=augment, threads=2)
+    with closing(small.stream(0)) as stream:
+
+        def after(epochs: int) -> tuple[float, int, int]:
+            for _ in range(epochs * small.steps_per_epoch):
+                next(stream)
+            gc.collect()
+            return resident_mb(), threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+        memory, threads, descriptors = after(50)  # what allocators keep for themselves is there
+        later = after(200)
+    assert later[1:] == (threads, descriptors)
+    assert later[0] - memory < 4  # one batch of every epoch kept would be 7 MB
+
+
+ENDLESS = """
+import logging, sys, torch
+sys.path.insert(0, {root!r})
+from pipeline.dali_loader import Loader
+from pipeline.index import open_index
+loader = Loader(open_index({rec!r}), global_batch=12, device=torch.device("cpu"), image_size={size},
+                augment={augment!r}, threads=2)
+for number, batch in enumerate(loader.stream(0)):
+    if number == 3:
+        print("running", flush=True)
+        if {fails}:
+            raise KeyError("something else in the loop")
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ctrl-c", "exception"])
+@WAYS
+def test_a_process_ends_within_five_seconds_of_ctrl_c_or_an_exception(index, augment, fails):
+    root = str(Path(__file__).parents[2])
+    code = ENDLESS.format(root=root, rec=str(index.path), size=SIZE, augment=augment, fails=fails)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout.readline() == "running\n"
+            if not fails:
+                process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=5)
+        finally:
+            process.kill()
+    assert process.returncode != 0
+    assert ("something else" if fails else "KeyboardInterrupt") in told

@@ -1,0 +1,124 @@
+"""Decoding with DALI: where, under which settings, and what is wrong with an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn, types
+
+DecodeDevice = Literal["gpu", "hybrid", "cpu"]
+PREFETCH = 2  # batches: one is made while another is used
+
+
+def choose_decode_device(device: torch.device) -> tuple[DecodeDevice, str]:
+    """Where to decode for a compute device, and why, in words for the log."""
+    if device.type == "cpu":
+        return "cpu", "there is no GPU"
+    major, minor = torch.get_device_module(device).get_device_capability(device)
+    name = f"compute capability {major}.{minor}"
+    if (major, minor) in ((8, 0), (9, 0), (10, 0)):  # A100, H100, B200
+        return "gpu", f"{name} is known to have a JPEG engine"
+    return "hybrid", f"{name} is not known to have a JPEG engine: only augment on the GPU"
+
+
+def decode_images(
+    encoded: Sequence[bytes],
+    *,
+    batch_size: int,
+    device: torch.device,
+    image_size: int = 112,
+    threads: int = 1,
+) -> Iterator[torch.Tensor]:
+    """Decode images in order, as training does: yields (b, 3, H, W) uint8 channels_last tensors.
+
+    The last batch may be smaller. Raises ValueError naming the images that cannot be decoded or
+    are not (image_size, image_size).
+    """
+    if not encoded:
+        return
+    decode, _ = choose_decode_device(device)
+    starts = range(0, len(encoded), batch_size)
+    batches = iter([encoded[at : at + batch_size] for at in starts])
+    pipeline = Pipeline(**pipeline_settings(min(batch_size, len(encoded)), threads, device))
+    with pipeline:
+        inputs = fn.external_source(
+            source=lambda: [np.frombuffer(image, np.uint8) for image in next(batches)],
+            batch=True,
+            dtype=types.UINT8,
+            ndim=1,
+        )
+        pipeline.set_outputs(decoded(inputs, decode))
+    pipeline.build()
+    try:
+        for _ in starts:
+            images = channels_last(pipeline.run()[0])
+            require_size(images, image_size)
+            yield images
+    except RuntimeError as error:
+        faults = find_faults(encoded, image_size)
+        if not faults:
+            raise
+        listed = "; ".join(f"image {i} {fault}" for i, fault in list(faults.items())[:5])
+        raise ValueError(f"{len(faults)} of {len(encoded)} images: {listed}") from error
+
+
+def find_faults(encoded: Sequence[bytes | np.ndarray], image_size: int) -> dict[int, str]:
+    """Decode one by one, on the CPU: what is wrong with which of these images."""
+    faults: dict[int, str] = {}
+    expected = (image_size, image_size, 3)
+    waiting = list(range(len(encoded)))
+    while waiting:
+        queue = iter(list(waiting))
+        pipeline = Pipeline(**pipeline_settings(1, 1, torch.device("cpu"), prefetch=1))
+        with pipeline:
+            inputs = fn.external_source(
+                source=lambda: [np.frombuffer(encoded[next(queue)], np.uint8)],  # noqa: B023
+                batch=True,
+                dtype=types.UINT8,
+                ndim=1,
+            )
+            pipeline.set_outputs(decoded(inputs, "cpu"))
+        pipeline.build()
+        try:
+            while waiting:
+                shape = pipeline.run()[0].shape()[0]
+                i = waiting.pop(0)
+                if tuple(shape) != expected:
+                    faults[i] = f"is {shape[1]}×{shape[0]}, not {image_size}×{image_size} pixels"
+        except RuntimeError:
+            start = bytes(encoded[waiting[0]][:4]).hex(" ")
+            faults[waiting.pop(0)] = f"cannot be decoded (it starts with {start})"
+    return faults
+
+
+def require_size(images: torch.Tensor, image_size: int) -> None:
+    """As DALI does for images of several sizes; `find_faults` then says which."""
+    if images.shape[2:] != (image_size, image_size):
+        raise RuntimeError(f"images of shape {tuple(images.shape)}")
+
+
+def pipeline_settings(
+    batch_size: int, threads: int, device: torch.device, prefetch: int = PREFETCH
+) -> dict[str, Any]:
+    on_gpu = device.type != "cpu"
+    return {
+        "batch_size": batch_size,
+        "num_threads": threads,
+        "device_id": (device.index or 0) if on_gpu else None,
+        "prefetch_queue_depth": prefetch,
+        "exec_dynamic": True,  # outputs may outlive the next run, so they are handed over uncopied
+    }
+
+
+def decoded(encoded: object, decode: DecodeDevice) -> object:
+    where = "mixed" if decode == "gpu" else "cpu"
+    images = fn.decoders.image(encoded, device=where, output_type=types.RGB)
+    return images.gpu() if decode == "hybrid" else images
+
+
+def channels_last(images: object) -> torch.Tensor:
+    """DALI's (B, H, W, 3) as torch's (B, 3, H, W) in channels_last: the same bytes."""
+    return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)

@@ -1,0 +1,79 @@
+"""Reading by position: what is there, and what is no longer there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+from pipeline.record_file import RecordFile
+from pipeline.recordio import RecordError
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "train.rec"
+    path.write_bytes(bytes(range(200)))
+    return RecordFile(path)
+
+
+def test_reads_are_the_bytes_at_their_place(file):
+    assert file.size == 200
+    assert file.read(10, 5) == bytes(range(10, 15))
+    assert file.read(195, 5) == bytes(range(195, 200))
+    assert file.read(200, 0) == b""
+
+
+def test_short_reads_of_a_network_disk_are_taken_up(file, monkeypatch):
+    whole = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, length, at: whole(fd, min(length, 7), at))
+    assert file.read(3, 100) == bytes(range(3, 103))
+
+
+def test_a_read_beyond_the_end_names_file_and_place(file):
+    with pytest.raises(RecordError, match=rf"{file.path} ends before 20 bytes at offset 190"):
+        file.read(190, 20)
+
+
+def test_a_read_that_the_disk_refuses_names_file_and_place(file, monkeypatch):
+    def refused(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", refused)
+    with pytest.raises(RecordError, match=rf"{file.path} cannot be read at offset 3: .*Input"):
+        file.read(3, 4)
+
+
+def test_a_file_that_was_cut_or_removed_is_found_out(file):
+    file.check_unchanged()
+    os.truncate(file.path, 150)
+    with pytest.raises(RecordError, match="has shrunk to 150 bytes, it had 200"):
+        file.check_unchanged()
+    file.path.unlink()
+    with pytest.raises(RecordError, match="is gone"):
+        file.check_unchanged()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no announcements on this system")
+def test_announcements_cover_every_byte_in_pieces_the_system_takes(file, monkeypatch):
+    told = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, at, size, advice: told.append((at, size)))
+    file.will_need(1000, 300_000)
+    assert told[0][0] == 1000
+    assert all(at + size == after for (at, size), (after, _) in itertools.pairwise(told))
+    assert sum(told[-1]) == 301_000
+    assert max(size for _, size in told) <= 128 << 10
+
+
+def test_the_descriptor_goes_with_the_object(file):
+    descriptor = file._descriptor
+    os.fstat(descriptor)
+    path = file.path
+    del file
+    # The fixture holds the only other reference; a second object shows it on its own.
+    other = RecordFile(path)
+    number = other._descriptor
+    del other
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
