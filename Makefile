@@ -3,16 +3,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Re-made only when the requirements change, so that a second `make` starts at once.
 STAMP  := $(VENV)/.installed
+NEEDED := requirements-dev.txt
 
-.PHONY: install demo test lint format bench bench-gpu
+.PHONY: install demo test check-cuda lint format bench bench-gpu
 
 install: $(STAMP)
 
-$(STAMP): requirements.txt requirements-dev.txt
+$(STAMP): requirements.txt requirements-dev.txt $(NEEDED)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
 	  "Python %d.%d found, 3.10 to 3.12 needed: run e.g. make PYTHON=python3.11 install" % v)'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r $(NEEDED)
 	@touch $(STAMP)
 
 # As many ranks as there are GPUs, or two on the CPU: `make demo RANKS=1` for another number.
@@ -25,6 +26,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Devices never mix. An environment of its own, because a CUDA build of torch takes several GB.
+check-cuda:
+	@$(MAKE) --no-print-directory install VENV=.venv-cuda NEEDED=requirements-cuda.txt
+	.venv-cuda/bin/python -m pytest -rs tests/test_fake_cuda.py
+	.venv-cuda/bin/python -m pytest -rs -m gpu
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/sample_rates.py --device cpu

@@ -1,4 +1,4 @@
-"""The head's step, recorded once as CUDA graphs and replayed from then on."""
+"""Steps recorded once as CUDA graphs and replayed from then on."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Captured:
         self._graph: Any = None
         self._result: Any = None
 
-    def record(self, function: Function, *inputs: Tensor) -> str | None:
-        """Call the function a few times, then record it; returns why that failed, if it did.
+    def record(self, function: Function, *inputs: Tensor, warm_up: int = _WARM_UP) -> str | None:
+        """Call the function `warm_up` times, then record it; returns why that failed, if it did.
 
         inputs: like all that follow in shape, dtype and device. What the calls leave behind is the
         caller's to undo. What fails in them, such as a lack of memory, is raised: other ranks went
@@ -46,7 +46,7 @@ class Captured:
             before, stream = module.current_stream(), module.Stream()
             stream.wait_stream(before)
             with module.stream(stream):
-                for _ in range(_WARM_UP):
+                for _ in range(warm_up):
                     function(*self._inputs)
             before.wait_stream(stream)
             graph = module.CUDAGraph()
@@ -155,8 +155,8 @@ def _check_alike(static: Tensor, given: Tensor) -> None:
     expected = (tuple(static.shape), static.dtype, static.device)
     if found != expected:
         raise ValueError(
-            f"the head was recorded in a CUDA graph for a tensor of {_words(expected)} and now got "
-            f"{_words(found)}: keep every batch alike, or build the head with cuda_graph=False"
+            f"a CUDA graph was recorded for a tensor of {_words(expected)} and now got "
+            f"{_words(found)}: keep every batch alike, or do without it (cuda_graph=False)"
         )
 
 

@@ -308,7 +308,10 @@ class PartialFC(nn.Module):
         check_step_inputs(lr, skip)
         # A CPU takes the rate in any dtype; GPUs read it as float32.
         dtype = self.centers.dtype if self.centers.device.type == "cpu" else torch.float32
-        lr = torch.as_tensor(lr, dtype=dtype, device=self.centers.device)
+        if isinstance(lr, Tensor):
+            lr = lr.to(self.centers.device, dtype)
+        else:  # filled in on the device, without a copy from the host
+            lr = torch.full((), lr, dtype=dtype, device=self.centers.device)
         finite = self._update.finite
         apply = finite & torch.isfinite(lr)
         if skip is not None:

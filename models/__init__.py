@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import nn
 
+from models.fold import fold_batch_norm
 from models.iresnet import BLOCKS, IResNet
 from models.normalize import normalize
 
-__all__ = ["MODELS", "create_model", "normalize"]
+__all__ = ["MODELS", "create_model", "fold_batch_norm", "normalize"]
 
 # A network's name and what builds it from (num_features, dropout, width, image_size) by keyword.
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -7,6 +7,8 @@ of either loads into the other with strict=True.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,8 @@ class IBasicBlock(nn.Module):
 
     Maps (B, in_channels, H, W) to (B, channels, H / stride, W / stride).
     """
+
+    folds: ClassVar = (("conv1", "bn2"), ("conv2", "bn3"))  # see models.fold
 
     def __init__(self, in_channels: int, channels: int, *, stride: int) -> None:
         super().__init__()
@@ -60,6 +64,8 @@ class IResNet(nn.Module):
     Raises:
         ValueError: an argument outside its range.
     """
+
+    folds: ClassVar = (("conv1", "bn1"), ("fc", "features"))  # see models.fold
 
     def __init__(
         self,

@@ -24,7 +24,8 @@ class PReLU(nn.PReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         in_rows = input.ndim == 4 and input.is_contiguous(memory_format=torch.channels_last)
-        if input.device.type != "cpu" or not in_rows:
+        # A compiler fuses torch's own formula with its neighbors: better than any loop of ours.
+        if torch.compiler.is_compiling() or input.device.type != "cpu" or not in_rows:
             return nn.functional.prelu(input, self.weight.to(input.dtype))
         # (B, C, H, W) in channels_last is (B·H, W·C) in memory: long rows, against which the
         # weights are repeated, so that loops over them are long too.

@@ -106,7 +106,7 @@ class Loader:
         self._collection, self._global_batch = records, global_batch
         self._order = order or GlobalOrder(len(records), seed=seed)
         self._rank, self._world_size, self._seed = rank, world_size, seed
-        self._device, self._decode, self._threads = device, decode, threads
+        self._device, self.decode, self.threads = device, decode, threads
         self._augmentation = Augmentation(augment, mirrored_before=decode != "gpu")
         self._image_size = image_size
         # Where DALI decodes, two threads: one collects while the other waits for the disk.
@@ -133,7 +133,7 @@ class Loader:
         """How batches are made, for the log."""
         dali = "DALI augments" if self._augmentation.needs_graph else "DALI hands over"
         return (
-            f"{self._decode}, {self._threads} threads, {self._ahead} batches ahead, "
+            f"{self.decode}, {self.threads} threads, {self._ahead} batches ahead, "
             f"{dali if self.uses_dali else 'without DALI'}"
         )
 
@@ -222,7 +222,7 @@ class Loader:
         Where an image turns out bad, its record is replaced, in `records` too.
         """
         sources = self._collection.sources(records)
-        if self._decode == "gpu":
+        if self.decode == "gpu":
             return [np.frombuffer(source(), np.uint8) for source in sources]
         images, faults = decode_batch(sources, size=self._image_size, mirrored=mirrored)
         while faults:
@@ -241,7 +241,7 @@ class Loader:
 
     def _graph(self, source: Callable[[], tuple]) -> Pipeline:
         arguments = self._augmentation.argument_types
-        encoded = self._decode == "gpu"
+        encoded = self.decode == "gpu"
 
         @pipeline_def(enable_conditionals=True)  # the recipes' branches
         def graph() -> tuple:
@@ -255,14 +255,14 @@ class Loader:
             )
             if encoded:
                 images = decoded(images, "gpu")
-            elif self._decode == "hybrid":
+            elif self.decode == "hybrid":
                 images = images.gpu()
             images = self._augmentation(images, nodes)
             if self._device.type != "cpu":
                 images, labels = images.gpu(), labels.gpu()
             return images, labels
 
-        pipeline = graph(**pipeline_settings(self._batch, self._threads, self._device))
+        pipeline = graph(**pipeline_settings(self._batch, self.threads, self._device))
         pipeline.build()
         return pipeline
 

@@ -196,12 +196,13 @@ def open_index(rec: str | Path, progress: Progress | None = None) -> RecordIndex
             if idx.is_file() and idx.stat().st_mtime_ns > sidecar.stat().st_mtime_ns:
                 check_idx(idx, index)
             return index
+    seen = rec.stat()
     found = scan_rec(rec, progress)
     index = RecordIndex(rec, found.images, found.summary)
     if idx.is_file():
         check_idx(idx, index)
     try:
-        write_sidecar(rec, found, output_folder(rec))
+        write_sidecar(rec, found, output_folder(rec), seen=seen)
     except OSError as error:
         _log.warning("%s will be scanned again at the next start: no sidecar, %s", rec, error)
     return index

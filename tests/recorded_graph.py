@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,6 +23,7 @@ class RecordedGraph:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, tuple, dict, Any]] = []
 
+    @torch.no_grad()  # what was recorded is below autograd, backward included
     def replay(self) -> None:
         for function, args, kwargs, results in self.calls:
             again = function(*args, **kwargs)

@@ -15,17 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.classify import Scan, scan_rec
@@ -46,7 +35,8 @@ def rec2idx(
     By default the folder is the .rec's own, or a cache when that one is read-only. Returns what was
     found; raises RecordError for a file that is missing, empty or not RecordIO.
     """
-    with _progress("scan", DownloadColumn(), TransferSpeedColumn()) as told:
+    seen = rec.stat() if rec.exists() else None
+    with _progress("scan", in_bytes=True) as told:
         found = scan_rec(rec, told, skip_bad_labels=skip_bad_labels)
     folder = folder or output_folder(rec)
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,17 +45,29 @@ def rec2idx(
     if idx.exists():
         print(f"kept          the former {idx.name} as {_put_aside(idx).name}")
     write_idx(idx, found.keys[listed], found.offsets[listed])
-    sidecar = write_sidecar(rec, found, folder)
+    sidecar = write_sidecar(rec, found, folder, seen=seen)
     print_summary(rec, found)
     print(f"wrote         {idx} ({int(listed.sum())} lines), {sidecar}")
     return found
 
 
 @contextmanager
-def _progress(name: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, as a function of (done, in all)."""
-    columns = ("{task.description}", BarColumn(), *columns, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+def _progress(name: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, as a function of (done, in all); none where nobody watches."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    # Importing rich takes as long as scanning some hundred megabytes.
+    from rich import progress
+    from rich.console import Console
+
+    counts = (
+        (progress.DownloadColumn(), progress.TransferSpeedColumn())
+        if in_bytes
+        else (progress.MofNCompleteColumn(),)
+    )
+    columns = ("{task.description}", progress.BarColumn(), *counts, progress.TimeRemainingColumn())
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -74,7 +76,7 @@ def verify(index: RecordIndex) -> list[int]:
     """Decode every image, print what fails, and return the offsets of those records."""
     from pipeline.verify import find_undecodable
 
-    with _progress("decode", MofNCompleteColumn()) as told:
+    with _progress("decode") as told:
         failures = list(find_undecodable(index, told))
     print(f"verified      {len(index)} images, {len(failures)} do not decode")
     for offset, label, why in failures:

@@ -73,6 +73,9 @@ def load(path: Path, *, train_step: TrainStep) -> int:
     """
     state = _state(train_step)
     state["step"] = 0
+    # Rates, momentum, decay and which parameter has which are the configuration's, which may differ
+    # from the one that was saved with.
+    groups = state["optimizer"].pop("param_groups")
     saved = dcp.FileSystemReader(str(path)).read_metadata().state_dict_metadata
     if not any(key.startswith("scaler.") for key in saved):
         state.pop("scaler", None)  # the run so far needed no loss scaling
@@ -84,20 +87,12 @@ def load(path: Path, *, train_step: TrainStep) -> int:
             f"{path} does not fit this run: {'; '.join(causes)}. Choose another run.output, or "
             "restore the configuration that it was saved with"
         ) from error
-    optimizer = train_step.optimizer
-    # The checkpoint has its own copies of these, but the configuration may have changed them.
-    settings = [
-        {name: group[name] for name in ("momentum", "weight_decay")}
-        for group in optimizer.param_groups
-    ]
     set_state_dict(
         unwrapped(train_step.backbone),
-        optimizer,
+        train_step.optimizer,
         model_state_dict=state["backbone"],
-        optim_state_dict=state["optimizer"],
+        optim_state_dict=state["optimizer"] | {"param_groups": groups},
     )
-    for group, configured in zip(optimizer.param_groups, settings):
-        group.update(configured)
     if "scaler" in state:
         train_step.scaler.load_state_dict(state["scaler"])
     return state["step"]

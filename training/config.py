@@ -11,6 +11,7 @@ import math
 import runpy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ class RunConfig:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     resume: Literal["auto", "never"] = "auto"  # never: refuse a folder that holds a run
+    deterministic: bool = False  # the same losses to the bit, run after run; slower on GPUs
     save_every: int = 1  # epochs between checkpoints; the last epoch is always saved
 
     def __post_init__(self) -> None:
@@ -107,11 +109,14 @@ class ModelConfig:
     width: float = 1.0
     dropout: float = 0.0
     sync_bn: bool = False  # BatchNorm statistics over all ranks; GPUs only
+    compile: bool = False  # fuse what stands between the convolutions; a minute at the start
 
     def __post_init__(self) -> None:
         _check(self.embedding_dim >= 1, "model.embedding_dim", self.embedding_dim, "at least 1")
         _check(0 <= self.dropout < 1, "model.dropout", self.dropout, "a probability below 1")
         _check(self.width > 0, "model.width", self.width, "a positive factor")
+        # Ranks that fail to compile would leave the others waiting for their statistics.
+        _check(not (self.compile and self.sync_bn), "model.compile", True, "false with sync_bn")
 
 
 @dataclass(frozen=True)
@@ -127,11 +132,15 @@ class HeadConfig:
     random_heads: int = 0  # and on so many others
     heads_scope: Literal["batch", "sample"] = "batch"  # who sees a head: all samples, or its own
     subcenters: int = 1  # centers a class, of which the nearest counts
+    lr: float | None = None  # of the centers, for a global batch of 512; None: optim.lr
+    weight_decay: float | None = None  # of the centers; None: optim.weight_decay
     num_classes: int | None = None  # None: the largest label of the data + 1
     backend: Literal["auto", "torch", "triton"] = "auto"
-    cuda_graph: bool = True  # on GPUs, record the head's step and replay it
 
     def __post_init__(self) -> None:
+        _check(self.lr is None or self.lr > 0, "head.lr", self.lr, "a positive rate, or none")
+        decay = self.weight_decay
+        _check(decay is None or decay >= 0, "head.weight_decay", decay, "0 or more, or none")
         _check(0 < self.sample_rate <= 1, "head.sample_rate", self.sample_rate, "in (0, 1]")
         for epoch, rate in self.sample_rate_from.items():
             key = f"head.sample_rate_from[{epoch}]"
@@ -159,22 +168,80 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """SGD and its schedule: linear warm-up, then polynomial decay to zero."""
+    """The backbone's optimizer, and the schedule of its rate."""
 
     lr: float = 0.1  # for a global batch of 512; scaled in proportion to data.global_batch
-    momentum: float = 0.9
+    momentum: float = 0.9  # of SGD
     weight_decay: float = 5e-4
+    decay_norm_and_bias: bool = True  # False: no decay of BatchNorm, PReLU and biases
+    name: Literal["sgd", "adamw"] = "sgd"
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW: decay of both moving averages
+    backend: Literal["torch", "apex"] = "torch"  # whose fused kernels; apex: NVIDIA's, built by you
+    schedule: Literal["polynomial", "step", "cosine"] = "polynomial"
     warmup_epochs: float = 0.0
-    power: float = 2.0
-    clip: float = 5.0  # largest norm of the backbone's gradient
+    power: float = 2.0  # schedule=polynomial
+    decay_epochs: tuple[float, ...] = ()  # schedule=step: when the rate falls
+    decay_factor: float = 0.1  # schedule=step: to which share of what it was
+    min_lr: float = 0.0  # schedule=cosine: share of the peak that is left at the end
+    clip: float = 5.0  # largest norm of the backbone's gradient; 0: any
 
     def __post_init__(self) -> None:
         _check(self.lr > 0, "optim.lr", self.lr, "a positive rate")
         _check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
         _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        fit = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _check(fit, "optim.betas", self.betas, "two, each in [0, 1)")
         _check(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
         _check(self.power > 0, "optim.power", self.power, "a positive power")
-        _check(self.clip > 0, "optim.clip", self.clip, "a positive norm")
+        _check(
+            bool(self.decay_epochs) == (self.schedule == "step"),
+            "optim.decay_epochs",
+            self.decay_epochs,
+            f"some with optim.schedule=step, none otherwise; found optim.schedule={self.schedule}",
+        )
+        _check(
+            all(a < b for a, b in pairwise((self.warmup_epochs, *self.decay_epochs))),
+            "optim.decay_epochs",
+            self.decay_epochs,
+            f"each later than the one before and than optim.warmup_epochs={self.warmup_epochs}",
+        )
+        _check(0 < self.decay_factor < 1, "optim.decay_factor", self.decay_factor, "in (0, 1)")
+        _check(0 <= self.min_lr < 1, "optim.min_lr", self.min_lr, "a share of the peak in [0, 1)")
+        _check(
+            self.min_lr == 0 or self.schedule == "cosine",
+            "optim.min_lr",
+            self.min_lr,
+            f"0 unless optim.schedule=cosine; found optim.schedule={self.schedule}",
+        )
+        _check(self.clip >= 0, "optim.clip", self.clip, "a positive norm, or 0 for none")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """A frozen teacher whose embeddings the student's are drawn to; see training/distillation.py.
+
+    `cached` takes them from what tools/cache_teacher.py wrote: they cost nothing then, but are
+    those of the images as stored. A flip hardly changes an embedding; stronger augmentation does.
+    """
+
+    teacher: str = ""  # a checkpoint's folder, a .pth or .pt of arcface_torch, an .onnx; none: off
+    model: str = ""  # of a .pth or .pt: the name of its network
+    loss: Literal["cosine", "l2"] = "cosine"
+    weight: float = 1.0  # of this loss beside the head's, at the first step
+    weight_end: float | None = None  # at the last step, linear in between; none: the same
+    cached: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.weight >= 0, "distill.weight", self.weight, "0 or more")
+        _check(self.last_weight >= 0, "distill.weight_end", self.weight_end, "0 or more, or none")
+        if self.teacher.endswith((".pth", ".pt")):
+            allowed = f"the name of distill.teacher's network, one of {sorted(MODELS)}"
+            _check(self.model in MODELS, "distill.model", self.model, allowed)
+
+    @property
+    def last_weight(self) -> float:
+        """The weight at the last step."""
+        return self.weight if self.weight_end is None else self.weight_end
 
 
 @dataclass(frozen=True)
@@ -182,6 +249,12 @@ class StepConfig:
     """How a step is computed."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    micro_batches: int = 1  # parts that a rank's batch is computed in: less memory, same gradient
+    cuda_graph: Literal["off", "head", "full"] = "head"  # what is recorded and replayed on GPUs
+    compress_gradients: bool = True  # on GPUs, average gradients in the step's 16 bits
+
+    def __post_init__(self) -> None:
+        _check(self.micro_batches >= 1, "step.micro_batches", self.micro_batches, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -216,6 +289,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     step: StepConfig = field(default_factory=StepConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -226,6 +300,12 @@ class Config:
             "optim.warmup_epochs",
             self.optim.warmup_epochs,
             f"less than run.epochs={self.run.epochs}",
+        )
+        _check(
+            all(epoch < self.run.epochs for epoch in self.optim.decay_epochs),
+            "optim.decay_epochs",
+            self.optim.decay_epochs,
+            f"each less than run.epochs={self.run.epochs}",
         )
         _check(self.model.name in MODELS, "model.name", self.model.name, f"one of {sorted(MODELS)}")
         try:
@@ -244,6 +324,17 @@ class Config:
             for section, values in self.as_dict().items()
             for key, value in values.items()
         ]
+
+
+def check_batch(config: Config, world_size: int) -> None:
+    """Raise ConfigError unless the global batch splits into parts that BatchNorm can do with."""
+    batch, parts = config.data.global_batch, config.step.micro_batches
+    if batch % (world_size * parts) or batch < 2 * world_size * parts:
+        raise ConfigError(
+            f"data.global_batch={batch}: expected a multiple of {world_size} ranks × "
+            f"step.micro_batches={parts}, and at least two images for each part, whose BatchNorm "
+            "cannot do with one"
+        )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

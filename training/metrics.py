@@ -1,8 +1,28 @@
-"""What a run tells: meters that stay on the device, and the places their readings go."""
+"""What a run tells: meters that stay on the device, and the places their readings go.
+
+A reading is a flat mapping, written to TensorBoard as train/<name> and to metrics.jsonl as one line
+with the integer `step` and the `epoch`, which has a fraction. Its names do not change:
+
+    loss, gradient_norm, embedding_norm   means over the steps since the last reading that were
+                                          not skipped; NaN where all were
+    skipped_steps, nonfinite_losses       how many steps changed nothing; had no finite loss
+    loss_scale                            for the next step; 1 where losses are not scaled
+    memory_mb                             peak so far of this rank, in 10^6 bytes: what tensors
+                                          took of the GPU, or on a CPU the whole process
+    lr                                    of the last step
+    images_per_s                          over all ranks
+    seconds_left                          to the last step, at this speed
+    seconds_<phase>, share_<phase>        of a step, and their share of it: data, forward, head,
+                                          backward, update, other
+    data_wait_fraction                    of the time, in which the host waited for a batch
+    host_bound_fraction                   of the time, in which the device ran out of work inside
+                                          a step, so that the host set the pace; 0 on a CPU
+"""
 
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,32 +41,51 @@ from rich.progress import (
 from torch.utils.tensorboard import SummaryWriter
 
 from training.step import StepResult
+from training.stopwatch import Laps
+
+_BETWEEN_STEPS = ("data", "other")  # phases
 
 
 class Meters:
     """Means of what steps return, kept on the device until they are read."""
 
     def __init__(self, device: torch.device) -> None:
-        # steps, skipped steps, and the sums over steps that were not skipped of
-        # loss, gradient norm and embedding norm
-        self._sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self._device, self._steps = device, 0
+        # Sums over steps: skipped, loss not finite, and of those that were not skipped the loss,
+        # gradient norm and embedding norm; last, the newest loss scale.
+        self._values = torch.zeros(6, dtype=torch.float64, device=device)
+        self._counts, self._sums, self._loss_scale = self._values.split([2, 3, 1])
 
     def add(self, result: StepResult) -> None:
-        values = torch.stack([result.loss, result.gradient_norm, result.embedding_norm]).double()
-        values = torch.where(result.skipped, torch.zeros_like(values), values)
-        skipped = result.skipped.double().reshape(1)
-        self._sums += torch.cat([torch.ones_like(skipped), skipped, values])
+        """Count one step; reads nothing from the device."""
+        counts = torch.stack([result.skipped, ~torch.isfinite(result.loss)])
+        values = torch.stack([result.loss, result.gradient_norm, result.embedding_norm])
+        self._counts.add_(counts)
+        self._sums.add_(values.masked_fill(result.skipped, 0))
+        self._loss_scale.copy_(result.loss_scale)
+        self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """Means since the last reading, and how many steps were skipped; waits for the device."""
-        steps, skipped, *sums = self._sums.tolist()
-        self._sums.zero_()
-        counted = max(steps - skipped, 1.0)
-        names = ("loss", "gradient_norm", "embedding_norm")
-        means = {name: total / counted for name, total in zip(names, sums)}
-        if skipped == steps:
-            means = dict.fromkeys(names, float("nan"))
-        return means | {"skipped_steps": skipped}
+        """What was added since the last reading, by name; waits for the device, once."""
+        skipped, nonfinite, *sums, loss_scale = self._values.tolist()
+        counted = self._steps - skipped
+        means = [total / counted if counted else float("nan") for total in sums]
+        self._values.zero_()
+        self._steps = 0
+        return {
+            **dict(zip(("loss", "gradient_norm", "embedding_norm"), means)),
+            "skipped_steps": skipped,
+            "nonfinite_losses": nonfinite,
+            "loss_scale": loss_scale,
+            "memory_mb": peak_memory(self._device) / 1e6,
+        }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took of an accelerator, or a CPU's process of its memory."""
+    if device.type == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kibibytes
+    return torch.get_device_module(device).max_memory_allocated(device)
 
 
 @dataclass(frozen=True)
@@ -56,6 +95,20 @@ class Position:
     step: int
     epoch: float
     total_steps: int
+
+
+def pace(laps: Laps, *, steps: int, images: int, steps_left: int) -> dict[str, float]:
+    """The readings of the clocks, by name: `laps` over `steps` steps of `images` on all ranks."""
+    per_step = laps.total / steps
+    host_bound = sum(s for phase, s in laps.host_bound.items() if phase not in _BETWEEN_STEPS)
+    return {
+        "images_per_s": images / per_step,
+        "seconds_left": per_step * steps_left,
+        "data_wait_fraction": laps.host_seconds.get("data", 0.0) / laps.total,
+        "host_bound_fraction": host_bound / laps.total,
+        **{f"seconds_{phase}": seconds / steps for phase, seconds in laps.seconds.items()},
+        **{f"share_{phase}": seconds / laps.total for phase, seconds in laps.seconds.items()},
+    }
 
 
 class Reporter:
@@ -92,23 +145,26 @@ class Reporter:
         """Move the progress bar."""
         self._progress.update(self._task, completed=at.step, epoch=at.epoch)
 
-    def training(
-        self, at: Position, scalars: Mapping[str, float], seconds: Mapping[str, float]
-    ) -> None:
-        """One reading: `scalars` has loss, lr, images_per_s and more; `seconds` a step by phase."""
-        total = sum(seconds.values()) or 1.0
-        times = {f"seconds_{phase}": passed for phase, passed in seconds.items()}
-        self._write(at, {**scalars, **times})
-        for name, value in {**scalars, **times}.items():
+    def training(self, at: Position, reading: Mapping[str, float]) -> None:
+        """One reading, named as at the head of this file; the console's line is arcface_torch's."""
+        self._write(at, reading)
+        for name, value in reading.items():
             self._board.add_scalar(f"train/{name}", value, at.step)
-        told = f"{scalars['images_per_s']:.0f} images/s  loss {scalars['loss']:.3f}"
-        self._progress.update(self._task, told=f"{told}  lr {scalars['lr']:.4f}")
+        told = f"{reading['images_per_s']:.0f} images/s  loss {reading['loss']:.3f}"
+        self._progress.update(self._task, told=f"{told}  lr {reading['lr']:.4f}")
+        shares = {
+            name.removeprefix("share_"): share
+            for name, share in reading.items()
+            if name.startswith("share_")
+        }
         self.say(
-            f"Speed {scalars['images_per_s']:.2f} samples/sec   Loss {scalars['loss']:.4f}   "
-            f"LearningRate {scalars['lr']:.6f}   Epoch: {at.epoch:.2f}   "
+            f"Speed {reading['images_per_s']:.2f} samples/sec   Loss {reading['loss']:.4f}   "
+            f"LearningRate {reading['lr']:.6f}   Epoch: {at.epoch:.2f}   "
             f"Global Step: {at.step}/{at.total_steps}   "
-            f"Required: {scalars['seconds_left'] / 3600:.2f} hours   "
-            + " ".join(f"{phase} {passed / total:.0%}" for phase, passed in seconds.items())
+            f"Fp16 Grad Scale: {reading['loss_scale']:.9g}   "
+            f"Required: {reading['seconds_left'] / 3600:.2f} hours   "
+            f"Memory: {reading['memory_mb']:.0f} MB   "
+            + " ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
         )
 
     def verification(self, at: Position, results: Mapping[str, Mapping[str, float]]) -> None:

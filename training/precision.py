@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,15 @@ class Precision:
     compute_dtype: torch.dtype  # of the backbone under autocast
     head_dtype: torch.dtype  # of the head's matrix products
     loss_scaling: bool
+    tf32: bool  # whether float32 products may be rounded to TF32's 11 bits
     reason: str
+    # As the loader yields images; any other would cost a copy of every batch.
+    memory_format: torch.memory_format = torch.channels_last
+
+    def apply(self) -> None:
+        """Set what torch keeps for the whole process; call it before anything is computed."""
+        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = self.tf32  # of convolutions, where torch's default is yes
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context the backbone's forward runs in."""
@@ -32,23 +41,43 @@ def choose_precision(device: torch.device, requested: str = "auto") -> Precision
     """
     if requested == "fp16" and device.type == "cpu":
         raise ValueError("step.precision=fp16 is for GPUs: use bf16 or fp32 on the CPU, or auto")
+    on_cpu = device.type == "cpu"
+    major, minor = (0, 0) if on_cpu else torch.cuda.get_device_capability(device)
     if requested != "auto":
         name, reason = requested, "the configuration asks for it"
-    elif device.type == "cpu":
+    elif on_cpu:
         has_bf16 = _cpu_has_bf16()
         name = "bf16" if has_bf16 else "fp32"
         reason = f"the CPU {'has' if has_bf16 else 'lacks'} bfloat16 instructions"
     else:
-        major, minor = torch.cuda.get_device_capability(device)
         name = "bf16" if major >= 8 else "fp16"
         reason = f"compute capability {major}.{minor} {'has' if major >= 8 else 'lacks'} bfloat16"
+    # Who asks for fp32 means all of its bits; elsewhere TF32 rounds no more than float16 does.
+    tf32 = major >= 8 and name == "bf16"
+    if major >= 8:
+        reason += f"; float32 products are {'' if tf32 else 'not '}rounded to TF32"
     dtype = _DTYPES[name]
     return Precision(
         compute_dtype=dtype,
         head_dtype=_head_dtype(device, dtype),
         loss_scaling=name == "fp16",
+        tf32=tf32,
         reason=reason,
     )
+
+
+def set_determinism(wanted: bool) -> None:
+    """Whether the process only uses algorithms that give the same bits in every run.
+
+    Raises nothing here: an operator without such an algorithm raises RuntimeError when it is used.
+    """
+    if wanted:
+        # What cuBLAS asks for; read when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.deterministic = wanted
+    # Nothing here reads memory that it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def _head_dtype(device: torch.device, compute_dtype: torch.dtype) -> torch.dtype:

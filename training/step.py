@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from heads import PartialFC
 from models.normalize import normalize
+from training.optim import clip_gradients
 from training.precision import Precision
-from training.stopwatch import Stopwatch
+
+Lap = Callable[[str], None]  # called with the name of a phase when it has ended
 
 
 class StepResult(NamedTuple):
@@ -20,6 +25,7 @@ class StepResult(NamedTuple):
     gradient_norm: Tensor  # of the backbone, before clipping
     embedding_norm: Tensor  # mean over this rank's batch
     skipped: Tensor  # bool: not finite, so nothing was changed
+    loss_scale: Tensor  # for the next step; 1 where losses are not scaled
 
 
 class TrainStep:
@@ -29,7 +35,11 @@ class TrainStep:
         backbone: images to embeddings; wrapped in DistributedDataParallel where there are ranks.
         head: owns the class centers and updates them itself.
         optimizer: of the backbone, with a tensor learning rate.
-        clip: largest norm of the backbone's gradient.
+        clip: largest norm of the backbone's gradient; 0 for any.
+        head_lr_ratio: the centers' learning rate over the backbone's.
+        micro_batches: parts that a rank's batch is computed in, one after another, to need less
+            memory; gradients are those of the whole, but for BatchNorm, which sees a part at a
+            time.
         world_size: DDP averages gradients over ranks, while the loss already is the global mean.
     """
 
@@ -41,6 +51,8 @@ class TrainStep:
         *,
         precision: Precision,
         clip: float,
+        head_lr_ratio: float = 1.0,
+        micro_batches: int = 1,
         world_size: int,
     ) -> None:
         self.backbone, self.head, self.optimizer = backbone, head, optimizer
@@ -49,24 +61,28 @@ class TrainStep:
         # BatchNorm's statistics before the step, to go back to if it must not count.
         self._buffers = list(backbone.buffers())
         self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
-        self._precision, self._clip, self._world_size = precision, clip, world_size
+        self._precision, self._clip, self._head_lr_ratio = precision, clip, head_lr_ratio
+        self._parts, self._world_size = micro_batches, world_size
 
-    def __call__(
-        self, images: Tensor, labels: Tensor, lr: Tensor, stopwatch: Stopwatch
-    ) -> StepResult:
-        """Train on images (B, 3, H, W) uint8 and labels (B,) int64 of this rank."""
-        torch._foreach_copy_(self._kept, self._buffers)
-        with self._precision.autocast(images.device):
-            embeddings = self.backbone(normalize(images, self._precision.compute_dtype))  # (B, D)
-        stopwatch.lap("forward")
-        loss = self.head(embeddings, labels)
-        stopwatch.lap("head")
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss * self._world_size).backward()
-        stopwatch.lap("backward")
+    def __call__(self, images: Tensor, labels: Tensor, lr: Tensor, lap: Lap) -> StepResult:
+        """Train on images (B, 3, H, W) uint8 and labels (B,) int64 of this rank.
+
+        B is a multiple of `micro_batches`; lr is 0-d, and the optimizer's own.
+        """
+        if self._buffers:  # a network may have no BatchNorm
+            torch._foreach_copy_(self._kept, self._buffers)
+        self.optimizer.zero_grad()
+        if self._parts > 1:
+            self.head.begin_step(labels.view(self._parts, -1))
+        loss = embedding_norm = torch.zeros((), device=images.device)
+        parts = list(zip(images.chunk(self._parts), labels.chunk(self._parts)))
+        for part in parts:
+            with self._averaging(part is parts[-1]):
+                part_loss, part_norm = self._accumulate(*part, lap)
+            loss, embedding_norm = loss + part_loss, embedding_norm + part_norm / self._parts
 
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        norm = clip_gradients(self._parameters, self._clip)
         skipped = ~torch.isfinite(norm)
         # The scaler's own step would judge single gradients: backbone and head must skip together.
         self.optimizer.found_inf = skipped.to(torch.float32)
@@ -75,12 +91,31 @@ class TrainStep:
             self.scaler.update()
         for buffer, kept in zip(self._buffers, self._kept):
             torch.where(skipped, kept, buffer, out=buffer)
-        stopwatch.lap("update")
-        self.head.step(lr, skip=skipped)
-        stopwatch.lap("head")
+        lap("update")
+        self.head.step(lr * self._head_lr_ratio, skip=skipped)
+        lap("head")
         return StepResult(
-            loss=loss.detach(),
+            loss=loss,
             gradient_norm=norm,
-            embedding_norm=embeddings.detach().float().norm(dim=1).mean(),
+            embedding_norm=embedding_norm,
             skipped=skipped,
+            loss_scale=self.scaler.scale(torch.ones_like(norm)),
         )
+
+    def _accumulate(self, images: Tensor, labels: Tensor, lap: Lap) -> tuple[Tensor, Tensor]:
+        """Add up gradients of a part of the batch; returns its share of the loss, and its mean
+        embedding norm."""
+        with self._precision.autocast(images.device):
+            embeddings = self.backbone(normalize(images, self._precision.compute_dtype))  # (B, D)
+        lap("forward")
+        loss = self.head(embeddings, labels)
+        lap("head")
+        self.scaler.scale(loss * self._world_size).backward()
+        lap("backward")
+        return loss.detach(), embeddings.detach().float().norm(dim=1).mean()
+
+    def _averaging(self, last: bool) -> AbstractContextManager:
+        """Ranks average their gradients once a step, in the backward of its last part."""
+        if last or not isinstance(self.backbone, DistributedDataParallel):
+            return nullcontext()
+        return self.backbone.no_sync()

@@ -121,35 +121,6 @@ def test_the_head_of_the_network_flattens_in_channel_order() -> None:
     torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_every_activation_and_its_gradient_stay_channels_last() -> None:
-    """All but the gradient of the last map, which comes out of flatten in fc's own order."""
-    model = small_model(dropout=0.1).train()
-    strided: dict[str, bool] = {}
-
-    def watch(name: str, module: nn.Module) -> None:
-        def record(kind: str, tensor: Tensor) -> None:
-            channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
-            strided[f"{name} {kind}"] = channels_last
-
-        def on_forward(_module: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> None:
-            if out.ndim == 4:
-                record("activation", out)
-                out.register_hook(lambda gradient: record("gradient", gradient))
-
-        module.register_forward_hook(on_forward)
-
-    leaves = {name: m for name, m in model.named_modules() if not list(m.children())}
-    for name, module in leaves.items():
-        watch(name, module)
-    with torch.autocast("cpu", torch.bfloat16):
-        embeddings = model(small_images())
-    embeddings.square().sum().backward()
-
-    maps = [name for name in leaves if name not in ("dropout", "fc", "features")]
-    assert set(strided) == {f"{n} {kind}" for n in maps for kind in ("activation", "gradient")}
-    assert [name for name, ok in strided.items() if not ok] == ["bn2 gradient"]
-
-
 def test_autocast_gives_float32_embeddings_close_to_those_of_float32() -> None:
     model = small_model().train()
     with torch.no_grad():

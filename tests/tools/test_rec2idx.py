@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.classify import Scan, scan_rec
 from pipeline.index import open_index, read_idx
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordWriter, pack_image
@@ -103,6 +104,42 @@ def test_it_needs_neither_torch_nor_dali_nor_mxnet():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_progress_is_shown_to_who_watches_and_costs_others_nothing(rec, monkeypatch):
+    """rich takes longer to import than a small set takes to scan."""
+    script = (
+        "import sys; from pathlib import Path; from tools.rec2idx import rec2idx;"
+        "rec2idx(Path(sys.argv[1])); sys.exit('rich' in sys.modules)"
+    )
+    unwatched = [sys.executable, "-c", script, str(rec)]
+    done = subprocess.run(unwatched, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    watched = Watched()
+    monkeypatch.setattr(sys, "stderr", watched)
+    rec2idx(rec)
+    assert "scan" in watched.getvalue()
+
+
+class Watched(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_file_written_to_while_it_is_scanned_is_scanned_again_when_opened(rec, monkeypatch):
+    def scan_and_append(path: Path, *arguments: object, **options: object) -> Scan:
+        found = scan_rec(path, *arguments, **options)
+        path.write_bytes(path.read_bytes() + path.read_bytes()[-40:])
+        return found
+
+    before = rec.stat().st_size
+    monkeypatch.setattr("tools.rec2idx.scan_rec", scan_and_append)
+    rec2idx(rec)
+    assert rec.stat().st_size == before + 40
+    monkeypatch.undo()
+    assert open_index(rec).summary.identity_records == 3
 
 
 def jpeg(seed: int) -> bytes:

@@ -1,0 +1,49 @@
+"""BatchNorm folded into the layer before it: an eval network with fewer passes over its maps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import pairwise
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """A copy of `model` in eval mode, each BatchNorm merged into the layer whose output it takes.
+
+    With fixed statistics a BatchNorm is an affine map of every channel, and so is a change of the
+    weights before it: embeddings stay the same up to rounding. A module names such pairs in its
+    `folds`; in an `nn.Sequential` they are neighbors. A BatchNorm before a zero-padded convolution
+    stays: the padding would have to become its shift, and zero is not.
+
+    Args:
+        model: a network of `create_model`, in any mode; left unchanged, and not compiled where it
+            is. Parameters keep their dtype, device and strides.
+
+    Returns:
+        A module that maps images to embeddings as `model.eval()` does; its BatchNorms are
+        `nn.Identity` where they were folded, so its state dict fits no other network's.
+    """
+    folded = copy.deepcopy(model).eval()
+    for module in folded.modules():
+        for name, norm_name in _pairs(module):
+            layer, norm = module.get_submodule(name), module.get_submodule(norm_name)
+            fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+            setattr(module, name, fuse(layer, norm))
+            setattr(module, norm_name, nn.Identity().eval())
+    return folded.requires_grad_(False)
+
+
+def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of a layer and of the BatchNorm that alone takes what it gives."""
+    yield from getattr(module, "folds", ())
+    if isinstance(module, nn.Sequential):
+        names = [name for name, _ in module.named_children()]
+        for name, norm_name in pairwise(names):
+            first, second = module.get_submodule(name), module.get_submodule(norm_name)
+            if isinstance(first, nn.Conv2d) and isinstance(second, _NORMS):
+                yield name, norm_name

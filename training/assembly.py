@@ -1,0 +1,56 @@
+"""Head, backbone and optimizer as the configuration wants them, put together to a step."""
+
+from __future__ import annotations
+
+from heads import HeadClasses, PartialFC, create_margin
+from training.backbone import create_backbone
+from training.config import Config
+from training.distributed import World
+from training.optim import create_optimizer
+from training.precision import Precision
+from training.step import TrainStep
+
+
+def create_step(
+    config: Config, world: World, *, num_classes: int, precision: Precision
+) -> tuple[TrainStep, str]:
+    """Allocate everything a step needs; returns how the backbone runs, too, for the log."""
+    backbone, about = create_backbone(config, world, precision)
+    step = TrainStep(
+        backbone,
+        create_head(config, world, num_classes=num_classes, precision=precision),
+        create_optimizer(backbone.parameters(), config.optim, world.device),
+        precision=precision,
+        clip=config.optim.clip,
+        head_lr_ratio=(config.head.lr or config.optim.lr) / config.optim.lr,
+        micro_batches=config.step.micro_batches,
+        world_size=world.world_size,
+    )
+    return step, about
+
+
+def create_head(
+    config: Config, world: World, *, num_classes: int, precision: Precision
+) -> PartialFC:
+    """This rank's share of the class centers."""
+    head, optim = config.head, config.optim
+    heads = None
+    if head.sample_heads:
+        heads = HeadClasses(
+            head.sample_heads, random_heads=head.random_heads, scope=head.heads_scope
+        )
+    return PartialFC(
+        num_classes=num_classes,
+        embedding_dim=config.model.embedding_dim,
+        margin=create_margin(head.loss, **head.loss_args),
+        sample_rate=head.sample_rate_at(0),
+        head_sampling=heads,
+        subcenters=head.subcenters,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay if head.weight_decay is None else head.weight_decay,
+        seed=config.run.seed,
+        compute_dtype=precision.head_dtype,
+        backend=head.backend,
+        cuda_graph=config.step.cuda_graph == "head",
+        device=world.device,
+    )

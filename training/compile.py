@@ -1,0 +1,75 @@
+"""Compiling the backbone, or saying why not: tried before training, never in the middle of it.
+
+Each block is compiled on its own. Blocks of one shape share their code, so that a deep network
+compiles as fast as a shallow one, and gradients still reach DistributedDataParallel block by block
+instead of all at the end.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+
+import torch
+from torch import nn
+
+from models.normalize import normalize
+from training.precision import Precision
+
+# Torch gives up on a function after 8 shapes: just as many as the blocks of one network have.
+_SHAPES = 64
+
+
+def compile_backbone(
+    backbone: nn.Module, *, batch: int, image_size: int, precision: Precision
+) -> str:
+    """Compile the backbone's blocks in place for training, or leave it and warn.
+
+    Compilers fail late, at the first forward or backward. So a copy of the backbone takes both
+    first: statistics, gradients and the names in the state dict stay as they are, and the backbone
+    itself runs what was compiled for the copy. Evaluate a copy, such as `fold_batch_norm` makes,
+    which is not compiled: other batch sizes would be compiled anew.
+
+    Args:
+        backbone: on its device, in train mode, not yet wrapped for several ranks.
+        batch: images a rank and step; training with another number compiles again.
+        image_size: their height and width in pixels.
+
+    Returns:
+        A sentence for the log: what was compiled and how long it took, or that nothing was.
+    """
+    start = time.perf_counter()
+    trial = copy.deepcopy(backbone)
+    try:
+        with torch._dynamo.config.patch(recompile_limit=_SHAPES):
+            _compile(trial)
+            _rehearse(trial, batch=batch, image_size=image_size, precision=precision)
+    except Exception as error:  # from compilers of all kinds, and none is worth losing the run
+        reason = " ".join(str(error).partition("\n\n")[0].split()) or type(error).__name__
+        logging.warning("model.compile: the backbone runs uncompiled, because %s", reason)
+        return "not compiled, see the warning"
+    _compile(backbone)
+    return f"{len(_regions(backbone))} blocks compiled in {time.perf_counter() - start:.0f} s"
+
+
+def _regions(backbone: nn.Module) -> list[nn.Module]:
+    """The blocks of the network's stages; the whole network where it has no stages."""
+    stages = [stage for stage in backbone.children() if isinstance(stage, nn.Sequential)]
+    return [block for stage in stages for block in stage] or [backbone]
+
+
+def _compile(backbone: nn.Module) -> None:
+    for region in _regions(backbone):
+        region.compile(fullgraph=True, dynamic=False)
+
+
+def _rehearse(backbone: nn.Module, *, batch: int, image_size: int, precision: Precision) -> None:
+    """One forward and backward as a training step does them."""
+    parameters = [p for p in backbone.parameters() if p.requires_grad]
+    shape = (batch, 3, image_size, image_size)
+    images = torch.zeros(shape, dtype=torch.uint8, device=parameters[0].device)
+    images = images.contiguous(memory_format=precision.memory_format)
+    with precision.autocast(images.device):
+        embeddings = backbone(normalize(images, precision.compute_dtype))
+    torch.autograd.grad(embeddings.square().mean(), parameters)

@@ -1,0 +1,95 @@
+"""The whole step as one CUDA graph: for batches so small that launching kernels takes longer."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from heads.graph import Captured, can_record
+from training.step import Lap, StepResult, TrainStep
+
+# Steps before the recording; torch asks for eleven with DistributedDataParallel.
+_WARM_UP = 11
+
+
+class GraphedStep:
+    """A TrainStep that is recorded after its first steps and replayed from then on.
+
+    The first steps train as all do; they let libraries choose their algorithms and allocate. The
+    head must have been built with cuda_graph=False, for graphs do not nest. The result of a step
+    is written again by the next one.
+
+    Where nothing can be recorded, all steps run as they are and a warning says why.
+    """
+
+    def __init__(self, step: TrainStep, device: torch.device) -> None:
+        self._step, self._device = step, device
+        self.obstacle = _obstacle(step, device)
+        if self.obstacle:
+            self._warn()
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the recording: before ranks part, or when tensors were replaced."""
+        self._captured: Captured | None = None
+        self._eager = 0  # steps since the sample rate changed
+        self._sample_rate = self._step.head.sample_rate
+
+    def __call__(self, images: Tensor, labels: Tensor, lr: Tensor, lap: Lap) -> StepResult:
+        """As TrainStep; every batch must be alike, and `lr` the same tensor each time."""
+        if self.obstacle:
+            return self._step(images, labels, lr, lap)
+        if self._sample_rate != self._step.head.sample_rate:
+            self.forget()
+        if self._eager < _WARM_UP:
+            self._eager += 1
+            return self._aside(images, labels, lr, lap)
+        if self._captured is None and not self._record(images, labels, lr):
+            return self._step(images, labels, lr, lap)
+        assert self._captured is not None
+        result = self._captured(images, labels)
+        lap("step")
+        return result
+
+    def _aside(self, images: Tensor, labels: Tensor, lr: Tensor, lap: Lap) -> StepResult:
+        """A plain step on another stream than the default one, which cannot be recorded."""
+        module = torch.get_device_module(self._device)
+        stream, before = module.Stream(), module.current_stream()
+        stream.wait_stream(before)
+        with module.stream(stream):
+            result = self._step(images, labels, lr, lap)
+        before.wait_stream(stream)
+        return result
+
+    def _record(self, images: Tensor, labels: Tensor, lr: Tensor) -> bool:
+        ranks = self._step.head.ranks
+        captured = Captured(
+            device=self._device, agree=lambda held: ranks.all_agree(held, self._device)
+        )
+        self.obstacle = captured.record(
+            lambda *batch: self._step(*batch, lr, _no_lap), images, labels, warm_up=0
+        )
+        if self.obstacle:
+            self._warn()
+            return False
+        self._captured = captured
+        return True
+
+    def _warn(self) -> None:
+        logging.warning("step.cuda_graph=full: steps run without a graph: %s", self.obstacle)
+
+
+def _obstacle(step: TrainStep, device: torch.device) -> str | None:
+    """What is known beforehand to be in the way."""
+    if not can_record(device):
+        return f"there are none on a {device.type}"
+    backend = step.head.ranks.backend(device)
+    if backend not in (None, "nccl"):
+        return f"{backend} cannot record its collectives, nccl can"
+    return None
+
+
+def _no_lap(phase: str) -> None:
+    """Inside a graph there is no clock."""

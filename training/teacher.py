@@ -1,0 +1,169 @@
+"""The frozen network that a student is distilled from: a checkpoint, a state dict, an ONNX file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+
+from models import create_model, normalize
+from training.config import Config
+from training.distributed import together
+from training.onnx_network import OnnxNetwork
+from training.precision import Precision
+
+
+class TeacherError(ValueError):
+    """A teacher that cannot be loaded: says what was found, what was expected, how to mend it."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen network, the same whatever it was read from."""
+
+    embed: Callable[[Tensor], Tensor]  # (B, 3, H, W) uint8 to (B, D) float32 without a gradient
+    dim: int  # D
+    fingerprint: str  # of its weights
+
+
+def load_teacher(config: Config, *, device: torch.device, precision: Precision) -> Teacher:
+    """Load what `config.distill` names onto a device; call it on every rank.
+
+    A network of ours runs as the student does, in the compute dtype under autocast and with
+    BatchNorm's running statistics; an ONNX file runs in float32.
+
+    Raises:
+        TeacherError, OnnxError: the file is missing, unreadable or of another network.
+    """
+    path, size = _path(config), config.data.image_size
+    if _is_onnx(path):
+        network: Callable[[Tensor], Tensor] = OnnxNetwork(path, device=device, image_size=size)
+        fingerprint, dtype = _file_digest(path), torch.float32
+    else:
+        frozen = _read_network(path, config).requires_grad_(False).eval()
+        fingerprint, dtype = _weights_digest(frozen), precision.compute_dtype
+        network = frozen.to(device)
+
+    @torch.no_grad()
+    def embed(images: Tensor) -> Tensor:
+        with precision.autocast(device):
+            return network(normalize(images, dtype)).float()
+
+    black = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=device)
+    return Teacher(embed, dim=embed(black).shape[1], fingerprint=fingerprint)
+
+
+def fingerprint_teacher(config: Config) -> str:
+    """What `load_teacher` would give as fingerprint; call it on every rank.
+
+    An ONNX file's is that of its bytes and needs no onnxruntime. Any other's is that of the
+    weights, so a checkpoint and a state dict of the same network have the same one.
+    """
+    path = _path(config)
+    if _is_onnx(path):
+        return _file_digest(path)
+    return _weights_digest(_read_network(path, config))
+
+
+def _path(config: Config) -> Path:
+    path = Path(config.distill.teacher)
+    if not path.exists():
+        raise TeacherError(
+            f"distill.teacher={path} does not exist: expected a checkpoint's folder "
+            "(RUN/checkpoints/step_…), a .pth or .pt of arcface_torch, or an .onnx"
+        )
+    return path
+
+
+def _is_onnx(path: Path) -> bool:
+    return path.suffix == ".onnx"
+
+
+def _read_network(path: Path, config: Config) -> nn.Module:
+    return _from_checkpoint(path, config) if path.is_dir() else _from_state_dict(path, config)
+
+
+def _from_checkpoint(path: Path, config: Config) -> nn.Module:
+    """The backbone of one of our checkpoints, built as the config.json in it says."""
+    # Together, because a rank that fails alone would leave the others waiting in dcp.load.
+    saved = together(lambda: _read_saved_config(path))
+    size, model = saved["data"]["image_size"], saved["model"]
+    if size != config.data.image_size:
+        raise TeacherError(
+            f"distill.teacher={path} was trained on images of {size} pixels, and "
+            f"data.image_size={config.data.image_size}: expected the same size"
+        )
+    network = create_model(
+        model["name"],
+        num_features=model["embedding_dim"],
+        width=model["width"],
+        image_size=size,
+    )
+    try:
+        # Fills the network's own tensors; optimizer and head stay unread.
+        dcp.load({"backbone": network.state_dict()}, checkpoint_id=str(path))
+    except CheckpointException as error:
+        causes = sorted({_brief(cause) for cause, _ in error.failures.values()})
+        raise TeacherError(
+            f"distill.teacher={path} does not hold the {model['name']} that its config.json speaks "
+            f"of: {'; '.join(causes)}. Name another checkpoint"
+        ) from error
+    return network
+
+
+def _read_saved_config(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise TeacherError(
+            f"distill.teacher={path} has no readable config.json: expected a checkpoint's own "
+            "folder, RUN/checkpoints/step_…"
+        ) from error
+
+
+def _from_state_dict(path: Path, config: Config) -> nn.Module:
+    """A network of the name in distill.model, with arcface_torch's weights."""
+    name, dim = config.distill.model, config.model.embedding_dim
+    network = create_model(name, num_features=dim, image_size=config.data.image_size)
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+        raise TeacherError(
+            f"distill.teacher={path} does not fit distill.model={name} with embeddings of "
+            f"model.embedding_dim={dim}: {_brief(error)}. Expected a state dict of that network "
+            "alone, as arcface_torch saves it"
+        ) from error
+    return network
+
+
+def _weights_digest(network: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    """Of an ONNX file, and of the weights that torch's exporter may have put beside it."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (path, path.with_name(f"{path.name}.data")):
+        if part.is_file():
+            with part.open("rb") as file:
+                while block := file.read(1 << 24):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _brief(error: BaseException) -> str:
+    """The first two lines of a message in one: torch tells the cause in the second."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])[:200]
