@@ -66,7 +66,8 @@ def _average_gradients(
             **{sync: False},
             bucket_cap_mb=bucket_mb,
             gradient_as_bucket_view=True,
-            static_graph=True,
+            # torch cannot hold back the averaging of parts in a graph that is said to be static.
+            static_graph=config.step.micro_batches == 1,
         )
     hook = compression(world.device, precision) if config.step.compress_gradients else None
     if hook:
