@@ -20,6 +20,7 @@ from evaluation.verification import NonFiniteEmbeddingsError, PairSetError, Veri
 from pipeline.recordio import RecordError
 from training.config import Config, load_config
 from training.distributed import World, join_world, leave_world
+from training.dry_run import dry_run
 from training.loop import Evaluate, Scores, Trainer
 from training.precision import Precision, choose_precision
 
@@ -59,12 +60,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="a Python file that defines `config`, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the run, predict its memory, time some steps of it and say what to change",
+    )
+    arguments = parser.parse_intermixed_args()  # overrides may stand on both sides of an option
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler()])
     try:
         config = load_config(arguments.config, arguments.overrides)
         world = join_world(config.run.device)
         precision = choose_precision(world.device, config.step.precision)
+        if arguments.dry_run:
+            status = dry_run(config, world, precision)
+            leave_world()
+            sys.exit(status)
         evaluate = build_evaluate(config, world, precision)
         trainer = Trainer(config, world, precision=precision, evaluate=evaluate)
     except ValueError as error:  # the user's to mend: the message says how, a trace would hide it

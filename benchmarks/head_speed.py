@@ -14,14 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +28,12 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.baselines import ArcfaceTorchHead
+from benchmarks.setting import ALLOCATORS, about_cpu, in_own_process
 from heads import ArcFace, PartialFC
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CASES = [(100_000, 1.0), (100_000, 0.1), (400_000, 0.1)]
-ALLOCATORS = {
-    "default": {},
-    "tuned": {
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": "100000000000",
-        "MALLOC_TOP_PAD_": "268435456",
-    },
-}
 
 
 class Batches:
@@ -159,16 +148,11 @@ def main() -> None:
             case = shared | {"classes": classes, "rate": rate, "dtype": dtype}
             row: dict[str, Any] = {"classes": classes, "sample_rate": rate, "dtype": dtype}
             for allocator, variables in ALLOCATORS.items():
-                row[allocator] = _in_own_process({"measure": "compare", **case}, variables)
-            row |= _in_own_process({"measure": "transients", **case}, {})
+                row[allocator] = in_own_process(__file__, {"measure": "compare", **case}, variables)
+            row |= in_own_process(__file__, {"measure": "transients", **case}, {})
             rows.append(row)
     _print(rows, shared)
     _save(rows, shared)
-
-
-def _in_own_process(settings: dict[str, Any], variables: dict[str, str]) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", json.dumps(settings)]
-    return json.loads(subprocess.check_output(command, text=True, env=os.environ | variables))
 
 
 def _print(rows: list[dict[str, Any]], shared: dict[str, int]) -> None:
@@ -193,13 +177,7 @@ def _print(rows: list[dict[str, Any]], shared: dict[str, int]) -> None:
 
 
 def _save(rows: list[dict[str, Any]], shared: dict[str, int]) -> None:
-    about = {
-        "date": date.today().isoformat(),
-        "device": "cpu",
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    about = about_cpu()
     path = RESULTS / f"head_speed_cpu_{about['date']}.json"
     path.write_text(json.dumps(about | shared | {"results": rows}, indent=2) + "\n")
     print(f"wrote {path}")

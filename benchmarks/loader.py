@@ -17,8 +17,6 @@ import argparse
 import io
 import itertools
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -26,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.setting import about_cpu
 from pipeline.collection import Collection
 from pipeline.dali_loader import Loader
 from pipeline.index import RecordIndex, open_index
@@ -168,16 +166,21 @@ class PillowSet(Dataset):
         return image, int(self._index.records["label"][i])
 
 
-def torch_loader(index: RecordIndex) -> Pass:
-    """Two worker processes."""
-    loader = DataLoader(
+def torch_batches(index: RecordIndex, *, batch: int = BATCH) -> DataLoader:
+    """Shuffled batches from two worker processes: (B, 3, H, W) float32 and labels."""
+    return DataLoader(
         PillowSet(index.path),
-        batch_size=BATCH,
+        batch_size=batch,
         shuffle=True,
         num_workers=THREADS,
         drop_last=True,
         persistent_workers=True,
     )
+
+
+def torch_loader(index: RecordIndex) -> Pass:
+    """A torch DataLoader."""
+    loader = torch_batches(index)
 
     def one_pass() -> int:
         return sum(len(labels) for _, labels in loader)
@@ -239,12 +242,7 @@ def _print(rates: dict[str, float]) -> None:
 
 
 def _save(rates: dict[str, float], mean_bytes: float, records: int) -> None:
-    about = {
-        "date": date.today().isoformat(),
-        "device": "cpu",
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+    about = about_cpu() | {
         "batch": BATCH,
         "threads": THREADS,
         "records": records,

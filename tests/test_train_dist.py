@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,30 @@ def test_two_ranks_under_torchrun_train_verify_save_and_draw_curves(faces, tmp_p
     assert [line["step"] for line in lines if "verification" in line] == [0, 8]
 
 
+def test_a_dry_run_takes_the_memory_it_predicts_and_leaves_no_output(faces, tmp_path):
+    """Of a head of 500 MB, in a process of its own; what libraries take is not predicted."""
+    output = tmp_path / "run"
+    done = run(
+        *("train_dist.py", "configs/demo.py", f"data.train={faces}", "--dry-run"),
+        *(f"run.output={output}", "run.device=cpu", "run.epochs=2", "data.global_batch=8"),
+        *("head.num_classes=250000", "model.embedding_dim=256", "head.sample_rate=0.1"),
+    )
+    assert done.returncode == 0, done.stderr
+    told = re.search(r"at its peak ([\d,]+) of [\d,]+ MB a rank; ([\d,]+) predicted", done.stdout)
+    peak, predicted = (int(number.replace(",", "")) for number in told.groups())
+    assert predicted > 550
+    assert 0.95 * predicted < peak < 1.1 * predicted + 64
+    assert "the loader " in done.stdout
+    assert not output.exists()
+
+
+def test_help_tells_of_overrides_and_the_dry_run():
+    done = run("train_dist.py", "--help")
+    assert done.returncode == 0
+    usage = " ".join(done.stdout.split())
+    assert "[--dry-run] config [section.key=value ...]" in usage
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_gpu_trains_in_every_precision(faces, tmp_path, precision):
@@ -76,6 +101,7 @@ def test_a_gpu_trains_in_every_precision(faces, tmp_path, precision):
         (("configs/none.py",), r"configs/none.py does not exist; configurations here: "),
         (("configs/demo.py", "optim.rate=1"), "optim.rate"),
         (("configs/demo.py", "data.train=/nowhere/train.rec"), "/nowhere/train.rec does not exist"),
+        (("configs/demo.py", "--dry-run", "data.train=/nowhere/a.rec"), "a.rec does not exist"),
     ],
 )
 def test_mistakes_end_in_one_line_that_says_how_to_mend_them(tmp_path, arguments, complaint):

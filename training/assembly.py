@@ -5,6 +5,7 @@ from __future__ import annotations
 from heads import HeadClasses, PartialFC, create_margin
 from training.backbone import create_backbone
 from training.config import Config
+from training.distillation import Distillation
 from training.distributed import World
 from training.optim import create_optimizer
 from training.precision import Precision
@@ -12,7 +13,12 @@ from training.step import TrainStep
 
 
 def create_step(
-    config: Config, world: World, *, num_classes: int, precision: Precision
+    config: Config,
+    world: World,
+    distillation: Distillation | None = None,
+    *,
+    num_classes: int,
+    precision: Precision,
 ) -> tuple[TrainStep, str]:
     """Allocate everything a step needs; returns how the backbone runs, too, for the log."""
     backbone, about = create_backbone(config, world, precision)
@@ -20,6 +26,7 @@ def create_step(
         backbone,
         create_head(config, world, num_classes=num_classes, precision=precision),
         create_optimizer(backbone.parameters(), config.optim, world.device),
+        distillation,
         precision=precision,
         clip=config.optim.clip,
         head_lr_ratio=(config.head.lr or config.optim.lr) / config.optim.lr,

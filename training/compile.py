@@ -1,8 +1,8 @@
 """Compiling the backbone, or saying why not: tried before training, never in the middle of it.
 
-Each block is compiled on its own. Blocks of one shape share their code, so that a deep network
-compiles as fast as a shallow one, and gradients still reach DistributedDataParallel block by block
-instead of all at the end.
+Alone, a network is compiled whole, which is fastest. Where ranks average gradients, each block is
+compiled on its own, so that gradients reach DistributedDataParallel block by block instead of all
+at the end; blocks of one shape then share their code.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _SHAPES = 64
 
 
 def compile_backbone(
-    backbone: nn.Module, *, batch: int, image_size: int, precision: Precision
+    backbone: nn.Module, *, alone: bool, batch: int, image_size: int, precision: Precision
 ) -> str:
-    """Compile the backbone's blocks in place for training, or leave it and warn.
+    """Compile the backbone in place for training, or leave it and warn.
 
     Compilers fail late, at the first forward or backward. So a copy of the backbone takes both
     first: statistics, gradients and the names in the state dict stay as they are, and the backbone
@@ -33,6 +33,7 @@ def compile_backbone(
 
     Args:
         backbone: on its device, in train mode, not yet wrapped for several ranks.
+        alone: whether there are no other ranks.
         batch: images a rank and step; training with another number compiles again.
         image_size: their height and width in pixels.
 
@@ -43,24 +44,27 @@ def compile_backbone(
     trial = copy.deepcopy(backbone)
     try:
         with torch._dynamo.config.patch(recompile_limit=_SHAPES):
-            _compile(trial)
+            _compile(trial, alone)
             _rehearse(trial, batch=batch, image_size=image_size, precision=precision)
     except Exception as error:  # from compilers of all kinds, and none is worth losing the run
         reason = " ".join(str(error).partition("\n\n")[0].split()) or type(error).__name__
         logging.warning("model.compile: the backbone runs uncompiled, because %s", reason)
         return "not compiled, see the warning"
-    _compile(backbone)
-    return f"{len(_regions(backbone))} blocks compiled in {time.perf_counter() - start:.0f} s"
+    _compile(backbone, alone)
+    parts = "whole" if alone else f"{len(_regions(backbone, alone))} blocks"
+    return f"compiled {parts} in {time.perf_counter() - start:.0f} s"
 
 
-def _regions(backbone: nn.Module) -> list[nn.Module]:
-    """The blocks of the network's stages; the whole network where it has no stages."""
+def _regions(backbone: nn.Module, alone: bool) -> list[nn.Module]:
+    """What is compiled as one: the network, or the blocks of its stages where it has any."""
+    if alone:
+        return [backbone]
     stages = [stage for stage in backbone.children() if isinstance(stage, nn.Sequential)]
     return [block for stage in stages for block in stage] or [backbone]
 
 
-def _compile(backbone: nn.Module) -> None:
-    for region in _regions(backbone):
+def _compile(backbone: nn.Module, alone: bool) -> None:
+    for region in _regions(backbone, alone):
         region.compile(fullgraph=True, dynamic=False)
 
 

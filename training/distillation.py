@@ -15,7 +15,6 @@ from training.config import Config, ConfigError, DistillConfig
 from training.precision import Precision
 from training.teacher import fingerprint_teacher, load_teacher
 
-# (B, 3, H, W) uint8 images on the device and their (B,) int64 record numbers to (B, D) float32.
 Targets = Callable[[Tensor, np.ndarray], Tensor]
 
 
@@ -42,11 +41,15 @@ LOSSES = {"cosine": cosine_loss, "l2": l2_loss}
 
 
 class Distillation:
-    """The loss that draws a student's embeddings to its teacher's.
+    """The loss that draws a student's embeddings to its teacher's, in two parts.
+
+    `targets` asks the teacher or reads from disk, so it stays outside what a CUDA graph records;
+    the call is graph-safe.
 
     Args:
         config: which loss, and its weight at the first and the last step.
-        targets: the teacher's embeddings.
+        targets: the teacher's embeddings (B, D) float32 on the device, of images (B, 3, H, W)
+            uint8 as the student sees them and their (B,) int64 record numbers on the host.
         total_steps: of the run, over which the weight moves linearly.
         device: of the embeddings.
         source: what the targets are, in words for the log.
@@ -62,7 +65,7 @@ class Distillation:
         source: str,
     ) -> None:
         self.weight = torch.full((), config.weight, device=device)
-        self._config, self._targets, self._total_steps = config, targets, total_steps
+        self.targets, self._config, self._total_steps = targets, config, total_steps
         self._loss, self._source = LOSSES[config.loss], source
 
     def set_step(self, step: int) -> None:
@@ -70,15 +73,9 @@ class Distillation:
         first, last = self._config.weight, self._config.last_weight
         self.weight.fill_(first + (last - first) * step / max(1, self._total_steps - 1))
 
-    def __call__(self, images: Tensor, embeddings: Tensor, records: np.ndarray) -> Tensor:
-        """The weighted loss, 0-d float32: a mean over this rank's batch alone.
-
-        Args:
-            images: (B, 3, H, W) uint8, as the student saw them.
-            embeddings: (B, D) float32, the student's.
-            records: (B,) int64 numbers of the collection's records, on the host.
-        """
-        return self.weight * self._loss(embeddings.float(), self._targets(images, records))
+    def __call__(self, embeddings: Tensor, targets: Tensor) -> Tensor:
+        """The weighted loss of (B, D) and (B, D), 0-d float32: a mean over this batch alone."""
+        return self.weight * self._loss(embeddings.float(), targets)
 
     def __str__(self) -> str:
         config = self._config

@@ -19,12 +19,15 @@ from training import checkpoint
 from training.assembly import create_step
 from training.config import Config, check_batch
 from training.data import TrainingData, count_classes, open_training_data
+from training.distillation import create_distillation
 from training.distributed import World, require_agreement, together
 from training.doctor import Doctor
+from training.memory import predict
 from training.metrics import Meters, Position, Reporter, pace
 from training.optim import set_learning_rate
 from training.precision import Precision, set_determinism
 from training.schedules import create_schedule
+from training.step import Lap, StepResult
 from training.step_graph import GraphedStep
 from training.stopwatch import Laps, Stopwatch
 
@@ -64,8 +67,24 @@ class Trainer:
             epochs=config.run.epochs,
             steps_per_epoch=self.loader.steps_per_epoch,
         )
+        self.prediction = predict(
+            config,
+            num_classes=num_classes,
+            world_size=world.world_size,
+            local_world_size=world.local_world_size,
+            device=world.device,
+            precision=precision,
+        )
+        distillation = create_distillation(
+            config,
+            data.records,
+            total_steps=self.schedule.total_steps,
+            device=world.device,
+            precision=precision,
+        )
+        require_agreement({"the teacher of distill": str(distillation)})
         self.step, self._about_backbone = create_step(
-            config, world, num_classes=num_classes, precision=precision
+            config, world, distillation, num_classes=num_classes, precision=precision
         )
         # Only now: a folder claimed for what cannot be built would refuse the mended run.
         together(lambda: world.is_main and checkpoint.claim(self.output, config, facts=facts))
@@ -78,10 +97,10 @@ class Trainer:
         if config.step.cuda_graph == "full":
             self._graphed = GraphedStep(self.step, world.device)
         self.reporter = Reporter(self.output, at=self._position()) if world.is_main else None
-        self._doctor = Doctor(self._settings())
+        self._doctor = Doctor(self.settings())
         self._introduce(data, decoding)
 
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Every setting as it is in force, what was automatic decided."""
         settings = {
             f"{section}.{key}": value
@@ -161,6 +180,8 @@ class Trainer:
             f"head       {head.margin}, {head.num_classes} classes, {head.sampling}; "
             f"{head.backend.name}, because {head.backend.reason}",
             f"rate       {self.schedule}",
+            f"memory     {self.prediction}",
+            *([f"teacher    {self.step.distillation}"] if self.step.distillation else []),
             f"output     {self.output}"
             + (f", resumed from {self.last_checkpoint.name}" if self.last_checkpoint else ""),
         ]
@@ -182,17 +203,34 @@ class Trainer:
             with closing(stream):
                 return self._run(stream)
         finally:
-            self.step.head.forget_graphs()
-            if self._graphed:
-                self._graphed.forget()
-            if self.reporter:
-                self.reporter.close()
+            self.close()
+
+    def close(self) -> None:
+        """Let go of recorded graphs, before ranks part, and of the files that are written to."""
+        self.step.head.forget_graphs()
+        if self._graphed:
+            self._graphed.forget()
+        if self.reporter:
+            self.reporter.close()
+
+    def train_on(self, batch: Batch, lap: Lap) -> StepResult:
+        """The next step, on this rank's batch; everything about it follows from its number."""
+        self._seed_dropout()
+        self._follow_head_schedules()
+        lr = set_learning_rate(self.step.optimizer, self.schedule(self.steps_done))
+        targets = None
+        if self.step.distillation:
+            self.step.distillation.set_step(self.steps_done)
+            targets = self.step.distillation.targets(batch.images, batch.records)
+        step = self._graphed or self.step
+        result = step(batch.images, batch.labels, lr, lap, targets)
+        self.steps_done += 1
+        return result
 
     def _run(self, stream: Iterator[Batch]) -> Scores:
         config, per_epoch = self.config, self.loader.steps_per_epoch
         scores = self.verify() if self.steps_done == 0 else {}
         meters, stopwatch = Meters(self.world.device), Stopwatch(self.world.device)
-        train = self._graphed or self.step
         logged = first = self.steps_done
         while self.steps_done < self.schedule.total_steps:
             stopwatch.lap("other")
@@ -200,17 +238,12 @@ class Trainer:
             stopwatch.lap("data")
             if self.steps_done == first and self.reporter:
                 self.reporter.images(self._position(), batch.images)
-            self._seed_dropout()
-            self._follow_head_schedules()
-            rate = self.schedule(self.steps_done)
-            lr = set_learning_rate(self.step.optimizer, rate)
-            meters.add(train(batch.images, batch.labels, lr, stopwatch.lap))
-            self.steps_done += 1
+            meters.add(self.train_on(batch, stopwatch.lap))
             last = self.steps_done == self.schedule.total_steps
             if self.reporter:
                 self.reporter.advance(self._position())
             if (self.steps_done - first) % config.log.every == 0 or last:
-                self._log(rate, meters.read(), stopwatch.laps(), self.steps_done - logged)
+                self._log(meters.read(), stopwatch.laps(), self.steps_done - logged)
                 logged = self.steps_done
             epoch, into_epoch = divmod(self.steps_done, per_epoch)
             if into_epoch == 0:
@@ -235,7 +268,7 @@ class Trainer:
         warmup = config.margin_warmup_epochs * per_epoch
         head.margin_factor.fill_(min(1.0, (self.steps_done + 1) / (warmup + 1)))
 
-    def _log(self, rate: float, means: dict[str, float], laps: Laps, steps: int) -> None:
+    def _log(self, means: dict[str, float], laps: Laps, steps: int) -> None:
         if self.reporter is None:
             return
         at = self._position()
@@ -245,7 +278,7 @@ class Trainer:
             images=self.config.data.global_batch,
             steps_left=at.total_steps - at.step,
         )
-        reading = means | {"lr": rate} | measured
+        reading = means | {"lr": self.schedule(self.steps_done - 1)} | measured
         self.reporter.training(at, reading)
         for line in self._doctor(reading):
             self.reporter.say(line)

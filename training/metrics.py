@@ -3,8 +3,8 @@
 A reading is a flat mapping, written to TensorBoard as train/<name> and to metrics.jsonl as one line
 with the integer `step` and the `epoch`, which has a fraction. Its names do not change:
 
-    loss, gradient_norm, embedding_norm   means over the steps since the last reading that were
-                                          not skipped; NaN where all were
+    loss, distillation,                   means over the steps since the last reading that were
+    gradient_norm, embedding_norm         not skipped; NaN where all were
     skipped_steps, nonfinite_losses       how many steps changed nothing; had no finite loss
     loss_scale                            for the next step; 1 where losses are not scaled
     memory_mb                             peak so far of this rank, in 10^6 bytes: what tensors
@@ -43,6 +43,7 @@ from torch.utils.tensorboard import SummaryWriter
 from training.step import StepResult
 from training.stopwatch import Laps
 
+_MEANS = ("loss", "distillation", "gradient_norm", "embedding_norm")
 _BETWEEN_STEPS = ("data", "other")  # phases
 
 
@@ -51,15 +52,15 @@ class Meters:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._steps = device, 0
-        # Sums over steps: skipped, loss not finite, and of those that were not skipped the loss,
-        # gradient norm and embedding norm; last, the newest loss scale.
-        self._values = torch.zeros(6, dtype=torch.float64, device=device)
-        self._counts, self._sums, self._loss_scale = self._values.split([2, 3, 1])
+        # Sums over steps: skipped, loss not finite, and of those that were not skipped what _MEANS
+        # names; last, the newest loss scale.
+        self._values = torch.zeros(3 + len(_MEANS), dtype=torch.float64, device=device)
+        self._counts, self._sums, self._loss_scale = self._values.split([2, len(_MEANS), 1])
 
     def add(self, result: StepResult) -> None:
         """Count one step; reads nothing from the device."""
         counts = torch.stack([result.skipped, ~torch.isfinite(result.loss)])
-        values = torch.stack([result.loss, result.gradient_norm, result.embedding_norm])
+        values = torch.stack([getattr(result, name) for name in _MEANS])
         self._counts.add_(counts)
         self._sums.add_(values.masked_fill(result.skipped, 0))
         self._loss_scale.copy_(result.loss_scale)
@@ -73,7 +74,7 @@ class Meters:
         self._values.zero_()
         self._steps = 0
         return {
-            **dict(zip(("loss", "gradient_norm", "embedding_norm"), means)),
+            **dict(zip(_MEANS, means)),
             "skipped_steps": skipped,
             "nonfinite_losses": nonfinite,
             "loss_scale": loss_scale,

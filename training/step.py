@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from heads import PartialFC
 from models.normalize import normalize
+from training.distillation import Distillation
 from training.optim import clip_gradients
 from training.precision import Precision
 
@@ -21,7 +22,8 @@ Lap = Callable[[str], None]  # called with the name of a phase when it has ended
 class StepResult(NamedTuple):
     """What a step tells, as 0-d tensors on its device."""
 
-    loss: Tensor  # of the global batch
+    loss: Tensor  # of the head, for the global batch
+    distillation: Tensor  # its weighted loss beside that, for this rank's batch
     gradient_norm: Tensor  # of the backbone, before clipping
     embedding_norm: Tensor  # mean over this rank's batch
     skipped: Tensor  # bool: not finite, so nothing was changed
@@ -35,6 +37,7 @@ class TrainStep:
         backbone: images to embeddings; wrapped in DistributedDataParallel where there are ranks.
         head: owns the class centers and updates them itself.
         optimizer: of the backbone, with a tensor learning rate.
+        distillation: draws embeddings to a teacher's; None for none.
         clip: largest norm of the backbone's gradient; 0 for any.
         head_lr_ratio: the centers' learning rate over the backbone's.
         micro_batches: parts that a rank's batch is computed in, one after another, to need less
@@ -48,6 +51,7 @@ class TrainStep:
         backbone: nn.Module,
         head: PartialFC,
         optimizer: torch.optim.Optimizer,
+        distillation: Distillation | None = None,
         *,
         precision: Precision,
         clip: float,
@@ -56,6 +60,7 @@ class TrainStep:
         world_size: int,
     ) -> None:
         self.backbone, self.head, self.optimizer = backbone, head, optimizer
+        self.distillation = distillation
         self.scaler = torch.amp.GradScaler(head.centers.device.type, enabled=precision.loss_scaling)
         self._parameters = [p for p in backbone.parameters() if p.requires_grad]
         # BatchNorm's statistics before the step, to go back to if it must not count.
@@ -64,22 +69,25 @@ class TrainStep:
         self._precision, self._clip, self._head_lr_ratio = precision, clip, head_lr_ratio
         self._parts, self._world_size = micro_batches, world_size
 
-    def __call__(self, images: Tensor, labels: Tensor, lr: Tensor, lap: Lap) -> StepResult:
+    def __call__(
+        self, images: Tensor, labels: Tensor, lr: Tensor, lap: Lap, targets: Tensor | None = None
+    ) -> StepResult:
         """Train on images (B, 3, H, W) uint8 and labels (B,) int64 of this rank.
 
-        B is a multiple of `micro_batches`; lr is 0-d, and the optimizer's own.
+        B is a multiple of `micro_batches`; lr is 0-d, and the optimizer's own; targets are the
+        teacher's embeddings (B, D), where there is distillation.
         """
         if self._buffers:  # a network may have no BatchNorm
             torch._foreach_copy_(self._kept, self._buffers)
         self.optimizer.zero_grad()
         if self._parts > 1:
             self.head.begin_step(labels.view(self._parts, -1))
-        loss = embedding_norm = torch.zeros((), device=images.device)
-        parts = list(zip(images.chunk(self._parts), labels.chunk(self._parts)))
-        for part in parts:
-            with self._averaging(part is parts[-1]):
-                part_loss, part_norm = self._accumulate(*part, lap)
-            loss, embedding_norm = loss + part_loss, embedding_norm + part_norm / self._parts
+        sums = torch.zeros(3, device=images.device)
+        batch = (images, labels) if targets is None else (images, labels, targets)
+        for number, part in enumerate(zip(*(tensor.chunk(self._parts) for tensor in batch))):
+            with self._averaging(last=number == self._parts - 1):
+                sums += self._accumulate(lap, *part)
+        loss, distilled, embedding_norm = sums
 
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self._parameters, self._clip)
@@ -96,25 +104,34 @@ class TrainStep:
         lap("head")
         return StepResult(
             loss=loss,
+            distillation=distilled,
             gradient_norm=norm,
             embedding_norm=embedding_norm,
             skipped=skipped,
             loss_scale=self.scaler.scale(torch.ones_like(norm)),
         )
 
-    def _accumulate(self, images: Tensor, labels: Tensor, lap: Lap) -> tuple[Tensor, Tensor]:
-        """Add up gradients of a part of the batch; returns its share of the loss, and its mean
-        embedding norm."""
+    def _accumulate(
+        self, lap: Lap, images: Tensor, labels: Tensor, targets: Tensor | None = None
+    ) -> Tensor:
+        """Add up the gradients of a part of the batch; returns (3,) what it contributes to the
+        loss, the distillation and the mean embedding norm."""
         with self._precision.autocast(images.device):
             embeddings = self.backbone(normalize(images, self._precision.compute_dtype))  # (B, D)
         lap("forward")
         loss = self.head(embeddings, labels)
         lap("head")
-        self.scaler.scale(loss * self._world_size).backward()
+        distilled = torch.zeros_like(loss)
+        if self.distillation is not None and targets is not None:
+            distilled = self.distillation(embeddings, targets) / self._parts
+        # Ranks average gradients: of the head's loss, which is the global mean, each has a share,
+        # of the distillation each has the mean over its own images.
+        self.scaler.scale(loss * self._world_size + distilled).backward()
         lap("backward")
-        return loss.detach(), embeddings.detach().float().norm(dim=1).mean()
+        norm = embeddings.detach().float().norm(dim=1).mean() / self._parts
+        return torch.stack([loss.detach(), distilled.detach(), norm])
 
-    def _averaging(self, last: bool) -> AbstractContextManager:
+    def _averaging(self, *, last: bool) -> AbstractContextManager:
         """Ranks average their gradients once a step, in the backward of its last part."""
         if last or not isinstance(self.backbone, DistributedDataParallel):
             return nullcontext()

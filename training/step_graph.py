@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,40 +38,45 @@ class GraphedStep:
         self._eager = 0  # steps since the sample rate changed
         self._sample_rate = self._step.head.sample_rate
 
-    def __call__(self, images: Tensor, labels: Tensor, lr: Tensor, lap: Lap) -> StepResult:
+    def __call__(
+        self, images: Tensor, labels: Tensor, lr: Tensor, lap: Lap, targets: Tensor | None = None
+    ) -> StepResult:
         """As TrainStep; every batch must be alike, and `lr` the same tensor each time."""
         if self.obstacle:
-            return self._step(images, labels, lr, lap)
+            return self._step(images, labels, lr, lap, targets)
         if self._sample_rate != self._step.head.sample_rate:
             self.forget()
         if self._eager < _WARM_UP:
             self._eager += 1
-            return self._aside(images, labels, lr, lap)
-        if self._captured is None and not self._record(images, labels, lr):
-            return self._step(images, labels, lr, lap)
+            return self._aside(images, labels, lr, lap, targets)
+        batch = (images, labels) if targets is None else (images, labels, targets)
+        if self._captured is None and not self._record(lr, *batch):
+            return self._step(images, labels, lr, lap, targets)
         assert self._captured is not None
-        result = self._captured(images, labels)
+        result = self._captured(*batch)
         lap("step")
         return result
 
-    def _aside(self, images: Tensor, labels: Tensor, lr: Tensor, lap: Lap) -> StepResult:
+    def _aside(self, *arguments: Any) -> StepResult:
         """A plain step on another stream than the default one, which cannot be recorded."""
         module = torch.get_device_module(self._device)
         stream, before = module.Stream(), module.current_stream()
         stream.wait_stream(before)
         with module.stream(stream):
-            result = self._step(images, labels, lr, lap)
+            result = self._step(*arguments)
         before.wait_stream(stream)
         return result
 
-    def _record(self, images: Tensor, labels: Tensor, lr: Tensor) -> bool:
+    def _record(self, lr: Tensor, *batch: Tensor) -> bool:
         ranks = self._step.head.ranks
         captured = Captured(
             device=self._device, agree=lambda held: ranks.all_agree(held, self._device)
         )
-        self.obstacle = captured.record(
-            lambda *batch: self._step(*batch, lr, _no_lap), images, labels, warm_up=0
-        )
+
+        def step(images: Tensor, labels: Tensor, targets: Tensor | None = None) -> StepResult:
+            return self._step(images, labels, lr, _no_lap, targets)
+
+        self.obstacle = captured.record(step, *batch, warm_up=0)
         if self.obstacle:
             self._warn()
             return False

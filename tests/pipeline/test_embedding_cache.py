@@ -133,7 +133,7 @@ def test_a_damaged_cache_is_refused(index, damage, complaint):
 
 @pytest.mark.parametrize("value", [np.nan, 1e5])
 def test_what_float16_cannot_hold_is_refused(index, value):
-    with pytest.raises(EmbeddingCacheError, match="records 3 to 6 of .* not finite in float16"):
+    with pytest.raises(EmbeddingCacheError, match=r"records 3 to 6 of .* not finite in float16"):
         write_embeddings(
             index,
             lambda first: [embedding(range(3)), np.full((4, DIM), value, np.float32)],

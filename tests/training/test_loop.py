@@ -10,11 +10,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.host_reads import no_host_reads
 from tests.training import tiny
 from training import checkpoint
 from training.config import Config, ConfigError, override
 from training.distributed import World, join_world, leave_world
 from training.loop import Trainer
+from training.metrics import Meters
 from training.precision import choose_precision
 
 SCORES = {"accuracy": 0.5, "accuracy_std": 0.1, "auc": 0.6, "tar_at_far": 0.0, "far": 0.0}
@@ -217,18 +219,15 @@ def test_the_heads_schedules_and_statistics_survive_an_interruption(data, world,
     def run(output: Path, *overrides: str) -> tuple[Trainer, list[tuple[float, float]]]:
         config = override(tiny.config(data, output), [*HEAD_SCHEDULES, *overrides])
         trainer, seen = build(config, world), []
-        trained = trainer.step
+        head, train_on = trainer.step.head, trainer.train_on
 
-        def watch(*args):
-            head = trained.head
+        def watch(*arguments):
+            result = train_on(*arguments)
             seen.append((head.sample_rate, head.margin_factor.item()))
-            return trained(*args)
+            return result
 
-        watch.head, watch.optimizer = trained.head, trained.optimizer
-        watch.backbone, watch.scaler = trained.backbone, trained.scaler
-        trainer.step = watch
+        trainer.train_on = watch
         trainer.run()
-        trainer.step = trained
         return trainer, seen
 
     whole, seen = run(tmp_path / "whole")
@@ -247,7 +246,6 @@ def test_the_heads_schedules_and_statistics_survive_an_interruption(data, world,
 def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
     """A label outside the classes poisons the loss with NaN: weights, BatchNorm's statistics,
     centers and all momentum stay."""
-    from training.metrics import Meters
     from training.optim import set_learning_rate
     from training.stopwatch import Stopwatch
 
@@ -335,3 +333,74 @@ def test_several_files_are_trained_on_as_one(data, world, tmp_path):
 def test_files_and_weights_that_do_not_fit_are_named(overrides, message, data, world, tmp_path):
     with pytest.raises(ConfigError, match=message):
         build(override(tiny.config(data, tmp_path / "run"), overrides), world)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fifty_steps_between_two_lines_read_nothing_from_the_device(
+    precision, data, world, tmp_path
+):
+    config = override(
+        tiny.config(data, tmp_path / "run"),
+        [
+            "run.epochs=12",
+            "run.save_every=12",
+            "eval.every=12",
+            "log.every=50",
+            "model.dropout=0.2",
+            "head.sample_rate=0.5",
+            "step.micro_batches=2",
+        ],
+    )
+    trainer = Trainer(
+        config,
+        world,
+        precision=choose_precision(world.device, precision),
+        evaluate=lambda backbone: {},
+    )
+    read, steps = [], []
+    with no_host_reads() as watch:
+        trainer.verify, trainer.save = watch.allow(trainer.verify), watch.allow(trainer.save)
+        trainer.reporter.images = watch.allow(trainer.reporter.images)
+        with pytest.MonkeyPatch.context() as patch:
+
+            def reading(meters):
+                read.append(trainer.steps_done)
+                with watch.allowed():
+                    return whole(meters)
+
+            whole = Meters.read
+            patch.setattr(Meters, "read", reading)
+            train_on = trainer.train_on
+            patch.setattr(trainer, "train_on", lambda *a: steps.append(1) or train_on(*a))
+            trainer.run()
+    assert (read, len(steps)) == ([50, 60], 60)
+
+
+def test_a_student_learns_from_a_teacher_and_goes_on_where_it_stopped(data, world, tmp_path):
+    """The teacher is an earlier run's checkpoint; its targets pull the student's embeddings."""
+    teacher = build(tiny.config(data, tmp_path / "teacher"), world)
+    teacher.run()
+    student = override(
+        tiny.config(data, tmp_path / "student"),
+        [
+            f"distill.teacher={teacher.last_checkpoint}",
+            "distill.weight=40.0",
+            "distill.weight_end=10.0",
+            "run.seed=7",
+            "log.every=5",
+            "step.micro_batches=2",
+        ],
+    )
+    whole = build(student, world)
+    whole.run()
+    lines = [json.loads(line) for line in whole.reporter.metrics_path.read_text().splitlines()]
+    distances = [
+        line["distillation"] / weight
+        for line, weight in zip((x for x in lines if "loss" in x), (35.7, 25.0, 14.3))
+    ]
+    assert distances[2] < 0.8 * distances[0]
+    for path in (tmp_path / "student" / "checkpoints").glob("step_*15"):
+        shutil.rmtree(path)
+    resumed = build(student, world)
+    resumed.run()
+    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))

@@ -25,6 +25,7 @@ CPU = torch.device("cpu")
 def result(loss: float, *, skipped: bool = False, scale: float = 1.0) -> StepResult:
     return StepResult(
         loss=torch.tensor(loss),
+        distillation=torch.tensor(5 * loss),
         gradient_norm=torch.tensor(math.inf if skipped else 2 * loss),
         embedding_norm=torch.tensor(3 * loss),
         skipped=torch.tensor(skipped),

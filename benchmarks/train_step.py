@@ -1,0 +1,172 @@
+"""The whole step against arcface_torch's, on CPUs:
+
+    python benchmarks/train_step.py
+
+A step takes a batch from a .rec file, embeds it, computes loss and gradients over 100,000 classes
+at a sample rate of 0.1, and updates backbone and centers. Ours does so in the dtype that it
+chooses for this machine, once as it is and once with model.compile; arcface_torch's in float32 and
+NCHW, with its head (see baselines.py), its clipping and torch's SGD, fed by a torch DataLoader with
+two workers. They take turns in one process; medians and their ratios count. Each case runs under
+glibc's default allocator, which gives large tensors fresh pages at every step, and under one told
+not to. Results go to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.baselines import ArcfaceTorchHead
+from benchmarks.loader import draw_set, torch_batches
+from benchmarks.setting import ALLOCATORS, about_cpu, in_own_process
+from models import create_model
+from pipeline.dali_loader import Loader, choose_threads
+from pipeline.index import open_index
+from training.assembly import create_step
+from training.config import Config, DataConfig, HeadConfig, ModelConfig
+from training.distributed import World, join_world
+from training.optim import set_learning_rate
+from training.precision import choose_precision
+
+RESULTS = Path(__file__).parent / "results"
+CLASSES, DIM, RATE, LR = 100_000, 512, 0.1, 0.01
+CASES = [("iresnet50", 16), ("iresnet18", 32)]
+WARM_UP = 2
+
+
+def our_step(
+    world: World, rec: Path, model: str, batch: int, *, compiled: bool
+) -> Callable[[], None]:
+    """The trainer's step and stream."""
+    config = Config(
+        data=DataConfig(train=str(rec), global_batch=batch),
+        model=ModelConfig(name=model, embedding_dim=DIM, compile=compiled),
+        head=HeadConfig(
+            sample_rate=RATE, num_classes=CLASSES, loss_args={"gradient": "straight_through"}
+        ),
+    )
+    precision = choose_precision(world.device)
+    train, about = create_step(config, world, num_classes=CLASSES, precision=precision)
+    print(f"ours: {about}", file=sys.stderr)
+    loader = Loader(
+        open_index(rec),
+        global_batch=batch,
+        device=world.device,
+        augment=("flip",),
+        threads=choose_threads(1),
+    )
+    stream = loader.stream(0)
+    lr = set_learning_rate(train.optimizer, LR)
+
+    def step() -> None:
+        images, labels, _ = next(stream)
+        train(images, labels, lr, lambda phase: None)
+
+    return step
+
+
+def their_step(rec: Path, model: str, batch: int) -> Callable[[], None]:
+    """float32, NCHW."""
+    torch.manual_seed(0)
+    backbone = create_model(model, num_features=DIM).to(memory_format=torch.contiguous_format)
+    backbone.train()
+    head = ArcfaceTorchHead(CLASSES, DIM, sample_rate=RATE, seed=0)
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)
+    batches = torch_batches(open_index(rec), batch=batch)
+    stream = itertools.chain.from_iterable(itertools.repeat(batches))
+
+    def step() -> None:
+        images, labels = next(stream)
+        loss = head(backbone(images.contiguous()), labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(backbone.parameters(), 5)
+        optimizer.step()
+        optimizer.zero_grad()
+        head.step(LR)
+        loss.item()  # its meters do
+
+    return step
+
+
+def compare(*, rec: str, model: str, batch: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step, taken in turn, warm."""
+    path, world = Path(rec), join_world("cpu")
+    steps = {
+        "arcface_torch": their_step(path, model, batch),
+        "ours": our_step(world, path, model, batch, compiled=False),
+        "ours, compiled": our_step(world, path, model, batch, compiled=True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats + WARM_UP):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: taken[WARM_UP:] for name, taken in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--rec", type=Path, help="a .rec of 112×112 images (default: drawn faces)")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a measurement's settings, as JSON
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(compare(**json.loads(arguments.one))))
+        return
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        rec = arguments.rec or draw_set(Path(folder))
+        for (model, batch), allocator in itertools.product(CASES, ALLOCATORS):
+            case = {"model": model, "batch": batch}
+            settings = {"rec": str(rec), "repeats": arguments.repeats, **case}
+            seconds = in_own_process(__file__, settings, ALLOCATORS[allocator])
+            rows.append(case | {"allocator": allocator, "seconds": seconds})
+    _print(rows)
+    precision = choose_precision(torch.device("cpu"))
+    about = about_cpu() | {
+        "classes": CLASSES,
+        "sample_rate": RATE,
+        "our_dtype": str(precision.compute_dtype).removeprefix("torch."),
+    }
+    path = RESULTS / f"train_step_cpu_{about['date']}.json"
+    path.write_text(json.dumps(about | {"results": rows}, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    table = Table(title=f"{CLASSES:,} classes at {RATE}; medians")
+    for column in ("model", "batch", "allocator", "way", "images/s", "× arcface_torch"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        theirs = statistics.median(row["seconds"]["arcface_torch"])
+        for name, taken in row["seconds"].items():
+            typical = statistics.median(taken)
+            table.add_row(
+                row["model"],
+                str(row["batch"]),
+                row["allocator"],
+                name,
+                f"{row['batch'] / typical:.1f}",
+                f"{theirs / typical:.2f}",
+            )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""cache_teacher: what it writes is what the teacher makes of the loader's own images."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import create_model
+from pipeline.dali_loader import Loader
+from pipeline.embedding_cache import open_embeddings
+from pipeline.index import open_index
+from pipeline.recordio import RecordWriter, pack_image
+from pipeline.synthetic import encode_jpeg, render
+from tools.cache_teacher import cache_teacher
+from training.config import Config, DataConfig, DistillConfig, ModelConfig, RunConfig, StepConfig
+from training.distributed import join_world, leave_world
+from training.precision import choose_precision
+from training.teacher import load_teacher
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+IMAGES, BAD, D = 11, 4, 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world():
+    joined = join_world("cpu")
+    yield joined
+    leave_world()
+
+
+@pytest.fixture
+def config(tmp_path):
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        for k in range(IMAGES):
+            image = b"no image" if k == BAD else encode_jpeg(render(k, 0))
+            writer.write(pack_image(image, float(k), k))
+    torch.manual_seed(0)
+    network = create_model("iresnet10", num_features=D)
+    torch.save(network.state_dict(), tmp_path / "teacher.pth")
+    return Config(
+        run=RunConfig(device="cpu"),
+        data=DataConfig(train=str(tmp_path)),
+        model=ModelConfig(embedding_dim=D),
+        step=StepConfig(precision="fp32"),
+        distill=DistillConfig(teacher=str(tmp_path / "teacher.pth"), model="iresnet10"),
+    )
+
+
+def command(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    script = str(ROOT / "tools/cache_teacher.py")
+    return subprocess.run(
+        [sys.executable, script, str(config), *options], capture_output=True, text=True, cwd="/"
+    )
+
+
+def test_rows_are_the_teachers_embeddings_of_the_loaders_images(config, world, capsys):
+    (path,) = cache_teacher(config, world, batch=4)
+    told = capsys.readouterr().out
+    assert f"wrote         {path}: {IMAGES} embeddings of {D}" in told
+    assert f"record {BAD} cannot be decoded" in told
+    assert "1 of these images are bad: their embeddings are zeros" in told
+    teacher = load_teacher(config, device=CPU, precision=choose_precision(CPU, "fp32"))
+    index = open_index(config.data.train)
+    rows = open_embeddings(index, teacher=teacher.fingerprint)
+    assert not rows[BAD].any()
+    loader = Loader(index, global_batch=IMAGES, device=CPU, max_bad_fraction=1)
+    images, _, records = next(loader.stream(0))
+    expected = teacher.embed(images).numpy()
+    np.testing.assert_allclose(rows[records], expected, rtol=2e-3, atol=2e-3)
+    assert cache_teacher(config, world, batch=4) == []
+    assert "kept" in capsys.readouterr().out
+
+
+def test_the_command_goes_on_where_it_was_interrupted(config, world, tmp_path):
+    (cache,) = cache_teacher(config, world, batch=4)
+    whole = cache.read_bytes()
+    kept = b"\0" * (2 * D)  # instead of the first row: what is there is not computed again
+    unfinished = cache.with_name(f"{cache.name}.unfinished")
+    cache.rename(unfinished)
+    unfinished.write_bytes(whole[:4096] + kept + whole[4096 + 2 * D :][: 2 * D * 4 + 1])
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from training.config import *\n"
+        f"config = Config(run=RunConfig(device='cpu'), data={config.data!r}, "
+        f"model=ModelConfig(embedding_dim={D}), step=StepConfig(precision='fp32'), "
+        f"distill={config.distill!r})\n"
+    )
+    done = command(path, "--batch", "4")
+    assert done.returncode == 0, done.stderr
+    found, first = (np.frombuffer(c[4096:], np.float16) for c in (cache.read_bytes(), whole))
+    assert not found[:D].any()
+    np.testing.assert_allclose(found[D:], first[D:], rtol=2e-3, atol=2e-3)
+
+
+def test_a_configuration_without_a_teacher_is_one_line_of_error(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from training.config import *\n"
+        "config = Config(run=RunConfig(device='cpu'), data=DataConfig(train='x.rec'))\n"
+    )
+    done = command(path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("cache_teacher: distill.teacher='': expected a teacher")
+    assert "Traceback" not in done.stderr

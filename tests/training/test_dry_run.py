@@ -1,0 +1,106 @@
+"""A dry run tells whether a run fits and what holds it up, and leaves no trace of itself."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import dali_loader
+from tests.ranks import run_ranks
+from tests.training import tiny
+from training import dry_run as module
+from training.config import Config, ConfigError, override
+from training.distributed import World, join_world, leave_world
+from training.dry_run import dry_run
+from training.precision import choose_precision
+
+
+@pytest.fixture(scope="module")
+def world():
+    yield join_world("cpu")
+    leave_world()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny.write_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def config(data, tmp_path) -> Config:
+    return override(tiny.config(data, tmp_path / "run"), ["data.threads=1"])
+
+
+def rehearse(world: World, config: Config) -> int:
+    return dry_run(config, world, choose_precision(world.device, "fp32"))
+
+
+def test_it_ends_with_a_verdict_and_leaves_nothing_behind(
+    world, config, tmp_path, monkeypatch, capsys
+):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    assert rehearse(world, config) == 0
+    printed = capsys.readouterr().out
+    parts = ("backbone", "activations", "centers", "momentum", "transients", "loader", "total")
+    for row in (*parts, "available", "synthetic", "real"):
+        assert re.search(rf"│ {row} +│ +[\d,]+ ", printed), row
+    assert re.search(r"^fits: at its peak [\d,]+ of [\d,]+ MB a rank", printed, re.MULTILINE)
+    assert re.search("^the loader (keeps up|is the bottleneck)", printed, re.MULTILINE)
+    assert not any(scratch.iterdir())
+    assert not Path(config.run.output).exists()
+
+
+def test_what_will_not_fit_is_not_even_built(world, config, monkeypatch, capsys):
+    monkeypatch.setattr(module, "available_memory", lambda device, local_world_size: 1 << 20)
+    monkeypatch.setattr(module, "Trainer", None)
+    assert rehearse(world, config) == 1
+    verdict = capsys.readouterr().out.splitlines()[-1]
+    assert verdict.startswith("does not fit")
+    for setting in ("data.global_batch=12", "step.micro_batches=1", "head.sample_rate=1.0"):
+        assert setting in verdict
+
+
+def test_memory_that_runs_out_all_the_same_is_the_same_verdict(world, config, monkeypatch):
+    def exhaust(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(module, "_measure", exhaust)
+    with pytest.raises(ConfigError, match=r"does not fit: .*2\.00 GiB.*data\.global_batch=12"):
+        rehearse(world, config)
+
+
+def test_a_slow_loader_is_named_with_its_settings(world, config, monkeypatch, capsys):
+    decode = dali_loader.decode_batch
+
+    def slowly(*args: object, **keywords: object) -> object:
+        time.sleep(0.05)
+        return decode(*args, **keywords)
+
+    monkeypatch.setattr(dali_loader, "decode_batch", slowly)
+    assert rehearse(world, config) == 0
+    printed = capsys.readouterr().out
+    factor = re.search(r"the loader is the bottleneck: without it .* ([\d.]+) times", printed)
+    assert float(factor[1]) > 1.5
+    assert "data.threads=1" in printed
+    assert "data.decode=cpu" in printed
+
+
+def test_what_a_run_would_refuse_is_refused(world, config):
+    with pytest.raises(ConfigError, match=r"head\.num_classes=3: .*labels up to 9"):
+        rehearse(world, override(config, ["head.num_classes=3"]))
+    with pytest.raises(ConfigError, match=r"data\.global_batch=12: expected a multiple"):
+        rehearse(world, override(config, ["step.micro_batches=5"]))
+
+
+def test_ranks_rehearse_together_and_the_main_one_speaks(config, tmp_path, capfd):
+    assert run_ranks(rehearse, config, world_size=2, folder=tmp_path) == [0, 0]
+    printed = capfd.readouterr().out
+    assert printed.count("memory, predicted") == printed.count("fits: ") == 1
+    assert not Path(config.run.output).exists()

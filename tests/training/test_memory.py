@@ -1,0 +1,191 @@
+"""Every part of the predicted memory is what a real step holds, and nothing is allocated for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from heads.centers import shard_of
+from heads.memory import predict_memory
+from heads.sampling import HeadClasses, RandomClasses
+from models import create_model, normalize
+from pipeline.dali_decode import PREFETCH
+from pipeline.dali_loader import Loader
+from pipeline.index import open_index
+from tests.training import tiny
+from training.assembly import create_head
+from training.config import Config, override
+from training.distributed import World
+from training.memory import Prediction, activation_bytes, available_memory, predict
+from training.optim import create_optimizer
+from training.precision import choose_precision
+
+CPU = torch.device("cpu")
+ALONE = World(rank=0, world_size=1, local_rank=0, local_world_size=1, device=CPU)
+FP32 = choose_precision(CPU, "fp32")
+CLASSES = 1000
+
+
+def configured(*overrides: str) -> Config:
+    return override(tiny.config(Path("data"), Path("run")), list(overrides))
+
+
+def predicted(config: Config, *, world_size: int = 1) -> Prediction:
+    return predict(
+        config,
+        num_classes=CLASSES,
+        world_size=world_size,
+        local_world_size=1,
+        device=CPU,
+        precision=FP32,
+    )
+
+
+def create_backbone(config: Config) -> nn.Module:
+    return create_model(
+        config.model.name,
+        num_features=config.model.embedding_dim,
+        dropout=config.model.dropout,
+        width=config.model.width,
+        image_size=config.data.image_size,
+    )
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_activations_are_what_a_real_batch_keeps(dtype):
+    config, precision = configured("model.dropout=0.3"), choose_precision(CPU, dtype)
+    backbone, batch, size = create_backbone(config), 24, config.data.image_size
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    images = torch.zeros(batch, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        precision.autocast(CPU),
+    ):
+        backbone(normalize(images, precision.compute_dtype))
+    for tensor in (*backbone.parameters(), *backbone.buffers()):
+        kept.pop(tensor.data_ptr(), None)
+    found = activation_bytes(backbone, batch=batch, image_size=size, precision=precision)
+    assert found == pytest.approx(sum(kept.values()), rel=0.05)
+
+
+def test_activations_of_a_gpus_float16_are_found_on_any_machine():
+    backbone = create_backbone(configured())
+    half, bf16 = (
+        activation_bytes(
+            backbone, batch=24, image_size=tiny.SIZE, precision=replace(FP32, compute_dtype=dtype)
+        )
+        for dtype in (torch.float16, torch.bfloat16)
+    )
+    assert half == bf16
+
+
+def test_nothing_is_allocated_to_find_out():
+    """Terabytes of activations."""
+    config = configured("model.name=iresnet200", "model.width=1", "data.global_batch=1000000")
+    assert predicted(config).activations > 1e12
+
+
+@pytest.mark.parametrize("optimizer", ["name=sgd", "name=adamw", "momentum=0"])
+def test_the_backbone_comes_with_gradients_optimizer_state_and_a_copy_of_its_statistics(optimizer):
+    config = configured(f"optim.{optimizer}")
+    backbone = create_backbone(config)
+    state = create_optimizer(backbone.parameters(), config.optim, CPU).state.values()
+    held = nbytes(backbone.parameters()) + 2 * nbytes(backbone.buffers())
+    held += nbytes(p for p in backbone.parameters() if p.requires_grad)
+    held += nbytes(tensor for tensors in state for tensor in tensors.values() if tensor.ndim)
+    assert predicted(config).backbone == held
+
+
+def test_centers_and_momentum_are_those_of_the_head():
+    config = configured("head.subcenters=2")
+    head = create_head(config, ALONE, num_classes=CLASSES, precision=FP32)
+    found = predicted(config)
+    assert (found.centers, found.momentum) == (head.centers.nbytes, head.velocity.nbytes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sampling", "forwards"),
+    [
+        (["head.sample_rate=0.1", "head.sample_rate_from={2: 0.5}"], RandomClasses(0.5), 1),
+        (["head.sample_rate=0.1", "step.micro_batches=3"], RandomClasses(0.1), 3),
+        (["head.sample_heads=50", "head.random_heads=4"], HeadClasses(50, random_heads=4), 1),
+    ],
+)
+def test_transients_are_those_of_the_largest_sample_of_a_run(overrides, sampling, forwards):
+    config = configured(*overrides)
+    head = predict_memory(
+        shard_of(CLASSES, rank=0, world_size=1),
+        config.model.embedding_dim,
+        sampling,
+        global_batch=config.data.global_batch // forwards,
+        adding=forwards > 1,
+    )
+    assert predicted(config).transients == head.step
+
+
+@pytest.mark.parametrize(("augment", "queued"), [("flip", 0), ("light", PREFETCH)])
+def test_batches_ahead_are_those_of_the_loader(tmp_path, augment, queued):
+    config = configured(f"data.augment=[{augment}]", "data.threads=3")
+    loader = Loader(
+        open_index(tiny.write_set(tmp_path) / "train.rec"),
+        global_batch=config.data.global_batch,
+        device=CPU,
+        augment=config.data.augment,
+        image_size=config.data.image_size,
+        threads=config.data.threads,
+    )
+    assert loader.uses_dali == bool(queued)
+    with closing(loader.stream(0)) as stream:
+        batch = next(stream)
+    in_use = nbytes([batch.images, batch.labels])
+    assert predicted(config).loader == (1 + config.data.threads + PREFETCH + queued) * in_use
+
+
+def test_ranks_and_micro_batches_divide():
+    whole, shared, parts = (
+        predicted(configured("data.global_batch=96")),
+        predicted(configured("data.global_batch=96"), world_size=4),
+        predicted(configured("data.global_batch=96", "step.micro_batches=4")),
+    )
+    assert shared.centers * 4 == whole.centers
+    assert shared.loader * 4 == whole.loader == parts.loader
+    assert shared.backbone == whole.backbone == parts.backbone
+    assert shared.activations == parts.activations == pytest.approx(whole.activations / 4, rel=0.01)
+
+
+def test_it_is_told_in_one_line():
+    found = Prediction(
+        backbone=350_000_000,
+        activations=620_000_000,
+        centers=200_000_000,
+        momentum=200_000_000,
+        transients=1_600_000,
+        loader=0,
+    )
+    assert str(found) == (
+        "1,372 MB a rank: backbone 350, activations 620, centers 200, momentum 200, transients 2, "
+        "loader 0"
+    )
+    assert found.total == sum(found.parts.values())
+
+
+def test_ranks_of_a_machine_share_its_memory():
+    alone = available_memory(CPU, local_world_size=1)
+    assert alone > 1 << 28
+    assert available_memory(CPU, local_world_size=4) == alone // 4

@@ -1,0 +1,201 @@
+"""A run in small before the long one: does it fit, and does the loader keep up?"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Column, Table
+
+from pipeline.dali_loader import Batch
+from training.config import Config, ConfigError, check_batch
+from training.data import count_classes, open_training_data
+from training.distributed import World
+from training.doctor import diagnose
+from training.loop import Trainer
+from training.memory import Prediction, available_memory, predict
+from training.metrics import pace, peak_memory
+from training.precision import Precision
+from training.stopwatch import Stopwatch
+
+STEPS, WARM_UP = 20, 5  # on synthetic images, and again on real ones; the first are not counted
+_CLEAR_PEAK = Path("/proc/self/clear_refs")  # Linux: a 5 sets a process's peak to what it has now
+_RECORDED = 12  # steps until step.cuda_graph=full replays what it has recorded
+
+T = TypeVar("T")
+Reading = dict[str, float]  # named as in training.metrics
+
+
+class _Readings(NamedTuple):
+    synthetic: Reading
+    real: Reading
+    findings: dict[str, str]  # the doctor's, about the real ones
+    peak: int  # bytes that the run took of the device, on the rank where it was most
+
+
+def dry_run(config: Config, world: World, precision: Precision) -> int:
+    """Check a run, predict its memory and take a few steps of it; call it on every rank.
+
+    The main rank prints tables and a verdict. What the run would write goes to a temporary folder,
+    so run.output is neither claimed nor resumed from, and nothing is verified.
+
+    Returns 0, or 1 where the run is predicted not to fit: then no step is taken.
+
+    Raises ValueError for whatever a run would refuse, and where memory runs out all the same.
+    """
+    console = Console(quiet=not world.is_main, highlight=False, soft_wrap=True)
+    check_batch(config, world.world_size)
+    data = open_training_data(config, world)
+    num_classes = count_classes(data.records, config.head.num_classes)
+    prediction = predict(
+        config,
+        num_classes=num_classes,
+        world_size=world.world_size,
+        local_world_size=world.local_world_size,
+        device=world.device,
+        precision=precision,
+    )
+    available = min(
+        _of_all_ranks(available_memory(world.device, local_world_size=world.local_world_size))
+    )
+    console.print(_memory_table(prediction, available))
+    if max(_of_all_ranks(prediction.total)) > available:
+        console.print(f"does not fit: {_less_memory(config)}")
+        return 1
+    try:
+        readings = _rehearse(config, world, precision, num_classes=num_classes)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"does not fit: {reason} {_less_memory(config)}") from error
+    console.print(_speed_table(readings))
+    # DALI's memory is its own: torch does not see what it takes of an accelerator.
+    unseen = 0 if world.device.type == "cpu" else prediction.loader
+    console.print(
+        f"fits: at its peak {_mb(readings.peak)} of {_mb(available)} MB a rank; "
+        f"{_mb(prediction.total - unseen)} predicted for tensors alone"
+    )
+    for line in _bottlenecks(readings):
+        console.print(line, markup=False)
+    return 0
+
+
+def _rehearse(config: Config, world: World, precision: Precision, *, num_classes: int) -> _Readings:
+    """Steps on synthetic and on real batches, by a trainer that is built as for the run."""
+    before = _forget_peak(world.device)
+    with _temporary_folder(world) as folder:
+        trainer = Trainer(
+            replace(config, run=replace(config.run, output=folder)),
+            world,
+            precision=precision,
+            evaluate=lambda backbone: {},
+        )
+        recorded = config.step.cuda_graph == "full"
+        try:
+            noise = _synthetic_batches(config, world, num_classes)
+            synthetic = _measure(trainer, noise, warm_up=_RECORDED if recorded else WARM_UP)
+            with closing(trainer.loader.stream(0)) as stream:
+                real = _measure(trainer, stream, warm_up=WARM_UP)
+        finally:
+            trainer.close()
+    findings = diagnose(real, trainer.settings())
+    peak = max(_of_all_ranks(peak_memory(world.device) - before))
+    return _Readings(synthetic, real, findings, peak)
+
+
+def _measure(trainer: Trainer, batches: Iterator[Batch], *, warm_up: int) -> Reading:
+    """The pace of steps on these batches."""
+    # Batches come in rounds of the loader's threads: fewer steps might see none of its waits.
+    counted = max(STEPS - WARM_UP, trainer.loader.threads)
+    stopwatch = Stopwatch(trainer.world.device)
+    for step in range(warm_up + counted):
+        if step == warm_up:
+            stopwatch.laps()  # forgets what was before
+        batch = next(batches)
+        stopwatch.lap("data")
+        trainer.steps_done = 0  # a run may be shorter than this
+        trainer.train_on(batch, stopwatch.lap)
+    global_batch = trainer.config.data.global_batch
+    return pace(stopwatch.laps(), steps=counted, images=global_batch, steps_left=0)
+
+
+def _synthetic_batches(config: Config, world: World, num_classes: int) -> Iterator[Batch]:
+    """Noise that is on the device already, without end."""
+    batch, size = config.data.global_batch // world.world_size, config.data.image_size
+    images = torch.randint(256, (batch, size, size, 3), dtype=torch.uint8, device=world.device)
+    labels = torch.randint(num_classes, (batch,), device=world.device)
+    return itertools.repeat(Batch(images.permute(0, 3, 1, 2), labels, np.arange(batch)))
+
+
+def _memory_table(prediction: Prediction, available: int) -> Table:
+    table = Table("memory, predicted", Column("MB a rank", justify="right"))
+    for name, size in prediction.parts.items():
+        table.add_row(name, _mb(size))
+    table.add_section()
+    table.add_row("total", _mb(prediction.total))
+    table.add_row("available", _mb(available))
+    return table
+
+
+def _speed_table(readings: _Readings) -> Table:
+    table = Table(
+        "batches", Column("images/s", justify="right"), Column("waiting for them", justify="right")
+    )
+    for name, reading in (("synthetic", readings.synthetic), ("real", readings.real)):
+        table.add_row(
+            name, f"{reading['images_per_s']:,.0f}", f"{reading['data_wait_fraction']:.1%}"
+        )
+    return table
+
+
+def _bottlenecks(readings: _Readings) -> list[str]:
+    """Whether the loader keeps up, and what the doctor finds."""
+    if "data" in readings.findings:
+        factor = readings.synthetic["images_per_s"] / readings.real["images_per_s"]
+        verdict = f"the loader is the bottleneck: without it steps are {factor:.1f} times as fast"
+    else:
+        verdict = "the loader keeps up"
+    return [verdict, *readings.findings.values()]
+
+
+def _less_memory(config: Config) -> str:
+    """What makes a run smaller, with the present values."""
+    return (
+        f"try a smaller data.global_batch={config.data.global_batch}, more "
+        f"step.micro_batches={config.step.micro_batches}, a smaller "
+        f"head.sample_rate={config.head.sample_rate}, or more ranks, which share the centers"
+    )
+
+
+def _forget_peak(device: torch.device) -> int:
+    """Bytes in use, from where `training.metrics.peak_memory` starts anew."""
+    if device.type != "cpu":
+        torch.get_device_module(device).reset_peak_memory_stats(device)
+    elif _CLEAR_PEAK.exists():
+        _CLEAR_PEAK.write_text("5")
+    return peak_memory(device)
+
+
+@contextmanager
+def _temporary_folder(world: World) -> Iterator[str]:
+    """A folder on the main rank's machine, by its name on every rank; gone afterwards."""
+    with TemporaryDirectory() if world.is_main else nullcontext("") as folder:
+        yield _of_all_ranks(folder)[0]
+
+
+def _of_all_ranks(value: T) -> list[T]:
+    values: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.0f}"
