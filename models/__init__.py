@@ -34,7 +34,7 @@ def create_model(
         name: a key of `MODELS`, such as "iresnet50".
         num_features: D, the length of an embedding.
         dropout: probability of dropping an input of the last fully connected layer, in [0, 1).
-        width: factor on every channel count; it must leave whole multiples of 8.
+        width: factor on every channel count; it must leave whole multiples of 16.
         image_size: height and width of the images in pixels, a multiple of 16.
 
     Returns:

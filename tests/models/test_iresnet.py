@@ -14,7 +14,7 @@ from models.iresnet import IBasicBlock
 def small_model(**options: float) -> nn.Module:
     """The real structure at little work: 8 to 64 channels, images of 32 x 32 pixels."""
     torch.manual_seed(0)
-    return create_model("iresnet18", num_features=64, width=0.125, image_size=32, **options)
+    return create_model("iresnet18", num_features=64, width=0.25, image_size=32, **options)
 
 
 def small_images(batch: int = 4) -> Tensor:
@@ -184,7 +184,7 @@ def test_convolution_weights_are_channels_last_and_stay_so_after_loading() -> No
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_registered_model_embeds(name: str) -> None:
-    model = create_model(name, num_features=24, width=0.125, image_size=16).eval()
+    model = create_model(name, num_features=24, width=0.25, image_size=16).eval()
     with torch.no_grad():
         assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 24)
 
@@ -198,6 +198,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     ("option", "value"),
     [
         ("width", 0.3),
+        ("width", 0.125),
         ("width", 0.0),
         ("width", -1.0),
         ("width", float("nan")),

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models import create_model, normalize
 
 # arcface_torch's fc reads channels, rows, columns: what its weights expect, and ours must keep.
-THE_FLATTEN = (4, 64, 2, 2)
+THE_FLATTEN = (4, 128, 2, 2)
 
 _COPIES = {
     torch.ops.aten.clone.default,
@@ -50,7 +50,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     """The real structure at little work: 8 to 64 channels, images of 32 x 32 pixels."""
     torch.manual_seed(0)
     return create_model(
-        request.param, num_features=64, width=0.125, image_size=32, dropout=0.1
+        request.param, num_features=64, width=0.25, image_size=32, dropout=0.1
     ).train()
 
 
@@ -81,7 +81,7 @@ def test_a_layout_copy_anywhere_else_would_be_seen(model: nn.Module, dtype: torc
     model.layer2.register_forward_hook(lambda _m, _i, out: out.contiguous())
     with LayoutCopies() as copies:
         model(normalize(loaded(), dtype))
-    assert (4, 16, 8, 8) in copies.shapes
+    assert (4, 32, 8, 8) in copies.shapes
 
 
 def test_every_activation_and_every_gradient_is_channels_last(

@@ -27,7 +27,7 @@ FP32 = choose_precision(torch.device("cpu"), "fp32")
 
 def small_backbone(name: str = "iresnet10") -> nn.Module:
     torch.manual_seed(0)
-    model = create_model(name, num_features=16, width=0.125, image_size=SIZE)
+    model = create_model(name, num_features=16, width=0.25, image_size=SIZE)
     torch.manual_seed(1)
     return model.train()
 

@@ -137,7 +137,7 @@ def test_a_line_that_was_half_written_does_not_stop_a_resume(finished, world):
 
 def test_a_checkpoint_that_does_not_fit_says_what_differs(finished, world, tmp_path):
     """As when someone copies a checkpoint into another run's folder."""
-    config = override(finished.config, ["model.width=0.25", f"run.output={tmp_path / 'run'}"])
+    config = override(finished.config, ["model.width=0.5", f"run.output={tmp_path / 'run'}"])
     folder = tmp_path / "run" / "checkpoints"
     build(config, world).reporter.close()
     shutil.copytree(finished.last_checkpoint, folder / finished.last_checkpoint.name)
@@ -158,7 +158,7 @@ def test_a_run_without_loss_scaling_goes_on_with_it(finished, world):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ("model.width=0.25", r"holds another run: its model\.width is 0\.125, this one's is 0\.25"),
+        ("model.width=0.5", r"holds another run: its model\.width is 0\.25, this one's is 0\.5"),
         ("head.num_classes=20", "its number of classes is 10"),
         ("data.global_batch=24", "its global batch is 12"),
         ("run.resume=never", r"run\.resume=never"),

@@ -34,7 +34,7 @@ def config(data: Path, output: Path) -> Config:
     return Config(
         run=RunConfig(output=str(output), epochs=3, device="cpu"),
         data=DataConfig(train=str(data), global_batch=12, image_size=SIZE),
-        model=ModelConfig(name="iresnet10", width=0.125, embedding_dim=16),
+        model=ModelConfig(name="iresnet10", width=0.25, embedding_dim=16),
         head=HeadConfig(loss="cosface", loss_args={"margin": 0.2, "scale": 16.0}),
         optim=OptimConfig(lr=2.0, warmup_epochs=0.4),
     )
