@@ -36,6 +36,8 @@ check-cuda:
 bench: $(STAMP)
 	$(BIN)/python benchmarks/sample_rates.py --device cpu
 	$(BIN)/python benchmarks/head_speed.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/train_step.py
 
 bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/sample_rates.py --device cuda --dtypes float32 bfloat16 float16

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,8 @@ from training.distributed import World, join_world, leave_world
 from training.dry_run import dry_run
 from training.loop import Evaluate, Scores, Trainer
 from training.precision import Precision, choose_precision
+from training.rollback import DivergedError
+from training.stops import Stopped, resume_command
 
 
 def build_evaluate(config: Config, world: World, precision: Precision) -> Evaluate:
@@ -81,7 +84,13 @@ def main() -> None:
         sys.exit(f"train_dist: {type(error).__name__}: {error}")
     try:
         trainer.run()
-    except (RecordError, PairSetError) as error:  # files that turn out bad on the way
+    except Stopped as stopped:
+        if world.is_main:
+            print(f"stopped: {stopped}; saved {trainer.last_checkpoint}")
+            print(f"go on with: {resume_command(sys.argv, os.environ)}")
+        leave_world()
+        return
+    except (RecordError, PairSetError, DivergedError) as error:  # found out on the way
         sys.exit(f"train_dist: {type(error).__name__}: {error}")
     if trainer.reporter:
         curves = trainer.output / "curves.png"

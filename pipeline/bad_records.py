@@ -30,9 +30,10 @@ class BadRecords:
         with self._lock:
             # Where none is good, whoever found that out raises.
             some = 0 < len(self.faults) < len(self._collection)
-            for i in np.flatnonzero(np.isin(records, list(self.faults))) if some else ():
-                while int(records[i]) in self.faults:
-                    records[i] = (records[i] + 1) % len(self._collection)
+            for i, record in enumerate(records.tolist()) if some else ():
+                while record in self.faults:
+                    record = (record + 1) % len(self._collection)
+                records[i] = record
 
     def add(self, found: dict[int, str], cause: RuntimeError | None = None) -> None:
         """Count records as bad, and say so; RecordError where that makes too many."""

@@ -7,6 +7,7 @@ records are left out, and one for each label where labels are mapped.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -39,6 +40,11 @@ class Collection:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def label_maps(self) -> tuple[np.ndarray, ...]:
+        """For each file, (labels,) int64: from its labels to the collection's."""
+        return self._labels
 
     def locate(self, i: int) -> tuple[RecordIndex, int]:
         """The file of a record and its number there."""
@@ -82,6 +88,14 @@ class Collection:
             places = np.flatnonzero(at == which)
             record, chosen = i[places] - self._starts[which], self._kept[which]
             yield which, places, record if chosen is None else chosen[record]
+
+    def digest(self) -> str:
+        """What tells apart collections of the same files: which records are kept, as whose."""
+        digest = hashlib.blake2b(digest_size=16)
+        for labels, kept in zip(self._labels, self._kept):
+            digest.update(np.ascontiguousarray(labels))
+            digest.update(b"all" if kept is None else np.ascontiguousarray(kept))
+        return digest.hexdigest()
 
     @classmethod
     def of(cls, index: RecordIndex) -> Collection:

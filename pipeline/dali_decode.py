@@ -54,9 +54,9 @@ def decode_images(
     pipeline.build()
     try:
         for _ in starts:
-            images = channels_last(pipeline.run()[0])
-            require_size(images, image_size)
-            yield images
+            (images,) = pipeline.run()
+            require_size(np.array(images.shape()), image_size)
+            yield channels_last(images)
     except RuntimeError as error:
         faults = find_faults(encoded, image_size)
         if not faults:
@@ -94,10 +94,11 @@ def find_faults(encoded: Sequence[bytes | np.ndarray], image_size: int) -> dict[
     return faults
 
 
-def require_size(images: torch.Tensor, image_size: int) -> None:
-    """As DALI does for images of several sizes; `find_faults` then says which."""
-    if images.shape[2:] != (image_size, image_size):
-        raise RuntimeError(f"images of shape {tuple(images.shape)}")
+def require_size(shapes: np.ndarray, image_size: int) -> None:
+    """RuntimeError, as DALI's own, unless all (B, 3) shapes are as wanted; `find_faults` then says
+    which are not."""
+    if (shapes != (image_size, image_size, 3)).any():
+        raise RuntimeError(f"images of shapes {np.unique(shapes, axis=0).tolist()}")
 
 
 def pipeline_settings(
@@ -115,7 +116,11 @@ def pipeline_settings(
 
 def decoded(encoded: object, decode: DecodeDevice) -> object:
     where = "mixed" if decode == "gpu" else "cpu"
-    images = fn.decoders.image(encoded, device=where, output_type=types.RGB)
+    # Not turned as EXIF may say: cropped and aligned faces are upright as they are stored, and
+    # libjpeg does not turn them either.
+    images = fn.decoders.image(
+        encoded, device=where, output_type=types.RGB, adjust_orientation=False
+    )
     return images.gpu() if decode == "hybrid" else images
 
 

@@ -35,6 +35,7 @@ from pipeline.index import RecordIndex
 from pipeline.jpeg import decode_batch
 from pipeline.order import GlobalOrder, Order, rank_positions, steps_per_epoch
 from pipeline.read_ahead import read_ahead
+from pipeline.recordio import RecordError
 
 _STAGE = 16  # steps at least that are announced to the disk at once
 
@@ -153,18 +154,21 @@ class Loader:
                 yield Batch(images, torch.from_numpy(inputs.labels), inputs.records)
 
     def _through_dali(self, first: int) -> Generator[Batch, None, None]:
-        at = first
+        at, in_use = first, _InUse(self._device)
         while True:
             with closing(_Source(self._prepared(at), first=at)) as source:
                 graph = self._graph(source)
-                try:
-                    while True:
-                        images, labels = graph.run()
-                        batch = self._hand_over(images, labels, source.records.popleft())
-                        at += 1
-                        yield batch
-                except RuntimeError as error:  # DALI's pipelines are dead once they have thrown
-                    self._quarantine(range(at, source.taken), error)
+                while True:
+                    try:
+                        batch = self._hand_over(graph.run(), source.records.popleft)
+                    except RuntimeError as error:
+                        if self.decode != "gpu":  # else all images were decoded before
+                            raise
+                        self._quarantine(range(at, source.taken), error)
+                        break  # DALI's pipelines are dead once they have thrown
+                    at += 1
+                    yield batch
+                    in_use.keep(batch)
 
     def _prepared(self, first: int) -> Generator[_Inputs, None, None]:
         """Inputs of the global steps from `first` on, made on threads ahead of need."""
@@ -172,6 +176,7 @@ class Loader:
             itertools.count(first),
             stage_of=self._stage_of,
             records_of=self._records_of,
+            soon=self._records_soon,
             collection=self._collection,
         )
         with closing(steps):
@@ -196,6 +201,12 @@ class Loader:
         steps = np.arange(first, min(after, self.steps_per_epoch))
         return self._order(self._positions(steps), epoch)
 
+    def _records_soon(self, at: int) -> np.ndarray:
+        """(n,) records that this rank reads in global step `at` and the next few of its epoch."""
+        epoch, step = divmod(at, self.steps_per_epoch)
+        steps = np.arange(step, min(step + _STAGE, self.steps_per_epoch))
+        return self._order(self._positions(steps), epoch)
+
     def _records(self, at: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Records, positions and epoch of this rank's batch at global step `at`."""
         epoch, step = divmod(at, self.steps_per_epoch)
@@ -206,8 +217,7 @@ class Loader:
 
     def _inputs(self, at: int) -> _Inputs:
         """What the graph takes for this rank's batch at global step `at`; called on threads."""
-        for index in self._collection.indexes:
-            index.file.check_unchanged()
+        self._check_files()
         records, position, epoch = self._records(at)
         draw = Draw(position, seed=self._seed, epoch=epoch, size=self._image_size)
         images = self._read(records, self._augmentation.mirrored(draw))
@@ -221,23 +231,40 @@ class Loader:
 
         Where an image turns out bad, its record is replaced, in `records` too.
         """
-        sources = self._collection.sources(records)
-        if self.decode == "gpu":
-            return [np.frombuffer(source(), np.uint8) for source in sources]
-        images, faults = decode_batch(sources, size=self._image_size, mirrored=mirrored)
+        images, faults = self._fetch(records, mirrored)
         while faults:
+            # Bad reads of a file that was cut off are not the records' fault.
+            self._check_files()
             self._bad.add({int(records[i]): fault for i, fault in faults.items()})
             again = np.array(sorted(faults))
             replaced = records[again]
             self._bad.replace(replaced)
             records[again] = replaced
-            images[again], found = decode_batch(
-                self._collection.sources(replaced),
-                size=self._image_size,
-                mirrored=None if mirrored is None else mirrored[again],
-            )
-            faults = {int(again[k]): fault for k, fault in found.items()}
+            found, faults = self._fetch(replaced, None if mirrored is None else mirrored[again])
+            for i, image in zip(again.tolist(), found):
+                images[i] = image
+            faults = {int(again[k]): fault for k, fault in faults.items()}
         return images
+
+    def _fetch(
+        self, records: np.ndarray, mirrored: np.ndarray | None
+    ) -> tuple[list[np.ndarray] | np.ndarray, dict[int, str]]:
+        """What `_read` wants, and what is wrong with which of it."""
+        sources = self._collection.sources(records)
+        if self.decode != "gpu":
+            return decode_batch(sources, size=self._image_size, mirrored=mirrored)
+        encoded, faults = [], {}
+        for i, source in enumerate(sources):
+            try:
+                encoded.append(np.frombuffer(source(), np.uint8))
+            except RecordError as error:
+                encoded.append(np.zeros(1, np.uint8))
+                faults[i] = str(error)
+        return encoded, faults
+
+    def _check_files(self) -> None:
+        for index in self._collection.indexes:
+            index.file.check_unchanged()
 
     def _graph(self, source: Callable[[], tuple]) -> Pipeline:
         arguments = self._augmentation.argument_types
@@ -253,23 +280,27 @@ class Loader:
                 ndim=[1 if encoded else 3, 0, *(ndim for _, ndim in arguments)],
                 layout=["" if encoded else "HWC", *[""] * (1 + len(arguments))],
             )
+            shapes = []
             if encoded:
                 images = decoded(images, "gpu")
+                # Before recipes that resize: afterwards all have the right size.
+                shapes = [images.shape(device="cpu")]
             elif self.decode == "hybrid":
                 images = images.gpu()
             images = self._augmentation(images, nodes)
             if self._device.type != "cpu":
                 images, labels = images.gpu(), labels.gpu()
-            return images, labels
+            return images, labels, *shapes
 
         pipeline = graph(**pipeline_settings(self._batch, self.threads, self._device))
         pipeline.build()
         return pipeline
 
-    def _hand_over(self, images: object, labels: object, records: np.ndarray) -> Batch:
-        batch = Batch(channels_last(images), torch.from_dlpack(labels.as_tensor()), records)
-        require_size(batch.images, self._image_size)
-        return batch
+    def _hand_over(self, outputs: tuple, records: Callable[[], np.ndarray]) -> Batch:
+        images, labels, *shapes = outputs
+        for shape in shapes:
+            require_size(np.asarray(shape.as_tensor()), self._image_size)
+        return Batch(channels_last(images), torch.from_dlpack(labels.as_tensor()), records())
 
     def _quarantine(self, steps: range, error: RuntimeError) -> None:
         """Find out which records of these steps broke the pipeline; re-raise if none did."""
@@ -282,6 +313,27 @@ class Loader:
         if not found:
             raise error
         self._bad.add(found, error)
+
+
+class _InUse:
+    """Batches whose consumer's device may not have read them yet.
+
+    The host asks for work ahead of a GPU, and what is let go too early DALI would write over.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._module = None if device.type == "cpu" else torch.get_device_module(device)
+        self._batches: deque[tuple[torch.Event, Batch]] = deque()
+
+    def keep(self, batch: Batch) -> None:
+        """Hold a batch until the device has done what was asked of it so far."""
+        if self._module is None:
+            return
+        event = self._module.Event()
+        event.record()
+        self._batches.append((event, batch))
+        while self._batches and self._batches[0][0].query():
+            self._batches.popleft()
 
 
 class _Source:

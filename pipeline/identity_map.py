@@ -25,7 +25,7 @@ def read_identity_map(path: str | Path, indexes: Sequence[RecordIndex]) -> list[
     Raises RecordError for a file, label or column that is not there, naming the line.
     """
     path = Path(path)
-    listed = _read_json(path) if path.suffix == ".json" else _read_csv(path)
+    listed = _read(path)
     names = sorted({identity for _, _, _, identity in listed})
     numbers = {name: number for number, name in enumerate(names)}
     labels = [np.full(index.summary.num_classes, -1, np.int64) for index in indexes]
@@ -43,6 +43,16 @@ def read_identity_map(path: str | Path, indexes: Sequence[RecordIndex]) -> list[
         mapped[alone] = following + np.arange(alone.sum())
         following += int(alone.sum())
     return labels
+
+
+def read_identity_names(path: str | Path) -> list[str]:
+    """The names of the first labels that `read_identity_map` gives, in their order."""
+    return sorted({identity for _, _, _, identity in _read(Path(path))})
+
+
+def _read(path: Path) -> list[tuple[str, str, int, str]]:
+    """(place, file, label, identity) of each entry."""
+    return _read_json(path) if path.suffix == ".json" else _read_csv(path)
 
 
 def _read_csv(path: Path) -> list[tuple[str, str, int, str]]:

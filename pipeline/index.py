@@ -3,7 +3,7 @@
 The answer lives in a sidecar, `train.fsidx`: 4096 bytes of JSON about the file, then one `RECORD`
 of 24 bytes an image, to be memory-mapped. It is built by one pass over the .rec and trusted only
 while the .rec has the size, the time and the sampled bytes it had then. MXNet's .idx is not needed,
-but one that stands beside the .rec must agree with it.
+but one that stands beside the .rec and is newer than the sidecar must agree with it.
 """
 
 from __future__ import annotations
@@ -21,31 +21,17 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.classify import RECORD, Progress, Scan, Summary, map_file, scan_rec
-from pipeline.record_file import RecordFile
+from pipeline.record_file import RecordFile, fingerprint
 from pipeline.recordio import MAGIC, RecordError, read_record, unpack_image
 
 SIDECAR_SUFFIX = ".fsidx"
-_FORMAT = "facestream-index-1"
+_FORMAT = "facestream-index-2"
 _PREAMBLE = 4096
+_IN_MEMORY = 64 << 20  # bytes of records; more are mapped, and checked in samples
 _LINES = 1 << 13  # of an .idx, formatted at once: few enough to stay in the processor's cache
 _LONGEST_HEADER = 1 << 20  # bytes before an image, labels and all: far more than any has
 
 _log = logging.getLogger("facestream.pipeline")
-
-
-def fingerprint(path: str | Path) -> str:
-    """A digest of a file's size and of 64 blocks of 4096 bytes spread over it.
-
-    It depends on nothing but the content, and tells two data sets apart. A change that keeps the
-    size and falls between the blocks escapes it, so the sidecar notes the file's time as well.
-    """
-    size = os.path.getsize(path)
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with open(path, "rb") as file:
-        for k in range(64):
-            file.seek(max(0, size - 4096) * k // 63)
-            digest.update(file.read(4096))
-    return digest.hexdigest()
 
 
 def sidecar_folders(rec: str | Path) -> tuple[Path, Path]:
@@ -75,12 +61,14 @@ def write_sidecar(
     """
     rec = Path(rec)
     seen = seen or rec.stat()
+    body = np.frombuffer(found.images.tobytes(), np.uint8)
     about = {
         "format": _FORMAT,
         "rec": rec.name,
         "size": seen.st_size,
         "mtime_ns": seen.st_mtime_ns,
         "fingerprint": fingerprint(rec),
+        "records": digest_records(body),
         "summary": asdict(found.summary),
     }
     preamble = json.dumps(about).encode()
@@ -90,9 +78,21 @@ def write_sidecar(
         unfinished = Path(scratch) / target.name
         with unfinished.open("wb") as file:
             file.write(preamble.ljust(_PREAMBLE - 1) + b"\n")
-            file.write(found.images.tobytes())
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())  # after a power cut, too, it is complete or not there
         unfinished.replace(target)
     return target
+
+
+def digest_records(body: np.ndarray) -> str:
+    """Of the records' (bytes,) uint8; of many, of the first and last and 62 stretches between."""
+    digest = hashlib.blake2b(digest_size=16)
+    piece = 1 << 18
+    begins = np.linspace(0, max(0, len(body) - piece), 64, dtype=np.int64)
+    for begin in begins if len(body) > _IN_MEMORY else range(0, len(body), piece):
+        digest.update(body[begin : begin + piece])
+    return digest.hexdigest()
 
 
 def _read_sidecar(path: Path, rec: Path) -> tuple[np.ndarray, Summary] | None:
@@ -124,9 +124,11 @@ def _read_sidecar(path: Path, rec: Path) -> tuple[np.ndarray, Summary] | None:
         return None
     if made_for != (_FORMAT, now.st_size, fingerprint(rec)):
         return None
-    if summary.images == 0:
-        return np.empty(0, RECORD), summary
-    return np.memmap(path, RECORD, mode="r", offset=_PREAMBLE), summary
+    if size - _PREAMBLE <= _IN_MEMORY:
+        body = np.fromfile(path, np.uint8, offset=_PREAMBLE)
+    else:
+        body = np.memmap(path, np.uint8, mode="r", offset=_PREAMBLE)
+    return (body.view(RECORD), summary) if digest_records(body) == about.get("records") else None
 
 
 class RecordIndex:

@@ -14,6 +14,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from pipeline.recordio import RecordError
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")  # what DALI decodes, too
+
 
 def decode_batch(
     sources: Sequence[Callable[[], bytes]], *, size: int, mirrored: np.ndarray | None = None
@@ -31,7 +35,12 @@ def decode_batch(
     faults: dict[int, str] = {}
     wanted = [False] * len(sources) if mirrored is None else mirrored.tolist()
     for i, (source, mirror) in enumerate(zip(sources, wanted)):
-        fault = _decode(source(), scratch if mirror else out[i], "BGR" if mirror else "RGB")
+        try:
+            encoded = source()
+        except RecordError as error:  # a bad sector, or damage inside a record that was split
+            fault = str(error)
+        else:
+            fault = _decode(encoded, scratch if mirror else out[i], "BGR" if mirror else "RGB")
         if fault:
             out[i] = 0
             faults[i] = fault
@@ -52,14 +61,21 @@ def _decode(encoded: bytes, out: np.ndarray, channels: str) -> str | None:
 def _decode_otherwise(encoded: bytes, out: np.ndarray, channels: str) -> str | None:
     """PNG and the like, or a JPEG that libjpeg warns of."""
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError):  # Pillow's, for damaged files of various kinds
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            if image.size != out.shape[1::-1]:  # before a header of billions of pixels is believed
+                return _of_size(image.size[::-1], len(out))
+            pixels = _in_8_bits(image)
+    except Exception:  # Pillow's readers of damaged files fail in every way there is
         return f"cannot be decoded (it starts with {bytes(encoded[:4]).hex(' ')})"
-    if pixels.shape != out.shape:
-        return _of_size(pixels.shape, len(out))
     out[:] = pixels if channels == "RGB" else pixels[:, :, ::-1]
     return None
+
+
+def _in_8_bits(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8; of 16 bits the upper ones, where Pillow would cut off what is above 255."""
+    if image.mode.startswith("I;16"):
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
 
 
 def _of_size(shape: tuple[int, ...], size: int) -> str:

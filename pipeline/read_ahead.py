@@ -7,6 +7,7 @@ one stretch. The system's page cache keeps what arrives, for all ranks of a mach
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,37 +19,49 @@ from pipeline.collection import Collection
 # Bytes: fetching what lies between two records costs less than a request of its own.
 _GAP = 64 << 10
 
+_log = logging.getLogger("facestream.pipeline")
+
 
 def read_ahead(
     steps: Iterable[int],
     *,
     stage_of: Callable[[int], int],
     records_of: Callable[[int], np.ndarray],
+    soon: Callable[[int], np.ndarray],
     collection: Collection,
 ) -> Generator[int, None, None]:
     """Hand `steps` on, and announce each one's stage and the next, on a thread.
 
-    stage_of: a step's stage. records_of: the (n,) records that a stage reads.
+    stage_of: a step's stage. records_of: the (n,) records that a stage reads. soon: the (n,)
+    records of a step and the few after it, which come before all else at the start.
     """
     stop = threading.Event()
 
-    def announce(stage: int) -> None:
-        which, offset, length = collection.spans(records_of(stage))
-        for file in np.unique(which).tolist():
-            here = which == file
-            index = collection.indexes[file]
-            for begin, size in zip(*stretches(offset[here], length[here])):
-                if stop.is_set():
-                    return
-                index.file.will_need(begin, size)
+    def announce(wanted: Callable[[int], np.ndarray], number: int) -> None:
+        if stop.is_set():
+            return
+        which, offset, length = collection.spans(wanted(number))
+        try:
+            for file in np.unique(which).tolist():
+                here = which == file
+                index = collection.indexes[file]
+                for begin, size in zip(*stretches(offset[here], length[here])):
+                    if stop.is_set():
+                        return
+                    index.file.will_need(begin, size)
+        except OSError as error:
+            stop.set()
+            _log.warning("reads are not announced to the disk any more: %s", error)
 
     announced = -1
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
         try:
             for step in steps:
+                if announced < 0:
+                    pool.submit(announce, soon, step)
                 coming = stage_of(step) + 1
                 for stage in range(max(coming - 1, announced + 1), coming + 1):
-                    pool.submit(announce, stage)
+                    pool.submit(announce, records_of, stage)
                 announced = coming
                 yield step
         finally:

@@ -6,14 +6,30 @@ disk fails, a read says so, while touching a map would end the process without a
 
 from __future__ import annotations
 
+import hashlib
 import os
 import weakref
 from pathlib import Path
 
 from pipeline.recordio import RecordError
 
-# What Linux fetches of one announcement at least, whatever the disk; more would be left out.
+# What Linux fetches of one announcement by default; what goes beyond that is left out.
 _PIECE = 128 << 10  # bytes
+
+
+def fingerprint(path: str | Path) -> str:
+    """A digest of a file's size and of 64 blocks of 4096 bytes spread over it.
+
+    It depends on nothing but the content, and tells two data sets apart. A change that keeps the
+    size and falls between the blocks escapes it, so the sidecar notes the file's time as well.
+    """
+    size = os.path.getsize(path)
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with open(path, "rb") as file:
+        for k in range(64):
+            file.seek(max(0, size - 4096) * k // 63)
+            digest.update(file.read(4096))
+    return digest.hexdigest()
 
 
 class RecordFile:
@@ -23,10 +39,12 @@ class RecordFile:
         self.path = path
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         weakref.finalize(self, os.close, self._descriptor)
-        self.size = os.fstat(self._descriptor).st_size
+        found = os.fstat(self._descriptor)
+        self.size, self._changed = found.st_size, found.st_mtime_ns
+        self._content = fingerprint(path)
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset` on; RecordError where they cannot be read."""
+        """`length` bytes from `offset` on; RecordError with the reason where there are none."""
         try:
             found = os.pread(self._descriptor, length, offset)
             while 0 < len(found) < length:  # a network disk may hand out less at a time
@@ -35,9 +53,9 @@ class RecordFile:
                     break
                 found += more
         except OSError as error:
-            raise self._lost(f"cannot be read at offset {offset}: {error}") from error
+            raise RecordError(f"cannot be read: {error}") from error
         if len(found) < length:
-            raise self._lost(f"ends before {length} bytes at offset {offset}")
+            raise RecordError(f"cannot be read: the file ends before {length} bytes from {offset}")
         return found
 
     def will_need(self, offset: int, length: int) -> None:
@@ -49,13 +67,22 @@ class RecordFile:
             os.posix_fadvise(self._descriptor, begin, piece, os.POSIX_FADV_WILLNEED)
 
     def check_unchanged(self) -> None:
-        """Raise RecordError where the file was cut off or removed since it was opened."""
+        """Raise RecordError where the file was cut off, removed or written anew since then.
+
+        A changed time alone is no harm: the content is looked at then, in samples.
+        """
         try:
-            size = self.path.stat().st_size
+            found = self.path.stat()
+            if found.st_size < self.size:
+                raise self._lost(f"has shrunk to {found.st_size} bytes")
+            if found.st_mtime_ns != self._changed:
+                if found.st_size != self.size or fingerprint(self.path) != self._content:
+                    raise self._lost(f"was written anew, with {found.st_size} bytes")
+                self._changed = found.st_mtime_ns
         except FileNotFoundError:
             raise self._lost("is gone") from None
-        if size < self.size:
-            raise self._lost(f"has shrunk to {size} bytes")
+        except OSError as error:
+            raise self._lost(f"cannot be reached: {error}") from error
 
     def _lost(self, found: str) -> RecordError:
         return RecordError(

@@ -8,10 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.index import fingerprint
-
-
-def manifest_path(rec: Path) -> Path:
-    return rec.with_suffix(".json")
+from pipeline.rec_names import manifest_path
 
 
 def write_manifest(
@@ -40,17 +37,6 @@ def write_manifest(
     # Names that are no text (a folder's bytes) stay writable: json escapes them.
     path.write_text(json.dumps(about, indent=1) + "\n")
     return path
-
-
-def read_names(rec: Path) -> list[str] | None:
-    """The identities' names by label; None without a manifest, or where it is another file's."""
-    try:
-        about = json.loads(manifest_path(rec).read_text())
-        if about["fingerprint"] != fingerprint(rec):
-            return None
-        return [str(name) for name in about["names"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _sha256(path: Path) -> str:

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.ahead import cores, map_ahead
 from pipeline.image_kind import EXTENSIONS, image_kind
 from pipeline.index import open_index
+from pipeline.rec_names import read_names
 from pipeline.recordio import RecordError
 from tools.folder_names import folder_name
-from tools.manifest import read_names
 
 
 def unpack(rec: Path, folder: Path) -> tuple[int, int]:

@@ -1,179 +1,308 @@
-"""Checkpoints through torch.distributed.checkpoint: complete or not there, at any world size.
+"""Checkpoints through torch.distributed.checkpoint, written while training goes on.
 
-Backbone and optimizer are the same on every rank and stored once; the head's rows are DTensors
-split as Shard(0), so another number of ranks finds its own rows in the same files.
+What is in one is checkpoint_state's to say, how it lies on the disk checkpoint_files', which one a
+run goes on from resume's.
 """
 
 from __future__ import annotations
 
-import json
+import io
+import logging
+import os
+import platform
 import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.checkpoint.filesystem import FileSystem
 
-from heads import PartialFC
+from training import checkpoint_files as files
+from training.checkpoint_files import CheckpointError, Digest, checkpoints, newest
+from training.checkpoint_state import (
+    HostCopy,
+    State,
+    average_statistics,
+    put_state,
+    rank_mesh,
+    read_state,
+    share_head,
+    unwrapped,
+)
 from training.config import Config
+from training.resume import claim
 from training.step import TrainStep
 
-KEPT = 2  # the newest checkpoints of a run; older ones are removed once a new one is complete
+__all__ = [
+    "CheckpointError",
+    "Saver",
+    "average_statistics",
+    "checkpoints",
+    "claim",
+    "load",
+    "newest",
+    "save",
+    "unwrapped",
+    "write",
+]
 
-_SHARDED = ("centers", "velocity")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that does not fit the run: says which, what differs and how to mend it."""
-
-
-def checkpoints(output: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted((output / "checkpoints").glob("step_*"))
-
-
-def newest(output: Path) -> Path | None:
-    """The checkpoint to go on from, if there is one."""
-    return next(reversed(checkpoints(output)), None)
+Scores = Mapping[str, Mapping[str, float]]  # verification set → score → value
 
 
-def save(output: Path, *, step: int, config: Config, train_step: TrainStep) -> Path:
-    """Write a checkpoint of all ranks; call it on every rank. Returns its folder."""
-    final = output / "checkpoints" / f"step_{step:09d}"
-    partial = final.with_name(f"partial_{final.name}")
-    main = dist.get_rank() == 0
-    if main and partial.exists():
-        shutil.rmtree(partial)
-    dist.barrier()
-    state = _state(train_step)
-    state["step"] = step
-    dcp.save(state, checkpoint_id=str(partial))
-    if main:
-        (partial / "config.json").write_text(json.dumps(config.as_dict(), indent=2))
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        for old in checkpoints(output)[:-KEPT]:
-            # Renamed first: what is half removed must not look complete.
-            shutil.rmtree(old.rename(old.with_name(f"partial_{old.name}")))
-    dist.barrier()
+class Saver:
+    """Saves a run's checkpoints while it trains on.
+
+    `save` copies the state to the host and returns; a thread on every rank writes the copy. The
+    threads have a process group of their own, so that their collectives do not mix with training's.
+    A save that fails is logged, the checkpoint before it stays, and training goes on.
+
+    Build it on every rank, and call `close` on every rank before the process group ends. Its copy
+    takes as much of the host's memory as the state takes of the device's.
+
+    Args:
+        output: the run's folder.
+        config: how many checkpoints are kept; it is saved too.
+        train_step: what is saved.
+        facts: what identifies the run, see `resume.claim`.
+    """
+
+    def __init__(
+        self, output: Path, *, config: Config, train_step: TrainStep, facts: dict[str, Any]
+    ) -> None:
+        self._output, self._config, self._facts = output, config, facts
+        self._train_step = train_step
+        self._group = dist.new_group(backend="gloo")
+        self._mesh = rank_mesh("cpu")
+        self._copy = HostCopy()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+        self._newest: Path | None = None
+        self.fault: str | None = None  # why the last save failed, if it did
+
+    def reserve(self) -> None:
+        """Take memory for the copy, so that what does not fit fails before the first step.
+
+        Not for the optimizer's state, which may not be there yet.
+        """
+        backbone, head = unwrapped(self._train_step.backbone), self._train_step.head
+        self._copy({"backbone": backbone.state_dict(), "head": head.state_dict()})
+
+    def save(self, step: int, scores: Scores | None = None) -> Path:
+        """Copy the state after `step` steps and begin to write it; returns where it will be.
+
+        Call it on every rank. It waits for the save before it, then as long as the copy takes.
+        scores: of this very state, where it was verified.
+        """
+        self.wait()
+        state = self._copy(read_state(self._train_step))
+        self._pending = self._thread.submit(
+            write,
+            self._output,
+            share_head(state, self._train_step.head, self._mesh),
+            step=step,
+            config=self._config,
+            facts=self._facts,
+            scores=scores,
+            group=self._group,
+        )
+        self._pending.add_done_callback(_report)
+        return files.folder_of(self._output, step)
+
+    def wait(self) -> Path | None:
+        """Wait for the save under way; returns the newest checkpoint that was completed here."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            try:
+                self._newest, self.fault = pending.result(), None
+            except CheckpointError as error:
+                self.fault = str(error)
+        return self._newest
+
+    def close(self) -> Path | None:
+        """Wait as `wait` does, for the last time."""
+        newest = self.wait()
+        self._thread.shutdown()
+        return newest
+
+
+def save(
+    output: Path,
+    *,
+    step: int,
+    config: Config,
+    train_step: TrainStep,
+    facts: dict[str, Any] | None = None,
+    scores: Scores | None = None,
+) -> Path:
+    """Write one checkpoint and wait for it; call it on every rank. Returns its folder.
+
+    Raises CheckpointError when it cannot be written.
+    """
+    saver = Saver(output, config=config, train_step=train_step, facts=facts or {})
+    path = saver.save(step, scores)
+    saver.close()
+    if saver.fault:
+        raise CheckpointError(saver.fault)
+    return path
+
+
+def write(
+    output: Path,
+    state: State,
+    *,
+    step: int,
+    config: Config,
+    facts: dict[str, Any],
+    scores: Scores | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Path:
+    """Write a state as the checkpoint of a step, remove old ones, return its folder.
+
+    Call it on every rank of `group`. state: on the host, nested, with the head's centers and
+    velocity as DTensors (C, K·D).
+
+    Raises CheckpointError, on every rank, where any cannot write; the others stay as they were.
+    """
+    final = files.folder_of(output, step)
+    partial = files.partial_of(final)
+    written = _DigestingFileSystem()
+    # Nothing is copied ahead: that would start an accelerator's context in this thread.
+    writer = dcp.FileSystemWriter(partial, per_thread_copy_ahead=0)
+    writer.fs = written
+    accuracies = [score["accuracy"] for score in (scores or {}).values()]
+    about = {
+        "step": step,
+        "facts": facts,
+        "scores": scores,
+        "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
+        "versions": versions(),
+        "ranks": dist.get_world_size(group),
+    }
+    documents = {"config.json": config.as_dict(), "about.json": about}
+    try:
+        _on_main(lambda: files.clear(final.parent), group)
+        dcp.save(state | {"step": step}, storage_writer=writer, process_group=group)
+        everyone: list[dict[str, Digest]] = [{} for _ in range(dist.get_world_size(group))]
+        dist.all_gather_object(everyone, written.digests, group=group)
+        digests = {name: digest for theirs in everyone for name, digest in theirs.items()}
+        _on_main(lambda: files.complete(final, documents=documents, digests=digests), group)
+    except (CheckpointException, OSError) as error:
+        if dist.get_rank(group) == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"the checkpoint of step {step} was not saved: {_causes(error)}. Make room in {output} "
+            "or allow writing there; the checkpoint before it stays"
+        ) from error
+    if dist.get_rank(group) == 0:
+        try:
+            files.retain(output, step=step, keep=config.run.keep)
+        except (OSError, CheckpointError) as error:
+            logging.warning("%s is saved, but older checkpoints were not removed: %s", final, error)
     return final
 
 
 def load(path: Path, *, train_step: TrainStep) -> int:
     """Restore a checkpoint into a step of any world size; returns the step to go on from.
 
+    Call it on every rank, and while no `Saver` is at work on this folder. Checksums are
+    `resume.choose_checkpoint`'s to check.
+
     Raises CheckpointError when shapes or names do not fit.
     """
-    state = _state(train_step)
+    head = train_step.head
+    state = share_head(read_state(train_step), head, rank_mesh(head.centers.device.type))
     state["step"] = 0
-    # Rates, momentum, decay and which parameter has which are the configuration's, which may differ
-    # from the one that was saved with.
-    groups = state["optimizer"].pop("param_groups")
     saved = dcp.FileSystemReader(str(path)).read_metadata().state_dict_metadata
     if not any(key.startswith("scaler.") for key in saved):
         state.pop("scaler", None)  # the run so far needed no loss scaling
     try:
         dcp.load(state, checkpoint_id=str(path))
     except CheckpointException as error:
-        causes = sorted({str(cause) for cause, _ in error.failures.values()})
         raise CheckpointError(
-            f"{path} does not fit this run: {'; '.join(causes)}. Choose another run.output, or "
+            f"{path} does not fit this run: {_causes(error)}. Choose another run.output, or "
             "restore the configuration that it was saved with"
         ) from error
-    set_state_dict(
-        unwrapped(train_step.backbone),
-        train_step.optimizer,
-        model_state_dict=state["backbone"],
-        optim_state_dict=state["optimizer"] | {"param_groups": groups},
-    )
-    if "scaler" in state:
-        train_step.scaler.load_state_dict(state["scaler"])
+    put_state(state, train_step)
+    _tell_of_other_versions(path)
     return state["step"]
 
 
-def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
-    """Make `output` this run's folder; raise CheckpointError when it is anything else's.
-
-    `facts` are what identifies the run: model, number of classes, dataset. They are written down
-    at first.
-    """
-    if output.exists() and not output.is_dir():
-        raise CheckpointError(f"run.output={output} is a file: choose a folder")
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / "run.json"
-    facts = json.loads(json.dumps(facts))
-    if not path.exists():
-        there = sorted(e.name for e in output.iterdir() if e.name != "run.unfinished")
-        if there:
-            names = ", ".join(there[:4])
-            raise CheckpointError(
-                f"run.output={output} is not empty ({names}) and holds no run: choose another "
-                "folder, so that nothing in it is lost"
-            )
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(facts, indent=2))
-        unfinished.replace(path)
-        return
-    held = json.loads(path.read_text())
-    differing = [key for key in facts if held.get(key) != facts[key]]
-    if differing:
-        key = differing[0]
-        raise CheckpointError(
-            f"run.output={output} holds another run: its {key} is {held.get(key)!r}, this one's is "
-            f"{facts[key]!r}. Choose another run.output, or restore that configuration to go on"
-        )
-    if config.run.resume == "never":
-        raise CheckpointError(
-            f"run.output={output} already holds this run and run.resume=never: choose another "
-            "run.output, or run.resume=auto to go on"
-        )
-
-
-def average_statistics(backbone: nn.Module) -> None:
-    """Average BatchNorm's running statistics over the ranks: each has only seen its own."""
-    if dist.get_world_size() == 1:
-        return
-    for buffer in backbone.buffers():
-        if buffer.is_floating_point():
-            dist.all_reduce(buffer)
-            buffer /= dist.get_world_size()
-
-
-def unwrapped(backbone: nn.Module) -> nn.Module:
-    """The network itself, without DistributedDataParallel around it."""
-    return getattr(backbone, "module", backbone)
-
-
-def _state(train_step: TrainStep) -> dict[str, Any]:
-    """Everything a run needs, as tensors that loading fills in place."""
-    backbone, optimizer = get_state_dict(unwrapped(train_step.backbone), train_step.optimizer)
-    state = {
-        "backbone": backbone,
-        "optimizer": optimizer,
-        "head": _head_state(train_step.head),
+@cache
+def versions() -> dict[str, str]:
+    """Of the software that a run's numbers depend on."""
+    dali = (d for d in metadata.distributions() if d.name.startswith("nvidia-dali"))
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "dali": next((d.version for d in dali), "none"),
     }
-    if train_step.scaler.is_enabled():
-        state["scaler"] = train_step.scaler.state_dict()
-    return state
 
 
-def _head_state(head: PartialFC) -> dict[str, torch.Tensor]:
-    mesh = init_device_mesh(head.centers.device.type, (dist.get_world_size(),))
-    width = head.centers.shape[1]
-    state = dict(head.state_dict())
-    for name in _SHARDED:
-        state[name] = DTensor.from_local(
-            state[name],
-            mesh,
-            [Shard(0)],
-            shape=torch.Size((head.num_classes, width)),
-            stride=(width, 1),
+def _tell_of_other_versions(path: Path) -> None:
+    saved_with = files.read_about(path)["versions"]
+    other = [
+        f"{name} {saved_with.get(name)}, now {version}"
+        for name, version in versions().items()
+        if saved_with.get(name) != version
+    ]
+    if other and dist.get_rank() == 0:
+        logging.warning(
+            "%s was saved with %s: losses may differ in their last bits", path, "; ".join(other)
         )
-    return state
+
+
+class _DigestingFileSystem(FileSystem):
+    """Digests what torch.distributed.checkpoint writes, as it is written."""
+
+    def __init__(self) -> None:
+        self.digests: dict[str, Digest] = {}  # by file name
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        assert mode == "wb", mode
+        try:
+            with files.DigestedFile(path) as stream:
+                yield stream
+        except RuntimeError as error:
+            # torch.save trips over the archive that a failed write leaves, and hides the failure.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        self.digests[Path(path).name] = stream.digest()
+
+
+def _on_main(work: Callable[[], None], group: dist.ProcessGroup | None) -> None:
+    """Do `work` on rank 0; where the disk fails it, every rank raises OSError."""
+    outcome: list[OSError | None] = [None]
+    if dist.get_rank(group) == 0:
+        try:
+            work()
+        except OSError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome, src=0, group=group)
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def _report(saved: Future[Path]) -> None:
+    """Tell at once what `wait` would tell at the next save."""
+    error = saved.exception()
+    if error is not None and dist.get_rank() == 0:
+        logging.error("%s", error)
+
+
+def _causes(error: CheckpointException | OSError) -> str:
+    """What went wrong on the ranks, without their traces."""
+    if isinstance(error, OSError):
+        return str(error)
+    return "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))

@@ -40,13 +40,24 @@ class RunConfig:
     epochs: int = 20
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    resume: Literal["auto", "never"] = "auto"  # never: refuse a folder that holds a run
+    resume: str = "auto"  # never: refuse a folder that holds a run; PATH: where a new run begins
+    init_from: str = ""  # weights a new run starts from: checkpoint, run, .pth, .pt, .safetensors
     deterministic: bool = False  # the same losses to the bit, run after run; slower on GPUs
     save_every: int = 1  # epochs between checkpoints; the last epoch is always saved
+    save_steps: int = 0  # steps between checkpoints inside an epoch; 0: none
+    keep: int = 2  # newest checkpoints that stay; the best by verification accuracy does too
+    max_hours: float = 0.0  # then save and stop, leaving some for the saving; 0: no limit
+    hang_minutes: float = 10.0  # without a step, and the run ends saying where it hangs; 0: never
+    max_nonfinite: int = 50  # skipped steps in a row, and the run goes back to a checkpoint; 0: any
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "run.epochs", self.epochs, "at least 1")
         _check(self.save_every >= 1, "run.save_every", self.save_every, "at least 1")
+        _check(self.save_steps >= 0, "run.save_steps", self.save_steps, "0 (none) or more")
+        _check(self.keep >= 1, "run.keep", self.keep, "at least 1")
+        for name in ("max_hours", "hang_minutes", "max_nonfinite"):
+            _check(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "0 (off) or more")
+        _check(bool(self.resume), "run.resume", self.resume, "auto, never or a folder")
         _check(bool(self.output), "run.output", self.output, "a folder")
 
 

@@ -15,7 +15,7 @@ from pipeline import counter
 from pipeline.dali_decode import choose_decode_device
 from pipeline.dali_loader import Batch, Loader, choose_threads
 from pipeline.shuffle_report import report_shuffle
-from training import checkpoint
+from training import checkpoint, resume
 from training.assembly import create_step
 from training.config import Config, check_batch
 from training.data import TrainingData, count_classes, open_training_data
@@ -57,7 +57,7 @@ class Trainer:
         precision.apply()
         set_determinism(config.run.deterministic)
         data = open_training_data(config, world)
-        num_classes = count_classes(data.records, config.head.num_classes)
+        num_classes = together(lambda: count_classes(data.records, config.head.num_classes))
         self.output = Path(config.run.output)
         facts = self._agree(data, num_classes)
         decoding = self._open_loader(data)
@@ -87,12 +87,14 @@ class Trainer:
             config, world, distillation, num_classes=num_classes, precision=precision
         )
         # Only now: a folder claimed for what cannot be built would refuse the mended run.
-        together(lambda: world.is_main and checkpoint.claim(self.output, config, facts=facts))
+        together(lambda: world.is_main and resume.claim(self.output, config, facts=facts))
         self.steps_done = 0
-        self.last_checkpoint = checkpoint.newest(self.output)
-        require_agreement({"the newest checkpoint of run.output": str(self.last_checkpoint)})
+        self.last_checkpoint = resume.choose_checkpoint(self.output, config, facts=facts)
         if self.last_checkpoint:
             self.steps_done = checkpoint.load(self.last_checkpoint, train_step=self.step)
+        self._saver = checkpoint.Saver(
+            self.output, config=config, train_step=self.step, facts=facts
+        )
         self._graphed = None
         if config.step.cuda_graph == "full":
             self._graphed = GraphedStep(self.step, world.device)
@@ -126,9 +128,15 @@ class Trainer:
             "head.subcenters": self.config.head.subcenters,
             **{f"model.{key}": value for key, value in model.items() if key != "compile"},
         }
-        require_agreement(
-            {"torch": torch.__version__, "configuration": self.config.lines()} | facts
-        )
+        everyone = {
+            **{
+                f"the version of {name}": version for name, version in checkpoint.versions().items()
+            },
+            "configuration": self.config.lines(),
+            "precision": (self.world.device.type, str(self.precision.compute_dtype)),
+            "the records that are kept, and their labels": data.records.digest(),
+        }
+        require_agreement(everyone | facts)
         return facts
 
     def _open_loader(self, training: TrainingData) -> str:
@@ -198,10 +206,13 @@ class Trainer:
 
     def run(self) -> Scores:
         """Train to the last step, verifying and saving on the way; returns the last scores."""
+        self._saver.reserve()
         stream = self.loader.stream(*divmod(self.steps_done, self.loader.steps_per_epoch))
         try:
             with closing(stream):
-                return self._run(stream)
+                scores = self._run(stream)
+            self.wait_for_checkpoint()
+            return scores
         finally:
             self.close()
 
@@ -210,6 +221,7 @@ class Trainer:
         self.step.head.forget_graphs()
         if self._graphed:
             self._graphed.forget()
+        self._saver.close()
         if self.reporter:
             self.reporter.close()
 
@@ -247,10 +259,14 @@ class Trainer:
                 logged = self.steps_done
             epoch, into_epoch = divmod(self.steps_done, per_epoch)
             if into_epoch == 0:
-                if epoch % config.eval.every == 0 or last:
+                verified = epoch % config.eval.every == 0 or last
+                if verified:
                     scores = self.verify()
                 if epoch % config.run.save_every == 0 or last:
-                    self.save()
+                    self.save(scores if verified else None)
+                stopwatch.skip()
+            elif config.run.save_steps and into_epoch % config.run.save_steps == 0:
+                self.save()
                 stopwatch.skip()
         return scores
 
@@ -292,12 +308,17 @@ class Trainer:
             self.reporter.verification(self._position(), scores)
         return scores
 
-    def save(self) -> Path:
-        """Write a checkpoint of this moment, on all ranks together."""
+    def save(self, scores: Scores | None = None) -> Path:
+        """Begin to write a checkpoint of this moment, on all ranks together; returns its folder.
+
+        scores: of this very moment, where it was verified.
+        """
         checkpoint.average_statistics(self.step.backbone)
-        self.last_checkpoint = checkpoint.save(
-            self.output, step=self.steps_done, config=self.config, train_step=self.step
-        )
+        path = self._saver.save(self.steps_done, scores)
         if self.reporter:
-            self.reporter.say(f"saved {self.last_checkpoint}")
-        return self.last_checkpoint
+            self.reporter.say(f"saving {path}")
+        return path
+
+    def wait_for_checkpoint(self) -> None:
+        """Wait until the last checkpoint is written; `last_checkpoint` is the newest that was."""
+        self.last_checkpoint = self._saver.wait() or self.last_checkpoint

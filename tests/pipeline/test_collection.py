@@ -125,3 +125,18 @@ def test_sets_are_seen_as_often_as_they_weigh(shown):
         assert part.max() - part.min() <= 1
         assert part.sum() == epochs * times
         assert abs(part.mean() - epochs * times / count) < 1e-9
+
+
+def test_digests_tell_what_is_kept_and_as_whose(indexes):
+    """Of one file: all, all but one, and with two labels exchanged."""
+    index = indexes[0]
+    labels = np.arange(index.summary.num_classes)
+    exchanged = labels.copy()
+    exchanged[:2] = exchanged[1::-1]
+    collections = [
+        Collection([index], [labels], [None]),
+        Collection([index], [labels], [np.arange(1, len(index))]),
+        Collection([index], [exchanged], [None]),
+    ]
+    assert len({one.digest() for one in collections}) == 3
+    assert Collection([index], [labels.copy()], [None]).digest() == collections[0].digest()

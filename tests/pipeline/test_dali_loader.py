@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -16,12 +18,13 @@ import torch
 from nvidia.dali import Pipeline, fn
 from PIL import Image
 
+from pipeline import dali_loader
 from pipeline.augment import RECIPES, Augmentation, Draw
-from pipeline.dali_decode import choose_decode_device, decode_images, find_faults
+from pipeline.dali_decode import choose_decode_device, decode_images, decoded, find_faults
 from pipeline.dali_loader import Loader
 from pipeline.index import open_index
 from pipeline.order import permute
-from pipeline.recordio import RecordError, RecordWriter, pack_image
+from pipeline.recordio import MAGIC, RecordError, RecordWriter, pack_image
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -46,6 +49,9 @@ def index(tmp_path_factory):
         for k in range(50):
             writer.write(pack_image(encode(picture(k)), float(k), k))
     return open_index(folder)
+
+
+WAYS = pytest.mark.parametrize("augment", [("flip",), ("light",)], ids=["threads", "dali"])
 
 
 def loader(index, **changes) -> Loader:
@@ -73,8 +79,9 @@ def test_batches_are_uint8_channels_last_and_int64(index):
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_batch_stays_what_it_was_while_the_stream_runs_on(index):
-    stream = loader(index).stream(0)
+@WAYS
+def test_a_batch_stays_what_it_was_while_the_stream_runs_on(index, augment):
+    stream = loader(index, augment=augment).stream(0)
     batch = next(stream)
     images, labels = batch.images.clone(), batch.labels.clone()
     take(stream, 6)
@@ -180,37 +187,143 @@ def damaged_set(folder: Path, bad: dict[int, bytes], count: int = 50):
     return open_index(folder)
 
 
-def test_a_record_that_is_no_image_costs_one_sample_and_is_reported(tmp_path, caplog):
-    index = damaged_set(tmp_path, {7: b"not an image at all"})
-    small = loader(index, max_bad_fraction=0.05)
+@pytest.fixture(params=["threads", "dali", "dali decodes"])
+def way(request, monkeypatch) -> Callable[..., Loader]:
+    """Loaders that leave pixels as they are, on every way there is; the last acts a GPU out."""
+
+    def build(index, **changes) -> Loader:
+        augment = () if request.param == "threads" else ("light:1e-12",)
+        made = loader(index, augment=augment, **changes)
+        if request.param == "dali decodes":
+            made.decode = "gpu"
+            monkeypatch.setattr(dali_loader, "decoded", lambda encoded, _: decoded(encoded, "cpu"))
+        assert made.uses_dali == (request.param != "threads")
+        return made
+
+    return build
+
+
+def test_records_that_are_no_images_cost_one_sample_each_and_are_reported(tmp_path, caplog, way):
+    """Two of them are neighbors."""
+    index = damaged_set(tmp_path, {7: b"not an image at all", 6: b"nor this"})
+    small = way(index, max_bad_fraction=0.05)
     images, labels = take(small.stream(0), 4)
     order = permute(np.arange(48), num_records=50, seed=5, epoch=0)
-    order[order == 7] = 8
+    order[(order == 7) | (order == 6)] = 8
     assert labels.tolist() == order.tolist()
     assert torch.equal(images[0], torch.from_numpy(picture(order[0]).transpose(2, 0, 1)))
     offset = index.records["offset"][7]
     assert f"offset {offset} cannot be decoded" in caplog.text
-    assert small.bad.keys() == {7}
+    assert small.bad.keys() == {6, 7}
 
 
-def test_too_many_bad_records_end_the_run_with_the_place_and_the_remedy(tmp_path):
+def test_too_many_bad_records_end_the_run_with_the_place_and_the_remedy(tmp_path, way):
     index = damaged_set(tmp_path, {7: b"not an image", 8: encode(np.zeros((40, 40, 3), np.uint8))})
     with pytest.raises(RecordError, match=r"offset \d+ (cannot|is 40×40).*data\.max_bad_fraction"):
-        take(loader(index).stream(0), 4)
+        take(way(index).stream(0), 4)
 
 
 @pytest.mark.parametrize("odd", [{7}, set(range(50))])
-def test_images_of_another_size_are_refused_be_it_one_or_all(tmp_path, odd):
+def test_images_of_another_size_are_refused_be_it_one_or_all(tmp_path, odd, way):
     small = encode(np.zeros((40, 40, 3), np.uint8))
     index = damaged_set(tmp_path, dict.fromkeys(odd, small))
     with pytest.raises(RecordError, match=r"is 40×40, not 32×32 pixels.*bad images of 50"):
-        take(loader(index).stream(0), 4)
+        take(way(index).stream(0), 4)
 
 
-def test_a_set_with_no_good_image_ends_in_an_error_whatever_is_accepted(tmp_path):
+def test_a_set_with_no_good_image_ends_in_an_error_whatever_is_accepted(tmp_path, way):
     index = damaged_set(tmp_path, dict.fromkeys(range(12), b"nothing"), count=12)
     with pytest.raises(RecordError, match="12 bad images of 12"):
-        take(loader(index, max_bad_fraction=1.0).stream(0), 1)
+        take(way(index, max_bad_fraction=1.0).stream(0), 1)
+
+
+def test_another_size_is_found_before_a_recipe_changes_it(tmp_path, monkeypatch):
+    index = damaged_set(tmp_path, {7: encode(np.zeros((40, 40, 3), np.uint8))})
+    made = loader(index, augment=("adaface",))
+    made.decode = "gpu"
+    monkeypatch.setattr(dali_loader, "decoded", lambda encoded, _: decoded(encoded, "cpu"))
+    with pytest.raises(RecordError, match="is 40×40, not 32×32 pixels"):
+        take(made.stream(0), 4)
+
+
+def test_a_bad_sector_costs_the_records_on_it(tmp_path, monkeypatch, way):
+    index = damaged_set(tmp_path, {})
+    (bad,), _ = index.spans(np.array([7]))
+    read = os.pread
+
+    def failing(descriptor, length, offset):
+        if offset == bad:
+            raise OSError(5, "Input/output error")
+        return read(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    made = way(index, max_bad_fraction=0.05)
+    _, labels = take(made.stream(0), 4)
+    assert 7 not in labels.tolist()
+    assert "Input/output error" in made.bad[7]
+
+
+def test_damage_inside_a_split_record_costs_that_record(tmp_path, way):
+    """Its second part's frame is hit after the index was made."""
+    magic = MAGIC.to_bytes(4, "little")
+    split = encode(picture(7))
+    split = split.ljust(len(split) + 3 & ~3, b"\0") + magic + b"more"
+    index = damaged_set(tmp_path, {7: split})
+    assert index.records["header"][7] == 0
+    content = bytearray(index.path.read_bytes())
+    at = content.index(magic, int(index.records["offset"][7]) + 4)
+    content[at] ^= 1
+    seen = index.path.stat()
+    index.path.write_bytes(content)
+    os.utime(index.path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    made = way(index, max_bad_fraction=0.05)
+    _, labels = take(made.stream(0), 4)
+    assert 7 not in labels.tolist()
+    assert "the rest is missing" in made.bad[7]
+
+
+def test_what_fails_elsewhere_is_not_blamed_on_images(index, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    made = loader(index, augment=("light",))
+    monkeypatch.setattr(made, "_hand_over", failing)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        next(made.stream(0))
+    stream = loader(index, augment=("light",)).stream(0)
+    next(stream)
+    with pytest.raises(RuntimeError, match="the consumer's"):
+        stream.throw(RuntimeError("the consumer's"))
+    assert not made.bad
+
+
+class Device:
+    """Stands in for a GPU's module: events that are reached when the test says so."""
+
+    reached = 0
+
+    class Event:
+        count = 0
+
+        def record(self) -> None:
+            Device.Event.count += 1
+            self.number = Device.Event.count
+
+        def query(self) -> bool:
+            return self.number <= Device.reached
+
+
+def test_batches_are_held_until_the_device_has_read_them(monkeypatch):
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Device)
+    in_use = dali_loader._InUse(torch.device("meta"))
+    batches = [np.zeros(1) for _ in range(5)]
+    alive = [weakref.ref(batch) for batch in batches]
+    for number in range(5):
+        Device.reached = max(0, number - 2)  # the device is three steps behind
+        in_use.keep(batches[number])
+    batches.clear()
+    gc.collect()
+    assert [ref() is not None for ref in alive] == [False, False, True, True, True]
 
 
 def test_decoding_on_a_gpu_that_is_not_there_is_refused(index):
@@ -268,9 +381,6 @@ def test_a_gpu_gets_the_batches_the_cpu_gets(index, decode):
     expected, expected_labels = take(loader(index).stream(0), 4)
     assert torch.equal(labels.cpu(), expected_labels)
     assert (images.cpu().int() - expected.int()).abs().float().mean() < 1.0
-
-
-WAYS = pytest.mark.parametrize("augment", [("flip",), ("light",)], ids=["threads", "dali"])
 
 
 @WAYS

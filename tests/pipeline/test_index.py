@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from pipeline.classify import scan_rec
-from pipeline.index import check_idx, open_index, read_idx, sidecar_folders, write_idx
+from pipeline.index import (
+    check_idx,
+    digest_records,
+    open_index,
+    read_idx,
+    sidecar_folders,
+    write_idx,
+    write_sidecar,
+)
 from pipeline.recordio import MAGIC, RecordError, RecordWriter, pack_image
 
 ROOT = Path(__file__).parents[2]
@@ -97,11 +105,9 @@ def test_labels_that_name_no_single_identity_are_refused_with_their_offset(tmp_p
 def test_large_labels_come_from_the_sidecar(tmp_path):
     """A sidecar written with int64 labels is used, so float32's collapse does no harm."""
     write(tmp_path / "train.rec", [pack_image(b"a", 1.0, 0), pack_image(b"b", 2.0, 1)])
-    open_index(tmp_path)
-    sidecar = tmp_path / "train.fsidx"
-    content = bytearray(sidecar.read_bytes())
-    content[-8:] = struct.pack("<q", 2**24 + 1)
-    sidecar.write_bytes(content)
+    found = scan_rec(tmp_path / "train.rec")
+    found.images["label"][1] = 2**24 + 1
+    write_sidecar(tmp_path / "train.rec", found, tmp_path)
     assert open_index(tmp_path).labels(np.arange(2)).tolist() == [1, 2**24 + 1]
 
 
@@ -144,8 +150,10 @@ def test_a_sidecar_of_40_million_records_opens_in_no_time_and_little_memory(smal
     about = json.loads(sidecar.read_bytes()[:4096])
     about["summary"]["images"] = 40_000_000
     with sidecar.open("r+b") as file:
-        file.write(json.dumps(about).encode().ljust(4096))
+        file.truncate(4096)
         file.truncate(4096 + 40_000_000 * 24)
+        about["records"] = digest_records(np.memmap(sidecar, np.uint8, mode="r", offset=4096))
+        file.write(json.dumps(about).encode().ljust(4096))
     script = """
 import resource, sys, time
 from pipeline.index import open_index

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import resource
+import struct
+import zlib
 from functools import partial
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -68,3 +72,47 @@ def test_faults_are_named_and_the_others_decoded():
         assert faults[5] == "is 30×30, not 24×24 pixels"
         assert np.array_equal(pixels[0], pixels[7])
         assert not pixels[1:7].any()
+
+
+def header_of(kind: str, width: int, height: int) -> bytes:
+    """A file whose header claims a size that its content does not have."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, kind)
+    data = bytearray(file.getvalue())
+    if kind == "PNG":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("side", [13_000, 20_000, 65_500])
+def test_a_header_that_claims_billions_of_pixels_costs_one_image_and_no_memory(kind, side):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _, faults = decode([header_of(kind, side, side), encode(0)])
+    assert list(faults) == [0]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+
+
+def test_what_training_does_not_take_is_refused_and_16_bits_become_8():
+    gif = encode(0, "GIF")
+    deep = io.BytesIO()
+    values = np.linspace(0, 65535, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
+    Image.fromarray(values).save(deep, "PNG")
+    pixels, faults = decode([gif, deep.getvalue()])
+    assert list(faults) == [0]
+    assert np.array_equal(pixels[1, :, :, 0], values >> 8)
+
+
+def test_exif_does_not_turn_images_here_nor_in_dali():
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    file = encode(5, exif=turned)
+    plain, _ = decode([encode(5)])
+    pixels, _ = decode([file])
+    assert np.array_equal(pixels, plain)
+    (dali,) = decode_images([file], batch_size=1, device=torch.device("cpu"), image_size=SIZE)
+    assert np.array_equal(dali.permute(0, 2, 3, 1).numpy(), plain)

@@ -51,14 +51,18 @@ def test_each_stage_is_announced_once_and_before_its_first_step(records):
         return np.arange(3)
 
     steps = read_ahead(
-        range(5, 40), stage_of=lambda at: at // 10, records_of=records_of, collection=records
+        range(5, 40),
+        stage_of=lambda at: at // 10,
+        records_of=records_of,
+        soon=lambda at: asked.append(f"from {at} on") or np.arange(3),
+        collection=records,
     )
     with closing(steps):
         for step in steps:
             deadline = time.monotonic() + 5
             while step // 10 + 1 not in asked and time.monotonic() < deadline:
                 time.sleep(0.001)
-            assert asked == list(range(step // 10 + 2))
+            assert asked == ["from 5 on", *range(step // 10 + 2)]
 
 
 def test_a_disk_that_takes_its_time_holds_neither_steps_nor_the_end_up(records, monkeypatch):
@@ -74,6 +78,7 @@ def test_a_disk_that_takes_its_time_holds_neither_steps_nor_the_end_up(records, 
         itertools.count(),
         stage_of=lambda at: at,
         records_of=lambda _: np.arange(0, RECORDS, 7),
+        soon=lambda _: np.arange(3),
         collection=records,
     )
     with closing(steps):
@@ -116,3 +121,25 @@ def test_blocks_are_announced_as_few_stretches_and_a_permutation_as_many(records
 
     assert requests(BlockOrder(RECORDS, seed=3, block=20, window=5)) < 0.08
     assert requests(GlobalOrder(RECORDS, seed=3)) > 0.3
+
+
+def test_a_file_system_that_takes_no_announcements_is_told_of_once(records, monkeypatch, caplog):
+    def refused(*_):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(records.indexes[0].file, "will_need", refused)
+    steps = read_ahead(
+        itertools.count(),
+        stage_of=lambda at: at,
+        records_of=lambda _: np.arange(9),
+        soon=lambda _: np.arange(3),
+        collection=records,
+    )
+    with closing(steps):
+        deadline = time.monotonic() + 5
+        while "announced" not in caplog.text and time.monotonic() < deadline:
+            next(steps)
+            time.sleep(0.001)
+        for _ in range(5):
+            next(steps)
+    assert caplog.text.count("not announced to the disk any more: [Errno 22]") == 1

@@ -31,17 +31,17 @@ def test_short_reads_of_a_network_disk_are_taken_up(file, monkeypatch):
     assert file.read(3, 100) == bytes(range(3, 103))
 
 
-def test_a_read_beyond_the_end_names_file_and_place(file):
-    with pytest.raises(RecordError, match=rf"{file.path} ends before 20 bytes at offset 190"):
+def test_a_read_beyond_the_end_is_refused(file):
+    with pytest.raises(RecordError, match="cannot be read: the file ends before 20 bytes from 190"):
         file.read(190, 20)
 
 
-def test_a_read_that_the_disk_refuses_names_file_and_place(file, monkeypatch):
+def test_a_read_that_the_disk_refuses_says_why(file, monkeypatch):
     def refused(*_):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "pread", refused)
-    with pytest.raises(RecordError, match=rf"{file.path} cannot be read at offset 3: .*Input"):
+    with pytest.raises(RecordError, match=r"cannot be read: .*Input"):
         file.read(3, 4)
 
 
@@ -66,14 +66,28 @@ def test_announcements_cover_every_byte_in_pieces_the_system_takes(file, monkeyp
     assert max(size for _, size in told) <= 128 << 10
 
 
+def test_a_file_that_was_written_anew_is_found_out_and_a_new_time_alone_is_not(file):
+    os.utime(file.path, ns=(1, 1))
+    file.check_unchanged()
+    content = bytearray(file.path.read_bytes())
+    content[100] ^= 1
+    file.path.write_bytes(content)
+    with pytest.raises(RecordError, match="was written anew, with 200 bytes"):
+        file.check_unchanged()
+
+
+def test_a_file_whose_folder_cannot_be_reached_any_more_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.rec").write_bytes(b"some")
+    file = RecordFile(tmp_path / "folder" / "train.rec")
+    (tmp_path / "folder" / "train.rec").unlink()
+    (tmp_path / "folder").rmdir()
+    (tmp_path / "folder").write_bytes(b"a file now")
+    with pytest.raises(RecordError, match=r"cannot be reached: .*Not a directory"):
+        file.check_unchanged()
+
+
 def test_the_descriptor_goes_with_the_object(file):
-    descriptor = file._descriptor
-    os.fstat(descriptor)
-    path = file.path
-    del file
-    # The fixture holds the only other reference; a second object shows it on its own.
-    other = RecordFile(path)
-    number = other._descriptor
-    del other
+    descriptor = RecordFile(file.path)._descriptor  # nothing holds the object any more
     with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(number)
+        os.fstat(descriptor)

@@ -153,3 +153,25 @@ def test_a_file_that_changed_during_its_scan_is_scanned_again(indexed, change):
     write_sidecar(rec, found, rec.parent, seen=seen)
     open_index(rec)
     assert len(scans) == 1
+
+
+@pytest.mark.parametrize("place", [4096 + 7 * 24 + 16, -1, 4096])
+def test_a_sidecar_whose_records_were_changed_is_built_anew(indexed, place):
+    """A label, the last byte, the first offset."""
+    rec, scans = indexed
+    sidecar = rec.with_suffix(".fsidx")
+    content = bytearray(sidecar.read_bytes())
+    content[place] ^= 1
+    sidecar.write_bytes(content)
+    assert open_index(rec).records["label"].tolist() == list(range(2000))
+    assert len(scans) == 1
+    open_index(rec)
+    assert len(scans) == 1
+
+
+def test_a_small_sidecar_that_is_cut_off_later_does_no_harm(indexed):
+    """It is in memory; reading on in a map of it would end the process."""
+    rec, _ = indexed
+    index = open_index(rec)
+    os.truncate(rec.with_suffix(".fsidx"), 4096)
+    assert index.labels(np.arange(2000)).tolist() == list(range(2000))

@@ -141,10 +141,9 @@ def test_a_checkpoint_that_does_not_fit_says_what_differs(finished, world, tmp_p
     folder = tmp_path / "run" / "checkpoints"
     build(config, world).reporter.close()
     shutil.copytree(finished.last_checkpoint, folder / finished.last_checkpoint.name)
-    complaint = r"does not fit this run: .*ismatch"
-    with pytest.raises(checkpoint.CheckpointError, match=complaint) as error:
+    complaint = r"is of another run: its model\.width is 0\.25, this one's is 0\.5"
+    with pytest.raises(checkpoint.CheckpointError, match=complaint):
         build(config, world)
-    assert "FrameSummary" not in str(error.value)
 
 
 def test_a_run_without_loss_scaling_goes_on_with_it(finished, world):
@@ -359,7 +358,13 @@ def test_fifty_steps_between_two_lines_read_nothing_from_the_device(
     )
     read, steps = [], []
     with no_host_reads() as watch:
-        trainer.verify, trainer.save = watch.allow(trainer.verify), watch.allow(trainer.save)
+        save = trainer.save
+
+        def save_and_wait(scores):
+            save(scores)
+            trainer.wait_for_checkpoint()  # its thread reads the copy
+
+        trainer.verify, trainer.save = watch.allow(trainer.verify), watch.allow(save_and_wait)
         trainer.reporter.images = watch.allow(trainer.reporter.images)
         with pytest.MonkeyPatch.context() as patch:
 

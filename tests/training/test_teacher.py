@@ -35,6 +35,7 @@ def trainer(tmp_path_factory, world):
         if buffer.is_floating_point():
             buffer.uniform_(0.5, 1.5)
     trainer.save()
+    trainer.wait_for_checkpoint()
     return trainer
 
 

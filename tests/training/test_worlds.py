@@ -70,7 +70,9 @@ def train_and_save(world: World, config: Config) -> tuple[list[float], np.ndarra
     trainer = prepare(config, world)
     first = advance(trainer, world, 7)
     trainer.save()
-    return first, all_centers(trainer), advance(trainer, world, 13)
+    saved, rest = all_centers(trainer), advance(trainer, world, 13)
+    trainer.close()
+    return first, saved, rest
 
 
 def resume(world: World, config: Config) -> tuple[int, np.ndarray, list[float]]:

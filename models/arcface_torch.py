@@ -1,0 +1,150 @@
+"""Weights trained elsewhere: whose state dict it is, and which network of ours takes them.
+
+arcface_torch's IResNet and ours have the same names; others put a prefix before them. MagFace
+(Meng et al., 2021, arXiv:2103.06627) feeds the same network other pixels, which is made good here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models import MODELS, create_model
+from models.iresnet import BLOCKS
+
+# One of an IResNet's own names; what stands before it in a file is the file's prefix.
+_LANDMARK = "layer1.0.conv1.weight"
+# Names that tell another network apart, and what it is.
+_OTHERS = {
+    "input_layer.0.weight": "the IR network of AdaFace (input_layer, body, output_layer), whose "
+    "first block takes every second pixel where IResNet has a convolution",
+    "layers.0.layers.0.weight": "arcface_torch's MobileFaceNet",
+    "blocks.0.attn.qkv.weight": "a vision transformer",
+}
+_MAGFACE_EPS = 2e-5  # of its BatchNorms; ours is torch's 1e-5
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What `create_model` needs to know of a network; see there."""
+
+    name: str
+    num_features: int
+    width: float
+    image_size: int
+
+    def create(self) -> nn.Module:
+        """The network, freshly initialized."""
+        return create_model(
+            self.name,
+            num_features=self.num_features,
+            width=self.width,
+            image_size=self.image_size,
+        )
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """A backbone by our names, and where it is from."""
+
+    state: dict[str, Tensor]  # loads into `architecture` with strict=True
+    architecture: Architecture
+    prefix: str  # what stood before every name
+    magface: bool  # then the state is not as it was: it takes our pixels instead of MagFace's
+
+
+def recognize(state: Mapping[str, Tensor]) -> Recognized:
+    """Find an IResNet in a state dict; its names may have any prefix, others' keys are left out.
+
+    Known prefixes are `module.` of DistributedDataParallel, `features.module.` and
+    `module.features.` of MagFace, and `model.` of Lightning modules such as AdaFace's.
+
+    Raises ValueError for what is no network of ours, with what it was recognized as.
+    """
+    prefix = next((k.removesuffix(_LANDMARK) for k in state if k.endswith(_LANDMARK)), None)
+    if prefix is None:
+        raise ValueError(f"found {_other_network(state)}; expected one of {', '.join(MODELS)}")
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    architecture = _measure(own)
+    _require_fit(own, architecture)
+    magface = "features" in prefix.split(".")
+    if magface:
+        own = _to_our_pixels(own)
+    return Recognized(own, architecture, prefix, magface)
+
+
+def _measure(state: Mapping[str, Tensor]) -> Architecture:
+    """Depth, width and sizes by the shapes of an IResNet's tensors."""
+    depths = [0, 0, 0, 0]
+    for key in state:
+        if block := re.match(r"layer([1-4])\.(\d+)\.", key):
+            stage = int(block[1]) - 1
+            depths[stage] = max(depths[stage], int(block[2]) + 1)
+    name = next((name for name, blocks in BLOCKS.items() if blocks == tuple(depths)), None)
+    if name is None:
+        raise ValueError(
+            f"found an IResNet with {depths} blocks in its stages; expected one of "
+            + ", ".join(f"{name} {list(blocks)}" for name, blocks in BLOCKS.items())
+        )
+    missing = [key for key in ("conv1.weight", "fc.weight") if key not in state]
+    if missing:
+        raise ValueError(f"found an {name} without {missing[0]}: expected a whole state dict")
+    stem = state["conv1.weight"].shape[0]
+    num_features, inputs = state["fc.weight"].shape
+    return Architecture(
+        name,
+        num_features=num_features,
+        width=stem / 64,
+        image_size=16 * math.isqrt(inputs // (8 * stem)),
+    )
+
+
+def _require_fit(state: Mapping[str, Tensor], architecture: Architecture) -> None:
+    with torch.device("meta"):
+        expected = architecture.create().state_dict()
+    wrong = [f"{key} is missing" for key in expected.keys() - state.keys()]
+    wrong += [f"{key} is not one of its names" for key in state.keys() - expected.keys()]
+    wrong += [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected.keys() & state.keys()
+        if state[key].shape != expected[key].shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"found something like {architecture.name} of width {architecture.width:g} for "
+            f"{architecture.image_size} pixels, but {', '.join(sorted(wrong)[:3])}{more}: expected "
+            "the state dict of one IResNet"
+        )
+
+
+def _to_our_pixels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same function of RGB in [-1, 1] that MagFace's network is of BGR in [0, 1].
+
+    Exact in evaluation, but for the outermost pixels: around an image both have zeros, which are
+    black there and gray here.
+    """
+    adapted = {
+        key: value + (_MAGFACE_EPS - 1e-5) if key.endswith(".running_var") else value
+        for key, value in state.items()
+    }
+    # W · (x + 1) / 2 = W / 2 · x + ΣW / 2, and the last is a shift of BatchNorm's mean.
+    halved = state["conv1.weight"].flip(1) / 2
+    adapted["conv1.weight"] = halved
+    adapted["bn1.running_mean"] = state["bn1.running_mean"] - halved.sum((1, 2, 3))
+    return adapted
+
+
+def _other_network(state: Mapping[str, Tensor]) -> str:
+    for name, what in _OTHERS.items():
+        for key in state:
+            if key == name or key.endswith(f".{name}"):
+                before = key.removesuffix(name)
+                return what + (f", under the prefix {before}" if before else "")
+    names = ", ".join(list(state)[:3]) or "nothing"
+    return f"no IResNet among {len(state)} names ({names}, …)"

@@ -1,0 +1,101 @@
+"""recognize: prefixes are taken off, shapes name the network, and what is not ours is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import create_model
+from models.arcface_torch import Architecture, recognize
+from models.iresnet import BLOCKS
+
+SMALL = Architecture("iresnet10", num_features=8, width=0.25, image_size=32)
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return dict(SMALL.create().state_dict())
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_shapes_tell_which_network_it_is(name):
+    expected = Architecture(name, num_features=96, width=0.5, image_size=112)
+    with torch.device("meta"):
+        state = expected.create().state_dict()
+    found = recognize(state)
+    assert found.architecture == expected
+    assert found.state.keys() == state.keys()
+    assert not found.magface
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model."])
+def test_a_prefix_is_taken_off_and_other_keys_left_out(state, prefix):
+    there = {"head.kernel": torch.zeros(8, 3)} | {prefix + k: v for k, v in state.items()}
+    found = recognize(there)
+    assert (found.prefix, found.architecture) == (prefix, SMALL)
+    assert found.state.keys() == state.keys()
+    assert all(found.state[key] is state[key] for key in state)
+
+
+@pytest.mark.parametrize("prefix", ["features.module.", "module.features."])
+def test_magface_gives_its_own_embeddings_for_our_pixels(state, prefix):
+    """Against the network as MagFace runs it; padded like ours, that is with gray, exactly so."""
+    theirs = SMALL.create()
+    for module in theirs.modules():
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            module.eps = 2e-5
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            torch.nn.init.uniform_(module.running_var, 1e-5, 0.5)
+    there = {prefix + key: value.clone() for key, value in theirs.state_dict().items()}
+    found = recognize(there | {"fc.weight": torch.zeros(8, 3)})
+    assert found.magface
+    ours = found.architecture.create()
+    ours.load_state_dict(found.state)
+
+    images = torch.rand(4, 3, 32, 32) * 2 - 1  # RGB in [-1, 1]
+    seen = (images.flip(1) + 1) / 2  # BGR in [0, 1]
+    first = torch.nn.functional.pad(seen, (1, 1, 1, 1), value=0.5)
+    theirs.conv1.padding = (0, 0)
+    theirs.conv1.register_forward_pre_hook(lambda module, inputs: (first,))
+    with torch.no_grad():
+        expected, embeddings = theirs.eval()(seen), ours.eval()(images)
+    torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("state", "complaint"),
+    [
+        ({"model.input_layer.0.weight": 0}, r"AdaFace .* under the prefix model\.; expected one"),
+        ({"layers.0.layers.0.weight": 0}, "found arcface_torch's MobileFaceNet"),
+        ({"module.blocks.0.attn.qkv.weight": 0}, "found a vision transformer"),
+        ({"a": 0, "b": 0}, r"no IResNet among 2 names \(a, b"),
+        ({}, "no IResNet among 0 names"),
+    ],
+)
+def test_other_networks_are_refused_by_name(state, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        recognize({key: torch.zeros(1) for key in state})
+
+
+def test_an_iresnet_that_is_none_of_ours_is_refused_with_what_is_wrong(state):
+    deeper = state | {"layer3.7.bn1.weight": torch.zeros(64)}
+    with pytest.raises(ValueError, match=r"with \[1, 1, 8, 1\] blocks in its stages"):
+        recognize(deeper)
+    with pytest.raises(ValueError, match=r"layer2\.0\.se\.weight is not one of its names"):
+        recognize(state | {"layer2.0.se.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"bn2\.weight is \(7,\) instead of \(128,\)"):
+        recognize(state | {"bn2.weight": torch.zeros(7)})
+    del state["bn2.bias"]
+    with pytest.raises(ValueError, match=r"iresnet10 of width 0\.25 .* bn2\.bias is missing"):
+        recognize(state)
+    del state["fc.weight"]
+    with pytest.raises(ValueError, match=r"an iresnet10 without fc\.weight"):
+        recognize(state)
+
+
+def test_architecture_creates_what_it_says():
+    network = SMALL.create()
+    assert network.state_dict().keys() == create_model("iresnet10").state_dict().keys()
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 8)

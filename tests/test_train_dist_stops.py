@@ -1,0 +1,200 @@
+"""The command under real signals: it saves, says how to go on, and outlives ranks that do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.training import tiny
+from training.watchdog import HANG_EXIT_CODE
+
+ROOT = Path(__file__).parents[1]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+# What happens to a run, as a configuration file that changes its trainer. Files hold a `config`.
+CONFIG = """
+import os, signal, time
+from pathlib import Path
+from tests.training import tiny
+from training.config import override
+from training.loop import Trainer
+
+config = override(
+    tiny.config(Path({data!r}), Path({output!r})),
+    ["run.epochs=20", "run.save_every=2", "log.every=1", {overrides}],
+)
+train_on = Trainer.train_on
+
+
+def disturbed(self, *arguments):
+    time.sleep(0.03)
+    rank, step = self.world.rank, self.steps_done
+    {disturbance}
+    return train_on(self, *arguments)
+
+
+Trainer.train_on = disturbed
+"""
+NOTHING = "pass"
+DIES_ONCE = """if (rank, step, os.environ["TORCHELASTIC_RESTART_COUNT"]) == (1, 17, "0"):
+        os.kill(os.getpid(), signal.SIGKILL)"""
+SLEEPS = "time.sleep(60 * (rank == 1 and step == 17))"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny.write_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def configure(data, tmp_path):
+    """Writes a configuration: its file, and the run's folder."""
+
+    def write(disturbance: str, *overrides: str) -> tuple[Path, Path]:
+        output, path = tmp_path / "run", tmp_path / "config.py"
+        text = CONFIG.format(
+            data=str(data),
+            output=str(output),
+            disturbance=disturbance,
+            overrides=", ".join(repr(override) for override in overrides),
+        )
+        path.write_text(text)
+        return path, output
+
+    return write
+
+
+@contextmanager
+def started(*command: object) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process group of its own, none of which outlives the test."""
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(40)
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """The ranks that torchrun has started, in order."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return sorted(int(child) for child in children.read_text().split())
+
+
+def steps(output: Path) -> list[int]:
+    """Those whose loss was written down."""
+    metrics = output / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return [json.loads(line)["step"] for line in lines if '"loss"' in line]
+
+
+def wait_for_steps(output: Path, process: subprocess.Popen[str], *, count: int) -> None:
+    while len(steps(output)) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def newest(output: Path) -> str:
+    return max(path.name for path in (output / "checkpoints").glob("step_*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_where_it_is_and_the_command_goes_on(configure):
+    """Of one process: the losses are those of a run that was never stopped."""
+    path, output = configure(NOTHING, "run.epochs=6")
+    with started("train_dist.py", path) as process:
+        wait_for_steps(output, process, count=7)
+        process.send_signal(signal.SIGINT)
+        told, complaints = process.communicate(timeout=60)
+    assert process.returncode == 0, complaints
+    last = steps(output)[-1]
+    assert last < 30, "in the middle"
+    assert newest(output) == f"step_{last:09d}"
+    assert f"stopped: SIGINT on rank 0; saved {output / 'checkpoints' / newest(output)}" in told
+    assert f"go on with: python train_dist.py {path}" in told
+    with started("train_dist.py", path) as process:
+        told, complaints = process.communicate(timeout=60)
+    assert process.returncode == 0, complaints
+    assert f"resumed from step_{last:09d}" in told
+    assert steps(output) == list(range(1, 31))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_torchrun_is_sent_stops_all_ranks_after_the_same_step(configure, number):
+    path, output = configure(NOTHING)
+    with started(*TORCHRUN, "train_dist.py", path) as process:
+        wait_for_steps(output, process, count=7)
+        process.send_signal(number)
+        told, complaints = process.communicate(timeout=60)
+    assert "forcefully exiting" not in complaints
+    assert f"stopped: {number.name} on rank" in told
+    assert f"go on with: torchrun --standalone --nproc_per_node=2 train_dist.py {path}" in told
+    assert newest(output) == f"step_{steps(output)[-1]:09d}"
+
+
+@pytest.mark.slow
+def test_one_rank_that_is_sent_a_signal_stops_all(configure):
+    path, output = configure(NOTHING)
+    with started(*TORCHRUN, "train_dist.py", path) as process:
+        wait_for_steps(output, process, count=7)
+        os.kill(workers(process)[1], signal.SIGTERM)
+        told, complaints = process.communicate(timeout=60)
+    assert process.returncode == 0, complaints
+    assert "stopped: SIGTERM on rank 1" in told
+    assert newest(output) == f"step_{steps(output)[-1]:09d}"
+
+
+@pytest.mark.slow
+def test_the_time_is_over_and_all_is_saved(configure):
+    path, output = configure(NOTHING, f"run.max_hours={1 / 3600}")
+    with started(*TORCHRUN, "train_dist.py", path) as process:
+        told, complaints = process.communicate(timeout=60)
+    assert process.returncode == 0, complaints
+    assert "stopped: run.max_hours=0.000277778 are over" in told
+    assert newest(output) == f"step_{steps(output)[-1]:09d}"
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_is_started_again_with_all_others(configure):
+    path, output = configure(DIES_ONCE, "run.epochs=6")
+    with started(*TORCHRUN, "--max-restarts=1", "train_dist.py", path) as process:
+        told, complaints = process.communicate(timeout=120)
+    assert process.returncode == 0, complaints
+    assert "resumed from step_000000010" in told
+    assert steps(output) == list(range(1, 31)), "nothing is told twice, nothing is missing"
+
+
+@pytest.mark.slow
+def test_a_hang_is_told_by_the_rank_that_waits(configure):
+    path, output = configure(SLEEPS, f"run.hang_minutes={1 / 60}")
+    with started(*TORCHRUN, "train_dist.py", path) as process:
+        wait_for_steps(output, process, count=17)
+        began = time.monotonic()
+        _, complaints = process.communicate(timeout=50)
+    assert time.monotonic() - began < 30
+    assert process.returncode == 1, "torchrun's own for ranks that failed"
+    assert f"exitcode  : {HANG_EXIT_CODE}" in complaints
+    for rank in range(2):
+        told = (output / f"hang_rank{rank}.txt").read_text()
+        assert f"rank {rank} hangs: in training of step 17 since" in told
+        assert "furthest behind" in told
+    assert "disturbed" in (output / "hang_rank1.txt").read_text(), "the line it sleeps in"

@@ -1,0 +1,204 @@
+"""export_weights: what others load is what the run had, and it comes back bit for bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from models import create_model
+from tests.training import tiny
+from tools.export_weights import export_arcface_torch, export_safetensors, main
+from tools.import_arcface_torch import import_arcface_torch
+from training import checkpoint
+from training.assembly import create_step
+from training.checkpoint_files import CheckpointError
+from training.config import Config
+from training.distributed import join_world, leave_world
+from training.precision import choose_precision
+from training.step import TrainStep
+
+ROOT = Path(__file__).parents[2]
+CLASSES, STEPS = 11, 2
+SCORES = {"lfw": {"accuracy": 0.99783, "tar_at_far": 0.5}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world():
+    joined = join_world("cpu")
+    yield joined
+    leave_world()
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    return tiny.config(tmp_path / "private" / "faces" / "train.rec", tmp_path / "run")
+
+
+def build(config: Config, world) -> TrainStep:
+    precision = choose_precision(world.device, "fp32")
+    return create_step(config, world, num_classes=CLASSES, precision=precision)[0]
+
+
+def train(config: Config, world) -> tuple[TrainStep, Path]:
+    """A run after two steps on noise, and its checkpoint."""
+    step = build(config, world)
+    lr = step.optimizer.param_groups[0]["lr"].fill_(0.1)
+    for number in range(STEPS):
+        torch.manual_seed(number)
+        images = torch.randint(0, 256, (6, 3, tiny.SIZE, tiny.SIZE), dtype=torch.uint8)
+        step(images, torch.randint(0, CLASSES, (6,)), lr, lambda phase: None)
+    path = checkpoint.save(
+        Path(config.run.output),
+        step=STEPS,
+        config=config,
+        train_step=step,
+        facts={"number of classes": CLASSES},
+        scores=SCORES,
+    )
+    return step, path
+
+
+def test_by_way_of_three_ranks_of_arcface_torch_everything_comes_back(config, world, tmp_path):
+    step, path = train(config, world)
+    assert step.head.velocity.any()
+    written = export_arcface_torch(path, tmp_path / "theirs", world_size=3, epoch=1)
+    assert [file.name for file in written] == [
+        "model.pt",
+        "checkpoint_gpu_0.pt",
+        "checkpoint_gpu_1.pt",
+        "checkpoint_gpu_2.pt",
+    ]
+    network = create_model("iresnet10", num_features=16, width=0.25, image_size=tiny.SIZE)
+    network.load_state_dict(torch.load(written[0], weights_only=True), strict=True)
+
+    back = import_arcface_torch([tmp_path / "theirs"], tmp_path / "back", num_classes=CLASSES)
+    again = build(config, world)
+    assert checkpoint.load(back, train_step=again) == STEPS
+    for key, value in step.backbone.state_dict().items():
+        assert torch.equal(again.backbone.state_dict()[key], value), key
+    for before, after in zip(step.backbone.parameters(), again.backbone.parameters()):
+        if before.requires_grad:
+            momentum = step.optimizer.state[before]["momentum_buffer"]
+            assert torch.equal(again.optimizer.state[after]["momentum_buffer"], momentum)
+    for key, value in step.head.state_dict().items():
+        assert torch.equal(again.head.state_dict()[key], value), key
+
+
+def test_safetensors_load_strictly_and_embed_the_same(config, world, tmp_path):
+    step, path = train(config, world)
+    weights, card = export_safetensors(path, tmp_path / "out", license="mit")
+    with safe_open(weights, framework="pt") as file:
+        about = file.metadata()
+    assert about == {
+        "format": "pt",
+        "name": "iresnet10",
+        "num_features": "16",
+        "width": "0.25",
+        "image_size": "32",
+    }
+    network = create_model("iresnet10", num_features=16, width=0.25, image_size=tiny.SIZE)
+    network.load_state_dict(load_file(weights), strict=True)
+    images = torch.randn(2, 3, tiny.SIZE, tiny.SIZE)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(images), step.backbone.eval()(images))
+
+    text = card.read_text()
+    assert text.startswith("---\nlicense: mit\n")
+    assert "| classes | 11 identities |" in text
+    assert '| loss | cosface {"margin": 0.2, "scale": 16.0} |' in text
+    assert "| data | faces |" in text
+    assert "private" not in text
+    assert "| set | accuracy | tar_at_far |\n| --- | --- | --- |\n| lfw | 0.9978 | 0.5000 |" in text
+
+
+def test_the_cards_own_example_runs(config, world, tmp_path, monkeypatch):
+    step, path = train(config, world)
+    _, card = export_safetensors(path, tmp_path / "out", license="mit")
+    example = card.read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path / "out")
+    images = torch.randint(0, 256, (2, 3, tiny.SIZE, tiny.SIZE), dtype=torch.uint8)
+    names = {"images": images}
+    with torch.no_grad():
+        exec(example, names)
+        expected = step.backbone.eval()(images / 127.5 - 1)
+    torch.testing.assert_close(names["embeddings"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_is_exported_by_its_newest_checkpoint_and_an_import_tells_its_source(
+    config, world, tmp_path
+):
+    _, path = train(config, world)
+    export_arcface_torch(path, tmp_path / "theirs", world_size=1, epoch=0)
+    import_arcface_torch([tmp_path / "theirs" / "model.pt"], tmp_path / "back")
+    _, card = export_safetensors(tmp_path / "back", tmp_path / "out", license="unknown")
+    text = card.read_text()
+    assert "| loss | not told by the files it was imported from (model.pt) |" in text
+    assert "| classes | no head |" in text
+    assert "Not verified at this checkpoint." in text
+    alone = export_arcface_torch(tmp_path / "back", tmp_path / "alone", world_size=2, epoch=0)
+    assert [file.name for file in alone] == ["model.pt"]
+
+
+def test_a_damaged_or_missing_checkpoint_is_refused(config, world, tmp_path):
+    _, path = train(config, world)
+    with pytest.raises(CheckpointError, match=r"no readable about\.json"):
+        export_safetensors(tmp_path / "none", tmp_path / "out", license="mit")
+    shard = next(path.glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"is damaged: .*distcp has .* bytes instead of"):
+        export_safetensors(path, tmp_path / "out", license="mit")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_is_left_alone(config, world, tmp_path):
+    _, path = train(config, world)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("mine")
+    with pytest.raises(CheckpointError, match="out is not empty: name another folder"):
+        export_safetensors(path, tmp_path / "out", license="mit")
+    with pytest.raises(CheckpointError, match="out is not empty: name another folder"):
+        export_arcface_torch(path, tmp_path / "out", world_size=1, epoch=0)
+    assert (tmp_path / "out" / "README.md").read_text() == "mine"
+
+
+def test_subcenters_have_no_place_in_arcface_torch(config, world, tmp_path):
+    _, path = train(replace(config, head=replace(config.head, subcenters=2)), world)
+    with pytest.raises(CheckpointError, match="has 2 centers a class, expected 1"):
+        export_arcface_torch(path, tmp_path / "out", world_size=1, epoch=0)
+    assert export_safetensors(path, tmp_path / "out", license="mit")[0].exists()
+
+
+def test_without_sgds_momentum_it_is_said_and_the_rest_is_there(config, world, tmp_path, capsys):
+    _, path = train(replace(config, optim=replace(config.optim, name="adamw")), world)
+    export_arcface_torch(path, tmp_path / "out", world_size=2, epoch=0)
+    told = capsys.readouterr().out
+    assert "no momentum of SGD in the checkpoint" in told
+    assert "at epoch 0: give --epoch" in told
+    import_arcface_torch([tmp_path / "out"], tmp_path / "back", num_classes=CLASSES)
+    assert "its optimizer has 0 such buffers" in capsys.readouterr().out
+
+
+def test_the_command_writes(config, world, tmp_path):
+    _, path = train(config, world)
+    command = [sys.executable, str(ROOT / "tools/export_weights.py"), str(path)]
+    done = subprocess.run(
+        [*command, "-o", "out", "--license", "mit"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["wrote", "out/model.safetensors", "wrote", "out/README.md"]
+
+
+def test_mistakes_end_in_one_line(config, world, tmp_path, monkeypatch):
+    _, path = train(config, world)
+    options = ["-o", str(tmp_path / "out"), "--format", "arcface_torch", "--ranks", "12"]
+    monkeypatch.setattr(sys, "argv", ["export", str(path), *options])
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert refused.value.code == "export_weights: 11 classes for 12 ranks: expected fewer ranks"

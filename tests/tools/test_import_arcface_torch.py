@@ -1,0 +1,151 @@
+"""import_arcface_torch: its checkpoint is one that a run goes on from, with their numbers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.arcface_torch import Architecture
+from tests.training import tiny
+from tools.import_arcface_torch import import_arcface_torch, main
+from training import checkpoint
+from training.arcface_files import ArcFaceTorchError, rows_of, trained
+from training.assembly import create_step
+from training.checkpoint_files import faults, read_about
+from training.checkpoint_state import unwrapped
+from training.distributed import join_world, leave_world
+from training.precision import choose_precision
+
+ROOT = Path(__file__).parents[2]
+CLASSES, RANKS, STEP = 11, 3, 600
+NETWORK = Architecture("iresnet10", num_features=16, width=0.25, image_size=tiny.SIZE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world():
+    joined = join_world("cpu")
+    yield joined
+    leave_world()
+
+
+@pytest.fixture
+def theirs(tmp_path) -> tuple[Path, nn.Module, Tensor]:
+    """A folder of arcface_torch after a step, its backbone and its centers.
+
+    Momentum is the gradient then, which for the centers is twice themselves.
+    """
+    torch.manual_seed(0)
+    folder, network = tmp_path / "theirs", NETWORK.create()
+    folder.mkdir()
+    for parameter in trained(network).values():
+        parameter.grad = torch.randn_like(parameter)
+    centers = torch.randn(CLASSES, 16)
+    sizes = [rows_of(CLASSES, rank=r, world_size=RANKS) for r in range(RANKS)]
+    for rank, rows in enumerate(centers.split(sizes)):
+        part = nn.Parameter(rows.clone())
+        part.grad = part.detach() * 2
+        groups = [{"params": network.parameters()}, {"params": [part]}]
+        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+        optimizer.step()
+        content = {
+            "epoch": 3,
+            "global_step": STEP,
+            "state_dict_backbone": network.state_dict(),
+            "state_dict_softmax_fc": {"weight": part.detach()},
+            "state_optimizer": optimizer.state_dict(),
+            "state_lr_scheduler": {},
+        }
+        torch.save(content, folder / f"checkpoint_gpu_{rank}.pt")
+    return folder, network, centers
+
+
+def test_a_run_goes_on_from_their_weights_and_momentum(theirs, tmp_path, world):
+    folder, network, centers = theirs
+    path = import_arcface_torch([folder], tmp_path / "out", num_classes=CLASSES)
+    assert path.parents[1] == tmp_path / "out"
+    assert faults(path) == []
+    facts = read_about(path)["facts"]
+    assert facts == {
+        "image size": 32,
+        "model.name": "iresnet10",
+        "model.embedding_dim": 16,
+        "model.width": 0.25,
+        "number of classes": CLASSES,
+        "head.subcenters": 1,
+        "imported from": ["theirs"],
+    }
+
+    config = tiny.config(tmp_path, tmp_path)
+    precision = choose_precision(world.device, "fp32")
+    step, _ = create_step(config, world, num_classes=CLASSES, precision=precision)
+    assert checkpoint.load(path, train_step=step) == STEP
+    backbone = unwrapped(step.backbone)
+    for key, value in network.state_dict().items():
+        assert torch.equal(backbone.state_dict()[key], value), key
+    named = dict(backbone.named_parameters())
+    for name, parameter in trained(network).items():
+        momentum = step.optimizer.state[named[name]]["momentum_buffer"]
+        assert torch.equal(momentum, parameter.grad), name
+    assert torch.equal(step.head.centers, centers)
+    assert torch.equal(step.head.velocity, centers * 2)
+    assert step.head.steps.item() == STEP
+    images = torch.randn(2, 3, tiny.SIZE, tiny.SIZE)
+    with torch.no_grad():
+        assert torch.equal(backbone.eval()(images), network.eval()(images))
+
+
+def test_a_backbone_alone_becomes_a_checkpoint_without_a_head(theirs, tmp_path, world, capsys):
+    _, network, _ = theirs
+    torch.save(network.state_dict(), tmp_path / "backbone.pth")
+    path = import_arcface_torch([tmp_path / "backbone.pth"], tmp_path / "out")
+    told = capsys.readouterr().out
+    assert "iresnet10, width 0.25, 16 features, images of 32 pixels" in told
+    assert "head          none" in told
+    assert "momentum of the backbone: in none of these files, it starts at zero" in told
+    assert "run.resume" not in told
+    config = tiny.config(tmp_path, tmp_path)
+    precision = choose_precision(world.device, "fp32")
+    step, _ = create_step(config, world, num_classes=CLASSES, precision=precision)
+    with pytest.raises(checkpoint.CheckpointError, match=r"head\.centers"):
+        checkpoint.load(path, train_step=step)
+
+
+def test_a_folder_in_use_is_left_alone(theirs, tmp_path):
+    output = tmp_path / "out"
+    (output / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ArcFaceTorchError, match="out is not empty: name another folder"):
+        import_arcface_torch([theirs[0]], output)
+    assert list(output.rglob("*")) == [output / "checkpoints"]
+
+
+def test_the_command_imports(theirs, tmp_path):
+    folder, _, _ = theirs
+    command = [sys.executable, str(ROOT / "tools/import_arcface_torch.py"), str(folder)]
+    done = subprocess.run(
+        [*command, "-o", "out", "--num-classes", str(CLASSES)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "head          11 classes" in done.stdout
+    assert f"run.resume=out/checkpoints/step_{STEP:09d}" in done.stdout
+
+
+def test_mistakes_end_in_one_line_and_nothing_is_written(theirs, tmp_path, monkeypatch):
+    folder, _, _ = theirs
+    (folder / "checkpoint_gpu_1.pt").unlink()
+    for name in ("join_world", "leave_world"):  # this process is in one already
+        monkeypatch.setattr(f"tools.import_arcface_torch.{name}", lambda *device: None)
+    monkeypatch.setattr(sys, "argv", ["import", str(folder), "-o", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert refused.value.code == (
+        "import_arcface_torch: the centers of rank 1 of 3 are missing: name the files of all ranks"
+    )
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,114 @@
+"""Folders of checkpoints: damage is found and named, and only what should go is removed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training import checkpoint_files as files
+
+SHARD, CONTENT = "__0_0.distcp", bytes(range(256)) * 300
+
+
+def make(output: Path, step: int, accuracy: float | None = None) -> Path:
+    """A complete checkpoint of one shard."""
+    final = files.folder_of(output, step)
+    partial = files.partial_of(final)
+    partial.mkdir(parents=True)
+    with files.DigestedFile(partial / SHARD) as shard:
+        shard.write(CONTENT[:1000])
+        shard.write(CONTENT[1000:])
+    documents = {"about.json": {"step": step, "accuracy": accuracy}}
+    files.complete(final, documents=documents, digests={SHARD: shard.digest()})
+    return final
+
+
+def damage(path: Path, *, at: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_complete_one_appears_under_its_name_and_holds(tmp_path):
+    path = make(tmp_path, 7)
+    assert files.checkpoints(tmp_path) == [path] == [files.newest(tmp_path)]
+    assert files.faults(path) == []
+    assert {file.name for file in path.iterdir()} == {SHARD, "about.json", "manifest.json"}
+    assert files.read_about(path)["step"] == 7
+
+
+@pytest.mark.parametrize("at", [0, 255, len(CONTENT) - 1])
+def test_one_flipped_bit_is_found(tmp_path, at):
+    path = make(tmp_path, 1)
+    damage(path / SHARD, at=at)
+    assert files.faults(path) == [f"{SHARD} does not have its checksum: bytes in it have changed"]
+
+
+def test_a_missing_and_a_truncated_file_are_told_apart(tmp_path):
+    path = make(tmp_path, 1)
+    (path / "about.json").unlink()
+    (path / SHARD).write_bytes(CONTENT[:-1])
+    assert sorted(files.faults(path)) == [
+        "__0_0.distcp has 76,799 bytes instead of 76,800",
+        "about.json is missing",
+    ]
+
+
+def test_the_manifest_itself_may_be_damaged_anywhere(tmp_path):
+    path = make(tmp_path, 1)
+    manifest = path / "manifest.json"
+    whole = manifest.read_text()
+    meant = json.loads(whole)
+    for at in range(len(whole)):
+        manifest.write_text(whole)
+        damage(manifest, at=at)
+        try:
+            same = json.loads(manifest.read_text()) == meant
+        except ValueError:
+            same = False
+        assert bool(files.faults(path)) != same, whole[max(0, at - 9) : at + 9]
+    manifest.write_text(whole[: len(whole) // 2])
+    assert "manifest.json cannot be read" in files.faults(path)[0]
+    manifest.unlink()
+    assert files.faults(path) == ["manifest.json is missing"]
+
+
+def test_ranks_share_the_reading(tmp_path):
+    path = make(tmp_path, 1)
+    damage(path / SHARD)
+    damage(path / "about.json")
+    shares = [files.faults(path, rank=rank, world_size=3) for rank in range(3)]
+    assert sorted(len(share) for share in shares) == [0, 1, 1]
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    for step, accuracy in enumerate([0.5, 0.9, 0.9, 0.7, None, None], start=1):
+        make(tmp_path, step, accuracy)
+        files.retain(tmp_path, step=step, keep=2)
+    assert [path.name[-1] for path in files.checkpoints(tmp_path)] == ["3", "5", "6"]
+    assert files.best(tmp_path) == files.folder_of(tmp_path, 3), "of equals the newest"
+    assert not list((tmp_path / "checkpoints").glob("partial_*"))
+
+
+def test_what_lies_beyond_the_step_goes_and_does_not_count(tmp_path):
+    """The run went on from step 2, as step 9 was damaged."""
+    for step, accuracy in [(1, 0.1), (2, 0.2), (9, 0.9), (3, None)]:
+        make(tmp_path, step, accuracy)
+    files.retain(tmp_path, step=3, keep=1)
+    assert [path.name[-1] for path in files.checkpoints(tmp_path)] == ["2", "3"]
+
+
+def test_one_of_the_same_step_is_replaced_and_remains_are_cleared(tmp_path):
+    path = make(tmp_path, 4)
+    damage(path / SHARD)
+    (tmp_path / "checkpoints" / "partial_step_000000003").mkdir()
+    files.clear(tmp_path / "checkpoints")
+    assert files.faults(make(tmp_path, 4)) == []
+    assert [p.name for p in files.checkpoints(tmp_path)] == ["step_000000004"]
+
+
+def test_a_folder_that_is_no_checkpoint_says_so(tmp_path):
+    with pytest.raises(files.CheckpointError, match=r"no readable about\.json .*expected a check"):
+        files.read_about(tmp_path)

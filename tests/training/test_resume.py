@@ -1,0 +1,108 @@
+"""Which checkpoint a run goes on from, and which it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.training.test_checkpoint import CONFIG, train_step
+from tests.training.test_checkpoint_files import damage
+from training import checkpoint, resume
+from training.checkpoint_files import CheckpointError
+from training.distributed import join_world, leave_world
+
+FACTS = {"model.name": "iresnet10", "number of classes": 11, "image size": (112, 112)}
+
+
+@pytest.fixture(scope="module")
+def world():
+    yield join_world("cpu")
+    leave_world()
+
+
+@pytest.fixture(scope="module")
+def saved(world, tmp_path_factory) -> Path:
+    """A run's folder with the checkpoints of steps 5 and 10."""
+    output = tmp_path_factory.mktemp("run")
+    for number in (5, 10):
+        checkpoint.save(output, step=number, config=CONFIG, train_step=train_step(), facts=FACTS)
+    return output
+
+
+@pytest.fixture
+def run(saved, tmp_path) -> Path:
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def choose(output: Path, option: str = "auto", facts: dict | None = None) -> str | None:
+    config = replace(CONFIG, run=replace(CONFIG.run, resume=option))
+    path = resume.choose_checkpoint(output, config, facts=facts or FACTS)
+    return path and path.name.removeprefix("step_").lstrip("0")
+
+
+def shard(output: Path, step: int) -> Path:
+    return output / "checkpoints" / f"step_{step:09d}" / "__0_0.distcp"
+
+
+def test_the_newest_is_taken_and_none_where_there_is_none(run, tmp_path):
+    assert choose(run) == "10"
+    assert choose(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.parametrize(
+    ("harm", "fault"),
+    [
+        (lambda path: damage(path, at=999), "does not have its checksum"),
+        (lambda path: path.unlink(), "__0_0.distcp is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes instead of"),
+    ],
+)
+def test_the_one_before_a_damaged_one_is_taken_with_a_warning(run, harm, fault, caplog):
+    harm(shard(run, 10))
+    assert choose(run) == "5"
+    (record,) = caplog.records
+    assert "step_000000010 is damaged: __0_0.distcp" in record.getMessage()
+    assert fault in record.getMessage()
+
+
+def test_where_all_are_damaged_the_run_does_not_start_over_in_silence(run):
+    damage(shard(run, 5))
+    damage(shard(run, 10))
+    with pytest.raises(CheckpointError, match=r"no checkpoint is whole.*step_0+10.*step_0+5"):
+        choose(run)
+
+
+def test_a_run_begins_at_the_path_and_then_goes_on_by_itself(run, saved, tmp_path):
+    new = tmp_path / "new"
+    assert choose(new, str(run)) == "10"
+    five = saved / "checkpoints" / "step_000000005"
+    assert choose(new, str(five)) == "5"
+    assert choose(run, str(five)) == "10", "its own checkpoints come first"
+
+
+def test_a_named_checkpoint_that_is_damaged_is_not_replaced_by_another(run, tmp_path):
+    damage(shard(run, 10))
+    assert choose(tmp_path / "new", str(run)) == "5", "of a run's folder the newest whole one"
+    with pytest.raises(CheckpointError, match=r"no checkpoint is whole"):
+        choose(tmp_path / "new", str(shard(run, 10).parent))
+
+
+def test_going_back_in_the_same_folder_is_refused(run):
+    assert choose(run, str(shard(run, 10).parent)) == "10"
+    with pytest.raises(CheckpointError, match=r"is not the newest .* choose another run\.output"):
+        choose(run, str(shard(run, 5).parent))
+
+
+def test_a_path_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"run\.resume=nevr holds no checkpoint: expected au"):
+        choose(tmp_path, "nevr")
+
+
+@pytest.mark.parametrize("fact", list(FACTS))
+def test_another_model_head_or_dataset_is_named(run, tmp_path, fact):
+    facts = FACTS | {fact: "other"}
+    with pytest.raises(CheckpointError, match=f"is of another run: its {fact} is .*'other'"):
+        choose(tmp_path / "new", str(run), facts)

@@ -1,0 +1,241 @@
+"""Signals and the clock end a run on all ranks after the same step, however far apart they are."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.ranks import run_ranks
+from training import stops
+from training.config import ConfigError, RunConfig
+from training.distributed import World, join_world, leave_world
+from training.stops import Agreement, Stops, resume_command
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def world():
+    yield join_world("cpu")
+    leave_world()
+
+
+def stop_within(stops: Stops, seconds: float = 3.0) -> str:
+    """Take steps until a stop is requested; why it is."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if reason := stops.requested():
+            return reason
+        time.sleep(0.005)
+    raise AssertionError("no stop was requested")
+
+
+def agreements(world_size: int) -> list[Agreement]:
+    store = dist.HashStore()
+    return [Agreement(store, rank=rank, world_size=world_size) for rank in range(world_size)]
+
+
+def train_in_threads(
+    rng: random.Random, *, world_size: int, ahead: int, asked_after: int
+) -> tuple[list[int], list[str | None]]:
+    """Up to 24 steps; by rank how many have begun, and the reason for a stop.
+
+    A step ends when the others have begun the one that is `ahead` before it: as where hosts run
+    ahead of their GPUs; 0 is a collective that all wait in.
+    """
+    ranks, total = agreements(world_size), 24
+    begun, reasons = [0] * world_size, [None] * world_size
+    asks, pace = rng.choice(ranks), [rng.uniform(0, 0.001) for _ in ranks]
+    over = threading.Event()
+
+    def train(rank: int) -> None:
+        while begun[rank] < total and not reasons[rank]:
+            reasons[rank] = ranks[rank].begin_step()
+            if reasons[rank]:
+                return
+            begun[rank] += 1
+            time.sleep(pace[rank])
+            while min(begun) < begun[rank] - ahead:
+                time.sleep(0.0002)
+        ranks[rank].answer()
+
+    def listen() -> None:
+        while not over.is_set():
+            if max(begun) >= asked_after:
+                asks.ask("time is over")
+            for agreement in rng.sample(ranks, world_size):
+                agreement.follow()
+            time.sleep(0.0002)
+
+    threads = [threading.Thread(target=train, args=(rank,)) for rank in range(world_size)]
+    listener = threading.Thread(target=listen)
+    for thread in (*threads, listener):
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    over.set()
+    listener.join()
+    assert not any(thread.is_alive() for thread in threads), "no rank waits for ever"
+    return begun, reasons
+
+
+def test_ranks_that_run_ahead_of_one_another_stop_after_the_same_step():
+    stopped_after = []
+    for seed in range(60):
+        rng = random.Random(seed)
+        begun, reasons = train_in_threads(
+            rng,
+            world_size=rng.randint(1, 4),
+            ahead=rng.randint(0, 6),
+            asked_after=rng.randint(0, 30),
+        )
+        assert len(set(begun)) == 1, "the same step"
+        if begun[0] < 24:
+            assert set(reasons) == {"time is over"}
+            stopped_after.append(begun[0])
+    assert len(stopped_after) > 20
+    assert len(set(stopped_after)) > 10, "at many a step"
+
+
+def test_a_rank_that_cannot_answer_is_named(monkeypatch):
+    monkeypatch.setattr(stops, "_ANSWER", 0.05)
+    ranks = agreements(3)
+    ranks[0].ask("SIGTERM on rank 0")
+    ranks[0].follow()
+    ranks[2].follow()
+    time.sleep(0.1)
+    with pytest.raises(TimeoutError, match=r"no answer from ranks \[1\]"):
+        ranks[0].follow()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_a_request_inside_and_what_it_was_outside(number, world):
+    before = signal.getsignal(number)
+    with Stops(RunConfig(), world) as running:
+        assert running.requested() is None
+        os.kill(os.getpid(), number)
+        assert stop_within(running) == f"{number.name} on rank 0"
+        assert stop_within(running), "it stays requested"
+    assert signal.getsignal(number) is before
+    assert "stops" not in [thread.name for thread in threading.enumerate()]
+    with Stops(RunConfig(), world) as again:
+        time.sleep(3 * stops._POLL)
+        assert again.requested() is None, "another run is not meant"
+
+
+def test_one_press_that_arrives_twice_does_not_quit(world):
+    """From the terminal, and from a launcher that passes on what it got itself."""
+    with Stops(RunConfig(), world) as running:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop_within(running) == "SIGINT on rank 0"
+
+
+def test_the_time_is_over(world):
+    with Stops(RunConfig(max_hours=0.2 / 3600), world) as running:
+        assert running.requested() is None
+        assert stop_within(running) == "run.max_hours=5.55556e-05 are over"
+
+
+def test_a_time_below_zero_is_refused():
+    with pytest.raises(ConfigError, match=r"run\.max_hours=-1: expected 0 \(off\) or more"):
+        RunConfig(max_hours=-1)
+
+
+STUCK = """
+import sys
+from dataclasses import replace
+from datetime import timedelta
+import torch.distributed as dist
+from training import stops
+from training.config import RunConfig
+from training.distributed import join_world
+stops._ANSWER = 0.3
+with stops.Stops(RunConfig(), replace(join_world("cpu"), world_size=int(sys.argv[1]))):
+    print("ready", flush=True)
+    dist.HashStore().wait(["never"], timedelta(minutes=5))  # as in a collective: not in Python
+"""
+
+
+@contextmanager
+def stuck(*, world_size: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that waits for what never comes, of as many ranks, the others dead."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, str(world_size)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        yield process
+    finally:
+        process.kill()
+
+
+def test_a_second_press_quits_at_once_even_out_of_a_collective_that_hangs():
+    with stuck(world_size=1) as process:
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(stops._ECHO + 0.3)
+        pressed = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=5)
+        assert time.monotonic() - pressed < 1
+        assert process.returncode == 130
+        assert b"interrupted twice: quitting without saving" in told
+
+
+def test_what_waits_for_a_dead_rank_quits_when_it_is_told_to_stop():
+    """As torchrun tells those that are left; it would kill them only after thirty seconds."""
+    with stuck(world_size=2) as process:
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=5)
+        assert process.returncode == stops.NO_ANSWER_EXIT_CODE
+        assert b"SIGTERM on rank 0, but no answer from ranks [1] in 0.3 seconds: quitting" in told
+
+
+def train_until_stopped(world: World) -> tuple[int, str, list[int]]:
+    """Steps begun, the reason, and the steps that a collective saw; rank 1 is sent a signal."""
+    steps, seen = 0, []
+    with Stops(RunConfig(), world) as running:
+        while not (reason := running.requested()):
+            steps += 1
+            total = torch.tensor([steps])
+            dist.all_reduce(total)
+            seen.append(total.item())
+            if world.rank == 1 and steps == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.002 * world.rank)
+    return steps, reason, seen
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path):
+    results = run_ranks(train_until_stopped, world_size=2, folder=tmp_path)
+    assert all(result == results[0] for result in results)
+    steps, reason, seen = results[0]
+    assert reason == "SIGTERM on rank 1"
+    assert seen == [2 * step for step in range(1, steps + 1)], "nobody was out of step"
+
+
+def test_the_command_that_goes_on():
+    argv = ["train_dist.py", "configs/demo.py", "run.output=my runs"]
+    quoted = "train_dist.py configs/demo.py 'run.output=my runs'"
+    assert resume_command(argv, {}) == f"python {quoted}"
+    ranks = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+    assert resume_command(argv, ranks) == f"torchrun --standalone --nproc_per_node=2 {quoted}"
+    several = resume_command(argv, ranks | {"GROUP_WORLD_SIZE": "4"})
+    assert several.startswith(f"torchrun --nnodes=4 --nproc_per_node=2 {quoted}, on every machine")

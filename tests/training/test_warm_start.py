@@ -1,0 +1,268 @@
+"""Starting from other weights: people keep their centers, new ones start at their own mean."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.functional import normalize as to_unit_length
+
+from models import normalize
+from pipeline.index import open_index
+from pipeline.jpeg import decode_batch
+from tests.ranks import run_ranks
+from tests.training import tiny
+from tests.training.people import build, save_run, with_data, write_people
+from training.checkpoint_state import unwrapped
+from training.config import Config, override
+from training.distributed import World, join_world, leave_world
+from training.precision import choose_precision
+from training.warm_start import warm_start
+from training.weights_source import WeightsError
+
+OLD, NEW = ("ann", "bob", "cyd", "dan"), ("bob", "eve", "ann", "fay", "gus")
+FP32 = choose_precision(torch.device("cpu"), "fp32")
+
+
+@pytest.fixture(scope="module")
+def world():
+    yield join_world("cpu")
+    leave_world()
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory) -> Path:
+    return write_people(tmp_path_factory.mktemp("old"), OLD)
+
+
+@pytest.fixture(scope="module")
+def new(tmp_path_factory) -> Path:
+    return write_people(tmp_path_factory.mktemp("new"), NEW, images=40)
+
+
+@pytest.fixture(scope="module")
+def trained(old, world, tmp_path_factory):
+    """(checkpoint, its step, its configuration) of a run on the old people."""
+    config = tiny.config(old, tmp_path_factory.mktemp("runs") / "old")
+    return *save_run(config, world), config
+
+
+def start(config: Config, world: World, init_from: Path):
+    """A step that was started from other weights, and what was told."""
+    config = replace(config, run=replace(config.run, init_from=str(init_from)))
+    step, data = build(config, world)
+    return step, warm_start(config, world, step=step, data=data, precision=FP32)
+
+
+def floats(step) -> dict[str, torch.Tensor]:
+    state = unwrapped(step.backbone).state_dict()
+    return {name: t for name, t in state.items() if t.is_floating_point()}
+
+
+def mean_center(step, rec: Path, label: int) -> torch.Tensor:
+    """(D,) the direction that an identity should start in, an image at a time."""
+    index, network = open_index(rec), unwrapped(step.backbone).eval()
+    rows = []
+    for record in np.flatnonzero(index.records["label"] == label):
+        pixels, _ = decode_batch(index.sources(record[None]), size=tiny.SIZE)
+        with torch.no_grad():
+            row = network(normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.float32))
+        rows.append(to_unit_length(row))
+    taken = {32 * k // len(rows): k for k in reversed(range(len(rows)))}
+    return to_unit_length(torch.cat([rows[k] for k in taken.values()]).mean(dim=0), dim=0)
+
+
+def test_people_keep_their_centers_and_new_ones_start_at_their_mean(trained, new, world, tmp_path):
+    checkpoint, source, config = trained
+    step, told = start(with_data(config, new, output=tmp_path), world, checkpoint)
+    head, theirs = step.head, source.head.centers
+    assert torch.equal(head.centers[[0, 2]], theirs[[1, 0]]), "bob and ann"
+    norm = theirs.norm(dim=1).mean()
+    for label in (1, 3, 4):
+        expected = norm * mean_center(step, new, label)
+        torch.testing.assert_close(head.centers[label], expected, atol=1e-5, rtol=1e-4)
+    assert not head.velocity.any()
+    assert all(torch.equal(t, floats(source)[name]) for name, t in floats(step).items())
+    assert told == [
+        f"backbone from {checkpoint}",
+        "2 of 5 centers taken, by the label in the same file or by the name",
+        "3 centers start at the mean embedding of up to 32 images",
+    ]
+
+
+def test_the_same_file_needs_no_names_and_may_lie_anywhere(trained, old, new, world, tmp_path):
+    """Without manifests: labels of a file with the same content."""
+    checkpoint, source, config = trained
+    copies = []
+    for number, rec in enumerate((new, old)):
+        copies.append(tmp_path / f"{number}.rec")
+        copies[-1].write_bytes(rec.read_bytes())
+    step, told = start(with_data(config, *copies, output=tmp_path / "run"), world, checkpoint)
+    assert torch.equal(step.head.centers[5:], source.head.centers)
+    assert told[1].startswith("4 of 9 centers taken")
+
+
+def start_ranks(world: World, config: Config, init_from: Path) -> torch.Tensor:
+    """The centers of all ranks."""
+    step, _ = start(config, world, init_from)
+    everyone: list = [None] * world.world_size
+    dist.all_gather_object(everyone, step.head.centers)
+    return torch.cat(everyone)
+
+
+def save_and_start_ranks(world: World, saved: Config, begun: Config) -> torch.Tensor:
+    checkpoint, _ = save_run(saved, world)
+    return start_ranks(world, begun, checkpoint)
+
+
+@pytest.mark.slow
+def test_the_number_of_ranks_changes_no_bit(trained, old, new, world, tmp_path):
+    """Neither that of those who start, 7 classes on 1 to 3, nor that of those who saved."""
+    checkpoint, _, config = trained
+    more = write_people(tmp_path / "more", ("hal", "dan"), images=33)
+    begun = with_data(config, new, more, output=tmp_path / "run")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of several ranks has
+    one = start_ranks(world, begun, checkpoint)
+    torch.set_num_threads(threads)
+    by_two = with_data(config, old, output=tmp_path / "two")
+    two, _ = run_ranks(save_and_start_ranks, by_two, begun, world_size=2, folder=tmp_path)
+    three, _, _ = run_ranks(start_ranks, begun, checkpoint, world_size=3, folder=tmp_path)
+    assert one.shape == (7, 16)
+    assert torch.equal(one, two)
+    assert torch.equal(one, three)
+
+
+def test_a_run_stands_for_its_newest_checkpoint(trained, old, world, tmp_path):
+    checkpoint, source, config = trained
+    again = with_data(config, old, output=tmp_path)
+    step, told = start(again, world, checkpoint.parent.parent)
+    assert torch.equal(step.head.centers, source.head.centers)
+    assert told == [
+        f"backbone from {checkpoint}",
+        "4 of 4 centers taken, by the label in the same file or by the name",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+def test_a_backbone_alone_starts_every_center_at_its_mean(trained, old, world, tmp_path, suffix):
+    _, source, config = trained
+    path = tmp_path / f"backbone{suffix}"
+    state = {f"module.{name}": t for name, t in source.backbone.state_dict().items()}
+    if suffix == ".safetensors":
+        safetensors = pytest.importorskip("safetensors.torch")
+        state = {name: t.contiguous() for name, t in state.items()}
+        safetensors.save_file(state, path)
+    else:
+        torch.save(state, path)
+    config = with_data(config, old, output=tmp_path / "run")
+    fresh, _ = build(config, world)
+    step, told = start(config, world, path)
+    assert all(torch.equal(t, floats(source)[name]) for name, t in floats(step).items())
+    lengths = fresh.head.centers.norm(dim=1)
+    torch.testing.assert_close(step.head.centers.norm(dim=1), lengths, msg="its own norm stays")
+    expected = lengths[2] * mean_center(step, old, 2)
+    torch.testing.assert_close(step.head.centers[2], expected, atol=1e-6, rtol=1e-4)
+    assert told[1] == "0 of 4 centers taken: there is no head"
+
+
+def test_subcenters_of_a_new_class_start_apart(trained, new, world, tmp_path):
+    _, source, config = trained
+    path = tmp_path / "backbone.pth"
+    torch.save(source.backbone.state_dict(), path)
+    lonely = write_people(tmp_path / "one", ("ivy",), images=1)
+    config = with_data(config, new, lonely, output=tmp_path / "run")
+    step, _ = start(override(config, ["head.subcenters=2"]), world, path)
+    directions = to_unit_length(step.head.centers.view(6, 2, 16), dim=2)
+    cosines = (directions[:, 0] * directions[:, 1]).sum(dim=1)
+    assert (cosines[:5] > 0.9).all()
+    assert (cosines[:5] < 1 - 1e-6).all()
+    assert cosines[5] == pytest.approx(1), "of a single image"
+
+
+def test_what_does_not_fit_is_named_and_the_rest_is_taken(trained, old, world, tmp_path):
+    checkpoint, source, config = trained
+    wider = override(with_data(config, old, output=tmp_path), ["model.embedding_dim=24"])
+    fresh, _ = build(wider, world)
+    step, told = start(wider, world, checkpoint)
+    conv = unwrapped(step.backbone).conv1.weight
+    assert torch.equal(conv, unwrapped(source.backbone).conv1.weight)
+    assert torch.equal(step.head.centers, fresh.head.centers)
+    assert told[1].startswith("of other shapes: fc.weight (16, 512), here (24, 512); fc.bias (16,)")
+    assert told[2:] == [
+        "0 of 4 centers taken: they have model.embedding_dim=16 and head.subcenters=1, here it is "
+        "24 and 1",
+        "other centers start at random: the backbone was not taken whole",
+    ]
+    deeper = override(with_data(config, old, output=tmp_path), ["model.name=iresnet18"])
+    step, told = start(deeper, world, checkpoint)
+    assert told[1].startswith("not there: layer1.1.bn1.weight, ")
+    assert told[1].endswith("more")
+    assert torch.equal(step.head.centers, source.head.centers)
+
+
+def test_a_network_of_which_nothing_fits_is_refused(trained, old, world, tmp_path):
+    checkpoint, _, config = trained
+    settings = ["model.embedding_dim=24", "model.width=0.5"]
+    with pytest.raises(WeightsError, match=r"no tensor that fits .* it has .* and 109 more"):
+        start(override(with_data(config, old, output=tmp_path), settings), world, checkpoint)
+
+
+def test_unknown_people_are_the_first_files_labels_if_these_are_as_many(old, new, world, tmp_path):
+    """As after an import, or where a checkpoint was copied without its run."""
+    config = tiny.config(old, tmp_path / "run")
+    checkpoint, source = save_run(config, world, known=False)
+    step, told = start(with_data(config, old, new, output=tmp_path / "a"), world, checkpoint)
+    assert torch.equal(step.head.centers[:4], source.head.centers)
+    assert told[1].startswith("4 of 9 centers taken, row by label: nothing says whose its 4 are")
+    _, told = start(with_data(config, new, old, output=tmp_path / "b"), world, checkpoint)
+    assert told[1].startswith("0 of 9 centers taken: nothing says whose its 4 are, and no files")
+
+
+def test_classes_without_images_stay_where_they_start(trained, new, world, tmp_path):
+    checkpoint, _, config = trained
+    config = override(with_data(config, new, output=tmp_path), ["head.num_classes=8"])
+    fresh, _ = build(config, world)
+    step, told = start(config, world, checkpoint)
+    assert torch.equal(step.head.centers[5:], fresh.head.centers[5:])
+    assert told[-1] == "3 centers start at random: no image of theirs can be embedded"
+
+
+def test_damaged_and_missing_weights_are_one_line_of_error(trained, old, world, tmp_path):
+    checkpoint, source, config = trained
+    config = with_data(config, old, output=tmp_path / "run")
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in checkpoint.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    (shard,) = damaged.glob("*.distcp")
+    shard.write_bytes(b"\0" + shard.read_bytes()[1:])
+    code, head = tmp_path / "code.pth", tmp_path / "head.pt"
+    torch.save(Exception, code)
+    torch.save({"state_dict_backbone": source.backbone.state_dict()}, head)
+    for path, complaint in [
+        (damaged, r"is damaged: .*distcp does not have its checksum"),
+        (tmp_path / "none", r"none does not exist: expected a checkpoint"),
+        (tmp_path, r"is there, but holds no checkpoint"),
+        (code, r"cannot be read as weights"),
+        (head, r"holds a dict of state_dict_backbone: .* tools/import_arcface_torch\.py"),
+    ]:
+        with pytest.raises(WeightsError, match=complaint):
+            start(config, world, path)
+
+
+def test_a_head_that_is_not_its_peoples_is_refused(trained, old, world, tmp_path):
+    config = tiny.config(old, tmp_path / "run")
+    checkpoint, _ = save_run(config, world)
+    listed = tmp_path / "run" / "identities.json"
+    listed.write_text(listed.read_text().replace('"classes": 4', '"classes": 5'))
+    begun = with_data(config, old, output=tmp_path / "begun")
+    with pytest.raises(WeightsError, match=r"has 4 rows, its identities\.json tells of 5"):
+        start(begun, world, checkpoint)
+    listed.write_text("{")
+    with pytest.raises(ValueError, match=r"identities\.json does not say whose"):
+        start(begun, world, checkpoint)

@@ -1,0 +1,177 @@
+"""Weights for others:  python tools/export_weights.py CHECKPOINT -o OUT [--format arcface_torch]
+
+CHECKPOINT is a checkpoint's folder, or a run's, for its newest. OUT gets model.safetensors, the
+backbone, and its model card, README.md; or, as arcface_torch, model.pt and, for --ranks GPUs, the
+checkpoint_gpu_{r}.pt that arcface_torch resumes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.arcface_torch import Architecture
+from tools.model_card import model_card
+from training.arcface_files import Weights, write_arcface_torch
+from training.checkpoint_files import CheckpointError, checkpoints, faults, read_about
+
+FORMATS = ("safetensors", "arcface_torch")
+_MOMENTUM = ("optimizer.state.", ".momentum_buffer")
+
+
+def export_safetensors(checkpoint: Path, output: Path, *, license: str) -> list[Path]:
+    """Write the backbone and its model card into the folder `output`; returns both files.
+
+    license: an SPDX name for the card, such as "mit".
+
+    Raises CheckpointError for a checkpoint that is not there or damaged, and an `output` in use.
+    """
+    _require_empty(output)
+    checkpoint, about, config = _open(checkpoint)
+    weights = _weights(_read_tensors(checkpoint, "backbone."), config, step=about["step"])
+    written = [output / "model.safetensors", output / "README.md"]
+    output.mkdir(parents=True, exist_ok=True)
+    # Strings are all that a safetensors file keeps beside its tensors.
+    metadata = {key: str(value) for key, value in asdict(weights.architecture).items()}
+    save_file(weights.backbone, written[0], metadata={"format": "pt"} | metadata)
+    card = model_card(weights.architecture, config=config, about=about, license=license)
+    written[1].write_text(card)
+    return written
+
+
+def export_arcface_torch(
+    checkpoint: Path, output: Path, *, world_size: int, epoch: int
+) -> list[Path]:
+    """Write arcface_torch's files for `world_size` GPUs into the folder `output`; returns them.
+
+    epoch: epochs done, from which arcface_torch would go on.
+
+    Raises CheckpointError for a checkpoint that is not there or damaged, and an `output` in use,
+    ArcFaceTorchError for fewer classes than GPUs.
+    """
+    _require_empty(output)
+    checkpoint, about, config = _open(checkpoint)
+    if config["head"]["subcenters"] > 1:
+        raise CheckpointError(
+            f"{checkpoint} has {config['head']['subcenters']} centers a class, expected 1: "
+            "arcface_torch has no place for more; --format safetensors takes the backbone"
+        )
+    tensors = _read_tensors(checkpoint, "backbone.", "optimizer.", "head.")
+    weights = _weights(tensors, config, step=about["step"])
+    if weights.centers is not None and weights.momentum is None:
+        print("note          no momentum of SGD in the checkpoint: the backbone's starts at zero")
+    if weights.step and not epoch:
+        print(
+            "note          at epoch 0: give --epoch if arcface_torch is to go on where this ended"
+        )
+    return write_arcface_torch(
+        output,
+        weights,
+        world_size=world_size,
+        epoch=epoch,
+        momentum=config["optim"]["momentum"],
+        weight_decay=config["optim"]["weight_decay"],
+    )
+
+
+def _require_empty(output: Path) -> None:
+    """Files of another export would be taken for parts of this one."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CheckpointError(f"{output} is not empty: name another folder, or remove it first")
+
+
+def _open(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """A checkpoint's own folder, and what its about.json and config.json say."""
+    if (path / "checkpoints").is_dir():
+        path = next(reversed(checkpoints(path)), path)
+    about = read_about(path)
+    if damage := faults(path):
+        raise CheckpointError(f"{path} is damaged: {'; '.join(damage)}. Take the one before it")
+    return path, about, json.loads((path / "config.json").read_text())
+
+
+def _read_tensors(path: Path, *prefixes: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint with such names, whole and on the CPU, by name."""
+    saved = dcp.FileSystemReader(str(path)).read_metadata().state_dict_metadata
+    tensors = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in saved.items()
+        if key.startswith(prefixes) and isinstance(entry, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as is meant
+        dcp.load(tensors, checkpoint_id=str(path), no_dist=True)
+    return tensors
+
+
+def _weights(tensors: dict[str, Tensor], config: dict[str, Any], *, step: int) -> Weights:
+    model = config["model"]
+    before, after = _MOMENTUM
+    momentum = {
+        key.removeprefix(before).removesuffix(after): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(before) and key.endswith(after)
+    }
+    return Weights(
+        Architecture(
+            model["name"],
+            num_features=model["embedding_dim"],
+            width=model["width"],
+            image_size=config["data"]["image_size"],
+        ),
+        {
+            key.removeprefix("backbone."): tensor
+            for key, tensor in tensors.items()
+            if key.startswith("backbone.")
+        },
+        momentum=momentum or None,
+        centers=tensors.get("head.centers"),
+        velocity=tensors.get("head.velocity"),
+        step=step,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
+    parser.add_argument("--license", default="unknown", help="for the model card, such as mit")
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs of arcface_torch (default 1)")
+    parser.add_argument(
+        "--epoch", type=int, default=0, help="epochs done, where arcface_torch is to go on"
+    )
+    arguments = parser.parse_args()
+    if arguments.ranks < 1 or arguments.epoch < 0:
+        parser.error("--ranks must be at least 1, --epoch at least 0")
+    source, output = arguments.checkpoint, arguments.output
+    try:
+        if arguments.format == "safetensors":
+            written = export_safetensors(source, output, license=arguments.license)
+        else:
+            written = export_arcface_torch(
+                source, output, world_size=arguments.ranks, epoch=arguments.epoch
+            )
+    except (ValueError, OSError) as error:
+        sys.exit(f"export_weights: {error}")
+    for path in written:
+        print(f"wrote         {path}")
+    if arguments.format == "safetensors" and arguments.license == "unknown":
+        print("license       unknown, says the model card: --license names it")
+
+
+if __name__ == "__main__":
+    main()

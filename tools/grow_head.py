@@ -1,0 +1,210 @@
+"""Add the identities of a second .rec to a trained head:
+
+    python tools/grow_head.py CHECKPOINT --rec NEW.rec -o OUT [--init mean|random]
+
+OUT is a checkpoint with CHECKPOINT's backbone and centers, bit for bit, and after these a center
+for each label of NEW.rec, without momentum. Go on from it with `run.init_from=OUT
+data.train=[OLD.rec,NEW.rec]`, in a new run.output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from heads.centers import initial_centers
+from models import create_model
+from pipeline.collection import Collection
+from pipeline.index import fingerprint
+from training.center_transfer import aim_centers
+from training.checkpoint_files import complete, partial_of, read_about
+from training.data import open_shared_index
+from training.distributed import World, join_world, leave_world
+from training.identities import FILE, Identities, read_identities
+from training.mean_embeddings import mean_embeddings
+from training.precision import choose_precision
+from training.weights_source import WeightsError, find_weights, tensor_shapes
+
+_CENTERS, _VELOCITY, _BACKBONE = "head.centers", "head.velocity", "backbone."
+INITS = ("mean", "random")
+
+
+def grow_head(checkpoint: Path, rec: Path, output: Path, *, init: str, world: World) -> Path:
+    """Write `output`, complete or not at all; returns it. Call it in a process group of one.
+
+    Args:
+        init: "mean" starts a class at the mean embedding of up to 32 of its images, as long as the
+            old centers are on average; "random" where a new head would start it.
+
+    Raises ValueError, a subclass of it, for files that cannot be read or do not fit together.
+    """
+    if output.exists():
+        raise WeightsError(f"{output} exists: name another folder, or remove it first")
+    source = find_weights(checkpoint, world)
+    held = tensor_shapes(source)[_CENTERS][0] if _has_head(source) else 0
+    if not held:
+        raise WeightsError(f"{source} has no head to grow: expected a checkpoint of a run")
+    records = Collection.of(open_shared_index(str(rec), world))
+    people = _who(source, held, records)
+    state = _read_with_room(source, records.num_classes)
+    config = json.loads((source / "config.json").read_text())
+    centers = state[_CENTERS]
+    new = initial_centers(held, records.num_classes, centers.shape[1], seed=config["run"]["seed"])
+    if init == "mean":
+        dim = config["model"]["embedding_dim"]
+        norm = float(centers[:held].view(-1, dim).norm(dim=1).mean())
+        directions = _directions(config, state, records, world)
+        new, left = aim_centers(new, directions, embedding_dim=dim, norm=norm)
+        if left:
+            print(f"at random     {left} identities: no image of theirs can be embedded")
+    centers[held:] = new
+    documents = _documents(source, config, people, records, count=len(centers))
+    _write(output, state, documents)
+    *before, last = config["data"]["train"]
+    train = ",".join([*(before or ["OLD.rec"]), last])
+    print(f"wrote         {output}: {held} centers as they were, {len(new)} new ones")
+    print(f"go on         run.init_from={output} data.train=[{train}], in a new run.output")
+    return output
+
+
+def _has_head(source: Path) -> bool:
+    return source.is_dir() and _CENTERS in tensor_shapes(source)
+
+
+def _who(source: Path, held: int, records: Collection) -> Identities | None:
+    """Whose the rows will be; None where nothing says whose the old ones are."""
+    old = read_identities(source)
+    if old is None:
+        return None
+    new = Identities.of(records, num_classes=records.num_classes)
+    if old.files.keys() & new.files.keys():
+        raise WeightsError(f"{records.indexes[0].path}: {source} was trained on it, name another")
+    labels = 1 + max((int(classes.max(initial=-1)) for classes in old.files.values()), default=-1)
+    if labels != held:
+        raise WeightsError(
+            f"{source}: its head has {held} rows, and {labels} of them have labels: rows after "
+            "these would not be where the labels of a second file go. Start from it as it is, "
+            "run.init_from takes the centers and starts new ones at their mean embeddings"
+        )
+    shared = set(old.names.values()) & set(new.names.values())
+    if shared:
+        print(
+            f"note          {len(shared)} names, such as {min(shared)}, are in both sets and stay "
+            "two people each: data.identity_map would make them one"
+        )
+    return old.followed_by(new)
+
+
+def _read_with_room(source: Path, rows: int) -> dict[str, Any]:
+    """All of a checkpoint by name, with zeros after the rows of the head."""
+    state: dict[str, Any] = {}
+    whole: dict[str, Tensor] = {}
+    for name, entry in (
+        dcp.FileSystemReader(str(source)).read_metadata().state_dict_metadata.items()
+    ):
+        if not isinstance(entry, TensorStorageMetadata):
+            state[name] = None  # a plain value
+        elif name in (_CENTERS, _VELOCITY):
+            held, width = entry.size
+            whole[name] = torch.zeros(held + rows, width, dtype=entry.properties.dtype)
+            state[name] = whole[name][:held]
+        else:
+            state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+    dcp.load(state, checkpoint_id=str(source))
+    return state | whole
+
+
+def _directions(
+    config: dict[str, Any], state: dict[str, Any], records: Collection, world: World
+) -> Tensor:
+    model, count = config["model"], records.num_classes
+    size, dim = config["data"]["image_size"], model["embedding_dim"]
+    network = create_model(model["name"], num_features=dim, width=model["width"], image_size=size)
+    backbone = {n.removeprefix(_BACKBONE): t for n, t in state.items() if n.startswith(_BACKBONE)}
+    network.load_state_dict(backbone)
+    return mean_embeddings(
+        network.to(world.device),
+        records,
+        np.arange(count),
+        owned=slice(0, count),
+        subcenters=config["head"]["subcenters"],
+        embedding_dim=dim,
+        image_size=size,
+        world=world,
+        precision=choose_precision(world.device),
+    )
+
+
+def _documents(
+    source: Path,
+    config: dict[str, Any],
+    people: Identities | None,
+    records: Collection,
+    *,
+    count: int,
+) -> dict[str, Any]:
+    """The old checkpoint's, by file name, with what is changed; `config` is changed in place."""
+    (index,), data = records.indexes, config["data"]
+    files = data["train"] if isinstance(data["train"], list) else [data["train"]]
+    data["train"] = [*filter(None, files), str(index.path)]
+    data["weights"] = [*data["weights"], 1.0] if data["weights"] else []
+    config["head"]["num_classes"] = config["head"]["num_classes"] and count
+    about = read_about(source)
+    facts = about["facts"] | {"number of classes": count, "grown from": str(source)}
+    if "dataset" in facts:  # an import has none
+        facts["dataset"] += f" {fingerprint(index.path)}"
+    documents = {"config.json": config, "about.json": about | {"facts": facts}}
+    return documents if people is None else documents | {FILE: people.as_dict()}
+
+
+def _write(output: Path, state: dict[str, Any], documents: dict[str, Any]) -> None:
+    partial = partial_of(output)
+    if partial.exists():  # left by an interrupted call
+        shutil.rmtree(partial)
+    try:
+        dcp.save(state, checkpoint_id=str(partial))
+    except CheckpointException as error:
+        causes = "; ".join(str(cause) for cause, _ in error.failures.values())
+        raise WeightsError(
+            f"{output} was not written: {causes}. Make room there, or allow writing"
+        ) from error
+    complete(output, documents=documents, digests={})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's")
+    parser.add_argument("--rec", type=Path, required=True, help="the .rec of the new identities")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
+    parser.add_argument("--init", choices=INITS, default="mean", help="where new centers start")
+    arguments = parser.parse_args()
+    world = join_world()
+    try:
+        grow_head(
+            arguments.checkpoint,
+            arguments.rec,
+            arguments.output,
+            init=arguments.init,
+            world=world,
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"grow_head: {error}")
+    finally:
+        leave_world()
+
+
+if __name__ == "__main__":
+    main()

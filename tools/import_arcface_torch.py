@@ -1,0 +1,129 @@
+"""Take over a training from arcface_torch:  python tools/import_arcface_torch.py SOURCE... -o OUT
+
+SOURCE is model.pt or backbone.pth, checkpoint_gpu_{r}.pt or rank_{r}_softmax_weight(_mom).pt of all
+ranks, or a folder of them; MagFace's checkpoints and any IResNet under a prefix are read, too. OUT
+becomes a run's folder with one checkpoint: for run.init_from, run.resume or distill.teacher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from training import checkpoint
+from training.arcface_files import ArcFaceTorchError, Weights, read_arcface_torch, trained
+from training.config import Config, DataConfig, HeadConfig, ModelConfig, RunConfig
+from training.distributed import join_world, leave_world
+
+
+def import_arcface_torch(
+    sources: Sequence[Path], output: Path, *, num_classes: int | None = None
+) -> Path:
+    """Write what `sources` hold as a checkpoint under `output`; returns its folder.
+
+    Call it in a process group of one. num_classes: C, if it is to be checked.
+
+    Raises ArcFaceTorchError for files that cannot be taken over and an `output` that is in use,
+    CheckpointError where it cannot be written.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ArcFaceTorchError(f"{output} is not empty: name another folder, or remove it first")
+    weights = read_arcface_torch(sources, num_classes=num_classes)
+    config = _config(weights, output)
+    path = checkpoint.write(
+        output,
+        _state(weights),
+        step=weights.step,
+        config=config,
+        facts=_facts(config) | {"imported from": [source.name for source in sources]},
+    )
+    _report(weights, path)
+    return path
+
+
+def _config(weights: Weights, output: Path) -> Config:
+    """What the files tell of a run, which is nothing of its data; the rest is at its defaults."""
+    network, centers = weights.architecture, weights.centers
+    return Config(
+        run=RunConfig(output=str(output)),
+        data=DataConfig(train="unknown", image_size=network.image_size),
+        model=ModelConfig(
+            name=network.name, embedding_dim=network.num_features, width=network.width
+        ),
+        head=HeadConfig(num_classes=None if centers is None else len(centers)),
+    )
+
+
+def _facts(config: Config) -> dict[str, Any]:
+    """What a run that goes on from here must have in common with it; as Trainer names it."""
+    facts = {
+        "image size": config.data.image_size,
+        "model.name": config.model.name,
+        "model.embedding_dim": config.model.embedding_dim,
+        "model.width": config.model.width,
+    }
+    if config.head.num_classes is not None:
+        facts |= {"number of classes": config.head.num_classes, "head.subcenters": 1}
+    return facts
+
+
+def _state(weights: Weights) -> dict[str, Any]:
+    """As training.checkpoint_state reads it from a run."""
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in trained(weights.architecture.create()).items()}
+    momentum = weights.momentum or {name: torch.zeros(shape) for name, shape in shapes.items()}
+    state: dict[str, Any] = {
+        "backbone": weights.backbone,
+        "optimizer": {"state": {name: {"momentum_buffer": m} for name, m in momentum.items()}},
+    }
+    if weights.centers is not None:
+        velocity = weights.velocity
+        state["head"] = {
+            "centers": weights.centers,
+            "velocity": torch.zeros_like(weights.centers) if velocity is None else velocity,
+            "steps": torch.tensor(weights.step),
+            "nonfinite_steps": torch.tensor(0),
+        }
+    return state
+
+
+def _report(weights: Weights, path: Path) -> None:
+    network, centers = weights.architecture, weights.centers
+    print(
+        f"backbone      {network.name}, width {network.width:g}, {network.num_features} features, "
+        f"images of {network.image_size} pixels"
+    )
+    print("head          " + ("none" if centers is None else f"{len(centers)} classes"))
+    print(f"step          {weights.step}")
+    for note in weights.notes:
+        print(f"note          {note}")
+    print(f"wrote         {path}")
+    print(f"fine-tune it  run.init_from={path}")
+    if centers is not None:
+        print(f"go on         run.resume={path}, with the batch, set and margin that it had")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path, nargs="+", help="a file, or a folder of them")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--num-classes", type=int, help="refuse files that have not so many")
+    arguments = parser.parse_args()
+    join_world("cpu")
+    try:
+        import_arcface_torch(arguments.source, arguments.output, num_classes=arguments.num_classes)
+    except (ValueError, OSError) as error:
+        sys.exit(f"import_arcface_torch: {error}")
+    finally:
+        leave_world()
+
+
+if __name__ == "__main__":
+    main()

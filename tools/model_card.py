@@ -1,0 +1,101 @@
+"""The model card beside exported weights: what the network is, how it was trained, how to load it.
+
+In the form of a README.md for the Hugging Face Hub, with metadata in front.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.arcface_torch import Architecture
+
+_CARD = """\
+---
+license: {license}
+tags:
+- face-recognition
+- {name}
+---
+# {name}, {classes}
+
+{name} of width {width:g}, trained with Facestream for {step} steps. It maps aligned RGB faces of
+{size} × {size} pixels to {dim} features; the cosine of two of them says how alike two faces are.
+
+| | |
+|---|---|
+| data | {data} |
+| classes | {classes} |
+| loss | {loss} |
+| license | {license} |
+
+## Scores
+
+{scores}
+
+## Loading
+
+```python
+import torch
+from safetensors.torch import load_file
+
+from models import create_model, normalize
+
+model = create_model("{name}", num_features={dim}, width={width:g}, image_size={size})
+model.load_state_dict(load_file("model.safetensors"))
+model.eval()
+embeddings = model(normalize(images, torch.float32))  # images: (B, 3, {size}, {size}) uint8 RGB
+```
+"""
+
+
+def model_card(
+    network: Architecture,
+    *,
+    config: Mapping[str, Any],
+    about: Mapping[str, Any],
+    license: str,
+) -> str:
+    """The card's text, from a checkpoint's config.json and about.json.
+
+    Of data only the names are told, not the folders they lie in.
+    """
+    num_classes = about["facts"].get("number of classes")
+    source = about["facts"].get("imported from")
+    if source:
+        data = loss = f"not told by the files it was imported from ({', '.join(source)})"
+    else:
+        train = config["data"]["train"]
+        files = [train] if isinstance(train, str) else train
+        data = ", ".join(_name(file) for file in files)
+        loss = f"{config['head']['loss']} {json.dumps(config['head']['loss_args'])}"
+    return _CARD.format(
+        license=license,
+        name=network.name,
+        width=network.width,
+        dim=network.num_features,
+        size=network.image_size,
+        classes="no head" if num_classes is None else f"{num_classes:,} identities",
+        step=f"{about['step']:,}",
+        data=data,
+        loss=loss,
+        scores=_table(about["scores"] or {}),
+    )
+
+
+def _name(file: str) -> str:
+    path = Path(file)
+    return path.parent.name if path.name == "train.rec" else path.name
+
+
+def _table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    if not scores:
+        return "Not verified at this checkpoint."
+    columns = list(next(iter(scores.values())))
+    rows = [["set", *columns], ["---"] * (len(columns) + 1)]
+    rows += [
+        [name, *(f"{score[column]:.4f}" for column in columns)] for name, score in scores.items()
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

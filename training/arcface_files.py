@@ -1,0 +1,375 @@
+"""arcface_torch's checkpoint files, of any number of ranks: read and written.
+
+    model.pt, backbone.pth         the backbone's state dict
+    checkpoint_gpu_{r}.pt          all of a rank: backbone, its rows of the centers, one SGD
+    rank_{r}_softmax_weight.pt     older versions' rows of rank r
+    rank_{r}_softmax_weight_mom.pt     and their momentum
+
+Of C classes, rank r of w has C // w rows, and one more where r < C % w, in order.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.arcface_torch import Architecture, recognize
+
+_RANK_FILE = re.compile(r"checkpoint_gpu_(\d+)\.pt")
+_OLD_FILE = re.compile(r"rank_(\d+)_softmax_weight(_mom)?\.pt")
+_BACKBONE_FILES = ("model.pt", "backbone.pth")
+_IN_RANK_FILE = {
+    "epoch",
+    "global_step",
+    "state_dict_backbone",
+    "state_dict_softmax_fc",
+    "state_optimizer",
+}
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class ArcFaceTorchError(ValueError):
+    """Files that cannot be taken over: says what was found, what was expected, how to mend it."""
+
+
+@dataclass
+class Weights:
+    """A training state, whoever's format it was in; tensors are on the CPU."""
+
+    architecture: Architecture
+    backbone: dict[str, Tensor]  # state dict
+    momentum: dict[str, Tensor] | None = None  # of its trained parameters; None: not known
+    centers: Tensor | None = None  # (C, D)
+    velocity: Tensor | None = None  # (C, D); None: not known
+    step: int = 0
+    notes: list[str] = field(default_factory=list)  # what was left out or changed, and why
+
+
+def rows_of(num_classes: int, *, rank: int, world_size: int) -> int:
+    """How many of C rows arcface_torch gives a rank."""
+    return num_classes // world_size + (rank < num_classes % world_size)
+
+
+def trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that have momentum, by name."""
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+def read_arcface_torch(sources: Sequence[Path], *, num_classes: int | None = None) -> Weights:
+    """Read files, or folders of them, of one run.
+
+    num_classes: C, if it is to be checked. The ranks tell theirs, but not whether one came after
+        the last.
+
+    Raises ArcFaceTorchError for a file that is none of these or has code in it, a network that is
+    none of ours, a rank that is missing, and files of different runs.
+    """
+    backbones: dict[Path, Mapping[str, Tensor]] = {}
+    ranks: dict[int, dict[str, Any]] = {}
+    rows: dict[int, Tensor] = {}
+    velocity: dict[int, Tensor] = {}
+    for path in _files(sources):
+        content = _load(path)
+        if isinstance(content, Tensor):
+            rank, is_momentum = _old_name(path)
+            _add(velocity if is_momentum else rows, rank, content, path)
+        elif content.keys() >= _IN_RANK_FILE:
+            _add(ranks, _rank_name(path), content, path)
+        else:
+            backbones[path] = _state_dict(content, path)
+    if ranks and (rows or velocity):
+        raise ArcFaceTorchError(
+            "found checkpoint_gpu files and rank_…_softmax_weight files: they are of different "
+            "versions, name those of one run"
+        )
+    for rank, content in ranks.items():
+        rows[rank] = _centers(content, rank)
+        momentum = _center_momentum(content)
+        # A version in between gave its optimizer a step's sampled rows, with no word of which.
+        if momentum is not None and momentum.shape == rows[rank].shape:
+            velocity[rank] = momentum
+    centers = _join(rows, "the centers", num_classes=num_classes)
+    if ranks:
+        _require_one_moment(ranks)
+        backbones = {Path("checkpoint_gpu_0.pt"): ranks[0]["state_dict_backbone"]} | backbones
+    weights = _one_backbone(backbones)
+    if centers is not None:
+        _add_head(weights, centers, velocity)
+    if ranks:
+        weights.step = ranks[0]["global_step"]
+        _add_momentum(weights, ranks[0])
+    else:
+        weights.notes.append("momentum of the backbone: in none of these files, it starts at zero")
+    return weights
+
+
+def write_arcface_torch(
+    folder: Path,
+    weights: Weights,
+    *,
+    world_size: int,
+    epoch: int,
+    momentum: float,
+    weight_decay: float,
+) -> list[Path]:
+    """Write model.pt and, where there are centers, what arcface_torch resumes `world_size` ranks
+    from; returns the files.
+
+    epoch: epochs done, with which it goes on. momentum, weight_decay: of its SGD. The rate is 0
+    until its scheduler sets another, after one step.
+
+    Raises ArcFaceTorchError where there are fewer classes than ranks.
+    """
+    num_classes = 0 if weights.centers is None else len(weights.centers)
+    if 0 < num_classes < world_size:
+        raise ArcFaceTorchError(
+            f"{num_classes} classes for {world_size} ranks: expected fewer ranks"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "model.pt"]
+    torch.save(weights.backbone, written[0])
+    if weights.centers is None:
+        return written
+    network = weights.architecture.create()
+    sizes = [rows_of(num_classes, rank=r, world_size=world_size) for r in range(world_size)]
+    velocity = weights.velocity
+    if velocity is None:
+        velocity = torch.zeros_like(weights.centers)
+    for rank, (rows, moved) in enumerate(zip(weights.centers.split(sizes), velocity.split(sizes))):
+        centers = nn.Parameter(rows.clone())  # or the whole would be saved with every part
+        sgd = torch.optim.SGD(
+            [{"params": list(network.parameters())}, {"params": [centers]}],
+            lr=0.0,
+            momentum=momentum,
+            weight_decay=weight_decay,
+        )
+        for name, parameter in trained(network).items() if weights.momentum else ():
+            sgd.state[parameter]["momentum_buffer"] = weights.momentum[name]
+        sgd.state[centers]["momentum_buffer"] = moved.clone()
+        written.append(folder / f"checkpoint_gpu_{rank}.pt")
+        torch.save(
+            {
+                "epoch": epoch,
+                "global_step": weights.step,
+                "state_dict_backbone": weights.backbone,
+                "state_dict_softmax_fc": {"weight": centers.detach()},
+                "state_optimizer": sgd.state_dict(),
+                "state_lr_scheduler": {"last_epoch": weights.step, "_step_count": weights.step + 1},
+            },
+            written[-1],
+        )
+    return written
+
+
+def _files(sources: Iterable[Path]) -> Iterator[Path]:
+    for source in sources:
+        if not source.exists():
+            raise ArcFaceTorchError(f"{source} does not exist: name files or a folder of them")
+        if source.is_file():
+            yield source
+            continue
+        names = (_RANK_FILE, _OLD_FILE)
+        found = [
+            path
+            for path in sorted(source.iterdir())
+            if path.name in _BACKBONE_FILES or any(name.fullmatch(path.name) for name in names)
+        ]
+        if not found:
+            raise ArcFaceTorchError(
+                f"{source} holds no file of arcface_torch: expected model.pt, backbone.pth, "
+                "checkpoint_gpu_…pt or rank_…_softmax_weight.pt"
+            )
+        yield from found
+
+
+def _load(path: Path) -> Tensor | dict[str, Any]:
+    try:
+        # Mapped, so that of every rank's copy of the backbone only what is used is read.
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ArcFaceTorchError(
+            f"{path} cannot be read as tensors alone: {reason[:300]}. Expected what torch.save "
+            "writes of tensors; a file with Python objects in it would run their code: where you "
+            "trust it, save its state dict alone"
+        ) from error
+    if isinstance(content, (Tensor, dict)):
+        return content
+    raise ArcFaceTorchError(
+        f"{path} holds a {type(content).__name__}: expected a state dict, a checkpoint or rows"
+    )
+
+
+def _state_dict(content: dict[str, Any], path: Path) -> Mapping[str, Tensor]:
+    """A state dict, alone or in the checkpoints of MagFace, AdaFace and of a rank."""
+    for key in ("state_dict_backbone", "state_dict"):
+        content = content.get(key, content)
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        names = ", ".join(map(str, list(content)[:4])) or "nothing"
+        raise ArcFaceTorchError(f"{path} holds no tensors but {names}: expected a state dict")
+    return tensors
+
+
+def _rank_name(path: Path) -> int:
+    if match := _RANK_FILE.fullmatch(path.name):
+        return int(match[1])
+    raise ArcFaceTorchError(
+        f"{path} is a rank's checkpoint, but which rank's only its name tells: expected "
+        "checkpoint_gpu_RANK.pt"
+    )
+
+
+def _old_name(path: Path) -> tuple[int, bool]:
+    if match := _OLD_FILE.fullmatch(path.name):
+        return int(match[1]), match[2] is not None
+    raise ArcFaceTorchError(
+        f"{path} holds one tensor, but whose only its name tells: expected "
+        "rank_RANK_softmax_weight.pt or rank_RANK_softmax_weight_mom.pt"
+    )
+
+
+def _add(by_rank: dict[int, Any], rank: int, content: Any, path: Path) -> None:
+    if rank in by_rank:
+        raise ArcFaceTorchError(f"{path}: rank {rank} is there twice, name the files of one run")
+    by_rank[rank] = content
+
+
+def _join(
+    parts: Mapping[int, Tensor], what: str, *, num_classes: int | None = None
+) -> Tensor | None:
+    """The ranks' rows, one after another."""
+    if not parts:
+        return None
+    world_size = max(parts) + 1
+    missing = [rank for rank in range(world_size) if rank not in parts]
+    if missing:
+        raise ArcFaceTorchError(
+            f"{what} of rank {', '.join(map(str, missing))} of {world_size} are missing: name the "
+            "files of all ranks"
+        )
+    shapes = [tuple(parts[rank].shape) for rank in range(world_size)]
+    if any(len(shape) != 2 or shape[1] != shapes[0][1] for shape in shapes):
+        raise ArcFaceTorchError(
+            f"{what} of the ranks are {shapes}: expected (rows, D) with the same D, these are of "
+            "different runs"
+        )
+    total = sum(shape[0] for shape in shapes)
+    for rank, (rows, _) in enumerate(shapes):
+        expected = rows_of(total, rank=rank, world_size=world_size)
+        if rows != expected:
+            raise ArcFaceTorchError(
+                f"{what} of rank {rank} have {rows} rows, where {total} classes on {world_size} "
+                f"ranks make {expected}: these are of different runs, or a last rank is missing"
+            )
+    if num_classes is not None and total != num_classes:
+        raise ArcFaceTorchError(
+            f"{what} of {world_size} ranks are {total}, expected {num_classes} classes: the files "
+            "of the last ranks are missing, or these are of another run"
+        )
+    return torch.cat([parts[rank] for rank in range(world_size)])
+
+
+def _require_one_moment(ranks: Mapping[int, dict[str, Any]]) -> None:
+    moments = [(ranks[r]["epoch"], ranks[r]["global_step"]) for r in range(len(ranks))]
+    for rank, moment in enumerate(moments):
+        if moment != moments[0]:
+            raise ArcFaceTorchError(
+                f"rank {rank} is at epoch {moment[0]}, step {moment[1]}, rank 0 at epoch "
+                f"{moments[0][0]}, step {moments[0][1]}: name the files of one run, saved together"
+            )
+
+
+def _one_backbone(backbones: Mapping[Path, Mapping[str, Tensor]]) -> Weights:
+    """The first of them, which the others must be equal to."""
+    if not backbones:
+        raise ArcFaceTorchError(
+            "found no backbone: name model.pt, backbone.pth or checkpoint_gpu_0.pt, too"
+        )
+    (first, state), *others = backbones.items()
+    try:
+        found = recognize(state)
+    except ValueError as error:
+        raise ArcFaceTorchError(f"{first}: {error}") from error
+    for path, other in others:
+        if other.keys() != state.keys() or any(
+            not torch.equal(other[key], value) for key, value in state.items()
+        ):
+            raise ArcFaceTorchError(
+                f"{path} and {first} are different backbones: name the files of one run"
+            )
+    weights = Weights(found.architecture, found.state)
+    if found.prefix:
+        left_out = len(state) - len(found.state)
+        rest = f", and {left_out} other tensors, its head among them, left out" if left_out else ""
+        weights.notes.append(f"names: the prefix {found.prefix} was taken off{rest}")
+    if found.magface:
+        weights.notes.append(
+            "MagFace: its first convolution and BatchNorms were changed to take RGB in [-1, 1]; "
+            "embeddings are its own but for what the border pixels add"
+        )
+    return weights
+
+
+def _add_head(weights: Weights, centers: Tensor, velocity: Mapping[int, Tensor]) -> None:
+    width = weights.architecture.num_features
+    if centers.shape[1] != width:
+        raise ArcFaceTorchError(
+            f"the centers have {centers.shape[1]} features, the backbone's embeddings {width}: "
+            "these are of different runs"
+        )
+    weights.centers = centers
+    if not velocity:
+        weights.notes.append(
+            "momentum of the centers: these files do not have that of all, it starts at zero"
+        )
+        return
+    weights.velocity = _join(velocity, "the momenta of the centers", num_classes=len(centers))
+
+
+def _centers(content: dict[str, Any], rank: int) -> Tensor:
+    head = content["state_dict_softmax_fc"]
+    if "weight" not in head:
+        raise ArcFaceTorchError(
+            f"the head of rank {rank} has {', '.join(head) or 'nothing'}: expected PartialFC's "
+            "weight"
+        )
+    return head["weight"]
+
+
+def _center_momentum(content: dict[str, Any]) -> Tensor | None:
+    """Of the last parameter of its optimizer, where that is SGD."""
+    optimizer = content["state_optimizer"]
+    (last,) = optimizer["param_groups"][-1]["params"][-1:]
+    return optimizer["state"].get(last, {}).get("momentum_buffer")
+
+
+def _add_momentum(weights: Weights, content: dict[str, Any]) -> None:
+    """The backbone's, whose parameters the optimizer numbers in the order of the state dict."""
+    names = [key for key in content["state_dict_backbone"] if not key.endswith(_BUFFERS)]
+    state = content["state_optimizer"]["state"]
+    numbers = content["state_optimizer"]["param_groups"][0]["params"]
+    buffers = {
+        name.removeprefix("module."): buffer
+        for name, number in zip(names, numbers)
+        if (buffer := state.get(number, {}).get("momentum_buffer")) is not None
+    }
+    with torch.device("meta"):
+        expected = {name: p.shape for name, p in trained(weights.architecture.create()).items()}
+    if len(names) == len(numbers) and expected == {n: b.shape for n, b in buffers.items()}:
+        weights.momentum = buffers
+    else:
+        weights.notes.append(
+            f"momentum of the backbone: of {len(expected)} parameters its optimizer has "
+            f"{len(buffers)} such buffers, expected SGD's of all; it starts at zero"
+        )

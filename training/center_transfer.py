@@ -1,0 +1,95 @@
+"""Class centers from a checkpoint's rows to a head's, whatever ranks either is split over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from heads import PartialFC
+from heads.centers import shard_of
+from training.checkpoint_state import rank_mesh
+from training.distributed import World
+
+_PIECE = 1 << 15  # rows that travel together
+
+
+def owned_rows(head: PartialFC) -> range:
+    """The global class ids whose centers this rank has."""
+    first = head.shard.first_class
+    return range(first, first + head.shard.num_local)
+
+
+@torch.no_grad()
+def take_centers(
+    checkpoint: Path, head: PartialFC, rows: np.ndarray, *, held: int, world: World
+) -> float:
+    """Fill in the centers that a checkpoint has; call it on every rank.
+
+    Every rank reads its share of the checkpoint's rows onto the host and sends them to all, a piece
+    at a time; each keeps what is for its own classes.
+
+    Args:
+        rows: (C,) int64, for each class of `head` the row of its center in the checkpoint, or -1.
+        held: rows in the checkpoint, as wide as the head's.
+
+    Returns:
+        The mean norm of all centers in the checkpoint, to the bit the same at any world size.
+    """
+    width, ours = head.centers.shape[1], owned_rows(head)
+    wanted = rows[ours.start : ours.stop]
+    shard = shard_of(held, rank=world.rank, world_size=world.world_size)
+    own = torch.empty(shard.num_local, width)
+    spread = DTensor.from_local(
+        own, rank_mesh("cpu"), [Shard(0)], shape=torch.Size((held, width)), stride=(width, 1)
+    )
+    dcp.load({"head": {"centers": spread}}, checkpoint_id=str(checkpoint))
+    norms = []
+    for first in range(0, held, _PIECE):
+        piece = _gather_rows(own, first, min(first + _PIECE, held), held=held, world=world)
+        norms.append(piece.view(-1, head.embedding_dim).norm(dim=1))
+        places = np.flatnonzero((wanted >= first) & (wanted < first + len(piece)))
+        taken = piece[torch.from_numpy(wanted[places] - first)]
+        head.centers[torch.from_numpy(places)] = taken.to(head.centers)
+    return float(torch.cat(norms).mean())
+
+
+def _gather_rows(own: Tensor, first: int, stop: int, *, held: int, world: World) -> Tensor:
+    """Rows [first, stop) of the checkpoint on every rank, from those that read them."""
+    piece = torch.empty(stop - first, own.shape[1])
+    for rank in range(world.world_size):
+        theirs = shard_of(held, rank=rank, world_size=world.world_size)
+        low = max(first, theirs.first_class)
+        high = min(stop, theirs.first_class + theirs.num_local)
+        if low < high:
+            part = piece[low - first : high - first]
+            if rank == world.rank:
+                part.copy_(own[low - theirs.first_class : high - theirs.first_class])
+            dist.broadcast(part, src=rank)
+    return piece
+
+
+def aim_centers(
+    centers: Tensor, directions: Tensor, *, embedding_dim: int, norm: float | None
+) -> tuple[Tensor, int]:
+    """Point centers in new directions.
+
+    Args:
+        centers: (n, K·D).
+        directions: (n, K·D) of unit length for each D; zeros leave a center as it is.
+        norm: of the new centers; None keeps each one's own.
+
+    Returns (n, K·D) like `centers`, and how many of the n were left as they are.
+    """
+    old = centers.view(-1, embedding_dim)
+    new = directions.to(old).view_as(old)
+    known = (new != 0).any(dim=1, keepdim=True)
+    length = old.norm(dim=1, keepdim=True) if norm is None else norm
+    aimed = torch.where(known, new * length, old).view_as(centers)
+    subcenters = centers.shape[1] // embedding_dim
+    return aimed, int((~known.view(-1, subcenters)).all(dim=1).sum())

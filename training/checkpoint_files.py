@@ -1,0 +1,209 @@
+"""Checkpoints as folders: which are complete, whether their bytes hold, which of them are kept.
+
+One is written as OUTPUT/checkpoints/partial_step_N and renamed to step_N once all of it is on the
+disk, so it is there whole or not at all. Beside the files of torch.distributed.checkpoint it has
+
+    config.json      the resolved configuration
+    about.json       step, what identifies the run, scores, versions, number of ranks
+    manifest.json    bytes and BLAKE2b (128 bits) of every other file; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+_MANIFEST = "manifest.json"
+_PARTIAL = "partial_"  # what is not whole, or is about to go
+_BLOCK = 1 << 24  # bytes read at once
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not fit the run: says which, what differs and how to mend it."""
+
+
+class Digest(TypedDict):
+    """What a file must be: its size in bytes and its BLAKE2b in hexadecimal."""
+
+    bytes: int
+    blake2b: str
+
+
+class DigestedFile(io.FileIO):
+    """A file for writing from start to end, digested on the way. Unbuffered."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path, "wb")
+        self._hash, self._bytes = _new_hash(), 0
+
+    def write(self, data: Any) -> int:
+        """Write all of a buffer, where FileIO would stop after 2 GB."""
+        view = memoryview(data).cast("B")
+        written = 0
+        while written < len(view):
+            written += super().write(view[written:])
+        self._hash.update(view)
+        self._bytes += written
+        return written
+
+    def digest(self) -> Digest:
+        """Of what was written so far."""
+        return Digest(bytes=self._bytes, blake2b=self._hash.hexdigest())
+
+
+def folder_of(output: Path, step: int) -> Path:
+    """Where a run's checkpoint of a step lies once it is complete."""
+    return output / "checkpoints" / f"step_{step:09d}"
+
+
+def partial_of(final: Path) -> Path:
+    """Where it is written until then."""
+    return final.with_name(_PARTIAL + final.name)
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted((output / "checkpoints").glob("step_*"))
+
+
+def newest(output: Path) -> Path | None:
+    """The last of them, if there is one; its checksums are `faults`' to check."""
+    return next(reversed(checkpoints(output)), None)
+
+
+def best(output: Path) -> Path | None:
+    """The one with the best mean verification accuracy, if any was verified; of equals the newest.
+
+    Raises CheckpointError for one whose about.json cannot be read.
+    """
+    return _best(checkpoints(output))
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What about.json says of a checkpoint; raises CheckpointError where it cannot be read."""
+    try:
+        return json.loads((path / "about.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} has no readable about.json ({error}): expected a checkpoint's own folder, "
+            "RUN/checkpoints/step_…"
+        ) from error
+
+
+def faults(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:
+    """What is wrong with a checkpoint's files, a line each; nothing where it is whole.
+
+    Reads every file, or this rank's share of them: over 1 GB/s a rank where the disk is as fast.
+    """
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text())["files"]
+        expected = {name: (int(d["bytes"]), str(d["blake2b"])) for name, d in manifest.items()}
+    except FileNotFoundError:
+        return [f"{_MANIFEST} is missing"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{_MANIFEST} cannot be read ({type(error).__name__}: {error})"]
+    # Dealt out by size, so that shards fall on different ranks.
+    mine = sorted(expected, key=lambda name: (expected[name], name))[rank::world_size]
+    found = (_fault(path / name, *expected[name]) for name in mine)
+    return [fault for fault in found if fault]
+
+
+def clear(folder: Path) -> None:
+    """Remove what interrupted saves left, so that the disk does not fill with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(left)
+
+
+def complete(final: Path, *, documents: Mapping[str, Any], digests: Mapping[str, Digest]) -> None:
+    """Add documents and the manifest to a checkpoint's partial folder, and give it its name.
+
+    documents: what is to be written as JSON, by file name. digests: of the files that were digested
+    as they were written, by name; the others are read again.
+    """
+    partial = partial_of(final)
+    for name, content in documents.items():
+        _write_json(partial / name, content)
+    files = {
+        file.name: digests.get(file.name) or _digest(file) for file in sorted(partial.iterdir())
+    }
+    _write_json(partial / _MANIFEST, {"files": files})
+    _sync_folder(partial)
+    if final.exists():
+        _remove(final)
+    partial.rename(final)
+    _sync_folder(final.parent)
+
+
+def retain(output: Path, *, step: int, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to `step` and the best of them.
+
+    What lies beyond `step` was found damaged when the run went on from before it.
+    """
+    everything = checkpoints(output)
+    reached = [path for path in everything if path <= folder_of(output, step)]
+    kept = {*reached[-keep:], _best(reached)}
+    for path in everything:
+        if path not in kept:
+            _remove(path)
+
+
+def _best(paths: list[Path]) -> Path | None:
+    scored = [(read_about(path).get("accuracy"), path) for path in paths]
+    return max(((a, path) for a, path in scored if a is not None), default=(None, None))[1]
+
+
+def _fault(file: Path, size: int, blake2b: str) -> str | None:
+    try:
+        found = file.stat().st_size
+        if found != size:
+            return f"{file.name} has {found:,} bytes instead of {size:,}"
+        if _digest(file)["blake2b"] != blake2b:
+            return f"{file.name} does not have its checksum: bytes in it have changed"
+    except FileNotFoundError:
+        return f"{file.name} is missing"
+    except OSError as error:
+        return f"{file.name} cannot be read ({error})"
+    return None
+
+
+def _new_hash() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
+def _digest(file: Path) -> Digest:
+    digest, size = _new_hash(), 0
+    with file.open("rb", buffering=0) as stream:
+        buffer = memoryview(bytearray(_BLOCK))
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+            size += count
+    return Digest(bytes=size, blake2b=digest.hexdigest())
+
+
+def _write_json(file: Path, content: Any) -> None:
+    with file.open("w") as stream:
+        json.dump(content, stream, indent=2)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make what its files are called last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: what is half removed must not look complete.
+    gone = path.with_name(f"{_PARTIAL}removed_{path.name}")
+    shutil.rmtree(path.rename(gone))

@@ -1,0 +1,167 @@
+"""Starting from other weights (`run.init_from`): what fits is taken, the rest begins anew.
+
+The backbone's tensors go by name and shape, the centers by person (identities.py); who is new
+starts at the mean embedding of their images. A run that is resumed needs none of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from training.center_transfer import aim_centers, owned_rows, take_centers
+from training.checkpoint_state import unwrapped
+from training.config import Config
+from training.data import TrainingData
+from training.distributed import World, require_agreement, together
+from training.identities import Identities, read_identities
+from training.mean_embeddings import IMAGES, mean_embeddings
+from training.precision import Precision
+from training.step import TrainStep
+from training.weights_source import WeightsError, find_weights, read_backbone, tensor_shapes
+
+_CENTERS = "head.centers"
+_NAMED = 6  # tensors that a line names
+
+
+def warm_start(
+    config: Config, world: World, *, step: TrainStep, data: TrainingData, precision: Precision
+) -> list[str]:
+    """Put what `config.run.init_from` holds into a step that has not begun; on every rank.
+
+    The result is the same at any world size. Momentum stays zero, and the margin's running values
+    stay those of a start.
+
+    Returns lines for the log: what was taken and what was not.
+
+    Raises:
+        WeightsError: nothing is there, files are damaged, or no tensor of the backbone fits.
+        IdentitiesError: it cannot be read whose the rows of its head are.
+    """
+    path = find_weights(config.run.init_from, world)
+    require_agreement({"what run.init_from stands for": path.name})
+    network, head = unwrapped(step.backbone), step.head
+    misfits = take_backbone(network, read_backbone(path), path=path)
+    rows, how = together(lambda: match_rows(config, data, path, num_classes=head.num_classes))
+    known, norm = int((rows >= 0).sum()), None
+    if known:
+        held = tensor_shapes(path)[_CENTERS][0]
+        norm = take_centers(path, head, rows, held=held, world=world)
+    lines = [f"backbone from {path}", *misfits, f"{known} of {head.num_classes} centers {how}"]
+    if known == head.num_classes:
+        return lines
+    if misfits:
+        return [*lines, "other centers start at random: the backbone was not taken whole"]
+    classes, ours = np.flatnonzero(rows < 0), owned_rows(head)
+    owned = slice(*np.searchsorted(classes, [ours.start, ours.stop]).tolist())
+    directions = mean_embeddings(
+        network,
+        data.records,
+        classes,
+        owned=owned,
+        subcenters=head.subcenters,
+        embedding_dim=head.embedding_dim,
+        image_size=config.data.image_size,
+        world=world,
+        precision=precision,
+    )
+    places = torch.from_numpy(classes[owned] - ours.start).to(world.device)
+    aimed, untouched = aim_centers(
+        head.centers[places], directions, embedding_dim=head.embedding_dim, norm=norm
+    )
+    head.centers[places] = aimed
+    left = torch.tensor(untouched)
+    dist.all_reduce(left)
+    lines.append(
+        f"{len(classes) - int(left)} centers start at the mean embedding of up to {IMAGES} images"
+    )
+    if left:
+        lines.append(f"{int(left)} centers start at random: no image of theirs can be embedded")
+    return lines
+
+
+def take_backbone(network: nn.Module, weights: Mapping[str, Tensor], *, path: Path) -> list[str]:
+    """Copy the floating tensors whose names and shapes fit, in place.
+
+    Returns a line for each way in which the network's others do not fit, naming them: none where it
+    was taken whole. Raises WeightsError where none fits.
+    """
+    own = {name: t for name, t in network.state_dict().items() if t.is_floating_point()}
+    missing = [name for name in own if name not in weights]
+    other = [n for n in own if n in weights and weights[n].shape != own[n].shape]
+    if len(missing) + len(other) == len(own):
+        raise WeightsError(
+            f"{path} has no tensor that fits model.name's: it has {_some(list(weights))}; expected "
+            f"{_some(list(own))}. Set the model's name and width to what was trained there"
+        )
+    with torch.no_grad():
+        for name in own.keys() - {*missing, *other}:
+            own[name].copy_(weights[name])
+    lines = []
+    if missing:
+        lines.append(f"not there: {_some(missing)}")
+    if other:
+        shapes = [f"{n} {tuple(weights[n].shape)}, here {tuple(own[n].shape)}" for n in other]
+        lines.append(f"of other shapes: {_some(shapes, between='; ')}")
+    return lines
+
+
+def match_rows(
+    config: Config, data: TrainingData, path: Path, *, num_classes: int
+) -> tuple[np.ndarray, str]:
+    """(C,) int64: for each class the row of `path`'s head that is the same person, or -1; and how
+    they were found, in words.
+
+    Raises WeightsError, IdentitiesError for a checkpoint that contradicts itself.
+    """
+    none = np.full(num_classes, -1, np.int64)
+    shapes = tensor_shapes(path) if path.is_dir() else {}
+    if _CENTERS not in shapes:
+        return none, "taken: there is no head"
+    saved = json.loads((path / "config.json").read_text())
+    theirs = (saved["model"]["embedding_dim"], saved["head"]["subcenters"])
+    ours = (config.model.embedding_dim, config.head.subcenters)
+    if theirs != ours:
+        return none, (
+            f"taken: they have model.embedding_dim={theirs[0]} and head.subcenters={theirs[1]}, "
+            f"here it is {ours[0]} and {ours[1]}"
+        )
+    held, people = shapes[_CENTERS][0], read_identities(path)
+    if people is None:
+        return _rows_by_count(held, config, data, none)
+    if people.num_classes != held:
+        raise WeightsError(
+            f"{path}: its head has {held} rows, its identities.json tells of {people.num_classes}: "
+            "expected the file that was written with it. Restore that, or remove this one"
+        )
+    now = Identities.of(
+        data.records, num_classes=num_classes, identity_map=config.data.identity_map
+    )
+    return now.rows_from(people), "taken, by the label in the same file or by the name"
+
+
+def _rows_by_count(
+    held: int, config: Config, data: TrainingData, none: np.ndarray
+) -> tuple[np.ndarray, str]:
+    """Where nothing says whose the rows are: those of the first files, if these have as many."""
+    following = np.cumsum([len(labels) for labels in data.records.label_maps]).tolist()
+    if config.data.identity_map:
+        following = []
+    if held not in (*following, len(none)):
+        return none, f"taken: nothing says whose its {held} are, and no files have as many labels"
+    return (
+        np.where(np.arange(len(none)) < held, np.arange(len(none)), none),
+        f"taken, row by label: nothing says whose its {held} are, but there are as many labels",
+    )
+
+
+def _some(names: Sequence[str], *, between: str = ", ") -> str:
+    """The first names of a list, and how many more there are."""
+    more = f"{between}and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return between.join(names[:_NAMED]) + more
