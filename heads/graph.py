@@ -32,9 +32,16 @@ class Captured:
         self._graph: Any = None
         self._result: Any = None
 
-    def record(self, function: Function, *inputs: Tensor, warm_up: int = _WARM_UP) -> str | None:
+    def record(
+        self,
+        function: Function,
+        *inputs: Tensor,
+        warm_up: int = _WARM_UP,
+        stream: torch.Stream | None = None,
+    ) -> str | None:
         """Call the function `warm_up` times, then record it; returns why that failed, if it did.
 
+        stream: to do so on; a new one by default.
         inputs: like all that follow in shape, dtype and device. What the calls leave behind is the
         caller's to undo. What fails in them, such as a lack of memory, is raised: other ranks went
         on from there.
@@ -43,7 +50,7 @@ class Captured:
         module = torch.get_device_module(self._device)
         obstacle = None
         with module.device(self._device):
-            before, stream = module.current_stream(), module.Stream()
+            before, stream = module.current_stream(), stream or module.Stream()
             stream.wait_stream(before)
             with module.stream(stream):
                 for _ in range(warm_up):

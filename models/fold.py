@@ -41,9 +41,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
     """Names of a layer and of the BatchNorm that alone takes what it gives."""
     yield from getattr(module, "folds", ())
-    if isinstance(module, nn.Sequential):
-        names = [name for name, _ in module.named_children()]
-        for name, norm_name in pairwise(names):
-            first, second = module.get_submodule(name), module.get_submodule(norm_name)
-            if isinstance(first, nn.Conv2d) and isinstance(second, _NORMS):
+    if type(module) is nn.Sequential:  # of others it is not known what they do
+        for (name, layer), (norm_name, norm) in pairwise(module._modules.items()):
+            plain = type(layer) is nn.Conv2d and not layer._forward_hooks
+            if plain and isinstance(norm, _NORMS) and norm.track_running_stats:
                 yield name, norm_name

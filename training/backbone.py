@@ -16,6 +16,7 @@ from training.compile import compile_backbone
 from training.config import Config, ConfigError
 from training.distributed import World
 from training.precision import Precision
+from training.streams import aside
 
 # Gradients travel in about as many pieces, the first of them while most are still computed.
 _BUCKETS = 8
@@ -45,7 +46,12 @@ def create_backbone(config: Config, world: World, precision: Precision) -> tuple
     if model.compile:
         batch = config.data.global_batch // world.world_size // config.step.micro_batches
         size = config.data.image_size
-        about.append(compile_backbone(backbone, batch=batch, image_size=size, precision=precision))
+        alone = world.world_size == 1
+        about.append(
+            compile_backbone(
+                backbone, alone=alone, batch=batch, image_size=size, precision=precision
+            )
+        )
     if world.world_size > 1:
         backbone, averaging = _average_gradients(backbone, config, world, precision)
         about.append(averaging)
@@ -59,7 +65,9 @@ def _average_gradients(
     # The name under which torch is told not to send BatchNorm's statistics around at every step.
     parameters = inspect.signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-    with _aside(world.device):
+    # Where the steps will run: the default stream, or the one that is recorded from.
+    whole = config.step.cuda_graph == "full"
+    with aside(world.device) if whole else nullcontext():
         wrapped = DistributedDataParallel(
             backbone,
             device_ids=None if world.device.type == "cpu" else [world.device],
@@ -90,14 +98,6 @@ def compression(device: torch.device, precision: Precision) -> Callable | None:
         torch.float16: default_hooks.fp16_compress_hook,
         torch.bfloat16: default_hooks.bf16_compress_hook,
     }.get(precision.compute_dtype)
-
-
-def _aside(device: torch.device) -> torch.Stream | nullcontext:
-    """Another stream than the default one, as recording a step in a CUDA graph wants it."""
-    if device.type == "cpu":
-        return nullcontext()
-    module = torch.get_device_module(device)
-    return module.stream(module.Stream())
 
 
 def _trained(backbone: nn.Module) -> list[nn.Parameter]:

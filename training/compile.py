@@ -43,7 +43,7 @@ def compile_backbone(
     start = time.perf_counter()
     trial = copy.deepcopy(backbone)
     try:
-        with torch._dynamo.config.patch(recompile_limit=_SHAPES):
+        with torch._dynamo.config.patch({_limit_name(): _SHAPES}):
             _compile(trial, alone)
             _rehearse(trial, batch=batch, image_size=image_size, precision=precision)
     except Exception as error:  # from compilers of all kinds, and none is worth losing the run
@@ -53,6 +53,12 @@ def compile_backbone(
     _compile(backbone, alone)
     parts = "whole" if alone else f"{len(_regions(backbone, alone))} blocks"
     return f"compiled {parts} in {time.perf_counter() - start:.0f} s"
+
+
+def _limit_name() -> str:
+    """What torch 2.7 and later, and torch before that, call it."""
+    names = ("recompile_limit", "cache_size_limit")
+    return next(name for name in names if hasattr(torch._dynamo.config, name))
 
 
 def _regions(backbone: nn.Module, alone: bool) -> list[nn.Module]:

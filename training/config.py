@@ -51,6 +51,7 @@ class RunConfig:
     max_nonfinite: int = 50  # skipped steps in a row, and the run goes back to a checkpoint; 0: any
 
     def __post_init__(self) -> None:
+        _check(0 <= self.seed < 1 << 63, "run.seed", self.seed, "in [0, 2**63)")
         _check(self.epochs >= 1, "run.epochs", self.epochs, "at least 1")
         _check(self.save_every >= 1, "run.save_every", self.save_every, "at least 1")
         _check(self.save_steps >= 0, "run.save_steps", self.save_steps, "0 (none) or more")
@@ -93,7 +94,8 @@ class DataConfig:
         for weight in self.weights:
             _check(weight >= 0, "data.weights", weight, "0 or more: epochs' worth of a file")
         _check(self.global_batch >= 2, "data.global_batch", self.global_batch, "at least 2")
-        _check(self.image_size > 0, "data.image_size", self.image_size, "a size in pixels")
+        size = self.image_size
+        _check(size > 0 and size % 16 == 0, "data.image_size", size, "pixels, a multiple of 16")
         for name in ("block_records", "window_blocks", "images_per_identity"):
             value = getattr(self, name)
             _check(value >= 1, f"data.{name}", value, "at least 1")
@@ -119,13 +121,14 @@ class ModelConfig:
     embedding_dim: int = 512
     width: float = 1.0
     dropout: float = 0.0
-    sync_bn: bool = False  # BatchNorm statistics over all ranks; GPUs only
+    sync_bn: bool = False  # BatchNorm statistics over all ranks; GPUs only, which wait at each
     compile: bool = False  # fuse what stands between the convolutions; a minute at the start
 
     def __post_init__(self) -> None:
         _check(self.embedding_dim >= 1, "model.embedding_dim", self.embedding_dim, "at least 1")
         _check(0 <= self.dropout < 1, "model.dropout", self.dropout, "a probability below 1")
-        _check(self.width > 0, "model.width", self.width, "a positive factor")
+        fits = self.width > 0 and 64 * self.width % 16 == 0
+        _check(fits, "model.width", self.width, "a positive multiple of 0.25")
         # Ranks that fail to compile would leave the others waiting for their statistics.
         _check(not (self.compile and self.sync_bn), "model.compile", True, "false with sync_bn")
 
@@ -161,6 +164,12 @@ class HeadConfig:
         _check(self.subcenters >= 1, "head.subcenters", self.subcenters, "at least 1")
         _check(self.sample_heads >= 0, "head.sample_heads", self.sample_heads, "0 (off) or more")
         _check(self.random_heads >= 0, "head.random_heads", self.random_heads, "0 or more")
+        _check(
+            not self.random_heads or self.sample_heads > 0,
+            "head.random_heads",
+            self.random_heads,
+            "0 without head.sample_heads",
+        )
         if self.sample_heads:
             rates = {self.sample_rate, *self.sample_rate_from.values()}
             _check(rates == {1.0}, "head.sample_heads", self.sample_heads, "0 with a sample rate")
@@ -243,6 +252,8 @@ class DistillConfig:
     cached: bool = False
 
     def __post_init__(self) -> None:
+        named = bool(self.teacher)
+        _check(named or not self.cached, "distill.cached", self.cached, "false without a teacher")
         _check(self.weight >= 0, "distill.weight", self.weight, "0 or more")
         _check(self.last_weight >= 0, "distill.weight_end", self.weight_end, "0 or more, or none")
         if self.teacher.endswith((".pth", ".pt")):
@@ -311,6 +322,18 @@ class Config:
             "optim.warmup_epochs",
             self.optim.warmup_epochs,
             f"less than run.epochs={self.run.epochs}",
+        )
+        _check(
+            self.head.margin_warmup_epochs <= self.run.epochs,
+            "head.margin_warmup_epochs",
+            self.head.margin_warmup_epochs,
+            f"at most run.epochs={self.run.epochs}",
+        )
+        _check(
+            self.optim.backend == "torch" or self.step.cuda_graph != "full",
+            "step.cuda_graph",
+            self.step.cuda_graph,
+            "off or head with optim.backend=apex, whose rate a graph would freeze",
         )
         _check(
             all(epoch < self.run.epochs for epoch in self.optim.decay_epochs),

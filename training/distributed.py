@@ -51,7 +51,12 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
         chosen, backend = torch.device("cpu"), "gloo"
     if "RANK" in os.environ:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group(backend, init_method, rank=rank, world_size=world_size)
+        store, _, _ = next(dist.rendezvous(init_method or "env://", rank, world_size))
+        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+            # torchrun gives ranks that start again the store of the dead, full of their addresses.
+            # Over several machines the count may differ, as each counts its own ranks' deaths.
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return World(

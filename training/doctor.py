@@ -13,7 +13,7 @@ class _Cause:
     measure: str  # a name of training.metrics
     limit: float
     finding: str  # goes before the share
-    remedies: Mapping[str, str]  # setting → advice
+    remedies: Mapping[str, tuple[str, tuple]]  # setting → advice, and where it stands already
 
     def share(self, reading: Mapping[str, float]) -> float:
         """Of the time; 0 where it is not measured, as the head's in a graph of the whole step."""
@@ -26,10 +26,10 @@ _CAUSES = {
         limit=0.05,
         finding="steps wait for images",
         remedies={
-            "data.threads": "try more, up to the cores",
-            "data.decode": "try gpu where there is a JPEG engine, else hybrid",
-            "data.augment": "try fewer recipes, or smaller shares",
-            "data.order": "try block on a disk that is slow to seek",
+            "data.threads": ("try more, up to the cores", ()),
+            "data.decode": ("try gpu where there is a JPEG engine, else hybrid", ("gpu",)),
+            "data.augment": ("try fewer recipes, or smaller shares", ((), [])),
+            "data.order": ("try block on a disk that is slow to seek", ("block",)),
         },
     ),
     "head": _Cause(
@@ -37,9 +37,9 @@ _CAUSES = {
         limit=0.3,
         finding="the head takes",
         remedies={
-            "head.sample_rate": "try smaller",
-            "head.backend": "try triton on GPUs",
-            "step.cuda_graph": "try head or full on GPUs",
+            "head.sample_rate": ("try smaller", ()),
+            "head.backend": ("try triton on GPUs", ("triton",)),
+            "step.cuda_graph": ("try head or full on GPUs", ("head", "full")),
         },
     ),
     "host": _Cause(
@@ -47,9 +47,9 @@ _CAUSES = {
         limit=0.2,
         finding="the GPU runs out of work inside steps",
         remedies={
-            "step.cuda_graph": "try full",
-            "data.global_batch": "try larger",
-            "model.compile": "try true",
+            "step.cuda_graph": ("try full", ("full",)),
+            "data.global_batch": ("try larger", ()),
+            "model.compile": ("try true", (True,)),
         },
     ),
 }
@@ -62,7 +62,7 @@ def diagnose(reading: Mapping[str, float], settings: Mapping[str, object]) -> di
         reading: as named in training.metrics, of which data_wait_fraction (limit 5 %), share_head
             (30 %) and host_bound_fraction (20 %) are judged.
         settings: "section.key" to the value that this run has, automatic ones resolved. Remedies
-            are named with it; what is not in there is not proposed.
+            are named with it; what is not in there, or as good already, is not proposed.
     """
     lines = {}
     for name, cause in _CAUSES.items():
@@ -70,8 +70,8 @@ def diagnose(reading: Mapping[str, float], settings: Mapping[str, object]) -> di
         if share > cause.limit:
             remedies = ", ".join(
                 f"{key}={settings[key]} ({advice})"
-                for key, advice in cause.remedies.items()
-                if key in settings
+                for key, (advice, done) in cause.remedies.items()
+                if key in settings and settings[key] not in done
             )
             lines[name] = f"bottleneck: {cause.finding} {share:.0%} of the time: {remedies}"
     return lines

@@ -73,14 +73,17 @@ def dry_run(config: Config, world: World, precision: Precision) -> int:
         return 1
     try:
         readings = _rehearse(config, world, precision, num_classes=num_classes)
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
         reason = str(error).splitlines()[0]
         raise ConfigError(f"does not fit: {reason} {_less_memory(config)}") from error
     console.print(_speed_table(readings))
     # DALI's memory is its own: torch does not see what it takes of an accelerator.
     unseen = 0 if world.device.type == "cpu" else prediction.loader
+    verdict = "fits" if readings.peak <= available else "barely fits"
     console.print(
-        f"fits: at its peak {_mb(readings.peak)} of {_mb(available)} MB a rank; "
+        f"{verdict}: at its peak {_mb(readings.peak)} of {_mb(available)} MB a rank; "
         f"{_mb(prediction.total - unseen)} predicted for tensors alone"
     )
     for line in _bottlenecks(readings):
@@ -93,7 +96,7 @@ def _rehearse(config: Config, world: World, precision: Precision, *, num_classes
     before = _forget_peak(world.device)
     with _temporary_folder(world) as folder:
         trainer = Trainer(
-            replace(config, run=replace(config.run, output=folder)),
+            replace(config, run=replace(config.run, output=folder, init_from="", resume="auto")),
             world,
             precision=precision,
             evaluate=lambda backbone: {},

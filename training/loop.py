@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,25 @@ from pipeline.dali_loader import Batch, Loader, choose_threads
 from pipeline.shuffle_report import report_shuffle
 from training import checkpoint, resume
 from training.assembly import create_step
+from training.checkpoint_files import read_about
 from training.config import Config, check_batch
 from training.data import TrainingData, count_classes, open_training_data
 from training.distillation import create_distillation
 from training.distributed import World, require_agreement, together
 from training.doctor import Doctor
+from training.identities import Identities, write_identities
 from training.memory import predict
 from training.metrics import Meters, Position, Reporter, pace
 from training.optim import set_learning_rate
 from training.precision import Precision, set_determinism
+from training.rollback import DivergedError, Rollback, diagnose, gather_bad_steps
 from training.schedules import create_schedule
 from training.step import Lap, StepResult
 from training.step_graph import GraphedStep
+from training.stops import Stopped, Stops
 from training.stopwatch import Laps, Stopwatch
+from training.warm_start import warm_start
+from training.watchdog import Watchdog
 
 Scores = Mapping[str, Mapping[str, float]]  # verification set → score → value
 Evaluate = Callable[[nn.Module], Scores]
@@ -54,9 +60,11 @@ class Trainer:
         self.config, self.world = config, world
         self.precision, self._evaluate = precision, evaluate
         check_batch(config, world.world_size)
+        self._stops, self._watchdog = Stops(config.run, world), Watchdog(config.run, world)
         precision.apply()
         set_determinism(config.run.deterministic)
         data = open_training_data(config, world)
+        self._records = data.records
         num_classes = together(lambda: count_classes(data.records, config.head.num_classes))
         self.output = Path(config.run.output)
         facts = self._agree(data, num_classes)
@@ -86,12 +94,16 @@ class Trainer:
         self.step, self._about_backbone = create_step(
             config, world, distillation, num_classes=num_classes, precision=precision
         )
+        self.steps_done, self._saved_at, self._taken = 0, -1, []
+        anew = not checkpoint.checkpoints(self.output) and config.run.resume in ("auto", "never")
+        if config.run.init_from and anew:
+            self._taken = warm_start(config, world, step=self.step, data=data, precision=precision)
         # Only now: a folder claimed for what cannot be built would refuse the mended run.
-        together(lambda: world.is_main and resume.claim(self.output, config, facts=facts))
-        self.steps_done = 0
+        together(lambda: world.is_main and self._claim(data, num_classes, facts))
         self.last_checkpoint = resume.choose_checkpoint(self.output, config, facts=facts)
         if self.last_checkpoint:
             self.steps_done = checkpoint.load(self.last_checkpoint, train_step=self.step)
+        self.rollback = Rollback(config.run.max_nonfinite, self._times_gone_back())
         self._saver = checkpoint.Saver(
             self.output, config=config, train_step=self.step, facts=facts
         )
@@ -101,6 +113,20 @@ class Trainer:
         self.reporter = Reporter(self.output, at=self._position()) if world.is_main else None
         self._doctor = Doctor(self.settings())
         self._introduce(data, decoding)
+
+    def _claim(self, data: TrainingData, num_classes: int, facts: dict[str, Any]) -> None:
+        """Make run.output this run's, and write down who its classes are."""
+        resume.claim(self.output, self.config, facts=facts)
+        identities = Identities.of(
+            data.records, num_classes=num_classes, identity_map=self.config.data.identity_map
+        )
+        write_identities(self.output, identities)
+
+    def _times_gone_back(self) -> int:
+        """How often the run had gone back when its checkpoint was written."""
+        if self.last_checkpoint is None:
+            return 0
+        return read_about(self.last_checkpoint).get("times_gone_back", 0)
 
     def settings(self) -> dict[str, Any]:
         """Every setting as it is in force, what was automatic decided."""
@@ -190,6 +216,7 @@ class Trainer:
             f"rate       {self.schedule}",
             f"memory     {self.prediction}",
             *([f"teacher    {self.step.distillation}"] if self.step.distillation else []),
+            *(f"start      {line}" for line in self._taken),
             f"output     {self.output}"
             + (f", resumed from {self.last_checkpoint.name}" if self.last_checkpoint else ""),
         ]
@@ -205,13 +232,22 @@ class Trainer:
         )
 
     def run(self) -> Scores:
-        """Train to the last step, verifying and saving on the way; returns the last scores."""
-        self._saver.reserve()
-        stream = self.loader.stream(*divmod(self.steps_done, self.loader.steps_per_epoch))
+        """Train to the last step, verifying and saving on the way; returns the last scores.
+
+        Raises:
+            Stopped: a signal or run.max_hours asked for it; the run is saved.
+            DivergedError: steps stay non-finite, and going back has not helped.
+            RecordError: files that are cut off, gone, or full of bad images.
+        """
         try:
-            with closing(stream):
-                scores = self._run(stream)
-            self.wait_for_checkpoint()
+            self._saver.reserve()
+            with self._stops, self._watchdog:
+                scores = self.verify() if self.steps_done == 0 else {}
+                while self.steps_done < self.schedule.total_steps:
+                    at = divmod(self.steps_done, self.loader.steps_per_epoch)
+                    with closing(self.loader.stream(*at)) as stream:
+                        scores = self._run(stream, scores)
+                self.wait_for_checkpoint()
             return scores
         finally:
             self.close()
@@ -229,46 +265,112 @@ class Trainer:
         """The next step, on this rank's batch; everything about it follows from its number."""
         self._seed_dropout()
         self._follow_head_schedules()
-        lr = set_learning_rate(self.step.optimizer, self.schedule(self.steps_done))
+        lr = set_learning_rate(self.step.optimizer, self._rate(self.steps_done))
         targets = None
         if self.step.distillation:
             self.step.distillation.set_step(self.steps_done)
             targets = self.step.distillation.targets(batch.images, batch.records)
+            lap("teacher")
         step = self._graphed or self.step
         result = step(batch.images, batch.labels, lr, lap, targets)
         self.steps_done += 1
         return result
 
-    def _run(self, stream: Iterator[Batch]) -> Scores:
-        config, per_epoch = self.config, self.loader.steps_per_epoch
-        scores = self.verify() if self.steps_done == 0 else {}
+    def _run(self, stream: Iterator[Batch], scores: Scores) -> Scores:
+        """Train to the last step; or until the run goes back, which wants another stream."""
+        config, watchdog = self.config, self._watchdog
         meters, stopwatch = Meters(self.world.device), Stopwatch(self.world.device)
         logged = first = self.steps_done
         while self.steps_done < self.schedule.total_steps:
+            if reason := self._stops.requested():
+                self._stop(reason)
             stopwatch.lap("other")
+            watchdog.beat(self.steps_done, "waiting for data")
             batch = next(stream)
             stopwatch.lap("data")
+            watchdog.beat(self.steps_done, "training")
             if self.steps_done == first and self.reporter:
                 self.reporter.images(self._position(), batch.images)
-            meters.add(self.train_on(batch, stopwatch.lap))
+            warm = self.steps_done > first
+            with nullcontext() if warm else watchdog.paused("the first step"):
+                result = self.train_on(batch, stopwatch.lap)
+            meters.add(result)
             last = self.steps_done == self.schedule.total_steps
             if self.reporter:
                 self.reporter.advance(self._position())
             if (self.steps_done - first) % config.log.every == 0 or last:
-                self._log(meters.read(), stopwatch.laps(), self.steps_done - logged)
+                watchdog.beat(self.steps_done, "reading meters")
+                means = meters.read()
+                self._log(means, stopwatch.laps(), self.steps_done - logged)
                 logged = self.steps_done
-            epoch, into_epoch = divmod(self.steps_done, per_epoch)
-            if into_epoch == 0:
-                verified = epoch % config.eval.every == 0 or last
-                if verified:
-                    scores = self.verify()
-                if epoch % config.run.save_every == 0 or last:
-                    self.save(scores if verified else None)
-                stopwatch.skip()
-            elif config.run.save_steps and into_epoch % config.run.save_steps == 0:
-                self.save()
-                stopwatch.skip()
+                if self.rollback.due(
+                    skipped_in_a_row=means["skipped_in_a_row"], loss_scale=means["loss_scale"]
+                ):
+                    self._go_back(int(means["skipped_in_a_row"]), result, batch)
+                    return scores
+            scores = self._after_step(scores, last, stopwatch)
         return scores
+
+    def _after_step(self, scores: Scores, last: bool, stopwatch: Stopwatch) -> Scores:
+        """Verify and save where it is time to; returns the last scores."""
+        config = self.config
+        epoch, into_epoch = divmod(self.steps_done, self.loader.steps_per_epoch)
+        if into_epoch == 0:
+            verified = epoch % config.eval.every == 0 or last
+            if verified:
+                scores = self.verify()
+            if epoch % config.run.save_every == 0 or last:
+                self.save(scores if verified else None)
+            stopwatch.skip()
+        elif config.run.save_steps and into_epoch % config.run.save_steps == 0:
+            self.save()
+        return scores
+
+    def _stop(self, reason: str) -> None:
+        """Save and raise Stopped, on all ranks after the same step."""
+        if self.reporter:
+            self.reporter.say(f"{reason}: saving before the run stops")
+        if self._saved_at != self.steps_done:
+            self.save()
+        self.wait_for_checkpoint()
+        raise Stopped(reason)
+
+    def _go_back(self, skipped: int, result: StepResult, batch: Batch) -> None:
+        """Load the newest checkpoint from before `skipped` steps in a row; the rate is halved.
+
+        Raises DivergedError, on every rank, where there is none or it has been tried enough.
+        """
+        with self._watchdog.paused("going back"):
+            self.wait_for_checkpoint()
+            saved = {int(path.name[-9:]): path for path in checkpoint.checkpoints(self.output)}
+            step = self.rollback.target(saved, first_skipped=self.steps_done - skipped)
+            if step is None:
+                raise DivergedError(
+                    diagnose(
+                        gather_bad_steps(result, batch, self._records),
+                        step=self.steps_done,
+                        skipped_in_a_row=skipped,
+                        times=self.rollback.times,
+                    )
+                )
+            self.last_checkpoint = saved[step]
+            self.steps_done = checkpoint.load(self.last_checkpoint, train_step=self.step)
+            self.rollback.times += 1
+            scaler = self.step.scaler
+            if scaler.is_enabled():
+                scaler.update(scaler.get_scale() * self.rollback.factor)
+            if self._graphed:
+                self._graphed.forget()
+            if self.reporter:
+                self.reporter.go_back(self._position())
+                self.reporter.say(
+                    f"{skipped} steps in a row were not finite and changed nothing: back to step "
+                    f"{step}, learning rate × {self.rollback.factor:g}"
+                )
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step, lower where the run has gone back."""
+        return self.schedule(step) * self.rollback.factor
 
     def _seed_dropout(self) -> None:
         """Dropout depends on the step alone, so that a resumed run repeats it."""
@@ -294,16 +396,17 @@ class Trainer:
             images=self.config.data.global_batch,
             steps_left=at.total_steps - at.step,
         )
-        reading = means | {"lr": self.schedule(self.steps_done - 1)} | measured
+        reading = means | {"lr": self._rate(self.steps_done - 1)} | measured
         self.reporter.training(at, reading)
         for line in self._doctor(reading):
             self.reporter.say(line)
 
     def verify(self) -> Scores:
         """Score the backbone on every verification set, on all ranks together."""
-        checkpoint.average_statistics(self.step.backbone)
-        # A copy, which is not compiled: batches of other sizes would be compiled anew.
-        scores = self._evaluate(fold_batch_norm(checkpoint.unwrapped(self.step.backbone)))
+        with self._watchdog.paused("verification"):
+            checkpoint.average_statistics(self.step.backbone)
+            # A copy, which is not compiled: batches of other sizes would be compiled anew.
+            scores = self._evaluate(fold_batch_norm(checkpoint.unwrapped(self.step.backbone)))
         if self.reporter and scores:
             self.reporter.verification(self._position(), scores)
         return scores
@@ -314,11 +417,14 @@ class Trainer:
         scores: of this very moment, where it was verified.
         """
         checkpoint.average_statistics(self.step.backbone)
-        path = self._saver.save(self.steps_done, scores)
+        with self._watchdog.paused("saving"):
+            path = self._saver.save(self.steps_done, scores, times_gone_back=self.rollback.times)
+        self._saved_at = self.steps_done
         if self.reporter:
             self.reporter.say(f"saving {path}")
         return path
 
     def wait_for_checkpoint(self) -> None:
         """Wait until the last checkpoint is written; `last_checkpoint` is the newest that was."""
-        self.last_checkpoint = self._saver.wait() or self.last_checkpoint
+        with self._watchdog.paused("waiting for a checkpoint"):
+            self.last_checkpoint = self._saver.wait() or self.last_checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ def predict(
     head = predict_memory(
         shard_of(num_classes, rank=0, world_size=world_size),
         config.model.embedding_dim,
-        _sampling(config.head),
+        _sampling(config.head, config.run.epochs),
         global_batch=config.data.global_batch // micro_batches,
         subcenters=config.head.subcenters,
         compute_dtype=precision.head_dtype,
@@ -138,7 +139,16 @@ def available_memory(device: torch.device, *, local_world_size: int) -> int:
     """Bytes that a rank may take: free ones of its accelerator, or its share of the machine's."""
     if device.type != "cpu":
         return torch.get_device_module(device).mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_world_size
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if meminfo.exists():  # where what files take of the memory counts as free
+        (line,) = (
+            line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")
+        )
+        free = int(line.split()[1]) << 10
+    if limit.exists() and (allowed := limit.read_text().strip()) != "max":
+        free = min(free, int(allowed))
+    return free // local_world_size
 
 
 def _kept_bytes(forward: Callable[[], Tensor], *, besides: Iterable[Tensor]) -> int:
@@ -168,13 +178,14 @@ def _backbone_bytes(backbone: nn.Module, optim: OptimConfig) -> int:
     return (2 + states) * trained + frozen + 2 * statistics
 
 
-def _sampling(head: HeadConfig) -> Sampling:
+def _sampling(head: HeadConfig, epochs: int) -> Sampling:
     """The one of a run's samplings that takes most."""
     if head.sample_heads:
         return HeadClasses(
             head.sample_heads, random_heads=head.random_heads, scope=head.heads_scope
         )
-    rate = max(head.sample_rate_at(epoch) for epoch in (0, *head.sample_rate_from))
+    changes = [epoch for epoch in head.sample_rate_from if epoch < epochs]
+    rate = max(head.sample_rate_at(epoch) for epoch in (0, *changes))
     return AllClasses() if rate == 1 else RandomClasses(rate)
 
 

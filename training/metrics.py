@@ -4,16 +4,18 @@ A reading is a flat mapping, written to TensorBoard as train/<name> and to metri
 with the integer `step` and the `epoch`, which has a fraction. Its names do not change:
 
     loss, distillation,                   means over the steps since the last reading that were
-    gradient_norm, embedding_norm         not skipped; NaN where all were
+    gradient_norm, embedding_norm         not skipped; NaN where all were, null as JSON
     skipped_steps, nonfinite_losses       how many steps changed nothing; had no finite loss
+    skipped_in_a_row                      how many steps up to now changed nothing
     loss_scale                            for the next step; 1 where losses are not scaled
     memory_mb                             peak so far of this rank, in 10^6 bytes: what tensors
                                           took of the GPU, or on a CPU the whole process
     lr                                    of the last step
     images_per_s                          over all ranks
     seconds_left                          to the last step, at this speed
-    seconds_<phase>, share_<phase>        of a step, and their share of it: data, forward, head,
-                                          backward, update, other
+    seconds_<phase>, share_<phase>        of a step, and their share of it: data, teacher,
+                                          forward, head, backward, update, other; or
+                                          step, where it is one CUDA graph
     data_wait_fraction                    of the time, in which the host waited for a batch
     host_bound_fraction                   of the time, in which the device ran out of work inside
                                           a step, so that the host set the pace; 0 on a CPU
@@ -53,9 +55,10 @@ class Meters:
     def __init__(self, device: torch.device) -> None:
         self._device, self._steps = device, 0
         # Sums over steps: skipped, loss not finite, and of those that were not skipped what _MEANS
-        # names; last, the newest loss scale.
-        self._values = torch.zeros(3 + len(_MEANS), dtype=torch.float64, device=device)
-        self._counts, self._sums, self._loss_scale = self._values.split([2, len(_MEANS), 1])
+        # names; the newest loss scale; last, which no reading forgets, the steps skipped in a row.
+        self._values = torch.zeros(4 + len(_MEANS), dtype=torch.float64, device=device)
+        parts = self._values.split([2, len(_MEANS), 1, 1])
+        self._counts, self._sums, self._loss_scale, self._in_a_row = parts
 
     def add(self, result: StepResult) -> None:
         """Count one step; reads nothing from the device."""
@@ -64,19 +67,21 @@ class Meters:
         self._counts.add_(counts)
         self._sums.add_(values.masked_fill(result.skipped, 0))
         self._loss_scale.copy_(result.loss_scale)
+        self._in_a_row.add_(1).mul_(result.skipped)
         self._steps += 1
 
     def read(self) -> dict[str, float]:
         """What was added since the last reading, by name; waits for the device, once."""
-        skipped, nonfinite, *sums, loss_scale = self._values.tolist()
+        skipped, nonfinite, *sums, loss_scale, in_a_row = self._values.tolist()
         counted = self._steps - skipped
         means = [total / counted if counted else float("nan") for total in sums]
-        self._values.zero_()
+        self._values[:-1].zero_()
         self._steps = 0
         return {
             **dict(zip(_MEANS, means)),
             "skipped_steps": skipped,
             "nonfinite_losses": nonfinite,
+            "skipped_in_a_row": in_a_row,
             "loss_scale": loss_scale,
             "memory_mb": peak_memory(self._device) / 1e6,
         }
@@ -180,6 +185,15 @@ class Reporter:
                 f"TAR@FAR=1e-3 {scores['tar_at_far']:.4f}"
             )
 
+    def go_back(self, at: Position) -> None:
+        """Forget what was written of steps that come again."""
+        self._jsonl.close()
+        _forget_after(self.metrics_path, at.step)
+        self._jsonl = self.metrics_path.open("a")
+        self._board.close()
+        self._board = SummaryWriter(str(self.tensorboard_path), purge_step=at.step + 1)
+        self.advance(at)
+
     def images(self, at: Position, images: torch.Tensor) -> None:
         """A grid of the first 32 of (B, 3, H, W) uint8 images, as the network sees them."""
         rows = min(4, len(images) // 8) or 1
@@ -201,7 +215,10 @@ class Reporter:
         self._jsonl.close()
 
     def _write(self, at: Position, values: Mapping[str, Any]) -> None:
-        self._jsonl.write(json.dumps({"step": at.step, "epoch": at.epoch, **values}) + "\n")
+        line = {"step": at.step, "epoch": at.epoch, **values}
+        # JSON has no NaN: the mean over no step is null.
+        known = {key: None if value != value else value for key, value in line.items()}
+        self._jsonl.write(json.dumps(known) + "\n")
         self._jsonl.flush()
 
 

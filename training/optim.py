@@ -31,7 +31,9 @@ def create_optimizer(
     if config.backend == "apex":
         optimizer = create_apex_optimizer(groups, config, device)
     elif config.name == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)
+        optimizer = torch.optim.AdamW(
+            groups, lr=lr, betas=config.betas, fused=True, capturable=device.type != "cpu"
+        )
     else:
         optimizer = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=True)
     _allocate_state(optimizer, config)

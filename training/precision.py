@@ -52,6 +52,8 @@ def choose_precision(device: torch.device, requested: str = "auto") -> Precision
     else:
         name = "bf16" if major >= 8 else "fp16"
         reason = f"compute capability {major}.{minor} {'has' if major >= 8 else 'lacks'} bfloat16"
+    if name == "bf16" and not on_cpu and major < 8:
+        reason += f", though compute capability {major}.{minor} only imitates it: fp16 is faster"
     # Who asks for fp32 means all of its bits; elsewhere TF32 rounds no more than float16 does.
     tf32 = major >= 8 and name == "bf16"
     if major >= 8:
@@ -76,6 +78,7 @@ def set_determinism(wanted: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.deterministic = wanted
+    torch.backends.cudnn.benchmark = not wanted  # shapes stay, so searching once pays
     # Nothing here reads memory that it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from heads.graph import Captured, can_record
+from training.config import ConfigError
 from training.step import Lap, StepResult, TrainStep
+from training.streams import side_stream
 
 # Steps before the recording; torch asks for eleven with DistributedDataParallel.
 _WARM_UP = 11
@@ -22,19 +24,23 @@ class GraphedStep:
     head must have been built with cuda_graph=False, for graphs do not nest. The result of a step
     is written again by the next one.
 
-    Where nothing can be recorded, all steps run as they are and a warning says why.
+    Where it is known that nothing can be recorded, steps run as they are and a warning says why.
+
+    Raises ConfigError, on every rank, where the recording fails.
     """
 
     def __init__(self, step: TrainStep, device: torch.device) -> None:
         self._step, self._device = step, device
+        self._module = torch.get_device_module(device)
         self.obstacle = _obstacle(step, device)
         if self.obstacle:
-            self._warn()
+            logging.warning("step.cuda_graph=full: steps run without a graph: %s", self.obstacle)
         self.forget()
 
     def forget(self) -> None:
         """Let go of the recording: before ranks part, or when tensors were replaced."""
         self._captured: Captured | None = None
+        self._lr: Tensor | None = None
         self._eager = 0  # steps since the sample rate changed
         self._sample_rate = self._step.head.sample_rate
 
@@ -50,24 +56,24 @@ class GraphedStep:
             self._eager += 1
             return self._aside(images, labels, lr, lap, targets)
         batch = (images, labels) if targets is None else (images, labels, targets)
-        if self._captured is None and not self._record(lr, *batch):
-            return self._step(images, labels, lr, lap, targets)
+        if self._captured is None:
+            self._record(lr, *batch)
         assert self._captured is not None
+        assert lr is self._lr, "the recorded step reads this tensor, and no other"
         result = self._captured(*batch)
         lap("step")
         return result
 
     def _aside(self, *arguments: Any) -> StepResult:
         """A plain step on another stream than the default one, which cannot be recorded."""
-        module = torch.get_device_module(self._device)
-        stream, before = module.Stream(), module.current_stream()
+        before, stream = self._module.current_stream(), side_stream(self._device)
         stream.wait_stream(before)
-        with module.stream(stream):
+        with self._module.stream(stream):
             result = self._step(*arguments)
         before.wait_stream(stream)
         return result
 
-    def _record(self, lr: Tensor, *batch: Tensor) -> bool:
+    def _record(self, lr: Tensor, *batch: Tensor) -> None:
         ranks = self._step.head.ranks
         captured = Captured(
             device=self._device, agree=lambda held: ranks.all_agree(held, self._device)
@@ -76,15 +82,13 @@ class GraphedStep:
         def step(images: Tensor, labels: Tensor, targets: Tensor | None = None) -> StepResult:
             return self._step(images, labels, lr, _no_lap, targets)
 
-        self.obstacle = captured.record(step, *batch, warm_up=0)
-        if self.obstacle:
-            self._warn()
-            return False
-        self._captured = captured
-        return True
-
-    def _warn(self) -> None:
-        logging.warning("step.cuda_graph=full: steps run without a graph: %s", self.obstacle)
+        obstacle = captured.record(step, *batch, warm_up=0, stream=side_stream(self._device))
+        if obstacle:
+            raise ConfigError(
+                f"step.cuda_graph=full: recording the step failed ({obstacle}), and leaves "
+                "optimizer and ranks in the middle of it; set step.cuda_graph=head"
+            )
+        self._captured, self._lr = captured, lr
 
 
 def _obstacle(step: TrainStep, device: torch.device) -> str | None:

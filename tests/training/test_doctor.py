@@ -82,3 +82,20 @@ def test_a_new_cause_is_told_beside_an_old_one():
     assert "images" in doctor(ILL["data"])[0]
     [line] = doctor(ILL["data"] | {"share_head": 0.5})
     assert "head" in line
+
+
+def test_what_is_as_good_as_it_gets_is_not_proposed():
+    settings = {
+        **SETTINGS,
+        "step.cuda_graph": "full",
+        "model.compile": True,
+        "head.backend": "triton",
+        "data.decode": "gpu",
+    }
+    reading = {"data_wait_fraction": 0.5, "share_head": 0.5, "host_bound_fraction": 0.5}
+    told = " ".join(diagnose(reading, settings).values())
+    assert "data.threads=" in told
+    assert "head.sample_rate=" in told
+    assert "data.global_batch=" in told
+    for setting in ("step.cuda_graph", "model.compile", "head.backend", "data.decode"):
+        assert setting not in told

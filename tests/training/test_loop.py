@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -409,3 +410,54 @@ def test_a_student_learns_from_a_teacher_and_goes_on_where_it_stopped(data, worl
     resumed = build(student, world)
     resumed.run()
     assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
+
+
+def test_a_run_compiles_records_and_gives_the_centers_a_rate_as_it_is_told(
+    data, world, tmp_path, monkeypatch, caplog
+):
+    """The compiler is torch's quickest; a CPU has no graphs, which is said and does no harm."""
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(original, backend="aot_eager"))
+    config = override(
+        tiny.config(data, tmp_path / "run"),
+        ["model.compile=true", "step.cuda_graph=full", "head.lr=0.5", "log.every=5"],
+    )
+    applied = []
+    precision = choose_precision(world.device, "fp32")
+    monkeypatch.setattr(type(precision), "apply", lambda self: applied.append(self))
+    trainer = Trainer(config, world, precision=precision, evaluate=lambda backbone: {})
+    trainer.run()
+    assert applied == [precision]
+    assert "compiled whole in" in trainer._about_backbone
+    assert "steps run without a graph: there are none on a cpu" in caplog.text
+    assert trainer.step._head_lr_ratio == 0.25  # of optim.lr=2.0
+    assert trainer.steps_done == 15
+
+
+def test_a_run_starts_from_another_ones_weights_and_resumes_its_own(data, world, tmp_path, capsys):
+    first = build(tiny.config(data, tmp_path / "first"), world)
+    first.run()
+    config = override(
+        tiny.config(data, tmp_path / "second"),
+        [f"run.init_from={tmp_path / 'first'}", "run.seed=5"],
+    )
+    second = build(config, world)
+    expected = checkpoint.unwrapped(first.step.backbone).state_dict()
+    for name, tensor in checkpoint.unwrapped(second.step.backbone).state_dict().items():
+        counted = name.endswith("num_batches_tracked")  # a run counts its own
+        assert counted or torch.equal(tensor, expected[name]), name
+    assert torch.equal(second.step.head.centers, first.step.head.centers)
+    assert "start      " in capsys.readouterr().out
+    second.run()
+    resumed = build(config, world)
+    assert resumed.steps_done == 15
+    assert not torch.equal(resumed.step.head.centers, first.step.head.centers)
+
+
+def test_a_failed_start_from_weights_leaves_the_folder_free(data, world, tmp_path):
+    config = override(
+        tiny.config(data, tmp_path / "run"), [f"run.init_from={tmp_path / 'nowhere'}"]
+    )
+    with pytest.raises(ValueError, match="nowhere"):
+        build(config, world)
+    assert not (tmp_path / "run").exists()
