@@ -22,10 +22,10 @@ from pipeline.recordio import RecordError
 from training.config import Config, load_config
 from training.distributed import World, join_world, leave_world
 from training.dry_run import dry_run
+from training.faults.rollback import DivergedError
+from training.faults.stops import Stopped, resume_command
 from training.loop import Evaluate, Scores, Trainer
 from training.precision import Precision, choose_precision
-from training.rollback import DivergedError
-from training.stops import Stopped, resume_command
 
 
 def build_evaluate(config: Config, world: World, precision: Precision) -> Evaluate:

@@ -81,12 +81,12 @@ def bare_decoding(index: RecordIndex) -> Pass:
 
 
 def reading(index: RecordIndex) -> Pass:
-    """Our order and views of the file, decoding nothing."""
+    """Every image's bytes in a drawn order, by one thread, and the labels."""
     collection = Collection.of(index)
 
     def one_pass() -> int:
         order = np.random.default_rng(0).permutation(len(index))
-        bytes_read = sum(len(collection.image(int(i))) for i in order)
+        bytes_read = sum(len(source()) for source in collection.sources(order))
         collection.labels(order)
         assert bytes_read > 0
         return len(index)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.training import tiny
-from training.watchdog import HANG_EXIT_CODE
+from training.faults.watchdog import HANG_EXIT_CODE
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")

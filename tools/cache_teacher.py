@@ -27,9 +27,9 @@ from pipeline.index import RecordIndex
 from pipeline.jpeg import decode_batch
 from training.config import Config, load_config
 from training.data import open_training_data
+from training.distill.teacher import Teacher, load_teacher
 from training.distributed import World, join_world, leave_world
 from training.precision import choose_precision
-from training.teacher import Teacher, load_teacher
 
 _COLUMNS = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.arcface_torch import Architecture
 from tools.model_card import model_card
-from training.arcface_files import Weights, write_arcface_torch
-from training.checkpoint_files import CheckpointError, checkpoints, faults, read_about
+from training.saving.files import CheckpointError, checkpoints, faults, read_about
+from training.weights.arcface_files import Weights, write_arcface_torch
 
 FORMATS = ("safetensors", "arcface_torch")
 _MOMENTUM = ("optimizer.state.", ".momentum_buffer")

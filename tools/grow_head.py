@@ -29,14 +29,14 @@ from heads.centers import initial_centers
 from models import create_model
 from pipeline.collection import Collection
 from pipeline.index import fingerprint
-from training.center_transfer import aim_centers
-from training.checkpoint_files import complete, partial_of, read_about
 from training.data import open_shared_index
 from training.distributed import World, join_world, leave_world
-from training.identities import FILE, Identities, read_identities
-from training.mean_embeddings import mean_embeddings
 from training.precision import choose_precision
-from training.weights_source import WeightsError, find_weights, tensor_shapes
+from training.saving.files import complete, partial_of, read_about
+from training.weights.center_transfer import aim_centers
+from training.weights.identities import FILE, Identities, read_identities
+from training.weights.mean_embeddings import mean_embeddings
+from training.weights.source import WeightsError, find_weights, tensor_shapes
 
 _CENTERS, _VELOCITY, _BACKBONE = "head.centers", "head.velocity", "backbone."
 INITS = ("mean", "random")

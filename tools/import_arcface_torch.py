@@ -17,10 +17,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training import checkpoint
-from training.arcface_files import ArcFaceTorchError, Weights, read_arcface_torch, trained
 from training.config import Config, DataConfig, HeadConfig, ModelConfig, RunConfig
 from training.distributed import join_world, leave_world
+from training.saving import checkpoint
+from training.weights.arcface_files import ArcFaceTorchError, Weights, read_arcface_torch, trained
 
 
 def import_arcface_torch(
@@ -75,7 +75,7 @@ def _facts(config: Config) -> dict[str, Any]:
 
 
 def _state(weights: Weights) -> dict[str, Any]:
-    """As training.checkpoint_state reads it from a run."""
+    """As training.saving.state reads it from a run."""
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in trained(weights.architecture.create()).items()}
     momentum = weights.momentum or {name: torch.zeros(shape) for name, shape in shapes.items()}

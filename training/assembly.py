@@ -1,11 +1,14 @@
-"""Head, backbone and optimizer as the configuration wants them, put together to a step."""
+"""Loader, head, backbone and optimizer as the configuration wants them."""
 
 from __future__ import annotations
 
 from heads import HeadClasses, PartialFC, create_margin
+from pipeline.dali_decode import choose_decode_device
+from pipeline.dali_loader import Loader, choose_threads
 from training.backbone import create_backbone
 from training.config import Config
-from training.distillation import Distillation
+from training.data import TrainingData
+from training.distill.distillation import Distillation
 from training.distributed import World
 from training.optim import create_optimizer
 from training.precision import Precision
@@ -61,3 +64,27 @@ def create_head(
         cuda_graph=config.step.cuda_graph == "head",
         device=world.device,
     )
+
+
+def create_loader(config: Config, world: World, training: TrainingData) -> tuple[Loader, str]:
+    """This rank's stream; returns where and how it decodes, too, for the log."""
+    data = config.data
+    decode, why = choose_decode_device(world.device)
+    if data.decode != "auto":
+        decode, why = data.decode, "the configuration asks for it"
+    loader = Loader(
+        training.records,
+        order=training.order,
+        epoch_records=training.epoch_records,
+        global_batch=data.global_batch,
+        rank=world.rank,
+        world_size=world.world_size,
+        seed=config.run.seed,
+        device=world.device,
+        decode=decode,
+        augment=data.augment,
+        image_size=data.image_size,
+        threads=data.threads or choose_threads(world.local_world_size),
+        max_bad_fraction=data.max_bad_fraction,
+    )
+    return loader, f"{loader} ({why})"

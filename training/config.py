@@ -238,7 +238,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """A frozen teacher whose embeddings the student's are drawn to; see training/distillation.py.
+    """A frozen teacher whose embeddings the student's are drawn to; see training/distill.
 
     `cached` takes them from what tools/cache_teacher.py wrote: they cost nothing then, but are
     those of the images as stored. A flip hardly changes an embedding; stronger augmentation does.

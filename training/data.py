@@ -12,6 +12,7 @@ from pipeline.identity_map import read_identity_map
 from pipeline.index import RecordIndex, fingerprint, open_index
 from pipeline.order import BlockOrder, GlobalOrder, Order, WeightedOrder
 from pipeline.record_filter import read_filter
+from pipeline.shuffle_report import ShuffleReport, report_shuffle
 from training.config import Config, ConfigError, DataConfig
 from training.distributed import World, together
 
@@ -108,3 +109,14 @@ def _shown(data: DataConfig, records: Collection) -> list[int]:
             f"{len(records.counts)}"
         )
     return [round(weight * count) for weight, count in zip(weights, records.counts)]
+
+
+def shuffle_report(config: Config, training: TrainingData) -> ShuffleReport:
+    """How well the order mixes identities."""
+    return report_shuffle(
+        training.order,
+        training.records.labels,
+        epoch_records=training.epoch_records,
+        global_batch=config.data.global_batch,
+        seed=config.run.seed,
+    )

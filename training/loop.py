@@ -12,30 +12,29 @@ from torch import nn
 
 from models import fold_batch_norm
 from pipeline import counter
-from pipeline.dali_decode import choose_decode_device
-from pipeline.dali_loader import Batch, Loader, choose_threads
-from pipeline.shuffle_report import report_shuffle
-from training import checkpoint, resume
-from training.assembly import create_step
-from training.checkpoint_files import read_about
+from pipeline.dali_loader import Batch
+from training.assembly import create_loader, create_step
 from training.config import Config, check_batch
-from training.data import TrainingData, count_classes, open_training_data
-from training.distillation import create_distillation
+from training.data import TrainingData, count_classes, open_training_data, shuffle_report
+from training.distill.distillation import create_distillation
 from training.distributed import World, require_agreement, together
 from training.doctor import Doctor
-from training.identities import Identities, write_identities
+from training.facts import agree
+from training.faults.rollback import DivergedError, Rollback, diagnose, gather_bad_steps
+from training.faults.stops import Stopped, Stops
+from training.faults.watchdog import Watchdog
 from training.memory import predict
 from training.metrics import Meters, Position, Reporter, pace
 from training.optim import set_learning_rate
 from training.precision import Precision, set_determinism
-from training.rollback import DivergedError, Rollback, diagnose, gather_bad_steps
+from training.saving import checkpoint, resume
+from training.saving.files import read_about
 from training.schedules import create_schedule
 from training.step import Lap, StepResult
 from training.step_graph import GraphedStep
-from training.stops import Stopped, Stops
 from training.stopwatch import Laps, Stopwatch
-from training.warm_start import warm_start
-from training.watchdog import Watchdog
+from training.weights.identities import Identities, write_identities
+from training.weights.warm_start import warm_start
 
 Scores = Mapping[str, Mapping[str, float]]  # verification set → score → value
 Evaluate = Callable[[nn.Module], Scores]
@@ -67,8 +66,8 @@ class Trainer:
         self._records = data.records
         num_classes = together(lambda: count_classes(data.records, config.head.num_classes))
         self.output = Path(config.run.output)
-        facts = self._agree(data, num_classes)
-        decoding = self._open_loader(data)
+        facts = agree(config, world, precision, data, num_classes=num_classes)
+        self.loader, decoding = create_loader(config, world, data)
         self.schedule = create_schedule(
             config.optim,
             global_batch=config.data.global_batch,
@@ -141,61 +140,6 @@ class Trainer:
             "head.backend": self.step.head.backend.name,
         }
 
-    def _agree(self, data: TrainingData, num_classes: int) -> dict[str, Any]:
-        """Make sure that all ranks mean the same run; returns what identifies it."""
-        model = self.config.as_dict()["model"]
-        facts = {
-            "dataset": data.fingerprint,
-            "number of classes": num_classes,
-            "image size": self.config.data.image_size,
-            "global batch": self.config.data.global_batch,
-            "seed": self.config.run.seed,
-            "head.loss": self.config.head.loss,
-            "head.subcenters": self.config.head.subcenters,
-            **{f"model.{key}": value for key, value in model.items() if key != "compile"},
-        }
-        everyone = {
-            **{
-                f"the version of {name}": version for name, version in checkpoint.versions().items()
-            },
-            "configuration": self.config.lines(),
-            "precision": (self.world.device.type, str(self.precision.compute_dtype)),
-            "the records that are kept, and their labels": data.records.digest(),
-        }
-        require_agreement(everyone | facts)
-        return facts
-
-    def _open_loader(self, training: TrainingData) -> str:
-        """Open this rank's stream; returns where and how it decodes, for the log."""
-        data, world = self.config.data, self.world
-        decode, why = choose_decode_device(world.device)
-        if data.decode != "auto":
-            decode, why = data.decode, "the configuration asks for it"
-        threads = data.threads or choose_threads(world.local_world_size)
-        self.loader = Loader(
-            training.records,
-            order=training.order,
-            epoch_records=training.epoch_records,
-            global_batch=data.global_batch,
-            rank=world.rank,
-            world_size=world.world_size,
-            seed=self.config.run.seed,
-            device=world.device,
-            decode=decode,
-            augment=data.augment,
-            image_size=data.image_size,
-            threads=threads,
-            max_bad_fraction=data.max_bad_fraction,
-        )
-        self.shuffle = report_shuffle(
-            training.order,
-            training.records.labels,
-            epoch_records=training.epoch_records,
-            global_batch=data.global_batch,
-            seed=self.config.run.seed,
-        )
-        return f"{self.loader} ({why})"
-
     def _introduce(self, data: TrainingData, decoding: str) -> None:
         """Say what is about to run, with everything that was derived."""
         if self.reporter is None:
@@ -208,7 +152,7 @@ class Trainer:
             f"precision  {mixed}, because {self.precision.reason}",
             *(f"data       {line}" for line in data.records.summary_lines()),
             f"epoch      {self.loader.steps_per_epoch} steps{dropped}",
-            f"order      {self.config.data.order}: {self.shuffle}",
+            f"order      {self.config.data.order}: {shuffle_report(self.config, data)}",
             f"decoding   {decoding}",
             f"model      {self.config.model.name}, {self._about_backbone}",
             f"head       {head.margin}, {head.num_classes} classes, {head.sampling}; "

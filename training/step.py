@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from heads import PartialFC
 from models.normalize import normalize
-from training.distillation import Distillation
+from training.distill.distillation import Distillation
 from training.optim import clip_gradients
 from training.precision import Precision
 

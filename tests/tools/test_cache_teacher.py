@@ -16,9 +16,9 @@ from pipeline.recordio import RecordWriter, pack_image
 from pipeline.synthetic import encode_jpeg, render
 from tools.cache_teacher import cache_teacher
 from training.config import Config, DataConfig, DistillConfig, ModelConfig, RunConfig, StepConfig
+from training.distill.teacher import load_teacher
 from training.distributed import join_world, leave_world
 from training.precision import choose_precision
-from training.teacher import load_teacher
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -16,12 +16,12 @@ from models import create_model
 from tests.training import tiny
 from tools.export_weights import export_arcface_torch, export_safetensors, main
 from tools.import_arcface_torch import import_arcface_torch
-from training import checkpoint
 from training.assembly import create_step
-from training.checkpoint_files import CheckpointError
 from training.config import Config
 from training.distributed import join_world, leave_world
 from training.precision import choose_precision
+from training.saving import checkpoint
+from training.saving.files import CheckpointError
 from training.step import TrainStep
 
 ROOT = Path(__file__).parents[2]

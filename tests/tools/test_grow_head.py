@@ -16,15 +16,15 @@ from pipeline.dali_loader import Loader
 from tests.training import tiny
 from tests.training.people import build, save_run, with_data, write_people
 from tools.grow_head import grow_head
-from training import checkpoint
-from training.checkpoint_files import faults, read_about
-from training.checkpoint_state import unwrapped
 from training.config import Config, override
 from training.distributed import World, join_world, leave_world
 from training.optim import set_learning_rate
 from training.precision import choose_precision
-from training.warm_start import warm_start
-from training.weights_source import WeightsError
+from training.saving import checkpoint
+from training.saving.files import faults, read_about
+from training.saving.state import unwrapped
+from training.weights.source import WeightsError
+from training.weights.warm_start import warm_start
 
 ROOT = Path(__file__).parents[2]
 OLD, NEW = ("ann", "bob", "cyd"), ("eve", "fay")

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from models.arcface_torch import Architecture
 from tests.training import tiny
 from tools.import_arcface_torch import import_arcface_torch, main
-from training import checkpoint
-from training.arcface_files import ArcFaceTorchError, rows_of, trained
 from training.assembly import create_step
-from training.checkpoint_files import faults, read_about
-from training.checkpoint_state import unwrapped
 from training.distributed import join_world, leave_world
 from training.precision import choose_precision
+from training.saving import checkpoint
+from training.saving.files import faults, read_about
+from training.saving.state import unwrapped
+from training.weights.arcface_files import ArcFaceTorchError, rows_of, trained
 
 ROOT = Path(__file__).parents[2]
 CLASSES, RANKS, STEP = 11, 3, 600

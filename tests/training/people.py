@@ -15,14 +15,14 @@ from PIL import Image
 from pipeline.rec_set import pack_set
 from tests.training.tiny import SIZE
 from tools.manifest import write_manifest
-from training import checkpoint
 from training.assembly import create_step
 from training.config import Config
 from training.data import TrainingData, count_classes, open_training_data
 from training.distributed import World
-from training.identities import Identities, write_identities
 from training.precision import choose_precision
+from training.saving import checkpoint
 from training.step import TrainStep
+from training.weights.identities import Identities, write_identities
 
 
 def write_people(folder: Path, names: Sequence[str], *, images: int = 5) -> Path:

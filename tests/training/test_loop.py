@@ -13,12 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.host_reads import no_host_reads
 from tests.training import tiny
-from training import checkpoint
 from training.config import Config, ConfigError, override
 from training.distributed import World, join_world, leave_world
 from training.loop import Trainer
 from training.metrics import Meters
 from training.precision import choose_precision
+from training.saving import checkpoint
 
 SCORES = {"accuracy": 0.5, "accuracy_std": 0.1, "auc": 0.6, "tar_at_far": 0.0, "far": 0.0}
 

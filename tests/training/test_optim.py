@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from heads import CosFace, PartialFC
 from models import create_model
 from tests.graph_safety import GraphSafety
-from training import checkpoint
 from training.config import Config, ConfigError, DataConfig, OptimConfig, override
 from training.distributed import join_world, leave_world
 from training.optim import clip_gradients, create_optimizer, set_learning_rate
+from training.saving import checkpoint
 
 CPU = torch.device("cpu")
 ANY = Config(data=DataConfig(train="x.rec"))
@@ -191,7 +191,7 @@ def world():
 
 
 def checkpointed(config: OptimConfig) -> SimpleNamespace:
-    """What training.checkpoint saves and loads."""
+    """What training.saving.checkpoint saves and loads."""
     model = network()
     return SimpleNamespace(
         backbone=model,

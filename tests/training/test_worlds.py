@@ -12,12 +12,12 @@ import torch.distributed as dist
 from models.normalize import normalize
 from tests.ranks import run_ranks
 from tests.training import tiny
-from training import checkpoint
 from training.config import Config, override
 from training.distributed import World
 from training.loop import Trainer
 from training.optim import set_learning_rate
 from training.precision import choose_precision
+from training.saving import checkpoint
 from training.stopwatch import Stopwatch
 
 # The loss falls to a fifth in twenty steps. At ten times the rate, changing the initial weights by

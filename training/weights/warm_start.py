@@ -15,16 +15,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.center_transfer import aim_centers, owned_rows, take_centers
-from training.checkpoint_state import unwrapped
 from training.config import Config
 from training.data import TrainingData
 from training.distributed import World, require_agreement, together
-from training.identities import Identities, read_identities
-from training.mean_embeddings import IMAGES, mean_embeddings
 from training.precision import Precision
+from training.saving.state import unwrapped
 from training.step import TrainStep
-from training.weights_source import WeightsError, find_weights, read_backbone, tensor_shapes
+from training.weights.center_transfer import aim_centers, owned_rows, take_centers
+from training.weights.identities import Identities, read_identities
+from training.weights.mean_embeddings import IMAGES, mean_embeddings
+from training.weights.source import WeightsError, find_weights, read_backbone, tensor_shapes
 
 _CENTERS = "head.centers"
 _NAMED = 6  # tensors that a line names

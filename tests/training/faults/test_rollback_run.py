@@ -12,9 +12,9 @@ import torch
 from tests.training import tiny
 from training.config import override
 from training.distributed import World, join_world, leave_world
+from training.faults.rollback import DivergedError
 from training.loop import Trainer
 from training.precision import choose_precision
-from training.rollback import DivergedError
 
 
 @pytest.fixture(scope="module")

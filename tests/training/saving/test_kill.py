@@ -21,13 +21,13 @@ import pytest
 import torch
 
 from tests.training import tiny
-from training import checkpoint_files
 from training.config import Config, override
 from training.distributed import join_world, leave_world
 from training.loop import Trainer
 from training.precision import choose_precision
+from training.saving import files as checkpoint_files
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RANKS, KILLS, STEPS = 2, 20, 40
 TOLD = ("loss", "gradient_norm", "embedding_norm", "lr", "skipped_steps")
 CONFIG = """

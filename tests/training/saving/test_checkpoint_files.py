@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training import checkpoint_files as files
+from training.saving import files
 
 SHARD, CONTENT = "__0_0.distcp", bytes(range(256)) * 300
 

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from heads import PartialFC
 from heads.centers import shard_of
-from training.checkpoint_state import rank_mesh
 from training.distributed import World
+from training.saving.state import rank_mesh
 
 _PIECE = 1 << 15  # rows that travel together
 

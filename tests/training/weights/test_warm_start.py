@@ -17,12 +17,12 @@ from pipeline.jpeg import decode_batch
 from tests.ranks import run_ranks
 from tests.training import tiny
 from tests.training.people import build, save_run, with_data, write_people
-from training.checkpoint_state import unwrapped
 from training.config import Config, override
 from training.distributed import World, join_world, leave_world
 from training.precision import choose_precision
-from training.warm_start import warm_start
-from training.weights_source import WeightsError
+from training.saving.state import unwrapped
+from training.weights.source import WeightsError
+from training.weights.warm_start import warm_start
 
 OLD, NEW = ("ann", "bob", "cyd", "dan"), ("bob", "eve", "ann", "fay", "gus")
 FP32 = choose_precision(torch.device("cpu"), "fp32")

@@ -15,8 +15,8 @@ from pipeline.collection import Collection
 from pipeline.index import open_index
 from pipeline.recordio import RecordWriter, pack_image
 from training.distributed import join_world, leave_world
-from training.mean_embeddings import mean_embeddings
 from training.precision import choose_precision
+from training.weights.mean_embeddings import mean_embeddings
 
 SIZE = 16
 

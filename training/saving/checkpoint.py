@@ -26,9 +26,11 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from training import checkpoint_files as files
-from training.checkpoint_files import CheckpointError, Digest, checkpoints, newest
-from training.checkpoint_state import (
+from training.config import Config
+from training.saving import files
+from training.saving.files import CheckpointError, Digest, checkpoints, newest
+from training.saving.resume import claim
+from training.saving.state import (
     HostCopy,
     State,
     average_statistics,
@@ -38,8 +40,6 @@ from training.checkpoint_state import (
     share_head,
     unwrapped,
 )
-from training.config import Config
-from training.resume import claim
 from training.step import TrainStep
 
 __all__ = [
@@ -100,7 +100,7 @@ class Saver:
         """Copy the state after `step` steps and begin to write it; returns where it will be.
 
         Call it on every rank. It waits for the save before it, then as long as the copy takes.
-        scores: of this very state, where it was verified. times_gone_back: of training.rollback.
+        scores: of this very state, where it was verified. times_gone_back: by then.
         """
         self.wait()
         state = self._copy(read_state(self._train_step))

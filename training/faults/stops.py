@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from training.config import RunConfig
 from training.distributed import World
-from training.store import open_store
+from training.faults.store import open_store
 
 NO_ANSWER_EXIT_CODE = os.EX_TEMPFAIL  # a restart may help, as after a hang
 

@@ -8,10 +8,10 @@ import torch
 from models import create_model, normalize
 from tests.training import tiny
 from training.config import DistillConfig
+from training.distill.teacher import TeacherError, fingerprint_teacher, load_teacher
 from training.distributed import join_world, leave_world
 from training.loop import Trainer
 from training.precision import choose_precision
-from training.teacher import TeacherError, fingerprint_teacher, load_teacher
 
 CPU = torch.device("cpu")
 FP32 = choose_precision(CPU, "fp32")

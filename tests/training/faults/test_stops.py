@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 
 from tests.ranks import run_ranks
-from training import stops
 from training.config import ConfigError, RunConfig
 from training.distributed import World, join_world, leave_world
-from training.stops import Agreement, Stops, resume_command
+from training.faults import stops
+from training.faults.stops import Agreement, Stops, resume_command
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ import sys
 from dataclasses import replace
 from datetime import timedelta
 import torch.distributed as dist
-from training import stops
+from training.faults import stops
 from training.config import RunConfig
 from training.distributed import join_world
 stops._ANSWER = 0.3

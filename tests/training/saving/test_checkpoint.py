@@ -13,10 +13,9 @@ import torch.distributed as dist
 
 from heads import CosFace, PartialFC
 from tests.ranks import run_ranks
-from training import checkpoint
-from training import checkpoint_files as files
 from training.config import Config, DataConfig, RunConfig
 from training.distributed import World, join_world, leave_world
+from training.saving import checkpoint, files
 
 CONFIG = Config(run=RunConfig(keep=2), data=DataConfig(train="unused"))
 FACTS = {"model.name": "iresnet10"}

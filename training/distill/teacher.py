@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from models import create_model, normalize
 from training.config import Config
+from training.distill.onnx_network import OnnxNetwork
 from training.distributed import together
-from training.onnx_network import OnnxNetwork
 from training.precision import Precision
 
 

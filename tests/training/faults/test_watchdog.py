@@ -14,15 +14,15 @@ import pytest
 
 from training.config import ConfigError, RunConfig
 from training.distributed import join_world, leave_world
-from training.watchdog import HANG_EXIT_CODE, Beat, Watchdog, describe_hang
+from training.faults.watchdog import HANG_EXIT_CODE, Beat, Watchdog, describe_hang
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 TWO_RANKS = """
 import sys, time, torch, torch.distributed as dist
 from training.config import RunConfig
 from training.distributed import join_world
-from training.watchdog import Watchdog
+from training.faults.watchdog import Watchdog
 world = join_world("cpu", init_method="file://" + sys.argv[1] + "/store")
 with Watchdog(RunConfig(output=sys.argv[1], hang_minutes=1 / 60), world) as watchdog:
     for step in range(20):

@@ -11,7 +11,7 @@ from pipeline.collection import Collection, stack_labels
 from pipeline.identity_map import read_identity_map
 from pipeline.index import open_index
 from tests.training.people import write_people
-from training.identities import (
+from training.weights.identities import (
     FILE,
     Identities,
     IdentitiesError,

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from models.arcface_torch import recognize
-from training.checkpoint_files import faults, newest
 from training.distributed import World, together
+from training.saving.files import faults, newest
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 _BACKBONE = "backbone."

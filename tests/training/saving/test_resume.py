@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from tests.training.test_checkpoint import CONFIG, train_step
 from tests.training.test_checkpoint_files import damage
-from training import checkpoint, resume
-from training.checkpoint_files import CheckpointError
+
 from training.distributed import join_world, leave_world
+from training.saving import checkpoint, resume
+from training.saving.files import CheckpointError
 
 FACTS = {"model.name": "iresnet10", "number of classes": 11, "image size": (112, 112)}
 

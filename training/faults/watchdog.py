@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from training.config import RunConfig
 from training.distributed import World
-from training.store import open_store
+from training.faults.store import open_store
 
 HANG_EXIT_CODE = os.EX_TEMPFAIL  # torchrun --max-restarts goes on from the last checkpoint
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.arcface_torch import Architecture
-from training.arcface_files import (
+from training.weights.arcface_files import (
     ArcFaceTorchError,
     Weights,
     read_arcface_torch,

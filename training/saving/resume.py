@@ -9,8 +9,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from training.checkpoint_files import CheckpointError, checkpoints, faults, read_about
 from training.config import Config
+from training.saving.files import CheckpointError, checkpoints, faults, read_about
 
 
 def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pipeline.index import open_index
 from tests.ranks import run_ranks
 from tests.training import tiny
 from training.distributed import World
-from training.rollback import BadStep, Rollback, diagnose, gather_bad_steps
+from training.faults.rollback import BadStep, Rollback, diagnose, gather_bad_steps
 from training.step import StepResult
 
 NAN, INF = float("nan"), float("inf")

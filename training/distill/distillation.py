@@ -12,8 +12,8 @@ from torch import Tensor
 from pipeline.collection import Collection
 from pipeline.embedding_cache import CachedEmbeddings
 from training.config import Config, ConfigError, DistillConfig
+from training.distill.teacher import fingerprint_teacher, load_teacher
 from training.precision import Precision
-from training.teacher import fingerprint_teacher, load_teacher
 
 Targets = Callable[[Tensor, np.ndarray], Tensor]
 

@@ -14,10 +14,10 @@ from pipeline.index import open_index
 from tests.graph_safety import GraphSafety
 from tests.training import tiny
 from training.config import ConfigError, DistillConfig, override
-from training.distillation import Distillation, cosine_loss, create_distillation, l2_loss
+from training.distill.distillation import Distillation, cosine_loss, create_distillation, l2_loss
+from training.distill.teacher import fingerprint_teacher, load_teacher
 from training.distributed import join_world, leave_world
 from training.precision import choose_precision
-from training.teacher import fingerprint_teacher, load_teacher
 
 CPU = torch.device("cpu")
 FP32 = choose_precision(CPU, "fp32")

@@ -10,9 +10,9 @@ import torch
 
 from tests.training import tiny
 from training.config import Config, DataConfig, DistillConfig
-from training.onnx_network import OnnxError, OnnxNetwork
+from training.distill.onnx_network import OnnxError, OnnxNetwork
+from training.distill.teacher import fingerprint_teacher, load_teacher
 from training.precision import choose_precision
-from training.teacher import fingerprint_teacher, load_teacher
 
 CPU = torch.device("cpu")
 SIZE, DIM = tiny.SIZE, 8

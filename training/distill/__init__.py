@@ -1,0 +1,1 @@
+"""A frozen teacher, and the loss that draws embeddings to its."""

@@ -1,0 +1,39 @@
+"""What identifies a run, and what its ranks must have in common before it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from training.config import Config
+from training.data import TrainingData
+from training.distributed import World, require_agreement
+from training.precision import Precision
+from training.saving.checkpoint import versions
+
+
+def agree(
+    config: Config, world: World, precision: Precision, data: TrainingData, *, num_classes: int
+) -> dict[str, Any]:
+    """Make sure that all ranks mean the same run; returns what identifies it.
+
+    Raises ValueError, on every rank, naming what is not the same on all.
+    """
+    model = config.as_dict()["model"]
+    facts = {
+        "dataset": data.fingerprint,
+        "number of classes": num_classes,
+        "image size": config.data.image_size,
+        "global batch": config.data.global_batch,
+        "seed": config.run.seed,
+        "head.loss": config.head.loss,
+        "head.subcenters": config.head.subcenters,
+        **{f"model.{key}": value for key, value in model.items() if key != "compile"},
+    }
+    everyone = {
+        **{f"the version of {name}": version for name, version in versions().items()},
+        "configuration": config.lines(),
+        "precision": (world.device.type, str(precision.compute_dtype)),
+        "the records that are kept, and their labels": data.records.digest(),
+    }
+    require_agreement(everyone | facts)
+    return facts

@@ -1,0 +1,1 @@
+"""Weights from elsewhere: other runs, other programs, heads with other classes."""
