@@ -297,7 +297,8 @@ class Trainer:
                         times=self.rollback.times,
                     )
                 )
-            self.last_checkpoint = saved[step]
+            useful = [saved[older] for older in sorted(saved) if older <= step]
+            self.last_checkpoint = resume.newest_whole(useful)
             self.steps_done = checkpoint.load(self.last_checkpoint, train_step=self.step)
             self.rollback.times += 1
             scaler = self.step.scaler
@@ -309,7 +310,7 @@ class Trainer:
                 self.reporter.go_back(self._position())
                 self.reporter.say(
                     f"{skipped} steps in a row were not finite and changed nothing: back to step "
-                    f"{step}, learning rate × {self.rollback.factor:g}"
+                    f"{self.steps_done}, learning rate × {self.rollback.factor:g}"
                 )
 
     def _rate(self, step: int) -> float:

@@ -1,7 +1,7 @@
 """Checkpoints through torch.distributed.checkpoint, written while training goes on.
 
-What is in one is checkpoint_state's to say, how it lies on the disk checkpoint_files', which one a
-run goes on from resume's.
+What is in one is for state.py to say, how it lies on the disk for files.py, and which one a run
+goes on from for resume.py.
 """
 
 from __future__ import annotations

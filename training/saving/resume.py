@@ -65,7 +65,7 @@ def choose_checkpoint(output: Path, config: Config, *, facts: dict[str, Any]) ->
         raise candidates
     if not candidates:
         return None
-    path = _newest_whole(candidates)
+    path = newest_whole(candidates)
     _require_same(
         read_about(path)["facts"],
         facts,
@@ -93,7 +93,11 @@ def _named(path: Path, own: list[Path]) -> list[Path] | CheckpointError:
     return own or there
 
 
-def _newest_whole(candidates: list[Path]) -> Path:
+def newest_whole(candidates: list[Path]) -> Path:
+    """The last of these folders whose checksums hold; call it on every rank.
+
+    Raises CheckpointError where there is none.
+    """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     told = []
     for path in reversed(candidates):
