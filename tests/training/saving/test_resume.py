@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.training.test_checkpoint import CONFIG, train_step
-from tests.training.test_checkpoint_files import damage
 
+from tests.training.saving.test_checkpoint import CONFIG, train_step
+from tests.training.saving.test_checkpoint_files import damage
 from training.distributed import join_world, leave_world
 from training.saving import checkpoint, resume
 from training.saving.files import CheckpointError
