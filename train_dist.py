@@ -19,13 +19,14 @@ from torch import nn
 from evaluation.plots import plot_curves
 from evaluation.verification import NonFiniteEmbeddingsError, PairSetError, Verifier
 from pipeline.recordio import RecordError
-from training.config import Config, load_config
+from training.config import Config, ConfigError, load_config
 from training.distributed import World, join_world, leave_world
 from training.dry_run import dry_run
 from training.faults.rollback import DivergedError
 from training.faults.stops import Stopped, resume_command
 from training.loop import Evaluate, Scores, Trainer
 from training.precision import Precision, choose_precision
+from training.saving.files import CheckpointError
 
 
 def build_evaluate(config: Config, world: World, precision: Precision) -> Evaluate:
@@ -90,7 +91,7 @@ def main() -> None:
             print(f"go on with: {resume_command(sys.argv, os.environ)}")
         leave_world()
         return
-    except (RecordError, PairSetError, DivergedError) as error:  # found out on the way
+    except (RecordError, PairSetError, ConfigError, CheckpointError, DivergedError) as error:
         sys.exit(f"train_dist: {type(error).__name__}: {error}")
     if trainer.reporter:
         curves = trainer.output / "curves.png"

@@ -45,7 +45,7 @@ class RunConfig:
     deterministic: bool = False  # the same losses to the bit, run after run; slower on GPUs
     save_every: int = 1  # epochs between checkpoints; the last epoch is always saved
     save_steps: int = 0  # steps between checkpoints inside an epoch; 0: none
-    keep: int = 2  # newest checkpoints that stay; the best by verification accuracy does too
+    keep: int = 2  # newest checkpoints that stay, two at least; so does the best one verified
     max_hours: float = 0.0  # then save and stop, leaving some for the saving; 0: no limit
     hang_minutes: float = 10.0  # without a step, and the run ends saying where it hangs; 0: never
     max_nonfinite: int = 50  # skipped steps in a row, and the run goes back to a checkpoint; 0: any

@@ -21,6 +21,7 @@ def agree(
     model = config.as_dict()["model"]
     facts = {
         "dataset": data.fingerprint,
+        "records and labels": data.records.digest(),
         "number of classes": num_classes,
         "image size": config.data.image_size,
         "global batch": config.data.global_batch,
@@ -33,7 +34,6 @@ def agree(
         **{f"the version of {name}": version for name, version in versions().items()},
         "configuration": config.lines(),
         "precision": (world.device.type, str(precision.compute_dtype)),
-        "the records that are kept, and their labels": data.records.digest(),
     }
     require_agreement(everyone | facts)
     return facts

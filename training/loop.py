@@ -28,7 +28,7 @@ from training.metrics import Meters, Position, Reporter, pace
 from training.optim import set_learning_rate
 from training.precision import Precision, set_determinism
 from training.saving import checkpoint, resume
-from training.saving.files import read_about
+from training.saving.files import CheckpointError, counters, retain
 from training.schedules import create_schedule
 from training.step import Lap, StepResult
 from training.step_graph import GraphedStep
@@ -101,7 +101,7 @@ class Trainer:
         together(lambda: world.is_main and self._claim(data, num_classes, facts))
         self.last_checkpoint = resume.choose_checkpoint(self.output, config, facts=facts)
         if self.last_checkpoint:
-            self.steps_done = checkpoint.load(self.last_checkpoint, train_step=self.step)
+            self._take_up(self.last_checkpoint)
         self.rollback = Rollback(config.run.max_nonfinite, self._times_gone_back())
         self._saver = checkpoint.Saver(
             self.output, config=config, train_step=self.step, facts=facts
@@ -109,6 +109,7 @@ class Trainer:
         self._graphed = None
         if config.step.cuda_graph == "full":
             self._graphed = GraphedStep(self.step, world.device)
+        self._meters = Meters(world.device)
         self.reporter = Reporter(self.output, at=self._position()) if world.is_main else None
         self._doctor = Doctor(self.settings())
         self._introduce(data, decoding)
@@ -125,7 +126,12 @@ class Trainer:
         """How often the run had gone back when its checkpoint was written."""
         if self.last_checkpoint is None:
             return 0
-        return read_about(self.last_checkpoint).get("times_gone_back", 0)
+        return counters(self.last_checkpoint).get("times_gone_back", 0)
+
+    def _take_up(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        self.last_checkpoint = path
+        self.steps_done = self._saved_at = checkpoint.load(path, train_step=self.step)
 
     def settings(self) -> dict[str, Any]:
         """Every setting as it is in force, what was automatic decided."""
@@ -191,7 +197,7 @@ class Trainer:
                     at = divmod(self.steps_done, self.loader.steps_per_epoch)
                     with closing(self.loader.stream(*at)) as stream:
                         scores = self._run(stream, scores)
-                self.wait_for_checkpoint()
+                self._require_saved()
             return scores
         finally:
             self.close()
@@ -223,7 +229,8 @@ class Trainer:
     def _run(self, stream: Iterator[Batch], scores: Scores) -> Scores:
         """Train to the last step; or until the run goes back, which wants another stream."""
         config, watchdog = self.config, self._watchdog
-        meters, stopwatch = Meters(self.world.device), Stopwatch(self.world.device)
+        meters = self._meters = Meters(self.world.device)
+        stopwatch = Stopwatch(self.world.device)
         logged = first = self.steps_done
         while self.steps_done < self.schedule.total_steps:
             if reason := self._stops.requested():
@@ -274,10 +281,22 @@ class Trainer:
         """Save and raise Stopped, on all ranks after the same step."""
         if self.reporter:
             self.reporter.say(f"{reason}: saving before the run stops")
-        if self._saved_at != self.steps_done:
-            self.save()
-        self.wait_for_checkpoint()
+        self._require_saved()
         raise Stopped(reason)
+
+    def _require_saved(self) -> None:
+        """Wait until this moment is saved; one more try where that fails, then CheckpointError."""
+        self.wait_for_checkpoint()
+        for _ in range(2):
+            if self._saved_at == self.steps_done:
+                return
+            self.save()
+            self.wait_for_checkpoint()
+        if self._saved_at != self.steps_done:
+            raise CheckpointError(
+                f"step {self.steps_done} is not saved, the newest checkpoint is "
+                f"{self.last_checkpoint}: {self._saver.fault}"
+            )
 
     def _go_back(self, skipped: int, result: StepResult, batch: Batch) -> None:
         """Load the newest checkpoint from before `skipped` steps in a row; the rate is halved.
@@ -286,7 +305,8 @@ class Trainer:
         """
         with self._watchdog.paused("going back"):
             self.wait_for_checkpoint()
-            saved = {int(path.name[-9:]): path for path in checkpoint.checkpoints(self.output)}
+            (paths,) = resume.from_main([checkpoint.checkpoints(self.output)])
+            saved = {int(path.name[-9:]): path for path in paths}
             step = self.rollback.target(saved, first_skipped=self.steps_done - skipped)
             if step is None:
                 raise DivergedError(
@@ -298,8 +318,9 @@ class Trainer:
                     )
                 )
             useful = [saved[older] for older in sorted(saved) if older <= step]
-            self.last_checkpoint = resume.newest_whole(useful)
-            self.steps_done = checkpoint.load(self.last_checkpoint, train_step=self.step)
+            self._take_up(resume.newest_whole(useful))
+            if self.world.is_main:  # the others have the same weights, of which nothing comes
+                retain(self.output, step=self.steps_done, keep=self.config.run.keep)
             self.rollback.times += 1
             scaler = self.step.scaler
             if scaler.is_enabled():
@@ -363,8 +384,11 @@ class Trainer:
         """
         checkpoint.average_statistics(self.step.backbone)
         with self._watchdog.paused("saving"):
-            path = self._saver.save(self.steps_done, scores, times_gone_back=self.rollback.times)
-        self._saved_at = self.steps_done
+            counted = {
+                "times_gone_back": self.rollback.times,
+                "skipped_in_a_row": self._meters.in_a_row(),
+            }
+            path = self._saver.save(self.steps_done, scores, counters=counted)
         if self.reporter:
             self.reporter.say(f"saving {path}")
         return path
@@ -372,4 +396,5 @@ class Trainer:
     def wait_for_checkpoint(self) -> None:
         """Wait until the last checkpoint is written; `last_checkpoint` is the newest that was."""
         with self._watchdog.paused("waiting for a checkpoint"):
-            self.last_checkpoint = self._saver.wait() or self.last_checkpoint
+            if path := self._saver.wait():
+                self.last_checkpoint, self._saved_at = path, int(path.name[-9:])

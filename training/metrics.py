@@ -70,6 +70,10 @@ class Meters:
         self._in_a_row.add_(1).mul_(result.skipped)
         self._steps += 1
 
+    def in_a_row(self) -> int:
+        """How many steps up to now changed nothing; waits for the device."""
+        return int(self._in_a_row.item())
+
     def read(self) -> dict[str, float]:
         """What was added since the last reading, by name; waits for the device, once."""
         skipped, nonfinite, *sums, loss_scale, in_a_row = self._values.tolist()

@@ -15,10 +15,12 @@ from tests.host_reads import no_host_reads
 from tests.training import tiny
 from training.config import Config, ConfigError, override
 from training.distributed import World, join_world, leave_world
+from training.faults.stops import Stopped
 from training.loop import Trainer
 from training.metrics import Meters
 from training.precision import choose_precision
-from training.saving import checkpoint
+from training.saving import checkpoint, files
+from training.saving.files import CheckpointError
 
 SCORES = {"accuracy": 0.5, "accuracy_std": 0.1, "auc": 0.6, "tar_at_far": 0.0, "far": 0.0}
 
@@ -461,3 +463,47 @@ def test_a_failed_start_from_weights_leaves_the_folder_free(data, world, tmp_pat
     with pytest.raises(ValueError, match="nowhere"):
         build(config, world)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_cannot_save_its_last_step_says_so(data, world, tmp_path, monkeypatch):
+    """Once is tried again; twice is an error, not the exit code of a finished run."""
+    complete, failures = files.complete, [OSError(28, "No space left on device")]
+
+    def failing(final, **arguments):
+        if final.name.endswith("15") and failures:
+            raise failures[0]
+        complete(final, **arguments)
+
+    monkeypatch.setattr(files, "complete", failing)
+    trainer = build(tiny.config(data, tmp_path / "run"), world)
+    with pytest.raises(CheckpointError, match=r"step 15 is not saved.*step_000000010: .*No space"):
+        trainer.run()
+    failures.clear()
+    resumed = build(tiny.config(data, tmp_path / "run"), world)
+    assert resumed.steps_done == 10
+    resumed.run()
+    assert resumed.last_checkpoint.name == "step_000000015"
+
+
+def test_a_stop_before_the_first_step_leaves_the_checkpoint_as_it_is(data, world, tmp_path):
+    trainer = build(tiny.config(data, tmp_path / "run"), world)
+    trainer.run()
+    path = trainer.last_checkpoint
+    before = files.read_about(path)
+    assert before["accuracy"] == SCORES["accuracy"]
+    resumed = build(override(tiny.config(data, tmp_path / "run"), ["run.epochs=4"]), world)
+    with pytest.raises(Stopped, match="a test"):
+        resumed._stop("a test")
+    resumed.close()
+    assert files.read_about(path) == before
+
+
+def test_a_run_does_not_go_on_with_other_peoples_centers(data, world, tmp_path):
+    """The same file, less one identity: labels mean what they meant, but the set is another."""
+    build(tiny.config(data, tmp_path / "run"), world).run()
+    (tmp_path / "drop.txt").write_text("identity 3\n")
+    changed = override(
+        tiny.config(data, tmp_path / "run"), [f"data.leave_out={tmp_path / 'drop.txt'}"]
+    )
+    with pytest.raises(CheckpointError, match="records and labels"):
+        build(changed, world)

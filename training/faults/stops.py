@@ -202,7 +202,8 @@ class Stops:
 
 def resume_command(argv: Sequence[str], environment: Mapping[str, str]) -> str:
     """The command line that goes on with a run which was started as this process was."""
-    script = shlex.join(argv)
+    # Where the run began matters no more: it has checkpoints of its own.
+    script = shlex.join(word for word in argv if not word.startswith("run.resume="))
     if "TORCHELASTIC_RUN_ID" not in environment:
         return f"python {script}"
     ranks, machines = environment["LOCAL_WORLD_SIZE"], environment["GROUP_WORLD_SIZE"]

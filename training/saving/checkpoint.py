@@ -96,11 +96,14 @@ class Saver:
         backbone, head = unwrapped(self._train_step.backbone), self._train_step.head
         self._copy({"backbone": backbone.state_dict(), "head": head.state_dict()})
 
-    def save(self, step: int, scores: Scores | None = None, *, times_gone_back: int = 0) -> Path:
+    def save(
+        self, step: int, scores: Scores | None = None, *, counters: Mapping[str, int] | None = None
+    ) -> Path:
         """Copy the state after `step` steps and begin to write it; returns where it will be.
 
         Call it on every rank. It waits for the save before it, then as long as the copy takes.
-        scores: of this very state, where it was verified. times_gone_back: by then.
+        scores: of this very state, where it was verified. counters: what the run
+        has counted.
         """
         self.wait()
         state = self._copy(read_state(self._train_step))
@@ -112,7 +115,7 @@ class Saver:
             config=self._config,
             facts=self._facts,
             scores=scores,
-            times_gone_back=times_gone_back,
+            counters=counters,
             group=self._group,
         )
         self._pending.add_done_callback(_report)
@@ -164,7 +167,7 @@ def write(
     config: Config,
     facts: dict[str, Any],
     scores: Scores | None = None,
-    times_gone_back: int = 0,
+    counters: Mapping[str, int] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Path:
     """Write a state as the checkpoint of a step, remove old ones, return its folder.
@@ -186,7 +189,7 @@ def write(
         "facts": facts,
         "scores": scores,
         "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
-        "times_gone_back": times_gone_back,
+        "counters": dict(counters or {}),
         "versions": versions(),
         "ranks": dist.get_world_size(group),
     }

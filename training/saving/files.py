@@ -14,12 +14,14 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 _MANIFEST = "manifest.json"
+_NAME = re.compile(r"step_\d{9}")
 _PARTIAL = "partial_"  # what is not whole, or is about to go
 _BLOCK = 1 << 24  # bytes read at once
 
@@ -69,7 +71,8 @@ def partial_of(final: Path) -> Path:
 
 def checkpoints(output: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted((output / "checkpoints").glob("step_*"))
+    found = (output / "checkpoints").glob("step_*")
+    return sorted(path for path in found if _NAME.fullmatch(path.name))
 
 
 def newest(output: Path) -> Path | None:
@@ -78,10 +81,7 @@ def newest(output: Path) -> Path | None:
 
 
 def best(output: Path) -> Path | None:
-    """The one with the best mean verification accuracy, if any was verified; of equals the newest.
-
-    Raises CheckpointError for one whose about.json cannot be read.
-    """
+    """The one with the best mean verification accuracy, if any; of equals the newest."""
     return _best(checkpoints(output))
 
 
@@ -142,20 +142,36 @@ def complete(final: Path, *, documents: Mapping[str, Any], digests: Mapping[str,
 
 
 def retain(output: Path, *, step: int, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints up to `step` and the best of them.
+    """Remove all but the newest `keep` checkpoints up to `step`, the best of them, and the newest
+    two that were saved when their last step counted: one of them is what a run goes back to, before
+    the last step that counted.
 
     What lies beyond `step` was found damaged when the run went on from before it.
     """
     everything = checkpoints(output)
     reached = [path for path in everything if path <= folder_of(output, step)]
-    kept = {*reached[-keep:], _best(reached)}
+    sound = [path for path in reached if not counters(path).get("skipped_in_a_row", 0)]
+    kept = {*reached[-keep:], *sound[-2:], _best(reached)}
     for path in everything:
         if path not in kept:
             _remove(path)
 
 
+def counters(path: Path) -> dict[str, int]:
+    """What a run had counted when it saved a checkpoint; nothing where that cannot be read."""
+    return _about(path).get("counters", {})
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """As `read_about`, but empty where there is nothing to read: damage is `faults`' to tell."""
+    try:
+        return read_about(path)
+    except CheckpointError:
+        return {}
+
+
 def _best(paths: list[Path]) -> Path | None:
-    scored = [(read_about(path).get("accuracy"), path) for path in paths]
+    scored = [(_about(path).get("accuracy"), path) for path in paths]
     return max(((a, path) for a, path in scored if a is not None), default=(None, None))[1]
 
 

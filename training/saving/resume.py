@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
         what=f"run.output={output} holds another run",
         remedy="Choose another run.output, or restore that configuration to go on",
     )
-    if config.run.resume == "never":
+    started_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # by torchrun
+    if config.run.resume == "never" and not started_again:
         raise CheckpointError(
             f"run.output={output} already holds this run and run.resume=never: choose another "
             "run.output, or run.resume=auto to go on"
@@ -60,7 +62,7 @@ def choose_checkpoint(output: Path, config: Config, *, facts: dict[str, Any]) ->
     """
     own, named = checkpoints(output), config.run.resume
     candidates = own if named in ("auto", "never") else _named(Path(named), own)
-    (candidates,) = _from_main([candidates])
+    (candidates,) = from_main([candidates])
     if isinstance(candidates, CheckpointError):
         raise candidates
     if not candidates:
@@ -77,6 +79,8 @@ def choose_checkpoint(output: Path, config: Config, *, facts: dict[str, Any]) ->
 
 def _named(path: Path, own: list[Path]) -> list[Path] | CheckpointError:
     """The checkpoints that run.resume=PATH leaves to choose from, oldest first."""
+    if own and not path.exists():  # what the run began from may be gone when it goes on
+        return own
     is_checkpoint = (path / "manifest.json").is_file()
     there = [path] if is_checkpoint else checkpoints(path)
     if not there:
@@ -116,7 +120,7 @@ def newest_whole(candidates: list[Path]) -> Path:
     )
 
 
-def _from_main(values: list[Any]) -> list[Any]:
+def from_main(values: list[Any]) -> list[Any]:
     """What rank 0 has: folders on a network may look different elsewhere for a moment."""
     dist.broadcast_object_list(values, src=0)
     return values

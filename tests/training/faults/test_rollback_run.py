@@ -28,9 +28,11 @@ def data(tmp_path_factory) -> Path:
     return tiny.write_set(tmp_path_factory.mktemp("data"))
 
 
-def build(data: Path, output: Path, world: World, poisoned: Callable[[Trainer], bool]) -> Trainer:
+def build(
+    data: Path, output: Path, world: World, poisoned: Callable[[Trainer], bool], *more: str
+) -> Trainer:
     """Fifteen steps, saved after 5, 10 and 15; a poisoned step has labels of no class."""
-    config = override(tiny.config(data, output), ["run.max_nonfinite=3", "log.every=1"])
+    config = override(tiny.config(data, output), ["run.max_nonfinite=3", "log.every=1", *more])
     trainer = Trainer(
         config,
         world,
@@ -97,3 +99,17 @@ def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(data, world,
     trainer = build(data, tmp_path / "run", world, lambda trainer: True)
     with pytest.raises(DivergedError, match=r"step 3: 3 steps .* after going back 0 times"):
         trainer.run()
+
+
+def test_checkpoints_that_were_saved_among_skipped_steps_do_not_push_out_the_last_good_one(
+    data, world, tmp_path
+):
+    """Saved at every second step, two kept: the steps of 10 and 12 hold the weights of 9."""
+
+    def poisoned(trainer: Trainer) -> bool:
+        return trainer.steps_done >= 9 and trainer.rollback.times == 0
+
+    trainer = build(data, tmp_path / "run", world, poisoned, "run.save_steps=1")
+    trainer.run()
+    assert (trainer.steps_done, trainer.rollback.times) == (15, 1)
+    assert trainer.last_checkpoint.name == "step_000000015"

@@ -239,3 +239,8 @@ def test_the_command_that_goes_on():
     assert resume_command(argv, ranks) == f"torchrun --standalone --nproc_per_node=2 {quoted}"
     several = resume_command(argv, ranks | {"GROUP_WORLD_SIZE": "4"})
     assert several.startswith(f"torchrun --nnodes=4 --nproc_per_node=2 {quoted}, on every machine")
+
+
+def test_the_command_that_goes_on_does_not_begin_where_the_run_began():
+    command = resume_command(["train_dist.py", "c.py", "run.resume=never", "optim.lr=0.2"], {})
+    assert command == "python train_dist.py c.py optim.lr=0.2"

@@ -112,3 +112,17 @@ def test_one_of_the_same_step_is_replaced_and_remains_are_cleared(tmp_path):
 def test_a_folder_that_is_no_checkpoint_says_so(tmp_path):
     with pytest.raises(files.CheckpointError, match=r"no readable about\.json .*expected a check"):
         files.read_about(tmp_path)
+
+
+def test_only_a_runs_own_names_are_checkpoints_and_one_unreadable_stops_no_retention(tmp_path):
+    for step in (5, 10, 15, 20):
+        folder = files.folder_of(tmp_path, step)
+        folder.mkdir(parents=True)
+        (folder / "about.json").write_text('{"accuracy": null}')
+    (tmp_path / "checkpoints" / "step_000000015" / "about.json").write_text("{")
+    for name in ("step_000000010_mine", "step_5"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    assert [path.name[-2:] for path in files.checkpoints(tmp_path)] == ["05", "10", "15", "20"]
+    files.retain(tmp_path, step=20, keep=2)
+    assert [path.name[-2:] for path in files.checkpoints(tmp_path)] == ["15", "20"]
+    assert (tmp_path / "checkpoints" / "step_000000010_mine").exists()
