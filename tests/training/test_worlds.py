@@ -123,3 +123,40 @@ def test_ranks_that_were_started_differently_say_so_instead_of_hanging(data, tmp
         disagree, tiny.config(data, tmp_path / "run"), world_size=2, folder=tmp_path
     )
     assert all("ranks disagree on configuration: rank 0" in message for message in messages)
+
+
+def stretch(world: World, config: Config) -> tuple[int, np.ndarray, list[float], np.ndarray]:
+    """Five steps, saved: where they began, the centers then, their losses, the centers now."""
+    trainer = prepare(config, world)
+    begun, found = trainer.steps_done, all_centers(trainer)
+    losses = advance(trainer, world, 5)
+    trainer.save()
+    trainer.wait_for_checkpoint()
+    trainer.close()
+    return begun, found, losses, all_centers(trainer)
+
+
+def whole(world: World, config: Config) -> list[float]:
+    """Twenty steps in one go."""
+    trainer = prepare(config, world)
+    losses = advance(trainer, world, 20)
+    trainer.close()
+    return losses
+
+
+@pytest.mark.slow
+def test_four_three_one_and_two_ranks_go_on_with_one_run(data, tmp_path):
+    """Ten classes: neither four nor three ranks hold as many each."""
+    config = tiny.config(data, tmp_path / "run")
+    centers, losses = None, []
+    for number, world_size in enumerate((4, 3, 1, 2)):
+        results = run_ranks(stretch, config, world_size=world_size, folder=tmp_path)
+        begun, found, told, after = results[0]
+        assert begun == 5 * number
+        assert centers is None or np.array_equal(found, centers), "the centers, bit for bit"
+        assert all(result[2] == told for result in results), "the loss is the global one"
+        losses += told
+        centers = after
+    alone = tiny.config(data, tmp_path / "alone")
+    (expected,) = run_ranks(whole, alone, world_size=1, folder=tmp_path)
+    assert losses == pytest.approx(expected, abs=1e-5)
