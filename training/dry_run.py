@@ -56,14 +56,7 @@ def dry_run(config: Config, world: World, precision: Precision) -> int:
     check_batch(config, world.world_size)
     data = open_training_data(config, world)
     num_classes = count_classes(data.records, config.head.num_classes)
-    prediction = predict(
-        config,
-        num_classes=num_classes,
-        world_size=world.world_size,
-        local_world_size=world.local_world_size,
-        device=world.device,
-        precision=precision,
-    )
+    prediction = predict(config, world, precision, num_classes=num_classes)
     available = min(
         _of_all_ranks(available_memory(world.device, local_world_size=world.local_world_size))
     )

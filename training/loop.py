@@ -74,14 +74,7 @@ class Trainer:
             epochs=config.run.epochs,
             steps_per_epoch=self.loader.steps_per_epoch,
         )
-        self.prediction = predict(
-            config,
-            num_classes=num_classes,
-            world_size=world.world_size,
-            local_world_size=world.local_world_size,
-            device=world.device,
-            precision=precision,
-        )
+        self.prediction = predict(config, world, precision, num_classes=num_classes)
         distillation = create_distillation(
             config,
             data.records,

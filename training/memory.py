@@ -20,6 +20,7 @@ from pipeline.augment import Augmentation
 from pipeline.dali_decode import PREFETCH
 from pipeline.dali_loader import choose_threads
 from training.config import Config, DataConfig, HeadConfig, OptimConfig
+from training.distributed import World
 from training.precision import Precision
 
 
@@ -54,25 +55,17 @@ class Prediction:
         return f"{self.total / 1e6:,.0f} MB a rank: {parts}"
 
 
-def predict(
-    config: Config,
-    *,
-    num_classes: int,
-    world_size: int,
-    local_world_size: int,
-    device: torch.device,
-    precision: Precision,
-) -> Prediction:
+def predict(config: Config, world: World, precision: Precision, *, num_classes: int) -> Prediction:
     """What a run takes; nothing is allocated to find out.
 
     config: one that training.config.check_batch accepts. num_classes: of the data.
-    local_world_size: ranks on a machine, which share its cores.
+    world: its ranks share the centers, those of a machine its cores.
 
     Compiling the backbone (model.compile) and the head's Triton kernels make it less. Raises
     ValueError for a model or an augmentation that cannot be built.
     """
     micro_batches = config.step.micro_batches
-    batch = config.data.global_batch // world_size
+    batch = config.data.global_batch // world.world_size
     with torch.device("meta"):
         backbone = create_model(
             config.model.name,
@@ -82,7 +75,7 @@ def predict(
             image_size=config.data.image_size,
         )
     head = predict_memory(
-        shard_of(num_classes, rank=0, world_size=world_size),
+        shard_of(num_classes, rank=0, world_size=world.world_size),
         config.model.embedding_dim,
         _sampling(config.head, config.run.epochs),
         global_batch=config.data.global_batch // micro_batches,
@@ -101,7 +94,7 @@ def predict(
         centers=head.centers,
         momentum=head.momentum,
         transients=head.step,
-        loader=_batches_ahead(config.data, device, local_world_size)
+        loader=_batches_ahead(config.data, world.device, world.local_world_size)
         * batch
         * (3 * config.data.image_size**2 + torch.int64.itemsize),
     )

@@ -15,20 +15,9 @@ from tests.ranks import run_ranks
 from tests.training import tiny
 from training import dry_run as module
 from training.config import Config, ConfigError, override
-from training.distributed import World, join_world, leave_world
+from training.distributed import World
 from training.dry_run import dry_run
 from training.precision import choose_precision
-
-
-@pytest.fixture(scope="module")
-def world():
-    yield join_world("cpu")
-    leave_world()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.write_set(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

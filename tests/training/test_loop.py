@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.host_reads import no_host_reads
 from tests.training import tiny
 from training.config import Config, ConfigError, override
-from training.distributed import World, join_world, leave_world
+from training.distributed import World
 from training.faults.stops import Stopped
 from training.loop import Trainer
 from training.metrics import Meters
@@ -23,17 +23,6 @@ from training.saving import checkpoint, files
 from training.saving.files import CheckpointError
 
 SCORES = {"accuracy": 0.5, "accuracy_std": 0.1, "auc": 0.6, "tar_at_far": 0.0, "far": 0.0}
-
-
-@pytest.fixture(scope="module")
-def world():
-    yield join_world("cpu")
-    leave_world()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.write_set(tmp_path_factory.mktemp("data"))
 
 
 def build(config: Config, world: World, evaluate=lambda backbone: {"pairs": SCORES}) -> Trainer:

@@ -37,14 +37,8 @@ def configured(*overrides: str) -> Config:
 
 
 def predicted(config: Config, *, world_size: int = 1) -> Prediction:
-    return predict(
-        config,
-        num_classes=CLASSES,
-        world_size=world_size,
-        local_world_size=1,
-        device=CPU,
-        precision=FP32,
-    )
+    world = replace(ALONE, world_size=world_size)
+    return predict(config, world, FP32, num_classes=CLASSES)
 
 
 def create_backbone(config: Config) -> nn.Module:

@@ -13,7 +13,6 @@ from heads import CosFace, PartialFC
 from models import create_model
 from tests.graph_safety import GraphSafety
 from training.config import Config, ConfigError, DataConfig, OptimConfig, override
-from training.distributed import join_world, leave_world
 from training.optim import clip_gradients, create_optimizer, set_learning_rate
 from training.saving import checkpoint
 
@@ -182,12 +181,6 @@ def test_clipping_leaves_a_gradient_that_is_not_finite_as_it_is(bad):
 def test_bad_values_are_refused_with_what_is_allowed(change, complaint):
     with pytest.raises(ConfigError, match=complaint):
         override(ANY, [change])
-
-
-@pytest.fixture(scope="module")
-def world():
-    yield join_world("cpu")
-    leave_world()
 
 
 def checkpointed(config: OptimConfig) -> SimpleNamespace:

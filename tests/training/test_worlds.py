@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -79,11 +77,6 @@ def resume(world: World, config: Config) -> tuple[int, np.ndarray, list[float]]:
     """The step resumed from, the centers found there, and losses of thirteen steps."""
     trainer = prepare(config, world)
     return trainer.steps_done, all_centers(trainer), advance(trainer, world, 13)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.write_set(tmp_path_factory.mktemp("data"))
 
 
 def test_one_two_and_three_ranks_have_the_same_losses_and_resume_one_another(data, tmp_path):

@@ -11,21 +11,10 @@ import torch
 
 from tests.training import tiny
 from training.config import override
-from training.distributed import World, join_world, leave_world
+from training.distributed import World
 from training.faults.rollback import DivergedError
 from training.loop import Trainer
 from training.precision import choose_precision
-
-
-@pytest.fixture(scope="module")
-def world():
-    yield join_world("cpu")
-    leave_world()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.write_set(tmp_path_factory.mktemp("data"))
 
 
 def build(

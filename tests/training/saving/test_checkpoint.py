@@ -14,17 +14,11 @@ import torch.distributed as dist
 from heads import CosFace, PartialFC
 from tests.ranks import run_ranks
 from training.config import Config, DataConfig, RunConfig
-from training.distributed import World, join_world, leave_world
+from training.distributed import World
 from training.saving import checkpoint, files
 
 CONFIG = Config(run=RunConfig(keep=2), data=DataConfig(train="unused"))
 FACTS = {"model.name": "iresnet10"}
-
-
-@pytest.fixture(scope="module")
-def world():
-    yield join_world("cpu")
-    leave_world()
 
 
 def train_step(*, classes: int = 11, width: int = 6, seed: int = 0) -> SimpleNamespace:

@@ -10,17 +10,10 @@ import pytest
 
 from tests.training.saving.test_checkpoint import CONFIG, train_step
 from tests.training.saving.test_checkpoint_files import damage
-from training.distributed import join_world, leave_world
 from training.saving import checkpoint, resume
 from training.saving.files import CheckpointError
 
 FACTS = {"model.name": "iresnet10", "number of classes": 11, "image size": (112, 112)}
-
-
-@pytest.fixture(scope="module")
-def world():
-    yield join_world("cpu")
-    leave_world()
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,10 @@ from torch.nn.functional import normalize
 from pipeline.collection import Collection
 from pipeline.index import open_index
 from pipeline.recordio import RecordWriter, pack_image
-from training.distributed import join_world, leave_world
 from training.precision import choose_precision
 from training.weights.mean_embeddings import mean_embeddings
 
 SIZE = 16
-
-
-@pytest.fixture(scope="module")
-def world():
-    yield join_world("cpu")
-    leave_world()
 
 
 class Center(nn.Module):

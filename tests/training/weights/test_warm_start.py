@@ -18,7 +18,7 @@ from tests.ranks import run_ranks
 from tests.training import tiny
 from tests.training.people import build, save_run, with_data, write_people
 from training.config import Config, override
-from training.distributed import World, join_world, leave_world
+from training.distributed import World
 from training.precision import choose_precision
 from training.saving.state import unwrapped
 from training.weights.source import WeightsError
@@ -26,12 +26,6 @@ from training.weights.warm_start import warm_start
 
 OLD, NEW = ("ann", "bob", "cyd", "dan"), ("bob", "eve", "ann", "fay", "gus")
 FP32 = choose_precision(torch.device("cpu"), "fp32")
-
-
-@pytest.fixture(scope="module")
-def world():
-    yield join_world("cpu")
-    leave_world()
 
 
 @pytest.fixture(scope="module")
