@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from heads import counter
 from heads.sampling import Shard
 
 _STD = 0.01
 _BLOCK = 1024
+_CENTERS = 3  # the kind of draws; heads.partial_fc has 1 and 2
 
 
 def shard_of(num_classes: int, *, rank: int, world_size: int) -> Shard:
@@ -25,14 +27,17 @@ def initial_centers(first_class: int, count: int, width: int, *, seed: int) -> T
     """(count, width) float32 from N(0, 0.01²) for the global class ids from first_class on.
 
     Drawn on the CPU in blocks of 1024 ids, each from its own generator, so that a class starts at
-    the same place whichever rank owns it and however many others there are.
+    the same place whichever rank owns it and however many others there are. The generators' seeds
+    are hashed from `seed`, in [0, 2**63): torch.manual_seed(seed) and seeds near it give other
+    numbers.
     """
     centers = torch.empty(count, width, dtype=torch.float32, device="cpu")
-    seed ^= seed >> 32  # all bits of it count, though the generator keeps only 32
+    zero = torch.zeros((), dtype=torch.int64, device="cpu")
+    origin = int(counter.bits(counter.step_key(seed, zero, _CENTERS), zero))
     stop = first_class + count
     for block in range(first_class // _BLOCK, math.ceil(stop / _BLOCK)):
-        # The generator keeps 32 bits of its seed; an odd multiplier keeps blocks of a seed apart.
-        generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + block) & 0xFFFFFFFF)
+        # The generator keeps 32 bits of its seed: hashed alone, two of 100,000 blocks could meet.
+        generator = torch.Generator().manual_seed((origin + block) & 0xFFFFFFFF)
         drawn = torch.empty(_BLOCK, width, dtype=torch.float32, device="cpu")
         drawn = drawn.normal_(std=_STD, generator=generator)
         start = block * _BLOCK

@@ -27,7 +27,6 @@ from heads import (
     create_margin,
     distributed_loss,
 )
-from heads.centers import initial_centers
 from tests.graph_safety import GraphSafety
 from tests.heads.head_reference import scalar_head
 
@@ -428,17 +427,6 @@ def test_bfloat16_products_stay_close_to_float32():
     fall = initial - losses[torch.float32]
     assert fall > 0.3 * initial
     assert abs(losses[torch.bfloat16] - losses[torch.float32]) < 0.01 * fall
-
-
-def test_initial_centers_depend_on_the_class_id_alone():
-    whole = initial_centers(0, 3000, DIM, seed=1)
-    assert whole.mean().abs() < 3e-4
-    assert whole.std().item() == pytest.approx(0.01, rel=0.02)
-    for start, count in [(0, 10), (1000, 100), (1024, 1024), (2999, 1), (1500, 0)]:
-        part = initial_centers(start, count, DIM, seed=1)
-        assert torch.equal(part, whole[start : start + count])
-    assert not torch.equal(whole, initial_centers(0, 3000, DIM, seed=2))
-    assert len(whole.unique(dim=0)) == 3000, "no block repeats another"
 
 
 @pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
