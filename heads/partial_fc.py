@@ -19,7 +19,13 @@ from torch.autograd.function import once_differentiable
 from heads import counter
 from heads.backend import Backend, choose_backend
 from heads.centers import initial_centers, shard_of
-from heads.checks import check, check_batch, check_micro_batches, check_step_inputs
+from heads.checks import (
+    check,
+    check_batch,
+    check_micro_batches,
+    check_step_inputs,
+    shard_fault,
+)
 from heads.cosine_softmax import CenterGradient
 from heads.distributed_loss import Batch, DistributedLoss, FirstPass
 from heads.graph import StepGraphs, can_record
@@ -30,6 +36,9 @@ from heads.sampling import AllClasses, HeadClasses, RandomClasses, Sample
 from heads.workspace import Workspace
 
 DTYPES = (torch.float32, torch.float64)
+
+# In state_dict beside the buffers: of which classes its rows are.
+SHARD_ENTRIES = ("num_classes", "first_class")
 
 # Kinds of draws, each with keys of its own.
 _SAMPLING, _MARGIN = 1, 2
@@ -81,7 +90,9 @@ class PartialFC(nn.Module):
     `step` calls so far, from which each step's draws are made; nonfinite_steps, 0-d int64, how many
     of them changed nothing for that reason; margin_state, the margin's running values;
     margin_factor, 0-d in [0, 1], the share of the margin in force, which is not in state_dict. The
-    others are, this rank's rows alone.
+    others are, this rank's rows alone, and beside them num_classes and first_class, which say whose
+    rows these are: load_state_dict refuses those of other classes with a RuntimeError and changes
+    nothing. A state without the two, as older versions saved it, is taken as it is.
 
     Raises ValueError for arguments outside these ranges.
     """
@@ -196,10 +207,40 @@ class PartialFC(nn.Module):
         self._start_over()
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Gradients of other centers must not meet these."""
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """With which classes the rows are of: their shape alone fits other ranks' classes too."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in SHARD_ENTRIES:
+            destination[prefix + name] = torch.tensor(getattr(self, name), device="cpu")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Only rows of this rank's classes; gradients of other centers must not meet these."""
+        entries = {name: state_dict.pop(prefix + name, None) for name in SHARD_ENTRIES}
+        fault = shard_fault(entries, self.shard)
+        if fault:
+            error_msgs.append(fault)
+            return
         self._drop_step()
-        super()._load_from_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: without what is recorded, or waits for `step`."""
@@ -211,6 +252,11 @@ class PartialFC(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._start_over()
+
+    @property
+    def first_class(self) -> int:
+        """The global id of this rank's first class."""
+        return self.shard.first_class
 
     @property
     def sample_rate(self) -> float:

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from heads import PartialFC
+from heads.partial_fc import SHARD_ENTRIES
 from training.step import TrainStep
 
 State = dict[str, Any]  # nested; leaves are tensors and plain values
@@ -31,10 +32,11 @@ def read_state(train_step: TrainStep) -> State:
     Rates, momentum, decay and which parameter has which are the configuration's: not in it.
     """
     backbone, optimizer = get_state_dict(unwrapped(train_step.backbone), train_step.optimizer)
+    head = train_step.head.state_dict()
     state = {
         "backbone": backbone,
         "optimizer": {"state": optimizer["state"]},
-        "head": dict(train_step.head.state_dict()),
+        "head": {name: value for name, value in head.items() if name not in SHARD_ENTRIES},
     }
     if train_step.scaler.is_enabled():
         state["scaler"] = train_step.scaler.state_dict()
