@@ -18,6 +18,7 @@ from torch import nn
 
 from evaluation.plots import plot_curves
 from evaluation.verification import NonFiniteEmbeddingsError, PairSetError, Verifier
+from pipeline.dali_loader import choose_threads
 from pipeline.recordio import RecordError
 from training.config import Config, ConfigError, load_config
 from training.distributed import World, join_world, leave_world
@@ -39,6 +40,7 @@ def build_evaluate(config: Config, world: World, precision: Precision) -> Evalua
         batch_size=config.eval.batch_size,
         autocast_dtype=precision.compute_dtype,
         image_size=config.data.image_size,
+        threads=config.data.threads or choose_threads(world.local_world_size),
     )
 
     def evaluate(backbone: nn.Module) -> Scores:

@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import nvidia.dali
-from nvidia.dali import Pipeline, fn, pipeline_def, types
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline import dali
 from pipeline.augment import RECIPES, Augmentation, Draw, Node, Recipe
 from pipeline.augment.color import without_color
 from pipeline.augment.geometry import lower_resolution
@@ -62,17 +61,19 @@ def _blended_arcface(images: Node, **drawn: Node) -> Node:
     resolution = {name: drawn[name] for name in ("small", "whole", "down", "up")}
     images = blend(drawn["resized"], lower_resolution(images, **resolution), images)
     images = blend(drawn["blurred"], blur(images, drawn["kernel"]), images)
-    colored = fn.hsv(images, hue=drawn["hue"], saturation=drawn["saturation"])
+    colored = dali.fn.hsv(images, hue=drawn["hue"], saturation=drawn["saturation"])
     images = blend(drawn["colored"], colored, images)
     return blend(drawn["grey"], without_color(images), images)
 
 
 def _warp_affine(images: Node, matrix: Node) -> Node:
-    return fn.warp_affine(images, matrix=matrix, fill_value=0, interp_type=types.INTERP_LINEAR)
+    return dali.fn.warp_affine(
+        images, matrix=matrix, fill_value=0, interp_type=dali.types.INTERP_LINEAR
+    )
 
 
 def _color_twist(images: Node, **factors: Node) -> Node:
-    return fn.color_twist(images, **factors)
+    return dali.fn.color_twist(images, **factors)
 
 
 EXTRA = {
@@ -82,7 +83,9 @@ EXTRA = {
 }
 
 
-def build(recipe: str | None, encoded: list[np.ndarray], *, batch: int, threads: int) -> Pipeline:
+def build(
+    recipe: str | None, encoded: list[np.ndarray], *, batch: int, threads: int
+) -> dali.Pipeline:
     """A graph that decodes and applies a recipe, or only decodes."""
     augmentation = Augmentation([recipe] if recipe else [])
     arguments = augmentation.argument_types
@@ -93,16 +96,16 @@ def build(recipe: str | None, encoded: list[np.ndarray], *, batch: int, threads:
         draw = Draw(at, seed=0, epoch=0, size=SIZE)
         return [encoded[i % len(encoded)] for i in at], *augmentation.arrays(draw)
 
-    @pipeline_def(enable_conditionals=True)
+    @dali.pipeline_def(enable_conditionals=True)
     def graph() -> object:
-        inputs, *nodes = fn.external_source(
+        inputs, *nodes = dali.fn.external_source(
             source=source,
             num_outputs=1 + len(arguments),
             batch=True,
-            dtype=[types.UINT8, *(dtype for dtype, _ in arguments)],
+            dtype=[dali.types.UINT8, *(dtype for dtype, _ in arguments)],
             ndim=[1, *(ndim for _, ndim in arguments)],
         )
-        images = fn.decoders.image(inputs, device="cpu", output_type=types.RGB)
+        images = dali.fn.decoders.image(inputs, device="cpu", output_type=dali.types.RGB)
         return augmentation(images, nodes)
 
     pipeline = graph(
@@ -116,7 +119,7 @@ def build(recipe: str | None, encoded: list[np.ndarray], *, batch: int, threads:
     return pipeline
 
 
-def seconds(pipeline: Pipeline, batches: int) -> tuple[float, float]:
+def seconds(pipeline: dali.Pipeline, batches: int) -> tuple[float, float]:
     """Of the wall's clock and of all threads, with nothing left in flight for the next graph."""
     begin = time.perf_counter(), time.process_time()
     for _ in range(AHEAD):
@@ -194,7 +197,7 @@ def _save(
         "device": "cpu",
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "dali": nvidia.dali.__version__,
+        "dali": dali.require().__version__,
     }
     rows = {name: cost._asdict() for name, cost in costs.items()}
     about |= settings | {

@@ -29,7 +29,6 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
-from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -38,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.setting import about_cpu
+from pipeline import dali
 from pipeline.collection import Collection
 from pipeline.dali_loader import Loader
 from pipeline.index import RecordIndex, open_index
@@ -117,20 +117,20 @@ def dali_reader(index: RecordIndex) -> Pass:
     listing = index.path.with_suffix(".images.idx")
     lines = (f"{i}\t{offset}\n" for i, offset in enumerate(index.records["offset"].tolist()))
     listing.write_text("".join(lines))
-    pipeline = Pipeline(
+    pipeline = dali.Pipeline(
         batch_size=BATCH, num_threads=THREADS, device_id=None, prefetch_queue_depth=2
     )
     with pipeline:
-        encoded, labels = fn.readers.mxnet(
+        encoded, labels = dali.fn.readers.mxnet(
             path=str(index.path), index_path=str(listing), random_shuffle=True, initial_fill=1024
         )
-        images = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
-        images = fn.crop_mirror_normalize(
+        images = dali.fn.decoders.image(encoded, device="cpu", output_type=dali.types.RGB)
+        images = dali.fn.crop_mirror_normalize(
             images,
-            dtype=types.FLOAT,
+            dtype=dali.types.FLOAT,
             mean=[127.5] * 3,
             std=[127.5] * 3,
-            mirror=fn.random.coin_flip(),
+            mirror=dali.fn.random.coin_flip(),
         )
         pipeline.set_outputs(images, labels)
     pipeline.build()

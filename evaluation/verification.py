@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from evaluation.pair_set import PairSet, PairSetError, UnsafePickleError, read_bin, write_bin
 from models import normalize
-from pipeline.dali_decode import decode_images
+from pipeline.jpeg import decode_images
 
 __all__ = [
     "NonFiniteEmbeddingsError",
@@ -116,6 +116,7 @@ def embed(
     batch_size: int,
     autocast_dtype: torch.dtype | None,
     image_size: int = 112,
+    threads: int = 1,
 ) -> Tensor:
     """Embed encoded images: the sum of what `model` makes of each and of its mirror image.
 
@@ -126,6 +127,7 @@ def embed(
         device: where `model` is.
         batch_size: images decoded and embedded at a time.
         autocast_dtype: bfloat16 or float16 to run under autocast; None or float32 for none.
+        threads: that decode.
 
     Returns:
         (N, D) float32 on the CPU, in the order of `images`, not L2-normalized.
@@ -141,9 +143,13 @@ def embed(
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
     batches = []
     with _eval_mode(model), torch.no_grad(), autocast:
-        decoded = decode_images(images, batch_size=batch_size, device=device, image_size=image_size)
-        for pixels in decoded:
-            # (b, 3, image_size, image_size), mirrored along the width
+        # On the CPU whatever the device: the same pixels, hence the same numbers, on all of them.
+        decoded = decode_images(
+            images, batch_size=batch_size, image_size=image_size, threads=threads
+        )
+        for batch in decoded:
+            # (b, 3, image_size, image_size) in channels_last, mirrored along the width
+            pixels = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
             embeddings = model(normalize(pixels, dtype)) + model(normalize(pixels.flip(3), dtype))
             batches.append(embeddings.float())
     return torch.cat(batches).cpu()
@@ -160,7 +166,7 @@ class Verifier:
         device: where the models will be, and where the process group can gather tensors.
         rank, world_size: of the default process group; 0 and 1 need none.
         batch_size: images decoded and embedded at a time.
-        autocast_dtype, image_size: as for `embed`.
+        autocast_dtype, image_size, threads: as for `embed`.
 
     Raises:
         PairSetError: a file that is not a verification set.
@@ -177,13 +183,14 @@ class Verifier:
         batch_size: int = 128,
         autocast_dtype: torch.dtype | None = None,
         image_size: int = 112,
+        threads: int = 1,
     ) -> None:
         assert 0 <= rank < world_size
         self._device = device
         self._rank, self._world_size = rank, world_size
         self._batch_size = batch_size
         self._autocast_dtype = autocast_dtype
-        self._image_size = image_size
+        self._image_size, self._threads = image_size, threads
         self._shares: dict[str, PairSet] = {}  # this rank's images, the truth values of all
         for path in map(Path, paths):
             if path.stem in self._shares:
@@ -210,6 +217,7 @@ class Verifier:
                     batch_size=self._batch_size,
                     autocast_dtype=self._autocast_dtype,
                     image_size=self._image_size,
+                    threads=self._threads,
                 )
             except ValueError as error:
                 first = self._rank * len(share.images)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
+
+from pipeline import dali
 
 DecodeDevice = Literal["gpu", "hybrid", "cpu"]
 PREFETCH = 2  # batches: one is made while another is used
@@ -19,50 +20,11 @@ def choose_decode_device(device: torch.device) -> tuple[DecodeDevice, str]:
         return "cpu", "there is no GPU"
     major, minor = torch.get_device_module(device).get_device_capability(device)
     name = f"compute capability {major}.{minor}"
+    if not dali.is_installed():
+        return "hybrid", "without DALI only the CPU decodes"
     if (major, minor) in ((8, 0), (9, 0), (10, 0)):  # A100, H100, B200
         return "gpu", f"{name} is known to have a JPEG engine"
     return "hybrid", f"{name} is not known to have a JPEG engine: only augment on the GPU"
-
-
-def decode_images(
-    encoded: Sequence[bytes],
-    *,
-    batch_size: int,
-    device: torch.device,
-    image_size: int = 112,
-    threads: int = 1,
-) -> Iterator[torch.Tensor]:
-    """Decode images in order, as training does: yields (b, 3, H, W) uint8 channels_last tensors.
-
-    The last batch may be smaller. Raises ValueError naming the images that cannot be decoded or
-    are not (image_size, image_size).
-    """
-    if not encoded:
-        return
-    decode, _ = choose_decode_device(device)
-    starts = range(0, len(encoded), batch_size)
-    batches = iter([encoded[at : at + batch_size] for at in starts])
-    pipeline = Pipeline(**pipeline_settings(min(batch_size, len(encoded)), threads, device))
-    with pipeline:
-        inputs = fn.external_source(
-            source=lambda: [np.frombuffer(image, np.uint8) for image in next(batches)],
-            batch=True,
-            dtype=types.UINT8,
-            ndim=1,
-        )
-        pipeline.set_outputs(decoded(inputs, decode))
-    pipeline.build()
-    try:
-        for _ in starts:
-            (images,) = pipeline.run()
-            require_size(np.array(images.shape()), image_size)
-            yield channels_last(images)
-    except RuntimeError as error:
-        faults = find_faults(encoded, image_size)
-        if not faults:
-            raise
-        listed = "; ".join(f"image {i} {fault}" for i, fault in list(faults.items())[:5])
-        raise ValueError(f"{len(faults)} of {len(encoded)} images: {listed}") from error
 
 
 def find_faults(encoded: Sequence[bytes | np.ndarray], image_size: int) -> dict[int, str]:
@@ -72,12 +34,12 @@ def find_faults(encoded: Sequence[bytes | np.ndarray], image_size: int) -> dict[
     waiting = list(range(len(encoded)))
     while waiting:
         queue = iter(list(waiting))
-        pipeline = Pipeline(**pipeline_settings(1, 1, torch.device("cpu"), prefetch=1))
+        pipeline = dali.Pipeline(**pipeline_settings(1, 1, torch.device("cpu"), prefetch=1))
         with pipeline:
-            inputs = fn.external_source(
+            inputs = dali.fn.external_source(
                 source=lambda: [np.frombuffer(encoded[next(queue)], np.uint8)],  # noqa: B023
                 batch=True,
-                dtype=types.UINT8,
+                dtype=dali.types.UINT8,
                 ndim=1,
             )
             pipeline.set_outputs(decoded(inputs, "cpu"))
@@ -118,8 +80,8 @@ def decoded(encoded: object, decode: DecodeDevice) -> object:
     where = "mixed" if decode == "gpu" else "cpu"
     # Not turned as EXIF may say: cropped and aligned faces are upright as they are stored, and
     # libjpeg does not turn them either.
-    images = fn.decoders.image(
-        encoded, device=where, output_type=types.RGB, adjust_orientation=False
+    images = dali.fn.decoders.image(
+        encoded, device=where, output_type=dali.types.RGB, adjust_orientation=False
     )
     return images.gpu() if decode == "hybrid" else images
 

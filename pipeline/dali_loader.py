@@ -3,7 +3,8 @@
 Our own reader feeds DALI's `external_source`, because DALI's reader shuffles in a local buffer and
 cannot resume into another world size. Images leave as uint8 (B, H, W, 3) and are handed out as
 (B, 3, H, W), which is channels_last without a copy. On a CPU they are decoded and mirrored on
-threads, and where no other recipe is asked for, DALI would only copy them and is left out.
+threads, and where no other recipe is asked for, DALI would only copy them and is left out; on a GPU
+too where it is not installed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, pipeline_def, types
 
+from pipeline import dali
 from pipeline.ahead import cores, map_ahead
 from pipeline.augment import Augmentation, Draw
 from pipeline.bad_records import BadRecords
@@ -78,6 +79,8 @@ class Loader:
         image_size: pixels; every image must be (image_size, image_size).
         threads: that decode, and as many of DALI's.
         max_bad_fraction: of the images that may turn out undecodable before that is an error.
+
+    Raises DaliMissingError, a ValueError, where DALI is needed and cannot be imported.
     """
 
     def __init__(
@@ -109,6 +112,8 @@ class Loader:
         self._rank, self._world_size, self._seed = rank, world_size, seed
         self._device, self.decode, self.threads = device, decode, threads
         self._augmentation = Augmentation(augment, mirrored_before=decode != "gpu")
+        if self.uses_dali:
+            dali.require()
         self._image_size = image_size
         # Where DALI decodes, two threads: one collects while the other waits for the disk.
         self._workers = 2 if decode == "gpu" else threads
@@ -128,7 +133,8 @@ class Loader:
     @property
     def uses_dali(self) -> bool:
         """Whether there is anything left for DALI to do."""
-        return self._device.type != "cpu" or self._augmentation.needs_graph
+        wanted = self.decode == "gpu" or self._augmentation.needs_graph
+        return wanted or (self._device.type != "cpu" and dali.is_installed())
 
     def __str__(self) -> str:
         """How batches are made, for the log."""
@@ -150,8 +156,14 @@ class Loader:
     def _from_threads(self, first: int) -> Generator[Batch, None, None]:
         with closing(self._prepared(first)) as prepared:
             for inputs in prepared:
-                images = torch.from_numpy(inputs.images).permute(0, 3, 1, 2)
-                yield Batch(images, torch.from_numpy(inputs.labels), inputs.records)
+                images, labels = map(self._on_device, (inputs.images, inputs.labels))
+                yield Batch(images.permute(0, 3, 1, 2), labels, inputs.records)
+
+    def _on_device(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self._device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def _through_dali(self, first: int) -> Generator[Batch, None, None]:
         at, in_use = first, _InUse(self._device)
@@ -266,17 +278,17 @@ class Loader:
         for index in self._collection.indexes:
             index.file.check_unchanged()
 
-    def _graph(self, source: Callable[[], tuple]) -> Pipeline:
+    def _graph(self, source: Callable[[], tuple]) -> dali.Pipeline:
         arguments = self._augmentation.argument_types
         encoded = self.decode == "gpu"
 
-        @pipeline_def(enable_conditionals=True)  # the recipes' branches
+        @dali.pipeline_def(enable_conditionals=True)  # the recipes' branches
         def graph() -> tuple:
-            images, labels, *nodes = fn.external_source(
+            images, labels, *nodes = dali.fn.external_source(
                 source=source,
                 num_outputs=2 + len(arguments),
                 batch=True,
-                dtype=[types.UINT8, types.INT64, *(dtype for dtype, _ in arguments)],
+                dtype=[dali.types.UINT8, dali.types.INT64, *(dtype for dtype, _ in arguments)],
                 ndim=[1 if encoded else 3, 0, *(ndim for _, ndim in arguments)],
                 layout=["" if encoded else "HWC", *[""] * (1 + len(arguments))],
             )

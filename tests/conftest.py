@@ -1,10 +1,12 @@
-"""What all tests share: GPU tests are skipped, with the reason, where there is no GPU."""
+"""What all tests share: those that need a GPU or DALI are skipped, with the reason, without it."""
 
 import os
 
 import hypothesis
 import pytest
 import torch
+
+from pipeline import dali
 
 # Deadlines would make tests fail where the machine is busy.
 # A landing must not hang on an example that nobody has seen before: that is for runs by hand.
@@ -13,11 +15,14 @@ hypothesis.settings.load_profile("facestream")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+    missing = {
+        "gpu": None if torch.cuda.is_available() else "no CUDA device",
+        "dali": None if dali.is_installed() else "no NVIDIA DALI",
+    }
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True, scope="session")

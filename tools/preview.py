@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline import dali
 from pipeline.augment import Augmentation, Draw
 from pipeline.dali_decode import find_faults
 from pipeline.recordio import RecordError
@@ -63,16 +63,16 @@ def augmented(encoded: Sequence[np.ndarray], entries: Sequence[str], draw: Draw)
     augmentation = Augmentation(entries)
     arguments = augmentation.argument_types
 
-    @pipeline_def(enable_conditionals=True)
+    @dali.pipeline_def(enable_conditionals=True)
     def graph() -> object:
-        inputs, *nodes = fn.external_source(
+        inputs, *nodes = dali.fn.external_source(
             source=lambda: (list(encoded), *augmentation.arrays(draw)),
             num_outputs=1 + len(arguments),
             batch=True,
-            dtype=[types.UINT8, *(dtype for dtype, _ in arguments)],
+            dtype=[dali.types.UINT8, *(dtype for dtype, _ in arguments)],
             ndim=[1, *(ndim for _, ndim in arguments)],
         )
-        images = fn.decoders.image(inputs, device="cpu", output_type=types.RGB)
+        images = dali.fn.decoders.image(inputs, device="cpu", output_type=dali.types.RGB)
         return augmentation(images, nodes)
 
     pipeline = graph(batch_size=len(encoded), num_threads=1, device_id=None, prefetch_queue_depth=1)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from nvidia.dali import fn, types
 
+from pipeline import dali
 from pipeline.augment.recipe import Argument, Draw, Node, Recipe
 
 
 def without_color(images: Node) -> Node:
     """Three equal channels of luma (ITU-R BT.601)."""
-    luma = fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
-    return fn.color_space_conversion(luma, image_type=types.GRAY, output_type=types.RGB)
+    luma = dali.fn.color_space_conversion(
+        images, image_type=dali.types.RGB, output_type=dali.types.GRAY
+    )
+    return dali.fn.color_space_conversion(
+        luma, image_type=dali.types.GRAY, output_type=dali.types.RGB
+    )
 
 
 def photometric(images: Node, brightness: Node, contrast: Node, saturation: Node) -> Node:
@@ -20,16 +24,16 @@ def photometric(images: Node, brightness: Node, contrast: Node, saturation: Node
     Where nothing is clipped it is within two grey levels of DALI's color_twist, in a third of its
     time on CPUs, where that operator multiplies every pixel by a matrix.
     """
-    images = fn.brightness_contrast(
+    images = dali.fn.brightness_contrast(
         images, brightness=brightness, contrast=contrast, contrast_center=128.0
     )
     # Saturation s is s · color + (1 − s) · luma. 16 bits hold it unclipped, and of the operators
     # that scale only this one is vectorized.
-    color = fn.brightness_contrast(images, brightness=saturation, dtype=types.INT16)
-    luma = fn.brightness_contrast(
-        without_color(images), brightness=1.0 - saturation, dtype=types.INT16
+    color = dali.fn.brightness_contrast(images, brightness=saturation, dtype=dali.types.INT16)
+    luma = dali.fn.brightness_contrast(
+        without_color(images), brightness=1.0 - saturation, dtype=dali.types.INT16
     )
-    return fn.cast(color + luma, dtype=types.UINT8)
+    return dali.fn.cast(color + luma, dtype=dali.types.UINT8)
 
 
 def _draw_light(draw: Draw) -> dict[str, Argument]:
@@ -51,7 +55,7 @@ def _draw_jitter(draw: Draw) -> dict[str, Argument]:
 
 
 def _jitter(images: Node, brightness: Node, contrast: Node, saturation: Node, hue: Node) -> Node:
-    return fn.color_twist(
+    return dali.fn.color_twist(
         images, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
     )
 

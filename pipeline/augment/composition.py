@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from nvidia.dali import types
 
+from pipeline import dali
 from pipeline.augment.color import JITTER, LIGHT
 from pipeline.augment.erase import ERASE
 from pipeline.augment.geometry import FLIP, GEOMETRY
@@ -26,12 +26,7 @@ RECIPES: dict[str, Recipe] = {
     "quality": QUALITY,
     "erase": ERASE,
 }
-_DALI_TYPES = {
-    "bool": types.BOOL,
-    "int8": types.INT8,
-    "int32": types.INT32,
-    "float32": types.FLOAT,
-}
+_DALI_TYPES = {"bool": "BOOL", "int8": "INT8", "int32": "INT32", "float32": "FLOAT"}
 
 
 @dataclass(frozen=True)  # of a named tuple's methods DALI would not convert the `if`s
@@ -92,7 +87,9 @@ class Augmentation:
     def argument_types(self) -> list[tuple[Any, int]]:
         """(DALI type, dimensions of a sample) of each of `arrays`."""
         samples = [value[0] for drawn in self._arguments for value in drawn.values()]
-        return [(_DALI_TYPES[sample.dtype.name], sample.ndim) for sample in samples]
+        return [
+            (getattr(dali.types, _DALI_TYPES[sample.dtype.name]), sample.ndim) for sample in samples
+        ]
 
     def __call__(self, images: Node, arguments: Sequence[Node]) -> Node:
         """Apply every recipe to the images, with the nodes that carry `arrays`."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from nvidia.dali import fn
 
+from pipeline import dali
 from pipeline.augment.recipe import Argument, Draw, Node, Recipe
 
 
@@ -40,7 +40,7 @@ def _draw_erase(draw: Draw) -> dict[str, Argument]:
 
 def _erase(images: Node, erased: Node, anchor: Node, shape: Node, color: Node) -> Node:
     if erased:
-        images = fn.erase(images, anchor=anchor, shape=shape, fill_value=color)
+        images = dali.fn.erase(images, anchor=anchor, shape=shape, fill_value=color)
     return images
 
 
@@ -65,7 +65,7 @@ def draw_crop(draw: Draw, name: str, *, area: tuple[float, float]) -> dict[str, 
 
 def crop(images: Node, anchor: Node, shape: Node) -> Node:
     """Keep a window where it is; around it is black."""
-    return fn.erase(images, anchor=anchor, shape=shape, fill_value=0)
+    return dali.fn.erase(images, anchor=anchor, shape=shape, fill_value=0)
 
 
 ERASE = Recipe(_draw_erase, _erase)

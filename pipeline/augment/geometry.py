@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from nvidia.dali import fn, types
 
+from pipeline import dali
 from pipeline.augment.recipe import Argument, Draw, Node, Recipe
 
-INTERPOLATIONS = (
-    types.INTERP_NN,
-    types.INTERP_LINEAR,
-    types.INTERP_CUBIC,
-    types.INTERP_LANCZOS3,
-    types.INTERP_TRIANGULAR,  # averages over what a pixel covers when sizes shrink
-)
+# By DALI's numbers of them, because draws must not need DALI itself.
+NN, LINEAR, CUBIC, LANCZOS3 = range(4)
+TRIANGULAR = 4  # averages over what a pixel covers when sizes shrink
+INTERPOLATIONS = (NN, LINEAR, CUBIC, LANCZOS3, TRIANGULAR)
 
 
 def _draw_flip(draw: Draw) -> dict[str, Argument]:
@@ -22,7 +19,7 @@ def _draw_flip(draw: Draw) -> dict[str, Argument]:
 
 
 def _flip(images: Node, mirror: Node) -> Node:
-    return fn.flip(images, horizontal=mirror)
+    return dali.fn.flip(images, horizontal=mirror)
 
 
 def _draw_geometry(draw: Draw) -> dict[str, Argument]:
@@ -44,19 +41,23 @@ def _draw_geometry(draw: Draw) -> dict[str, Argument]:
 
 def _geometry(images: Node, matrix: Node) -> Node:
     # On CPUs warp_perspective takes a sixth of the time of warp_affine.
-    perspective = fn.cat(matrix, types.Constant(np.float32([[0, 0, 1]]), device="cpu"), axis=0)
-    return fn.experimental.warp_perspective(images, matrix=perspective, fill_value=[0.0, 0.0, 0.0])
+    perspective = dali.fn.cat(
+        matrix, dali.types.Constant(np.float32([[0, 0, 1]]), device="cpu"), axis=0
+    )
+    return dali.fn.experimental.warp_perspective(
+        images, matrix=perspective, fill_value=[0.0, 0.0, 0.0]
+    )
 
 
 def draw_resolution(
-    draw: Draw, name: str, *, low: float, high: float, choice: tuple = INTERPOLATIONS
+    draw: Draw, name: str, *, low: float, high: float, choice: tuple[int, ...] = INTERPOLATIONS
 ) -> dict[str, Argument]:
     """Arguments of `lower_resolution`: a side of `low` to `high` of the whole, and how to get there
     and back: each way of its own, any of `choice`.
     """
     side = np.maximum(1, np.floor(draw(f"{name}.side", low, high) * draw.size))
     whole = np.full_like(side, draw.size)
-    kinds = np.array([int(kind) for kind in choice], np.int32)
+    kinds = np.array(choice, np.int32)
     return {
         "small": np.stack([side, side], axis=-1).astype(np.float32),  # (B, 2)
         "whole": np.stack([whole, whole], axis=-1).astype(np.float32),
@@ -68,8 +69,8 @@ def draw_resolution(
 def lower_resolution(images: Node, small: Node, whole: Node, down: Node, up: Node) -> Node:
     """Shrink the images and enlarge them again; aliasing and all, as cheap software does it."""
     for size, kind in ((small, down), (whole, up)):
-        interpolation = fn.reinterpret(kind, dtype=types.INTERP_TYPE)
-        images = fn.resize(images, size=size, interp_type=interpolation, antialias=False)
+        interpolation = dali.fn.reinterpret(kind, dtype=dali.types.INTERP_TYPE)
+        images = dali.fn.resize(images, size=size, interp_type=interpolation, antialias=False)
     return images
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from nvidia.dali import fn, types
 
+from pipeline import dali
 from pipeline.augment.color import photometric, without_color
 from pipeline.augment.erase import crop, draw_crop
-from pipeline.augment.geometry import draw_resolution, lower_resolution
+from pipeline.augment.geometry import LINEAR, draw_resolution, lower_resolution
 from pipeline.augment.quality import blur, gaussian_kernels
 from pipeline.augment.recipe import Argument, Draw, Node, Recipe
 
@@ -23,10 +23,9 @@ def _draw_arcface(draw: Draw) -> dict[str, Argument]:
     narrow = np.zeros((1, _WINDOW, _WINDOW), np.float32)
     narrow[:, 1:-1, 1:-1] = gaussian_kernels(np.array([0.8]), 3)
     kernel = np.where(wide[:, None, None], gaussian_kernels(np.array([1.1]), _WINDOW), narrow)
-    linear = (types.INTERP_LINEAR,)
     return {
         "resized": draw.chance("arcface.resize", 0.1),
-        **draw_resolution(draw, "arcface", low=0.5, high=0.8, choice=linear),
+        **draw_resolution(draw, "arcface", low=0.5, high=0.8, choice=(LINEAR,)),
         "blurred": draw.chance("arcface.blur", 0.2),
         "kernel": kernel,
         "colored": draw.chance("arcface.color", 0.2),
@@ -55,7 +54,7 @@ def _arcface(
     if blurred:
         images = blur(images, kernel)
     if colored:
-        images = fn.hsv(images, hue=hue, saturation=saturation)
+        images = dali.fn.hsv(images, hue=hue, saturation=saturation)
     if grey:
         images = without_color(images)
     return images

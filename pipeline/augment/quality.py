@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from nvidia.dali import fn, types
 
-from pipeline import counter
+from pipeline import counter, dali
 from pipeline.augment.recipe import Argument, Draw, Node, Recipe, beside
 
 _KERNEL = 7  # pixels: side of the blur's kernel
@@ -40,7 +39,7 @@ def motion_kernels(length: np.ndarray, angle: np.ndarray, side: int) -> np.ndarr
 
 def blur(images: Node, kernel: Node) -> Node:
     """Convolve with a drawn kernel: on CPUs several times as fast as DALI's gaussian_blur."""
-    return fn.filter(images, beside(kernel, images))
+    return dali.fn.filter(images, beside(kernel, images))
 
 
 @lru_cache(maxsize=1)
@@ -112,9 +111,9 @@ def _quality(
     if noisy:
         noised = images + sigma * beside(noise, images)
         # It rounds and clips as a cast does, and faster.
-        images = fn.brightness_contrast(noised, dtype=types.UINT8)
+        images = dali.fn.brightness_contrast(noised, dtype=dali.types.UINT8)
     if compressed:
-        images = fn.jpeg_compression_distortion(images, quality=jpeg)
+        images = dali.fn.jpeg_compression_distortion(images, quality=jpeg)
     return images
 
 

@@ -5,8 +5,8 @@ from itertools import repeat
 import numpy as np
 import pytest
 import torch
-from nvidia.dali import backend, fn, pipeline_def, types
 
+from pipeline import dali
 from pipeline.augment import RECIPES, Augmentation, Draw
 from pipeline.augment.color import photometric
 from pipeline.dali_loader import Loader
@@ -36,13 +36,13 @@ def graph_of(entries, images, arguments, *, device: str = "cpu"):
     augmentation = Augmentation(entries)
     kinds = augmentation.argument_types
 
-    @pipeline_def(enable_conditionals=True)
+    @dali.pipeline_def(enable_conditionals=True)
     def graph():
-        inputs, *nodes = fn.external_source(
+        inputs, *nodes = dali.fn.external_source(
             source=lambda: (list(images), *arguments),
             num_outputs=1 + len(kinds),
             batch=True,
-            dtype=[types.UINT8, *(dtype for dtype, _ in kinds)],
+            dtype=[dali.types.UINT8, *(dtype for dtype, _ in kinds)],
             ndim=[3, *(ndim for _, ndim in kinds)],
             layout=["HWC", *("" for _ in kinds)],
         )
@@ -126,11 +126,13 @@ def test_light_is_what_color_twist_makes_where_nothing_is_clipped(faces):
     soft = (faces // 2 + 64).astype(np.uint8)
     factors = drawn("light", 8)
 
-    @pipeline_def(batch_size=8, num_threads=1, device_id=None)
+    @dali.pipeline_def(batch_size=8, num_threads=1, device_id=None)
     def both():
-        images = fn.external_source(source=lambda: list(soft), batch=True, layout="HWC")
-        nodes = {n: fn.external_source(source=repeat(v), batch=True) for n, v in factors.items()}
-        return photometric(images, **nodes), fn.color_twist(images, **nodes)
+        images = dali.fn.external_source(source=lambda: list(soft), batch=True, layout="HWC")
+        nodes = {
+            n: dali.fn.external_source(source=repeat(v), batch=True) for n, v in factors.items()
+        }
+        return photometric(images, **nodes), dali.fn.color_twist(images, **nodes)
 
     pipeline = both()
     pipeline.build()
@@ -216,11 +218,11 @@ def test_erase_fills_its_rectangle_with_its_color_and_touches_nothing_else(faces
 def test_geometry_is_warp_affine_in_less_time(faces):
     matrix = drawn("geometry", 8)["matrix"]
 
-    @pipeline_def(batch_size=8, num_threads=1, device_id=None)
+    @dali.pipeline_def(batch_size=8, num_threads=1, device_id=None)
     def affine():
-        images = fn.external_source(source=lambda: list(faces), batch=True, layout="HWC")
-        nodes = fn.external_source(source=lambda: matrix, batch=True)
-        return fn.warp_affine(images, matrix=nodes, fill_value=0)
+        images = dali.fn.external_source(source=lambda: list(faces), batch=True, layout="HWC")
+        nodes = dali.fn.external_source(source=lambda: matrix, batch=True)
+        return dali.fn.warp_affine(images, matrix=nodes, fill_value=0)
 
     pipeline = affine()
     pipeline.build()
@@ -236,7 +238,10 @@ def test_every_operator_of_a_recipe_exists_on_gpus(recipe, faces):
     """The graph for a GPU can be laid out without one; each of its operators is then looked up."""
     pipeline = graph_of([recipe], faces, list(drawn(recipe, 8).values()), device="gpu")
     pipeline._build_graph()
-    known = {"gpu": backend.RegisteredGPUOps(), "cpu": backend.RegisteredCPUOps()}
+    known = {
+        "gpu": dali.require().backend.RegisteredGPUOps(),
+        "cpu": dali.require().backend.RegisteredCPUOps(),
+    }
     operators = [node._op for node in pipeline._ops]
     found = {
         (operator.schema_name, operator.device)

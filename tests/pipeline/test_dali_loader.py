@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nvidia.dali import Pipeline, fn
 from PIL import Image
 
-from pipeline import dali_loader
+from pipeline import dali, dali_loader
 from pipeline.augment import RECIPES, Augmentation, Draw
-from pipeline.dali_decode import choose_decode_device, decode_images, decoded, find_faults
+from pipeline.dali_decode import choose_decode_device, decoded, find_faults
 from pipeline.dali_loader import Loader
 from pipeline.index import open_index
 from pipeline.order import permute
@@ -133,10 +132,10 @@ def test_geometry_turns_about_the_middle_of_the_image(monkeypatch):
     monkeypatch.setattr(Draw, "__call__", lambda _, name, *range: np.full(1, chosen.get(name, 0.0)))
     draw = Draw(np.zeros(1, np.int64), seed=0, epoch=0, size=SIZE)
     matrix = RECIPES["geometry"].draw(draw)["matrix"]
-    pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None)
+    pipeline = dali.Pipeline(batch_size=1, num_threads=1, device_id=None)
     with pipeline:
-        inputs = fn.external_source(source=lambda: [picture(0)], batch=True)
-        nodes = fn.external_source(source=lambda: matrix, batch=True)
+        inputs = dali.fn.external_source(source=lambda: [picture(0)], batch=True)
+        nodes = dali.fn.external_source(source=lambda: matrix, batch=True)
         pipeline.set_outputs(RECIPES["geometry"].apply(inputs, matrix=nodes))
     pipeline.build()
     turned = np.asarray(pipeline.run()[0][0])
@@ -331,30 +330,9 @@ def test_decoding_on_a_gpu_that_is_not_there_is_refused(index):
         loader(index, decode="hybrid")
 
 
-def test_decode_images_refuses_another_size_be_it_of_all_images():
-    encoded = [encode(np.zeros((40, 40, 3), np.uint8))] * 3
-    with pytest.raises(ValueError, match="3 of 3 images: image 0 is 40×40, not 32×32 pixels"):
-        list(decode_images(encoded, batch_size=2, device=CPU, image_size=SIZE))
-    assert list(decode_images([], batch_size=2, device=CPU)) == []
-
-
 def test_images_of_another_size_are_named():
     encoded = [encode(picture(0)), encode(np.zeros((20, 30, 3), np.uint8))]
     assert find_faults(encoded, SIZE) == {1: f"is 30×20, not {SIZE}×{SIZE} pixels"}
-
-
-def test_decode_images_keeps_the_order_and_ends_with_a_smaller_batch():
-    encoded = [encode(picture(k)) for k in range(7)]
-    batches = list(decode_images(encoded, batch_size=3, device=CPU, image_size=SIZE))
-    assert [len(b) for b in batches] == [3, 3, 1]
-    expected = np.stack([picture(k) for k in range(7)]).transpose(0, 3, 1, 2)
-    assert torch.equal(torch.cat(batches), torch.from_numpy(expected))
-
-
-def test_decode_images_names_what_it_cannot_decode():
-    encoded = [encode(picture(0)), b"nonsense", encode(picture(2))]
-    with pytest.raises(ValueError, match="1 of 3 images: image 1 cannot be decoded"):
-        list(decode_images(encoded, batch_size=3, device=CPU, image_size=SIZE))
 
 
 def test_the_cpu_decodes_on_the_cpu():

@@ -1,4 +1,4 @@
-"""Decoding a batch: DALI's pixels, mirrored where asked, and every fault named."""
+"""Decoding batches: DALI's pixels, mirrored where asked, and every fault named."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.dali_decode import decode_images
-from pipeline.jpeg import decode_batch
+from pipeline import dali
+from pipeline.dali_decode import decoded, pipeline_settings
+from pipeline.jpeg import decode_batch, decode_images
 
 SIZE = 24
 
@@ -31,6 +32,18 @@ def decode(files: list[bytes], mirrored=None) -> tuple[np.ndarray, dict[int, str
     return decode_batch([partial(bytes, file) for file in files], size=SIZE, mirrored=mirrored)
 
 
+def decode_with_dali(files: list[bytes]) -> np.ndarray:
+    """(B, SIZE, SIZE, 3) uint8, as the stream decodes them where DALI does."""
+    pipeline = dali.Pipeline(**pipeline_settings(len(files), 1, torch.device("cpu"), prefetch=1))
+    with pipeline:
+        encoded = dali.fn.external_source(
+            source=lambda: [np.frombuffer(file, np.uint8) for file in files], batch=True
+        )
+        pipeline.set_outputs(decoded(encoded, "cpu"))
+    pipeline.build()
+    return np.array(pipeline.run()[0].as_array())
+
+
 FILES = [
     *(encode(k, quality=60 + k) for k in range(20)),
     encode(20, progressive=True),
@@ -40,13 +53,11 @@ FILES = [
 ]
 
 
+@pytest.mark.dali
 def test_pixels_are_those_of_dali():
     pixels, faults = decode(FILES)
     assert not faults
-    (expected,) = decode_images(
-        FILES, batch_size=len(FILES), device=torch.device("cpu"), image_size=SIZE
-    )
-    assert np.array_equal(pixels, expected.permute(0, 2, 3, 1).numpy())
+    assert np.array_equal(pixels, decode_with_dali(FILES))
 
 
 def test_mirrored_images_are_the_others_reversed_to_the_pixel():
@@ -107,6 +118,7 @@ def test_what_training_does_not_take_is_refused_and_16_bits_become_8():
     assert np.array_equal(pixels[1, :, :, 0], values >> 8)
 
 
+@pytest.mark.dali
 def test_exif_does_not_turn_images_here_nor_in_dali():
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -114,5 +126,19 @@ def test_exif_does_not_turn_images_here_nor_in_dali():
     plain, _ = decode([encode(5)])
     pixels, _ = decode([file])
     assert np.array_equal(pixels, plain)
-    (dali,) = decode_images([file], batch_size=1, device=torch.device("cpu"), image_size=SIZE)
-    assert np.array_equal(dali.permute(0, 2, 3, 1).numpy(), plain)
+    assert np.array_equal(decode_with_dali([file]), plain)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_images_come_in_their_order_and_the_last_batch_is_smaller(threads):
+    batches = list(decode_images(FILES[:7], batch_size=3, image_size=SIZE, threads=threads))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert np.array_equal(np.concatenate(batches), decode(FILES[:7])[0])
+    assert list(decode_images([], batch_size=3)) == []
+
+
+def test_images_that_cannot_be_decoded_or_are_of_another_size_are_all_named():
+    files = [FILES[0], b"nonsense", FILES[1], encode(2, size=40)]
+    told = "2 of 4 images: image 1 cannot be decoded .*; image 3 is 40×40, not 24×24 pixels"
+    with pytest.raises(ValueError, match=told):
+        list(decode_images(files, batch_size=2, image_size=SIZE))

@@ -1,0 +1,51 @@
+"""NVIDIA DALI, imported when it is used and not before: `dali.fn`, `dali.types`, `dali.Pipeline`.
+
+Whatever does not decode on a GPU and applies no recipe but flip runs without it. So every file here
+imports this module and never DALI itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_NAMES = ("Pipeline", "fn", "pipeline_def", "types")
+
+
+class DaliMissingError(ValueError):
+    """DALI is needed, and cannot be imported."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(require(), name)
+
+
+def require() -> ModuleType:
+    """DALI itself. Raises DaliMissingError where it cannot be imported."""
+    try:
+        return importlib.import_module("nvidia.dali")
+    except (ImportError, OSError) as error:  # not there, or without the libraries that it links to
+        raise DaliMissingError(
+            f"NVIDIA DALI is needed and cannot be imported ({error}): pip install {_wheel()}; or "
+            "run without it, with data.augment=[flip] or [] and data.decode=auto"
+        ) from error
+
+
+def is_installed() -> bool:
+    """Whether DALI is there, without importing it."""
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ImportError:  # not even the package that it is a part of
+        return False
+
+
+def _wheel() -> str:
+    """The wheel for the CUDA that torch was built with; the older one runs on CPU-only machines."""
+    cuda = torch.version.cuda or "12"
+    return "nvidia-dali-cuda130" if int(cuda.split(".")[0]) >= 13 else "nvidia-dali-cuda120"
