@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tools.make_synthetic import make_synthetic
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,7 @@ runpy.run_path("train_dist.py", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_all_rooms_are_imported_and_a_run_trains_saves_and_verifies(tmp_path):
     faces, output = tmp_path / "faces", tmp_path / "run"
     make_synthetic(faces, identities=8, images=8, pairs=20, seed=0)

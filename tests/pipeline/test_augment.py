@@ -14,6 +14,8 @@ from pipeline.index import open_index
 from pipeline.recordio import RecordWriter, pack_image
 from pipeline.synthetic import encode_jpeg, render
 
+pytestmark = pytest.mark.dali
+
 SIZE = 112
 # The draw that says whether an image is touched, for recipes that touch only some.
 BRANCHES = {

@@ -50,7 +50,13 @@ def index(tmp_path_factory):
     return open_index(folder)
 
 
-WAYS = pytest.mark.parametrize("augment", [("flip",), ("light",)], ids=["threads", "dali"])
+WAYS = pytest.mark.parametrize(
+    "augment",
+    [
+        pytest.param(("flip",), id="threads"),
+        pytest.param(("light",), id="dali", marks=pytest.mark.dali),
+    ],
+)
 
 
 def loader(index, **changes) -> Loader:
@@ -97,6 +103,7 @@ def test_the_stream_runs_through_epochs_each_in_its_own_order(index):
         assert labels[epoch * 48 :][:48].tolist() == order.tolist()
 
 
+@pytest.mark.dali
 @pytest.mark.parametrize("resumed_world", [1, 2, 3])
 def test_a_run_of_two_ranks_resumes_mid_epoch_in_any_world_with_the_same_pixels(
     index, resumed_world
@@ -114,6 +121,7 @@ def test_a_run_of_two_ranks_resumes_mid_epoch_in_any_world_with_the_same_pixels(
         assert torch.equal(torch.cat([share[part] for share in resumed]), third_step)
 
 
+@pytest.mark.dali
 def test_augmentation_changes_pixels_but_not_labels_and_differs_between_epochs(index):
     plain, labels = take(loader(index).stream(0), 4)
     augmented = loader(index, augment=("light",))
@@ -126,6 +134,7 @@ def test_augmentation_changes_pixels_but_not_labels_and_differs_between_epochs(i
     assert not any(torch.equal(a, b) for a, b in again)
 
 
+@pytest.mark.dali
 def test_geometry_turns_about_the_middle_of_the_image(monkeypatch):
     """Half a turn through DALI itself is both mirrors, to the pixel."""
     chosen = {"geometry.angle": 180.0, "geometry.scale": 1.0}
@@ -186,7 +195,13 @@ def damaged_set(folder: Path, bad: dict[int, bytes], count: int = 50):
     return open_index(folder)
 
 
-@pytest.fixture(params=["threads", "dali", "dali decodes"])
+@pytest.fixture(
+    params=[
+        "threads",
+        pytest.param("dali", marks=pytest.mark.dali),
+        pytest.param("dali decodes", marks=pytest.mark.dali),
+    ]
+)
 def way(request, monkeypatch) -> Callable[..., Loader]:
     """Loaders that leave pixels as they are, on every way there is; the last acts a GPU out."""
 
@@ -236,6 +251,7 @@ def test_a_set_with_no_good_image_ends_in_an_error_whatever_is_accepted(tmp_path
         take(way(index, max_bad_fraction=1.0).stream(0), 1)
 
 
+@pytest.mark.dali
 def test_another_size_is_found_before_a_recipe_changes_it(tmp_path, monkeypatch):
     index = damaged_set(tmp_path, {7: encode(np.zeros((40, 40, 3), np.uint8))})
     made = loader(index, augment=("adaface",))
@@ -281,6 +297,7 @@ def test_damage_inside_a_split_record_costs_that_record(tmp_path, way):
     assert "the rest is missing" in made.bad[7]
 
 
+@pytest.mark.dali
 def test_what_fails_elsewhere_is_not_blamed_on_images(index, monkeypatch):
     def failing(*_):
         raise RuntimeError("an illegal memory access was encountered")
@@ -330,6 +347,7 @@ def test_decoding_on_a_gpu_that_is_not_there_is_refused(index):
         loader(index, decode="hybrid")
 
 
+@pytest.mark.dali
 def test_images_of_another_size_are_named():
     encoded = [encode(picture(0)), encode(np.zeros((20, 30, 3), np.uint8))]
     assert find_faults(encoded, SIZE) == {1: f"is 30×20, not {SIZE}×{SIZE} pixels"}
@@ -352,8 +370,15 @@ def test_real_jpegs_decode_as_pillow_decodes_them():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("decode", ["gpu", "hybrid", "cpu"])
-def test_a_gpu_gets_the_batches_the_cpu_gets(index, decode):
+@pytest.mark.parametrize(
+    "decode",
+    [pytest.param(decode, marks=pytest.mark.dali) for decode in ("gpu", "hybrid", "cpu")]
+    + ["without DALI"],
+)
+def test_a_gpu_gets_the_batches_the_cpu_gets(index, decode, monkeypatch):
+    if decode == "without DALI":
+        monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+        decode = "hybrid"
     device = torch.device("cuda", 0)
     images, labels = take(loader(index, device=device, decode=decode).stream(0), 4)
     expected, expected_labels = take(loader(index).stream(0), 4)
@@ -389,6 +414,7 @@ def test_batches_say_which_records_they_hold_replacements_included(tmp_path, aug
             assert batch.records.tolist() == batch.labels.tolist()  # each record is an identity
 
 
+@pytest.mark.dali
 def test_threads_mirror_the_images_that_dali_would(index):
     plain = loader(index, augment=("flip:0.7",))
     through_dali = loader(index, augment=("flip:0.7",))
