@@ -21,7 +21,7 @@ from evaluation.verification import NonFiniteEmbeddingsError, PairSetError, Veri
 from pipeline.dali_loader import choose_threads
 from pipeline.recordio import RecordError
 from training.config import Config, ConfigError, load_config
-from training.distributed import World, join_world, leave_world
+from training.distributed import World, join_world, leave_world, together
 from training.dry_run import dry_run
 from training.faults.rollback import DivergedError
 from training.faults.stops import Stopped, resume_command
@@ -31,16 +31,18 @@ from training.saving.files import CheckpointError
 
 
 def build_evaluate(config: Config, world: World, precision: Precision) -> Evaluate:
-    """Load the verification sets once; what comes back scores a backbone on them."""
-    verifier = Verifier(
-        config.eval.sets,
-        device=world.device,
-        rank=world.rank,
-        world_size=world.world_size,
-        batch_size=config.eval.batch_size,
-        autocast_dtype=precision.compute_dtype,
-        image_size=config.data.image_size,
-        threads=config.data.threads or choose_threads(world.local_world_size),
+    """Load and check the verification sets once; what comes back scores a backbone on them."""
+    verifier = together(
+        lambda: Verifier(
+            config.eval.sets,
+            device=world.device,
+            rank=world.rank,
+            world_size=world.world_size,
+            batch_size=config.eval.batch_size,
+            autocast_dtype=precision.compute_dtype,
+            image_size=config.data.image_size,
+            threads=config.data.threads or choose_threads(world.local_world_size),
+        )
     )
 
     def evaluate(backbone: nn.Module) -> Scores:
@@ -77,11 +79,11 @@ def main() -> None:
         config = load_config(arguments.config, arguments.overrides)
         world = join_world(config.run.device)
         precision = choose_precision(world.device, config.step.precision)
+        evaluate = build_evaluate(config, world, precision)
         if arguments.dry_run:
             status = dry_run(config, world, precision)
             leave_world()
             sys.exit(status)
-        evaluate = build_evaluate(config, world, precision)
         trainer = Trainer(config, world, precision=precision, evaluate=evaluate)
     except ValueError as error:  # the user's to mend: the message says how, a trace would hide it
         sys.exit(f"train_dist: {type(error).__name__}: {error}")

@@ -8,6 +8,7 @@ beside the tables of InsightFace digit by digit.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from sklearn.metrics import auc, roc_curve
 from sklearn.model_selection import KFold
 from torch import Tensor, nn
@@ -169,7 +171,7 @@ class Verifier:
         autocast_dtype, image_size, threads: as for `embed`.
 
     Raises:
-        PairSetError: a file that is not a verification set.
+        PairSetError: a file that is not a verification set, or whose images are of another size.
         ValueError: two files of one stem.
     """
 
@@ -203,12 +205,20 @@ class Verifier:
             size = -(-len(pairs.images) // world_size)
             last = len(pairs.images) - 1
             share = [pairs.images[min(rank * size + i, last)] for i in range(size)]
+            for i, image in enumerate(share):
+                if fault := _size_fault(image, image_size):
+                    raise PairSetError(f"{path}: image {min(rank * size + i, last)} {fault}")
             self._shares[path.stem] = PairSet(images=share, same=pairs.same)
 
     def __call__(self, model: nn.Module) -> dict[str, Verification]:
-        """Results by file stem, the same on every rank; all ranks must call it together."""
+        """Results by file stem, the same on every rank; all ranks must call it together.
+
+        Raises, on every rank, PairSetError for images that cannot be decoded, and
+        NonFiniteEmbeddingsError for a model that cannot be judged.
+        """
         results = {}
         for name, share in self._shares.items():
+            fault = ""
             try:
                 embeddings = embed(
                     model,
@@ -221,10 +231,19 @@ class Verifier:
                 )
             except ValueError as error:
                 first = self._rank * len(share.images)
-                raise PairSetError(f"{name}.bin, from its image {first} on: {error}") from error
+                fault = f"{name}.bin, from its image {first} on: {error}"
+            self._require_all(fault)
             everyone = self._gather(embeddings)[: 2 * len(share.same)]  # (2P, D)
             results[name] = verify(everyone, share.same)
         return results
+
+    def _require_all(self, fault: str) -> None:
+        """Raise PairSetError on every rank where any has a fault, so that none waits for it."""
+        faults = [fault] * self._world_size
+        if self._world_size > 1:
+            dist.all_gather_object(faults, fault)
+        if any(faults):
+            raise PairSetError("; ".join(filter(None, faults)))
 
     def _gather(self, embeddings: Tensor) -> Tensor:
         """All ranks' (S, D) in the order of the ranks: (world_size * S, D) on the CPU."""
@@ -234,6 +253,21 @@ class Verifier:
         shares = [torch.empty_like(own) for _ in range(self._world_size)]
         dist.all_gather(shares, own)
         return torch.cat(shares).cpu()
+
+
+def _size_fault(encoded: bytes, image_size: int) -> str:
+    """What is wrong with an image by its header; nothing where it has the size."""
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            width, height = image.size
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"cannot be read ({error}): pack the set again"
+    if (width, height) == (image_size, image_size):
+        return ""
+    return (
+        f"has {width}×{height} pixels, not {image_size}×{image_size} as data.image_size says: pack "
+        "the set again in that size, or leave it out of eval.sets"
+    )
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def test_a_dry_run_takes_the_memory_it_predicts_and_leaves_no_output(faces, tmp_
     """Of a head of 500 MB, in a process of its own; what libraries take is not predicted."""
     output = tmp_path / "run"
     done = run(
-        *("train_dist.py", "configs/demo.py", f"data.train={faces}", "--dry-run"),
+        *("train_dist.py", "configs/demo.py", f"data.train={faces}", "--dry-run", "eval.sets=[]"),
         *(f"run.output={output}", "run.device=cpu", "run.epochs=2", "data.global_batch=8"),
         *("head.num_classes=250000", "model.embedding_dim=256", "head.sample_rate=0.1"),
     )
@@ -102,11 +102,17 @@ def test_a_gpu_trains_in_every_precision(faces, tmp_path, precision):
         (("configs/demo.py", "optim.rate=1"), "optim.rate"),
         (("configs/demo.py", "data.train=/nowhere/train.rec"), "/nowhere/train.rec does not exist"),
         (("configs/demo.py", "--dry-run", "data.train=/nowhere/a.rec"), "a.rec does not exist"),
+        (("configs/demo.py", "--dry-run", "eval.sets=[/nowhere/lfw.bin]"), "lfw.bin: no such file"),
     ],
 )
 def test_mistakes_end_in_one_line_that_says_how_to_mend_them(tmp_path, arguments, complaint):
-    sets = ["eval.sets=[]"] if len(arguments) > 1 else []
-    done = run("train_dist.py", *arguments, *sets, f"run.output={tmp_path / 'run'}")
+    done = run(
+        "train_dist.py",
+        arguments[0],
+        "eval.sets=[]",
+        *arguments[1:],
+        f"run.output={tmp_path / 'run'}",
+    )
     assert done.returncode == 1
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from training.metrics import Meters, Position, Reporter, pace
 from training.optim import set_learning_rate
 from training.precision import Precision, set_determinism
 from training.saving import checkpoint, resume
-from training.saving.files import CheckpointError, counters, retain
+from training.saving.files import CheckpointError, Scores, counters, read_about, retain
 from training.schedules import create_schedule
 from training.step import Lap, StepResult
 from training.step_graph import GraphedStep
@@ -36,7 +36,6 @@ from training.stopwatch import Laps, Stopwatch
 from training.weights.identities import Identities, write_identities
 from training.weights.warm_start import warm_start
 
-Scores = Mapping[str, Mapping[str, float]]  # verification set → score → value
 Evaluate = Callable[[nn.Module], Scores]
 
 
@@ -86,7 +85,7 @@ class Trainer:
         self.step, self._about_backbone = create_step(
             config, world, distillation, num_classes=num_classes, precision=precision
         )
-        self.steps_done, self._saved_at, self._taken = 0, -1, []
+        self.steps_done, self._saved_at, self._averaged_at, self._taken = 0, -1, -1, []
         anew = not checkpoint.checkpoints(self.output) and config.run.resume in ("auto", "never")
         if config.run.init_from and anew:
             self._taken = warm_start(config, world, step=self.step, data=data, precision=precision)
@@ -124,7 +123,8 @@ class Trainer:
     def _take_up(self, path: Path) -> None:
         """Go on from a checkpoint."""
         self.last_checkpoint = path
-        self.steps_done = self._saved_at = checkpoint.load(path, train_step=self.step)
+        self.steps_done = checkpoint.load(path, train_step=self.step)
+        self._saved_at = self._averaged_at = self.steps_done
 
     def settings(self) -> dict[str, Any]:
         """Every setting as it is in force, what was automatic decided."""
@@ -185,7 +185,7 @@ class Trainer:
         try:
             self._saver.reserve()
             with self._stops, self._watchdog:
-                scores = self.verify() if self.steps_done == 0 else {}
+                scores = self._first_scores()
                 while self.steps_done < self.schedule.total_steps:
                     at = divmod(self.steps_done, self.loader.steps_per_epoch)
                     with closing(self.loader.stream(*at)) as stream:
@@ -256,24 +256,49 @@ class Trainer:
         return scores
 
     def _after_step(self, scores: Scores, last: bool, stopwatch: Stopwatch) -> Scores:
-        """Verify and save where it is time to; returns the last scores."""
+        """Save and verify where it is time to; returns the last scores."""
         config = self.config
         epoch, into_epoch = divmod(self.steps_done, self.loader.steps_per_epoch)
         if into_epoch == 0:
-            verified = epoch % config.eval.every == 0 or last
-            if verified:
-                scores = self.verify()
+            # Saved first: verifying may take long or fail, and must not cost the epoch.
             if epoch % config.run.save_every == 0 or last:
-                self.save(scores if verified else None)
+                self.save()
+            if self._verification_due():
+                scores = self.verify()
             stopwatch.skip()
         elif config.run.save_steps and into_epoch % config.run.save_steps == 0:
             self.save()
         return scores
 
+    def _verification_due(self) -> bool:
+        """Whether the present state is one that is verified: an epoch's first or last."""
+        epoch, into_epoch = divmod(self.steps_done, self.loader.steps_per_epoch)
+        last = self.steps_done == self.schedule.total_steps
+        return into_epoch == 0 and (epoch % self.config.eval.every == 0 or last)
+
+    def _first_scores(self) -> Scores:
+        """The scores of the state that the run begins at, where its verification is due.
+
+        A run that ended between saving and verifying, or before its checkpoint got the scores,
+        makes up for it here.
+        """
+        if not self._verification_due():
+            return {}
+        known = resume.from_main([self._known_scores()])[0] if self.steps_done else {}
+        return known or self.verify()
+
+    def _known_scores(self) -> Scores:
+        """What the main rank's checkpoint or metrics.jsonl says of the present state."""
+        if self.reporter is None or self.last_checkpoint is None:
+            return {}
+        if scores := read_about(self.last_checkpoint)["scores"]:
+            return scores
+        scores = self.reporter.verified(self.steps_done)
+        self._saver.add_scores(self.steps_done, scores)
+        return scores
+
     def _stop(self, reason: str) -> None:
         """Save and raise Stopped, on all ranks after the same step."""
-        if self.reporter:
-            self.reporter.say(f"{reason}: saving before the run stops")
         self._require_saved()
         raise Stopped(reason)
 
@@ -283,7 +308,7 @@ class Trainer:
         for _ in range(2):
             if self._saved_at == self.steps_done:
                 return
-            self.save()
+            self._begin_saving()
             self.wait_for_checkpoint()
         if self._saved_at != self.steps_done:
             raise CheckpointError(
@@ -363,28 +388,42 @@ class Trainer:
     def verify(self) -> Scores:
         """Score the backbone on every verification set, on all ranks together."""
         with self._watchdog.paused("verification"):
-            checkpoint.average_statistics(self.step.backbone)
+            self._average_statistics()
             # A copy, which is not compiled: batches of other sizes would be compiled anew.
             scores = self._evaluate(fold_batch_norm(checkpoint.unwrapped(self.step.backbone)))
         if self.reporter and scores:
             self.reporter.verification(self._position(), scores)
+        self._saver.add_scores(self.steps_done, scores)
         return scores
 
-    def save(self, scores: Scores | None = None) -> Path:
-        """Begin to write a checkpoint of this moment, on all ranks together; returns its folder.
+    def save(self) -> None:
+        """Begin to write a checkpoint of this moment, on all ranks together.
 
-        scores: of this very moment, where it was verified.
+        One that fails costs a warning. Then the next is waited for and tried again, and where that
+        fails, too, training on would be for nothing: raises CheckpointError.
         """
-        checkpoint.average_statistics(self.step.backbone)
+        self.wait_for_checkpoint()
+        failed = self._saver.fault
+        self._begin_saving()
+        if failed:
+            self._require_saved()
+
+    def _begin_saving(self) -> None:
+        self._average_statistics()
         with self._watchdog.paused("saving"):
             counted = {
                 "times_gone_back": self.rollback.times,
                 "skipped_in_a_row": self._meters.in_a_row(),
             }
-            path = self._saver.save(self.steps_done, scores, counters=counted)
+            path = self._saver.save(self.steps_done, counters=counted)
         if self.reporter:
             self.reporter.say(f"saving {path}")
-        return path
+
+    def _average_statistics(self) -> None:
+        """Once a step: what is verified has the very bits of what is saved."""
+        if self._averaged_at != self.steps_done:
+            checkpoint.average_statistics(self.step.backbone)
+            self._averaged_at = self.steps_done
 
     def wait_for_checkpoint(self) -> None:
         """Wait until the last checkpoint is written; `last_checkpoint` is the newest that was."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,13 @@ class Reporter:
                 f"TAR@FAR=1e-3 {scores['tar_at_far']:.4f}"
             )
 
+    def verified(self, step: int) -> dict[str, dict[str, float]]:
+        """The scores that metrics.jsonl has of a step; empty where it has none."""
+        for line in _lines(self.metrics_path):
+            if line["step"] == step and "verification" in line:
+                return line["verification"]
+        return {}
+
     def go_back(self, at: Position) -> None:
         """Forget what was written of steps that come again."""
         self._jsonl.close()
@@ -234,14 +241,18 @@ def _forget_after(path: Path, step: int) -> None:
     """Drop what an interrupted run wrote past the checkpoint it resumes from, or wrote by half."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines() if step else ():
-        try:
-            told_at = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
-        if told_at <= step:
-            kept.append(f"{line}\n")
+    kept = [line for line in _lines(path) if line["step"] <= step] if step else []
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text("".join(kept))
+    unfinished.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
     unfinished.replace(path)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file of metrics."""
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+            if isinstance(line["step"], int):
+                yield line
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # written by half

@@ -267,6 +267,52 @@ def test_two_sets_of_one_name_and_no_set_at_all_are_refused(pair_file: Path) -> 
         Verifier([pair_file.with_name("missing.bin")], device=CPU)
 
 
+def test_images_that_will_not_do_are_named_when_a_set_is_read(pair_file: Path) -> None:
+    """By their headers: nothing is decoded yet."""
+    with pytest.raises(PairSetError, match=r"blocks\.bin: image 0 has 112×112 pixels, not 64×64"):
+        Verifier([pair_file], device=CPU, image_size=64)
+    pairs = read_bin(pair_file)
+    pairs.images[7] = b"not an image"
+    write_bin(pair_file, pairs.images, pairs.same)
+    with pytest.raises(PairSetError, match=r"blocks\.bin: image 7 cannot be read"):
+        Verifier([pair_file], device=CPU)
+
+
+def verify_with_a_broken_image(spawned: int, path: Path, first_rank: int) -> str:
+    rank = first_rank + spawned
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{path.parent}/store",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    try:
+        verifier = Verifier([path], device=CPU, rank=rank, world_size=2, batch_size=8)
+        with pytest.raises(PairSetError) as caught:
+            verifier(Projection())
+    finally:
+        dist.destroy_process_group()
+    (path.parent / f"{rank}.txt").write_text(str(caught.value))
+    return str(caught.value)
+
+
+def test_an_image_that_one_rank_cannot_decode_is_named_on_both(pair_file: Path) -> None:
+    """The other would wait for its embeddings."""
+    pairs = read_bin(pair_file)
+    tables = pairs.images[25].index(b"\xff\xc4") + 5  # how many Huffman codes of each length
+    pairs.images[25] = pairs.images[25].replace(
+        pairs.images[25][tables : tables + 16], b"\xff" * 16, 1
+    )
+    write_bin(pair_file, pairs.images, pairs.same)
+    other = mp.spawn(verify_with_a_broken_image, args=(pair_file, 1), nprocs=1, join=False)
+    told = verify_with_a_broken_image(0, pair_file, 0)
+    while not other.join():
+        pass
+    assert told == (pair_file.parent / "1.txt").read_text()
+    assert "blocks.bin, from its image 20 on: " in told
+
+
 def verify_as_one_of_three(spawned: int, path: Path, first_rank: int) -> dict[str, float]:
     rank = first_rank + spawned
     dist.init_process_group(

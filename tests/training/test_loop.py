@@ -79,13 +79,13 @@ def test_the_last_checkpoints_are_kept_and_complete(finished):
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(finished, data, world, tmp_path):
-    """Interrupted after the second epoch was saved: weights, centers and momentum end the same."""
+    """Interrupted while the second epoch is verified: weights, centers, momentum end the same."""
     config = override(finished.config, [f"run.output={tmp_path / 'run'}"])
     calls = []
 
     def interrupt(backbone):
         calls.append(backbone)
-        if len(calls) == 4:
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return {"pairs": SCORES}
 
@@ -352,8 +352,8 @@ def test_fifty_steps_between_two_lines_read_nothing_from_the_device(
     with no_host_reads() as watch:
         save = trainer.save
 
-        def save_and_wait(scores):
-            save(scores)
+        def save_and_wait():
+            save()
             trainer.wait_for_checkpoint()  # its thread reads the copy
 
         trainer.verify, trainer.save = watch.allow(trainer.verify), watch.allow(save_and_wait)
@@ -472,6 +472,28 @@ def test_a_run_that_cannot_save_its_last_step_says_so(data, world, tmp_path, mon
     assert resumed.steps_done == 10
     resumed.run()
     assert resumed.last_checkpoint.name == "step_000000015"
+
+
+def test_one_failed_save_is_a_warning_and_two_in_a_row_end_the_run(
+    data, world, tmp_path, monkeypatch, caplog
+):
+    """The second is noticed at once, not an epoch later, and tried again first."""
+    complete, failing = files.complete, {"05": 1, "15": 1, "20": 9}
+
+    def fail(final, **arguments):
+        if failing.get(final.name[-2:], 0):
+            failing[final.name[-2:]] -= 1
+            raise OSError(28, "No space left on device")
+        complete(final, **arguments)
+
+    monkeypatch.setattr(files, "complete", fail)
+    trainer = build(override(tiny.config(data, tmp_path / "run"), ["run.epochs=6"]), world)
+    with pytest.raises(CheckpointError, match=r"step 20 is not saved.*step_000000010: .*No space"):
+        trainer.run()
+    assert trainer.steps_done == 20
+    assert failing["20"] == 6, "three tries"
+    told = [r.getMessage() for r in caplog.records if "was not saved" in r.getMessage()]
+    assert len(told) == 5
 
 
 def test_a_stop_before_the_first_step_leaves_the_checkpoint_as_it_is(data, world, tmp_path):

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from training.config import Config
 from training.saving import files
-from training.saving.files import CheckpointError, Digest, checkpoints, newest
+from training.saving.files import CheckpointError, Digest, Scores, checkpoints, newest
 from training.saving.resume import claim
 from training.saving.state import (
     HostCopy,
@@ -54,8 +54,6 @@ __all__ = [
     "unwrapped",
     "write",
 ]
-
-Scores = Mapping[str, Mapping[str, float]]  # verification set → score → value
 
 
 class Saver:
@@ -86,6 +84,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
         self._newest: Path | None = None
+        self._scores: dict[int, Scores] = {}  # by step, of checkpoints that lack them
         self.fault: str | None = None  # why the last save failed, if it did
 
     def reserve(self) -> None:
@@ -96,14 +95,11 @@ class Saver:
         backbone, head = unwrapped(self._train_step.backbone), self._train_step.head
         self._copy({"backbone": backbone.state_dict(), "head": head.state_dict()})
 
-    def save(
-        self, step: int, scores: Scores | None = None, *, counters: Mapping[str, int] | None = None
-    ) -> Path:
+    def save(self, step: int, *, counters: Mapping[str, int] | None = None) -> Path:
         """Copy the state after `step` steps and begin to write it; returns where it will be.
 
         Call it on every rank. It waits for the save before it, then as long as the copy takes.
-        scores: of this very state, where it was verified. counters: what the run
-        has counted.
+        counters: what the run has counted.
         """
         self.wait()
         state = self._copy(read_state(self._train_step))
@@ -114,12 +110,21 @@ class Saver:
             step=step,
             config=self._config,
             facts=self._facts,
-            scores=scores,
             counters=counters,
             group=self._group,
         )
         self._pending.add_done_callback(_report)
+        self._thread.submit(self._add_scores).add_done_callback(_report)
         return files.folder_of(self._output, step)
+
+    def add_scores(self, step: int, scores: Scores) -> None:
+        """Add what the verification of the state after `step` steps found to its checkpoint.
+
+        As soon as that is complete; it may have been saved by an earlier process.
+        """
+        if scores and dist.get_rank() == 0:
+            self._scores[step] = scores
+            self._thread.submit(self._add_scores).add_done_callback(_report)
 
     def wait(self) -> Path | None:
         """Wait for the save under way; returns the newest checkpoint that was completed here."""
@@ -137,6 +142,20 @@ class Saver:
         self._thread.shutdown()
         return newest
 
+    def _add_scores(self) -> None:
+        """Write down the scores of checkpoints that are there; the thread's."""
+        for step, scores in list(self._scores.items()):
+            path = files.folder_of(self._output, step)
+            if path not in checkpoints(self._output):
+                continue
+            try:
+                files.write_scores(path, scores)
+                del self._scores[step]
+            except OSError as error:
+                logging.warning(
+                    "the scores of %s were not written (%s): the next save tries again", path, error
+                )
+
 
 def save(
     output: Path,
@@ -152,7 +171,8 @@ def save(
     Raises CheckpointError when it cannot be written.
     """
     saver = Saver(output, config=config, train_step=train_step, facts=facts or {})
-    path = saver.save(step, scores)
+    path = saver.save(step)
+    saver.add_scores(step, scores or {})
     saver.close()
     if saver.fault:
         raise CheckpointError(saver.fault)
@@ -166,7 +186,6 @@ def write(
     step: int,
     config: Config,
     facts: dict[str, Any],
-    scores: Scores | None = None,
     counters: Mapping[str, int] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Path:
@@ -183,12 +202,9 @@ def write(
     # Nothing is copied ahead: that would start an accelerator's context in this thread.
     writer = dcp.FileSystemWriter(partial, per_thread_copy_ahead=0)
     writer.fs = written
-    accuracies = [score["accuracy"] for score in (scores or {}).values()]
     about = {
         "step": step,
         "facts": facts,
-        "scores": scores,
-        "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
         "counters": dict(counters or {}),
         "versions": versions(),
         "ranks": dist.get_world_size(group),
@@ -300,7 +316,7 @@ def _on_main(work: Callable[[], None], group: dist.ProcessGroup | None) -> None:
         raise outcome[0]
 
 
-def _report(saved: Future[Path]) -> None:
+def _report(saved: Future[Any]) -> None:
     """Tell at once what `wait` would tell at the next save."""
     error = saved.exception()
     if error is not None and dist.get_rank() == 0:

@@ -4,8 +4,12 @@ One is written as OUTPUT/checkpoints/partial_step_N and renamed to step_N once a
 disk, so it is there whole or not at all. Beside the files of torch.distributed.checkpoint it has
 
     config.json      the resolved configuration
-    about.json       step, what identifies the run, scores, versions, number of ranks
+    about.json       step, what identifies the run, versions, number of ranks
     manifest.json    bytes and BLAKE2b (128 bits) of every other file; written last
+
+and, once its state has been verified, which may take long and may fail,
+
+    scores.json      the scores of every set and their mean accuracy; not in the manifest
 """
 
 from __future__ import annotations
@@ -20,10 +24,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-_MANIFEST = "manifest.json"
+_MANIFEST, _SCORES = "manifest.json", "scores.json"
 _NAME = re.compile(r"step_\d{9}")
 _PARTIAL = "partial_"  # what is not whole, or is about to go
 _BLOCK = 1 << 24  # bytes read at once
+
+
+Scores = Mapping[str, Mapping[str, float]]  # verification set → score → value
 
 
 class CheckpointError(ValueError):
@@ -86,9 +93,13 @@ def best(output: Path) -> Path | None:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What about.json says of a checkpoint; raises CheckpointError where it cannot be read."""
+    """What about.json says of a checkpoint, and its `scores` and mean `accuracy`: None if unknown.
+
+    Raises CheckpointError where about.json cannot be read.
+    """
     try:
-        return json.loads((path / "about.json").read_text())
+        about = json.loads((path / "about.json").read_text())
+        return {"scores": None, "accuracy": None, **about, **_scores(path)}
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} has no readable about.json ({error}): expected a checkpoint's own folder, "
@@ -157,6 +168,14 @@ def retain(output: Path, *, step: int, keep: int) -> None:
             _remove(path)
 
 
+def write_scores(path: Path, scores: Scores) -> None:
+    """Add what the verification of its state has found to a complete checkpoint."""
+    accuracies = [score["accuracy"] for score in scores.values()]
+    unfinished = path / "scores.unfinished"
+    _write_json(unfinished, {"scores": scores, "accuracy": sum(accuracies) / len(accuracies)})
+    unfinished.replace(path / _SCORES)
+
+
 def counters(path: Path) -> dict[str, int]:
     """What a run had counted when it saved a checkpoint; nothing where that cannot be read."""
     return _about(path).get("counters", {})
@@ -167,6 +186,15 @@ def _about(path: Path) -> dict[str, Any]:
     try:
         return read_about(path)
     except CheckpointError:
+        return {}
+
+
+def _scores(path: Path) -> dict[str, Any]:
+    """What scores.json says; damaged, it counts as missing: then the state is verified again."""
+    try:
+        known = json.loads((path / _SCORES).read_text())
+        return {"scores": dict(known["scores"]), "accuracy": float(known["accuracy"])}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 

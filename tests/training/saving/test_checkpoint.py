@@ -81,7 +81,8 @@ def test_a_checkpoint_says_where_it_comes_from_and_the_best_stays(world, tmp_pat
     saving = saver(tmp_path, train_step())
     for step, accuracy in enumerate([0.4, 0.8, 0.6, 0.7]):
         scores = {"lfw": {"accuracy": accuracy + 0.1}, "agedb": {"accuracy": accuracy - 0.1}}
-        saving.save(step, scores)
+        saving.save(step)
+        saving.add_scores(step, scores)
     newest = saving.close()
     assert [path.name[-1] for path in checkpoint.checkpoints(tmp_path)] == ["1", "2", "3"]
     assert files.best(tmp_path).name[-1] == "1"
