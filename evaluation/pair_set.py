@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.named_path import PathError, check_path, refusal
+
 
 class PairSetError(ValueError):
     """A .bin file that cannot be read as a verification set: says which, why, and how to mend."""
@@ -48,8 +50,10 @@ def read_bin(path: str | Path) -> PairSet:
         PairSetError: no such file, or not a whole and consistent verification set.
     """
     path = Path(path)
-    if not path.is_file():
-        raise PairSetError(f"{path}: no such file; expected a verification set such as lfw.bin")
+    try:
+        check_path(path, called=str(path), expected="a verification set such as lfw.bin")
+    except PathError as error:
+        raise PairSetError(str(error)) from error
     try:
         return _pair_set(_load(path))
     except PairSetError as error:
@@ -154,6 +158,8 @@ def _load(path: Path) -> object:
             return _Unpickler(file, encoding="bytes").load()
     except PairSetError:
         raise
+    except OSError as error:
+        raise PairSetError(f"cannot be read: {refusal(error) or error}") from error
     except Exception as error:  # garbled bytes make the unpickler fail in any way it can
         raise PairSetError(
             f"not a whole verification set ({path.stat().st_size:,} bytes; "

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.named_path import PathError, check_path
 from pipeline.recordio import (
     FIRST,
     IMAGE_HEADER,
@@ -93,8 +94,10 @@ class Scan(NamedTuple):
 def map_file(path: str | Path) -> np.ndarray:
     """The file as a read-only memory-mapped flat uint8 array; RecordError if missing or empty."""
     path = Path(path)
-    if not path.is_file():
-        raise RecordError(f"{path} does not exist: data.train names a .rec file, or its folder")
+    try:
+        check_path(path, called=str(path), expected="a .rec file")
+    except PathError as error:
+        raise RecordError(str(error)) from error
     if path.stat().st_size == 0:
         raise RecordError(f"{path} is empty: download or pack it again")
     with path.open("rb") as file:

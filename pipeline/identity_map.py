@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from pipeline.collection import find_file
 from pipeline.index import RecordIndex
+from pipeline.named_path import read_text
 from pipeline.recordio import RecordError
 
 
@@ -57,14 +59,16 @@ def _read(path: Path) -> list[tuple[str, str, int, str]]:
 
 def _read_csv(path: Path) -> list[tuple[str, str, int, str]]:
     """(place, file, label, identity) of each line."""
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        columns = {"file", "label", "identity"}
-        if not columns <= set(reader.fieldnames or ()):
-            raise RecordError(
-                f"{path}: columns {reader.fieldnames}, expected {', '.join(sorted(columns))}"
-            )
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    columns = {"file", "label", "identity"}
+    if not columns <= set(reader.fieldnames or ()):
+        raise RecordError(
+            f"{path}: columns {reader.fieldnames}, expected {', '.join(sorted(columns))}"
+        )
+    try:
         rows = [(f"line {reader.line_num}", row) for row in reader]
+    except csv.Error as error:
+        raise RecordError(f"{path}, line {reader.line_num}: {error}. Write it as CSV") from None
     return [
         (place, row["file"], _label(row["label"], f"{path}, {place}"), row["identity"])
         for place, row in rows
@@ -73,7 +77,7 @@ def _read_csv(path: Path) -> list[tuple[str, str, int, str]]:
 
 def _read_json(path: Path) -> list[tuple[str, str, int, str]]:
     try:
-        listed = json.loads(path.read_text())
+        listed = json.loads(read_text(path))
         pairs = [
             (file, label, name) for file, names in listed.items() for label, name in names.items()
         ]

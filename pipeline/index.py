@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.cache_folder import cache_folders
 from pipeline.classify import RECORD, Progress, Scan, Summary, map_file, scan_rec
 from pipeline.record_file import RecordFile, fingerprint
 from pipeline.recordio import MAGIC, RecordError, read_record, unpack_image
@@ -34,21 +35,32 @@ _LONGEST_HEADER = 1 << 20  # bytes before an image, labels and all: far more tha
 _log = logging.getLogger("facestream.pipeline")
 
 
-def sidecar_folders(rec: str | Path) -> tuple[Path, Path]:
-    """Where the sidecar may be: beside the .rec, or in the cache when that folder is read-only."""
-    rec = Path(rec).absolute()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "facestream"
-    return rec.parent, cache / hashlib.blake2b(str(rec.parent).encode(), digest_size=8).hexdigest()
+def sidecar_folders(rec: str | Path) -> list[Path]:
+    """Where the sidecar may be: beside the .rec, or in a cache when that folder is read-only."""
+    beside = Path(rec).absolute().parent
+    own = hashlib.blake2b(os.fsencode(beside), digest_size=8).hexdigest()
+    return [beside, *(cache / own for cache in cache_folders())]
 
 
 def output_folder(rec: str | Path) -> Path:
-    """The first of `sidecar_folders` that can be written, created if need be."""
-    beside, cache = sidecar_folders(rec)
+    """The first of `sidecar_folders` that can be written, created if need be.
+
+    Raises OSError where none can.
+    """
+    beside, *caches, last = sidecar_folders(rec)
     # A folder marked read-only is left alone even by root, whom the system would let write.
     if beside.stat().st_mode & 0o222 and os.access(beside, os.W_OK):
         return beside
-    cache.mkdir(parents=True, exist_ok=True)
-    return cache
+    for cache in caches:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            _log.debug("no cache in %s: %s", cache, error)
+            continue
+        if os.access(cache, os.W_OK):
+            return cache
+    last.mkdir(parents=True, exist_ok=True)
+    return last
 
 
 def write_sidecar(
@@ -104,12 +116,10 @@ def _read_sidecar(path: Path, rec: Path) -> tuple[np.ndarray, Summary] | None:
     and one copied without them needs one. What goes unnoticed: bytes replaced between the
     fingerprint's blocks by a writer that puts size and modification time back.
     """
-    if not path.is_file():
-        return None
     now = rec.stat()
-    with path.open("rb") as file:
-        preamble = file.read(_PREAMBLE)
     try:
+        with path.open("rb") as file:
+            preamble = file.read(_PREAMBLE)
         about = json.loads(preamble)
         made_for = (about["format"], about["size"], about["fingerprint"])
         seen = about["mtime_ns"]
@@ -118,7 +128,7 @@ def _read_sidecar(path: Path, rec: Path) -> tuple[np.ndarray, Summary] | None:
         damaged = tuple(tuple(span) for span in about["summary"].pop("damaged"))
         summary = Summary(damaged=damaged, **about["summary"])
         size = _PREAMBLE + summary.images * RECORD.itemsize
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if path.stat().st_size != size or not same_time:
         return None

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.collection import find_file
 from pipeline.index import RecordIndex
+from pipeline.named_path import read_text
 from pipeline.recordio import RecordError
 
 
@@ -22,7 +23,7 @@ def read_filter(path: str | Path, indexes: Sequence[RecordIndex]) -> list[np.nda
     """
     path = Path(path)
     left_out = [np.zeros(len(index), bool) for index in indexes]
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         words = line.partition("#")[0].split()
         if not words:
             continue

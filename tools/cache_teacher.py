@@ -25,6 +25,7 @@ from pipeline.ahead import map_ahead
 from pipeline.embedding_cache import EmbeddingCacheError, open_embeddings, write_embeddings
 from pipeline.index import RecordIndex
 from pipeline.jpeg import decode_batch
+from tools.command import command
 from training.config import Config, load_config
 from training.data import open_training_data
 from training.distill.teacher import Teacher, load_teacher
@@ -90,13 +91,13 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for train_dist.py")
     parser.add_argument("--batch", type=int, default=256, help="images at a time (default 256)")
     arguments = parser.parse_intermixed_args()
-    try:
+    with command("cache_teacher"):
         config = load_config(arguments.config, arguments.overrides)
         world = join_world(config.run.device)
-        cache_teacher(config, world, batch=arguments.batch)
-    except (ValueError, OSError) as error:
-        sys.exit(f"cache_teacher: {error}")
-    leave_world()
+        try:
+            cache_teacher(config, world, batch=arguments.batch)
+        finally:
+            leave_world()
 
 
 if __name__ == "__main__":

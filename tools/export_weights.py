@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.arcface_torch import Architecture
+from tools.command import command
 from tools.model_card import model_card
 from training.saving.files import CheckpointError, checkpoints, faults, read_about
 from training.weights.arcface_files import Weights, write_arcface_torch
@@ -158,15 +159,13 @@ def main() -> None:
     if arguments.ranks < 1 or arguments.epoch < 0:
         parser.error("--ranks must be at least 1, --epoch at least 0")
     source, output = arguments.checkpoint, arguments.output
-    try:
+    with command("export_weights"):
         if arguments.format == "safetensors":
             written = export_safetensors(source, output, license=arguments.license)
         else:
             written = export_arcface_torch(
                 source, output, world_size=arguments.ranks, epoch=arguments.epoch
             )
-    except (ValueError, OSError) as error:
-        sys.exit(f"export_weights: {error}")
     for path in written:
         print(f"wrote         {path}")
     if arguments.format == "safetensors" and arguments.license == "unknown":

@@ -29,6 +29,7 @@ from heads.centers import initial_centers
 from models import create_model
 from pipeline.collection import Collection
 from pipeline.index import fingerprint
+from tools.command import command
 from training.data import open_shared_index
 from training.distributed import World, join_world, leave_world
 from training.precision import choose_precision
@@ -191,19 +192,18 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
     parser.add_argument("--init", choices=INITS, default="mean", help="where new centers start")
     arguments = parser.parse_args()
-    world = join_world()
-    try:
-        grow_head(
-            arguments.checkpoint,
-            arguments.rec,
-            arguments.output,
-            init=arguments.init,
-            world=world,
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"grow_head: {error}")
-    finally:
-        leave_world()
+    with command("grow_head"):
+        world = join_world()
+        try:
+            grow_head(
+                arguments.checkpoint,
+                arguments.rec,
+                arguments.output,
+                init=arguments.init,
+                world=world,
+            )
+        finally:
+            leave_world()
 
 
 if __name__ == "__main__":

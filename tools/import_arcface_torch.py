@@ -17,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.command import command
 from training.config import Config, DataConfig, HeadConfig, ModelConfig, RunConfig
 from training.distributed import join_world, leave_world
 from training.saving import checkpoint
@@ -116,13 +117,14 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write into")
     parser.add_argument("--num-classes", type=int, help="refuse files that have not so many")
     arguments = parser.parse_args()
-    join_world("cpu")
-    try:
-        import_arcface_torch(arguments.source, arguments.output, num_classes=arguments.num_classes)
-    except (ValueError, OSError) as error:
-        sys.exit(f"import_arcface_torch: {error}")
-    finally:
-        leave_world()
+    with command("import_arcface_torch"):
+        join_world("cpu")
+        try:
+            import_arcface_torch(
+                arguments.source, arguments.output, num_classes=arguments.num_classes
+            )
+        finally:
+            leave_world()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from evaluation.pair_set import write_bin
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordError
 from pipeline.synthetic import contact_sheet, encode_jpeg, make_pairs, render
+from tools.command import command
 
 _SHEET = (8, 6)  # identities, images of each
 
@@ -74,22 +75,20 @@ def main() -> None:
     settings = {key: value for key, value in vars(arguments).items() if key != "output"}
     # A picture stands for the code that draws it: faces drawn otherwise are another set.
     drawn = {"picture": hashlib.sha256(render(0, 0, seed=arguments.seed).tobytes()).hexdigest()}
-    recipe = arguments.output / "synthetic.json"
-    if recipe.exists() and recipe.read_text() == json.dumps(settings | drawn):
-        print(f"{arguments.output} already holds this set")
-        return
-    rec = arguments.output / "train.rec"
-    if rec.exists() and not recipe.exists():
-        sys.exit(f"make_synthetic: {rec} exists and was not drawn here: name another folder")
-    try:
+    with command("make_synthetic"):
+        recipe = arguments.output / "synthetic.json"
+        if recipe.exists() and recipe.read_text() == json.dumps(settings | drawn):
+            print(f"{arguments.output} already holds this set")
+            return
+        rec = arguments.output / "train.rec"
+        if rec.exists() and not recipe.exists():
+            raise RecordError(f"{rec} exists and was not drawn here: name another folder")
         # Claimed before it is drawn, so that a set that was interrupted can be drawn again.
         arguments.output.mkdir(parents=True, exist_ok=True)
         recipe.write_text(json.dumps("unfinished"))
         rec.unlink(missing_ok=True)
         make_synthetic(arguments.output, **settings)
         recipe.write_text(json.dumps(settings | drawn))
-    except (RecordError, ValueError, OSError) as error:
-        sys.exit(f"make_synthetic: {error}")
     print(
         f"{arguments.identities} identities × {arguments.images} images in {arguments.output}, "
         f"{arguments.pairs} pairs of others in val.bin; look at {arguments.output / 'faces.png'}"

@@ -23,8 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.ahead import map_ahead
 from pipeline.image_kind import UNUSUAL, image_kind, to_baseline
+from pipeline.named_path import PathError
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordError
+from tools.command import command
 from tools.manifest import write_manifest
 from tools.sources.folders import read_folders
 from tools.sources.rec import BY, read_rec
@@ -204,10 +206,8 @@ def main() -> None:
     parser.add_argument("--by", choices=BY, help="what --keep or --drop lists (default identity)")
     arguments = vars(parser.parse_args())
     source, output = arguments.pop("source"), arguments.pop("output")
-    try:
+    with command("pack_rec", (RecordError, PathError)):
         pack(source, output, Options(**arguments))
-    except (RecordError, OSError) as error:
-        sys.exit(f"pack_rec: {error}")
 
 
 if __name__ == "__main__":

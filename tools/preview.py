@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline import dali
 from pipeline.augment import Augmentation, Draw
 from pipeline.dali_decode import find_faults
-from pipeline.recordio import RecordError
+from tools.command import command
 from training.config import Config, load_config
 from training.data import open_training_data
 from training.distributed import join_world, leave_world
@@ -88,12 +88,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="rows (default 8)")
     parser.add_argument("--epochs", type=int, default=8, help="augmented columns (default 8)")
     arguments = parser.parse_intermixed_args()
-    try:
+    with command("preview"):
         config = load_config(arguments.config, arguments.overrides)
         grid = preview(config, images=arguments.images, epochs=arguments.epochs)
         Image.fromarray(np.ascontiguousarray(grid)).save(arguments.output)
-    except (ValueError, RecordError, OSError) as error:
-        sys.exit(f"preview: {error}")
     print(f"wrote {arguments.output}: {arguments.images} images, originals on the left")
 
 

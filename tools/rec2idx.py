@@ -19,8 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.classify import Scan, scan_rec
 from pipeline.index import RecordIndex, output_folder, write_idx, write_sidecar
+from pipeline.named_path import PathError
 from pipeline.recordio import RecordError
 from pipeline.repair import repair
+from tools.command import command
 
 
 def rec2idx(
@@ -136,7 +138,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     undecodable: list[int] = []
-    try:
+    with command("rec2idx", (RecordError, PathError)):
         found = rec2idx(
             arguments.rec,
             folder=arguments.output,
@@ -155,8 +157,6 @@ def main() -> None:
                 f"repaired      {images} images of {identities} identities in "
                 f"{arguments.repair / 'train.rec'}"
             )
-    except (RecordError, OSError) as error:
-        sys.exit(f"rec2idx: {error}")
     sys.exit(1 if undecodable else 0)
 
 

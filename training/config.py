@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from heads import create_margin
 from models import MODELS
+from pipeline.named_path import PathError, check_path
 
 
 class ConfigError(ValueError):
@@ -377,10 +378,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError for a file without a Config, an unknown key, or a value that is of the wrong
     type or out of range.
     """
-    path = Path(path)
-    if not path.is_file():
-        there = sorted(str(other) for other in Path("configs").glob("*.py"))
-        raise ConfigError(f"{path} does not exist; configurations here: {', '.join(there) or '-'}")
+    there = sorted(str(other) for other in Path("configs").glob("*.py"))
+    expected = f"a Python file that defines `config`, here are {', '.join(there) or 'none'}"
+    try:
+        check_path(path, called=str(path), expected=expected)
+    except PathError as error:
+        raise ConfigError(str(error)) from error
     try:
         config = runpy.run_path(str(path)).get("config")
     except TypeError as error:  # a keyword that no section has, or a string where a number belongs

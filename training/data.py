@@ -15,6 +15,7 @@ from pipeline.record_filter import read_filter
 from pipeline.shuffle_report import ShuffleReport, report_shuffle
 from training.config import Config, ConfigError, DataConfig
 from training.distributed import World, together
+from training.named_files import check_named_files
 
 
 class TrainingData(NamedTuple):
@@ -39,13 +40,16 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     Raises ValueError, a subclass of it, for whatever cannot be trained on.
     """
     data = config.data
+    together(lambda: check_named_files(config, "data.train", "data.identity_map", "data.leave_out"))
     indexes = [open_shared_index(path, world) for path in data.files]
     for index in indexes:
         index.summary.check_damage(index.path, data.max_bad_fraction)
     labels = stack_labels(indexes)
     if data.identity_map:
-        labels = read_identity_map(data.identity_map, indexes)
-    kept = read_filter(data.leave_out, indexes) if data.leave_out else [None] * len(indexes)
+        labels = together(lambda: read_identity_map(data.identity_map, indexes))
+    kept: list[np.ndarray | None] = [None] * len(indexes)
+    if data.leave_out:
+        kept = together(lambda: read_filter(data.leave_out, indexes))
     records = Collection(indexes, labels, kept)
     shown = _shown(data, records)
     return TrainingData(records, create_order(config, records, shown), sum(shown))

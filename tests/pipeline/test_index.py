@@ -181,7 +181,7 @@ def test_a_read_only_folder_gets_its_sidecar_in_the_cache(small, monkeypatch, tm
         open_index(rec)
     finally:
         rec.parent.chmod(0o755)
-    beside, cache = sidecar_folders(rec)
+    beside, cache, _ = sidecar_folders(rec)
     assert not (beside / "train.fsidx").exists()
     assert (cache / "train.fsidx").exists()
 

@@ -19,6 +19,7 @@ from models import create_model, normalize
 from training.config import Config
 from training.distill.onnx_network import OnnxNetwork
 from training.distributed import together
+from training.named_files import check_named_files
 from training.precision import Precision
 
 
@@ -42,7 +43,7 @@ def load_teacher(config: Config, *, device: torch.device, precision: Precision) 
     BatchNorm's running statistics; an ONNX file runs in float32.
 
     Raises:
-        TeacherError, OnnxError: the file is missing, unreadable or of another network.
+        PathError, TeacherError, OnnxError: the file is missing, unreadable or of another network.
     """
     path, size = _path(config), config.data.image_size
     if _is_onnx(path):
@@ -75,13 +76,8 @@ def fingerprint_teacher(config: Config) -> str:
 
 
 def _path(config: Config) -> Path:
-    path = Path(config.distill.teacher)
-    if not path.exists():
-        raise TeacherError(
-            f"distill.teacher={path} does not exist: expected a checkpoint's folder "
-            "(RUN/checkpoints/step_…), a .pth or .pt of arcface_torch, or an .onnx"
-        )
-    return path
+    together(lambda: check_named_files(config, "distill.teacher"))
+    return Path(config.distill.teacher)
 
 
 def _is_onnx(path: Path) -> bool:

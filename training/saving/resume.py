@@ -10,7 +10,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pipeline.named_path import PathError
 from training.config import Config
+from training.named_files import check_named_files
 from training.saving.files import CheckpointError, checkpoints, faults, read_about
 
 
@@ -61,7 +63,7 @@ def choose_checkpoint(output: Path, config: Config, *, facts: dict[str, Any]) ->
     older one of this very run, and where the one it names is of another model, head or dataset.
     """
     own, named = checkpoints(output), config.run.resume
-    candidates = own if named in ("auto", "never") else _named(Path(named), own)
+    candidates = own if named in ("auto", "never") else _named(config, own)
     (candidates,) = from_main([candidates])
     if isinstance(candidates, CheckpointError):
         raise candidates
@@ -77,10 +79,14 @@ def choose_checkpoint(output: Path, config: Config, *, facts: dict[str, Any]) ->
     return path
 
 
-def _named(path: Path, own: list[Path]) -> list[Path] | CheckpointError:
+def _named(config: Config, own: list[Path]) -> list[Path] | CheckpointError:
     """The checkpoints that run.resume=PATH leaves to choose from, oldest first."""
-    if own and not path.exists():  # what the run began from may be gone when it goes on
-        return own
+    path = Path(config.run.resume)
+    try:
+        check_named_files(config, "run.resume")
+    except PathError as error:
+        # What the run began from may be gone when it goes on.
+        return own or CheckpointError(str(error))
     is_checkpoint = (path / "manifest.json").is_file()
     there = [path] if is_checkpoint else checkpoints(path)
     if not there:

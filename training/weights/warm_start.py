@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from training.config import Config
 from training.data import TrainingData
 from training.distributed import World, require_agreement, together
+from training.named_files import check_named_files
 from training.precision import Precision
 from training.saving.state import unwrapped
 from training.step import TrainStep
@@ -41,9 +42,11 @@ def warm_start(
     Returns lines for the log: what was taken and what was not.
 
     Raises:
+        PathError: `config.run.init_from` is missing, or cannot be opened.
         WeightsError: nothing is there, files are damaged, or no tensor of the backbone fits.
         IdentitiesError: it cannot be read whose the rows of its head are.
     """
+    together(lambda: check_named_files(config, "run.init_from"))
     path = find_weights(config.run.init_from, world)
     require_agreement({"what run.init_from stands for": path.name})
     network, head = unwrapped(step.backbone), step.head

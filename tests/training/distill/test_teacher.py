@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models import create_model, normalize
+from pipeline.named_path import PathError
 from tests.training import tiny
 from training.config import DistillConfig
 from training.distill.teacher import TeacherError, fingerprint_teacher, load_teacher
@@ -105,7 +106,7 @@ def test_it_runs_in_the_compute_dtype_and_returns_float32(trainer, images):
 
 
 def test_what_is_not_there_or_no_checkpoint_is_refused(trainer, tmp_path):
-    with pytest.raises(TeacherError, match=r"does not exist: expected a checkpoint's folder"):
+    with pytest.raises(PathError, match=r"does not exist: expected a checkpoint's folder"):
         load(taught_by(trainer.config, tmp_path / "none"))
     with pytest.raises(TeacherError, match=r"no readable config\.json"):
         load(taught_by(trainer.config, tmp_path))

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize as to_unit_length
 from models import normalize
 from pipeline.index import open_index
 from pipeline.jpeg import decode_batch
+from pipeline.named_path import PathError
 from tests.ranks import run_ranks
 from tests.training import tiny
 from tests.training.people import build, save_run, with_data, write_people
@@ -240,13 +241,14 @@ def test_damaged_and_missing_weights_are_one_line_of_error(trained, old, world, 
     torch.save({"state_dict_backbone": source.backbone.state_dict()}, head)
     for path, complaint in [
         (damaged, r"is damaged: .*distcp does not have its checksum"),
-        (tmp_path / "none", r"none does not exist: expected a checkpoint"),
         (tmp_path, r"is there, but holds no checkpoint"),
         (code, r"cannot be read as weights"),
         (head, r"holds a dict of state_dict_backbone: .* tools/import_arcface_torch\.py"),
     ]:
         with pytest.raises(WeightsError, match=complaint):
             start(config, world, path)
+    with pytest.raises(PathError, match=r"none does not exist: expected a checkpoint"):
+        start(config, world, tmp_path / "none")
 
 
 def test_a_head_that_is_not_its_peoples_is_refused(trained, old, world, tmp_path):

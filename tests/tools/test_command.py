@@ -1,0 +1,111 @@
+"""Every tool ends in one line that names the file, whatever is wrong with what it is given."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+
+import pytest
+import torch
+
+from models import create_model
+from tests.pipeline.test_named_path import REASONS, forbid, spoil
+from tests.training import tiny
+from tools.command import command
+
+CONFIG = """
+from pathlib import Path
+from tests.training import tiny
+config = tiny.config(Path({data!r}), Path({run!r}))
+"""
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory) -> dict[str, str]:
+    """What the tools take where nothing is wrong."""
+    folder = tmp_path_factory.mktemp("given")
+    data = tiny.write_set(folder / "data")
+    (folder / "config.py").write_text(CONFIG.format(data=str(data), run=str(folder / "run")))
+    weights = folder / "backbone.pth"
+    torch.save(create_model("iresnet18", num_features=16).state_dict(), weights)
+    return {
+        "config": str(folder / "config.py"),
+        "rec": str(data / "train.rec"),
+        "weights": str(weights),
+        "data": str(data),
+    }
+
+
+# What is read: the argument at fault is {bad}, a file unless it is said to be a folder.
+INPUTS = {
+    "rec2idx": "{bad} -o {out}",
+    "unpack_rec": "{bad} {out}",
+    "pack_rec": "{bad} {out}",
+    "pack_rec --keep": "{rec} {out} --keep {bad}",
+    "preview": "{bad} -o {out}.png",
+    "preview data.train": "{config} data.train={bad} -o {out}.png",
+    "cache_teacher": "{bad}",
+    "cache_teacher distill.teacher": "{config} distill.teacher={bad}",
+    "export_weights": "{bad} -o {out}",
+    "grow_head": "{bad} --rec {rec} -o {out}",
+    "import_arcface_torch": "{bad} -o {out}",
+}
+# What is written: {bad} cannot be made.
+OUTPUTS = {
+    "rec2idx": "{rec} -o {bad}",
+    "rec2idx --repair": "{rec} --repair {bad}",
+    "unpack_rec": "{rec} {bad}",
+    "pack_rec": "{rec} {bad}",
+    "preview": "{config} --images 2 --epochs 1 -o {bad}.png",
+    "make_synthetic": "{bad} --identities 2 --images 1 --pairs 20",
+    "import_arcface_torch": "{weights} -o {bad}",
+}
+
+
+def end_of(line: str, arguments: str, given: dict[str, str], monkeypatch) -> str:
+    """What a tool says at its end."""
+    tool = line.split()[0]
+    words = [word.format(**given) for word in arguments.split()]
+    monkeypatch.setattr(sys, "argv", [tool, *words])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"tools.{tool}").main()
+    assert isinstance(ended.value.code, str), "text, so that Python exits with 1"
+    assert ended.value.code.startswith(f"{tool}: ")
+    assert "\n" not in ended.value.code
+    return ended.value.code
+
+
+@pytest.mark.parametrize("line", INPUTS)
+@pytest.mark.parametrize("how", [how for how in REASONS if how != "NUL"])
+def test_what_a_tool_cannot_read_is_named(given, tmp_path, monkeypatch, line, how):
+    bad = spoil(tmp_path, how)
+    if how == "forbidden":
+        forbid(monkeypatch, bad)
+    words = given | {"bad": bad, "out": str(tmp_path / "out")}
+    told = end_of(line, INPUTS[line], words, monkeypatch)
+    assert bad in told
+    assert len(told) > len(bad) + len(f"{line}: ") + 20, "a reason and a remedy"
+
+
+@pytest.mark.parametrize("line", OUTPUTS)
+@pytest.mark.parametrize("how", ["below a file", "too long", "a loop of links"])
+def test_what_a_tool_cannot_write_is_named(given, tmp_path, monkeypatch, line, how):
+    bad = spoil(tmp_path, how)
+    if line == "preview" and how == "a loop of links":
+        pytest.skip("a picture has a suffix, and is another file")
+    told = end_of(line, OUTPUTS[line], given | {"bad": bad}, monkeypatch)
+    assert bad in told
+
+
+def test_a_full_disk_ends_a_tool_in_a_line():
+    told = r"^pack_rec: this process finds no room .*Make room"
+    with pytest.raises(SystemExit, match=told), command("pack_rec"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_mistake_of_ours_shows_its_trace():
+    with pytest.raises(OSError, match="Bad file descriptor"), command("pack_rec"):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+    with pytest.raises(ValueError, match="of ours"), command("pack_rec", (KeyError,)):
+        raise ValueError("a mistake of ours")

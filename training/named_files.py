@@ -1,0 +1,66 @@
+"""The files and folders that settings name, looked at before anything is read of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.named_path import check_path
+from training.config import Config
+
+
+class _Expected(NamedTuple):
+    what: str
+    file: bool = True
+    folder: bool = False
+
+
+_SETTINGS = {
+    "data.train": _Expected("a .rec file, or the folder of its train.rec", folder=True),
+    "data.identity_map": _Expected("a .csv with the columns file, label, identity, or a .json"),
+    "data.leave_out": _Expected("a text file of identities and records"),
+    "eval.sets": _Expected("a verification set such as lfw.bin"),
+    "distill.teacher": _Expected(
+        "a checkpoint's folder (RUN/checkpoints/step_…), a .pth or .pt of arcface_torch, or an "
+        ".onnx",
+        folder=True,
+    ),
+    "run.init_from": _Expected(
+        "a checkpoint (RUN/checkpoints/step_…), the folder of a run, or a file of weights (.pth, "
+        ".pt, .safetensors)",
+        folder=True,
+    ),
+    "run.resume": _Expected(
+        "auto, never, a run's folder, or a checkpoint's own folder, RUN/checkpoints/step_…",
+        file=False,
+        folder=True,
+    ),
+}
+_WORDS = {"run.resume": ("auto", "never")}  # values that are no path
+
+
+def check_named_files(config: Config, *settings: str) -> None:
+    """Raise PathError for the first path of these settings that cannot be used.
+
+    The error names the setting, the path, what is wrong with it, what was expected and a remedy.
+    """
+    for setting in settings:
+        what, file, folder = _SETTINGS[setting]
+        for path in _paths(config, setting):
+            called = f"{setting}={path}"
+            check_path(path, called=called, expected=what, file=file, folder=folder)
+            if setting == "data.train" and Path(path).is_dir():
+                inside = Path(path) / "train.rec"
+                check_path(inside, called=f"{setting}={path}: {inside}", expected=what)
+
+
+def _paths(config: Config, setting: str) -> Iterator[str]:
+    """What a setting names, where it names anything."""
+    section, _, key = setting.partition(".")
+    value = getattr(getattr(config, section), key)
+    for path in (value,) if isinstance(value, str) else value:
+        # Nothing at all is refused where something must be named: one of several, or the data.
+        optional = isinstance(value, str) and setting != "data.train"
+        if path not in _WORDS.get(setting, ()) and (path or not optional):
+            yield path
