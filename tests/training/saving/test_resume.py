@@ -90,7 +90,7 @@ def test_going_back_in_the_same_folder_is_refused(run):
 
 
 def test_a_path_without_a_checkpoint_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"run\.resume=nevr holds no checkpoint: expected au"):
+    with pytest.raises(CheckpointError, match=r"run\.resume=nevr does not exist: expected auto"):
         choose(tmp_path, "nevr")
 
 
