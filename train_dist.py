@@ -6,17 +6,14 @@ Runs as it is on one process, under torchrun on as many as it starts: NCCL on GP
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.logging import RichHandler
 from torch import nn
 
-from evaluation.plots import plot_curves
 from evaluation.verification import NonFiniteEmbeddingsError, PairSetError, Verifier
 from pipeline.dali_loader import choose_threads
 from pipeline.recordio import RecordError
@@ -27,6 +24,7 @@ from training.faults.rollback import DivergedError
 from training.faults.stops import Stopped, resume_command
 from training.loop import Evaluate, Scores, Trainer
 from training.precision import Precision, choose_precision
+from training.reporting.console import protect_console
 from training.saving.files import CheckpointError
 
 
@@ -55,15 +53,6 @@ def build_evaluate(config: Config, world: World, precision: Precision) -> Evalua
     return evaluate
 
 
-def accuracies(metrics: Path) -> dict[str, list[float]]:
-    """The verification accuracies of a run in their order, by set."""
-    history: dict[str, list[float]] = {}
-    for line in metrics.read_text().splitlines():
-        for name, scores in json.loads(line).get("verification", {}).items():
-            history.setdefault(name, []).append(scores["accuracy"])
-    return history
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="a Python file that defines `config`, see configs/")
@@ -74,6 +63,7 @@ def main() -> None:
         help="check the run, predict its memory, time some steps of it and say what to change",
     )
     arguments = parser.parse_intermixed_args()  # overrides may stand on both sides of an option
+    protect_console()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler()])
     try:
         config = load_config(arguments.config, arguments.overrides)
@@ -90,21 +80,15 @@ def main() -> None:
     try:
         trainer.run()
     except Stopped as stopped:
-        if world.is_main:
-            print(f"stopped: {stopped}; saved {trainer.last_checkpoint}")
-            print(f"go on with: {resume_command(sys.argv, os.environ)}")
+        if trainer.reporter:
+            trainer.reporter.say(f"stopped: {stopped}; saved {trainer.last_checkpoint}")
+            trainer.reporter.say(f"go on with: {resume_command(sys.argv, os.environ)}")
         leave_world()
         return
     except (RecordError, PairSetError, ConfigError, CheckpointError, DivergedError) as error:
         sys.exit(f"train_dist: {type(error).__name__}: {error}")
     if trainer.reporter:
-        curves = trainer.output / "curves.png"
-        plot_curves(trainer.reporter.metrics_path, curves)
-        for name, accuracy in accuracies(trainer.reporter.metrics_path).items():
-            print(f"verification {name}: accuracy {accuracy[0]:.4f} → {accuracy[-1]:.4f}")
-        print(f"TensorBoard  tensorboard --logdir {trainer.reporter.tensorboard_path}")
-        print(f"checkpoint   {trainer.last_checkpoint}")
-        print(f"curves       {curves}")
+        trainer.reporter.sum_up(trainer.last_checkpoint)
     leave_world()
 
 

@@ -192,6 +192,10 @@ class Trainer:
                         scores = self._run(stream, scores)
                 self._require_saved()
             return scores
+        except Exception as error:
+            if self.reporter:
+                self.reporter.note(f"{type(error).__name__}: {error}")
+            raise
         finally:
             self.close()
 

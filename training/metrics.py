@@ -24,6 +24,7 @@ with the integer `step` and the `epoch`, which has a fraction. Its names do not 
 from __future__ import annotations
 
 import json
+import logging
 import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,8 +41,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch.utils.tensorboard import SummaryWriter
 
+from evaluation.plots import plot_curves
+from training.reporting.board import Board
+from training.reporting.outlet import AppendedFile, Outlet
+from training.reporting.run_log import RunLog
 from training.step import StepResult
 from training.stopwatch import Laps
 
@@ -126,15 +130,23 @@ def pace(laps: Laps, *, steps: int, images: int, steps_left: int) -> dict[str, f
 
 
 class Reporter:
-    """The main rank's voice: console with a progress bar, TensorBoard, and JSON lines."""
+    """The main rank's voice: console with a progress bar, run.log, TensorBoard, and JSON lines.
+
+    None of them fails whoever speaks: see training.reporting. Whoever prints to the console must
+    have `reporting.console.protect_console` see to that.
+    """
 
     def __init__(self, folder: Path, *, at: Position) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
         self.metrics_path = folder / "metrics.jsonl"
         self.tensorboard_path = folder / "tensorboard"
-        _forget_after(self.metrics_path, at.step)
-        self._jsonl = self.metrics_path.open("a")
-        self._board = SummaryWriter(str(self.tensorboard_path), purge_step=at.step + 1)
+        self.curves_path = folder / "curves.png"
+        self._log = RunLog(folder / "run.log")
+        logging.getLogger().addHandler(self._log)
+        self._metrics = AppendedFile(self.metrics_path)
+        self._metrics.rewrite(lambda: _forget_after(self.metrics_path, at.step))
+        self._board = Board(self.tensorboard_path, first_step=at.step + 1)
+        self._curves = Outlet(str(self.curves_path))
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]:.2f}"),
             BarColumn(),
@@ -152,8 +164,13 @@ class Reporter:
         self._progress.start()
 
     def say(self, text: str) -> None:
-        """A line for the person who watches."""
+        """A line for the person who watches, and for who looks into run.log afterwards."""
+        self._log.write(text)
         self.console.print(text, markup=False)
+
+    def note(self, text: str) -> None:
+        """A line for run.log alone."""
+        self._log.write(text)
 
     def advance(self, at: Position) -> None:
         """Move the progress bar."""
@@ -162,8 +179,7 @@ class Reporter:
     def training(self, at: Position, reading: Mapping[str, float]) -> None:
         """One reading, named as at the head of this file; the console's line is arcface_torch's."""
         self._write(at, reading)
-        for name, value in reading.items():
-            self._board.add_scalar(f"train/{name}", value, at.step)
+        self._board.scalars({f"train/{name}": v for name, v in reading.items()}, at.step)
         told = f"{reading['images_per_s']:.0f} images/s  loss {reading['loss']:.3f}"
         self._progress.update(self._task, told=f"{told}  lr {reading['lr']:.4f}")
         shares = {
@@ -185,8 +201,8 @@ class Reporter:
         """Scores of each verification set."""
         self._write(at, {"verification": results})
         for name, scores in results.items():
-            for score, value in scores.items():
-                self._board.add_scalar(f"verification_{name}/{score}", value, at.step)
+            named = {f"verification_{name}/{score}": value for score, value in scores.items()}
+            self._board.scalars(named, at.step)
             self.say(
                 f"[{name}][{at.step}] Accuracy {scores['accuracy']:.4f} ± "
                 f"{scores['accuracy_std']:.4f}   AUC {scores['auc']:.4f}   "
@@ -195,18 +211,17 @@ class Reporter:
 
     def verified(self, step: int) -> dict[str, dict[str, float]]:
         """The scores that metrics.jsonl has of a step; empty where it has none."""
-        for line in _lines(self.metrics_path):
-            if line["step"] == step and "verification" in line:
-                return line["verification"]
-        return {}
+        return {
+            name: scores
+            for line in _lines(self.metrics_path)
+            if line["step"] == step
+            for name, scores in line.get("verification", {}).items()
+        }
 
     def go_back(self, at: Position) -> None:
         """Forget what was written of steps that come again."""
-        self._jsonl.close()
-        _forget_after(self.metrics_path, at.step)
-        self._jsonl = self.metrics_path.open("a")
-        self._board.close()
-        self._board = SummaryWriter(str(self.tensorboard_path), purge_step=at.step + 1)
+        self._metrics.rewrite(lambda: _forget_after(self.metrics_path, at.step))
+        self._board.forget_from(at.step + 1)
         self.advance(at)
 
     def images(self, at: Position, images: torch.Tensor) -> None:
@@ -216,25 +231,41 @@ class Reporter:
         columns = len(shown) // rows
         _, channels, height, width = shown.shape
         grid = shown.reshape(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
-        self._board.add_image(
+        self._board.image(
             "train/images", grid.reshape(channels, rows * height, columns * width), at.step
         )
 
     def text(self, name: str, text: str) -> None:
         """A text for TensorBoard, such as the resolved configuration."""
-        self._board.add_text(name, text, 0)
+        self._board.text(name, text)
+
+    def sum_up(self, checkpoint: Path | None) -> None:
+        """Draw the curves; say how verification went and where everything lies."""
+        try:
+            self._curves.attempt(lambda: plot_curves(self.metrics_path, self.curves_path))
+        except ValueError as error:
+            self.say(f"no curves: {error}")
+        history: dict[str, list[float]] = {}
+        for line in _lines(self.metrics_path):
+            for name, scores in line.get("verification", {}).items():
+                history.setdefault(name, []).append(scores["accuracy"])
+        for name, accuracy in history.items():
+            self.say(f"verification {name}: accuracy {accuracy[0]:.4f} → {accuracy[-1]:.4f}")
+        self.say(f"TensorBoard  tensorboard --logdir {self.tensorboard_path}")
+        self.say(f"checkpoint   {checkpoint}")
+        self.say(f"curves       {self.curves_path}")
+        self.say(f"log          {self._log.path}")
 
     def close(self) -> None:
+        """End the progress bar; `say` and `sum_up` work on."""
         self._progress.stop()
-        self._board.close()
-        self._jsonl.close()
+        logging.getLogger().removeHandler(self._log)
 
     def _write(self, at: Position, values: Mapping[str, Any]) -> None:
         line = {"step": at.step, "epoch": at.epoch, **values}
         # JSON has no NaN: the mean over no step is null.
         known = {key: None if value != value else value for key, value in line.items()}
-        self._jsonl.write(json.dumps(known) + "\n")
-        self._jsonl.flush()
+        self._metrics.append(f"{json.dumps(known)}\n".encode())
 
 
 def _forget_after(path: Path, step: int) -> None:
@@ -248,8 +279,12 @@ def _forget_after(path: Path, step: int) -> None:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file of metrics."""
-    for text in path.read_text().splitlines():
+    """The whole lines of a file of metrics; none where there is no file that can be read."""
+    try:
+        content = path.read_text(errors="replace")
+    except OSError:
+        return
+    for text in content.splitlines():
         try:
             line = json.loads(text)
             if isinstance(line["step"], int):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import math
+import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from heads import CosFace, PartialFC
 from tests.host_reads import no_host_reads
 from training.metrics import Meters, Position, Reporter, pace, peak_memory
 from training.precision import choose_precision
+from training.reporting.console import protect_console
 from training.step import StepResult, TrainStep
 from training.stopwatch import Laps, Stopwatch
 
@@ -188,3 +193,106 @@ def test_a_resumed_run_forgets_what_was_told_after_its_checkpoint(tmp_path):
     Reporter(tmp_path, at=Position(10, 0.5, 9005)).close()
     steps = [json.loads(line)["step"] for line in first.metrics_path.read_text().splitlines()]
     assert steps == [5, 10]
+
+
+def points(reporter: Reporter, name: str) -> list[int]:
+    """The steps of a curve as TensorBoard shows it."""
+    events = EventAccumulator(str(reporter.tensorboard_path)).Reload()
+    return [point.step for point in events.Scalars(name)]
+
+
+def test_going_back_forgets_the_steps_that_come_again(tmp_path):
+    reporter = Reporter(tmp_path, at=Position(0, 0.0, 9005))
+    for step in (5, 10, 15):
+        reporter.training(Position(step, step / 20, 9005), read())
+    reporter.go_back(Position(10, 0.5, 9005))
+    reporter.training(Position(12, 0.6, 9005), read())
+    reporter.close()
+    steps = [json.loads(line)["step"] for line in reporter.metrics_path.read_text().splitlines()]
+    assert steps == [5, 10, 12] == points(reporter, "train/loss")
+
+
+SCORES = {"lfw": {"accuracy": 0.9, "accuracy_std": 0.1, "auc": 0.95, "tar_at_far": 0.5}}
+
+
+def test_a_folder_that_is_removed_ends_nobody_who_reports(tmp_path, caplog):
+    """Its parent too, as with a lost disk: said once a place, and written when it is back."""
+    folder = tmp_path / "disk" / "run"
+    folder.mkdir(parents=True)
+    reporter = Reporter(folder, at=Position(0, 0.0, 9005))
+    reporter.training(Position(5, 0.25, 9005), read())
+    (tmp_path / "disk").rename(tmp_path / "away")
+    for step in (10, 15):
+        reporter.training(Position(step, step / 20, 9005), read())
+        reporter.verification(Position(step, step / 20, 9005), SCORES)
+        reporter.images(Position(step, step / 20, 9005), torch.zeros(8, 3, 4, 4, dtype=torch.uint8))
+        reporter.say("a line")
+    assert reporter.verified(15) == {}
+    reporter.go_back(Position(15, 0.75, 9005))
+    assert len(caplog.records) == 2, "metrics.jsonl and the events; run.log tells stderr"
+    (tmp_path / "away").rename(tmp_path / "disk")
+    reporter.training(Position(20, 1.0, 9005), read())
+    reporter.close()
+    lines = [json.loads(line) for line in reporter.metrics_path.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [5, 10, 15, 20]
+    assert points(reporter, "train/loss") == [5, 10, 15, 20]
+    assert reporter.verified(15) == SCORES
+    assert (folder / "run.log").read_text().count("a line") == 2
+
+
+def test_run_log_has_every_line_and_warning_with_its_time_over_all_resumes(tmp_path, capsys):
+    for number in range(2):
+        reporter = Reporter(tmp_path, at=Position(0, 0.0, 9005))
+        reporter.say(f"start {number}")
+        logging.warning("the disk is %s", "slow")
+        reporter.training(Position(5, 0.25, 9005), read())
+        reporter.close()
+        reporter.say("afterwards")
+        logging.warning("of another run")
+    lines = (tmp_path / "run.log").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  \S", line) for line in lines)
+    texts = [line[21:] for line in lines]
+    shown = capsys.readouterr().out.splitlines()
+    assert [text for text in texts if not text.startswith("WARNING")] == shown
+    assert texts.count("WARNING  the disk is slow") == 2
+    assert "of another run" not in str(texts)
+    assert {"start 0", "start 1"} < set(texts)
+
+
+def test_what_a_console_cannot_show_is_in_run_log(tmp_path, monkeypatch, caplog):
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writing, "w"))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    protect_console()
+    reporter = Reporter(tmp_path, at=Position(0, 0.0, 9005))
+    reporter.say("nobody sees this")
+    reporter.training(Position(5, 0.25, 9005), read())
+    reporter.sum_up(tmp_path / "checkpoint")
+    reporter.close()
+    log = (tmp_path / "run.log").read_text()
+    for text in ("nobody sees this", "Speed 32.00 samples/sec", "checkpoint   ", "Broken pipe"):
+        assert text in log
+    assert reporter.curves_path.exists()
+
+
+def test_the_sum_says_how_verification_went_and_needs_no_curves(tmp_path, capsys):
+    reporter = Reporter(tmp_path, at=Position(0, 0.0, 9005))
+    reporter.sum_up(None)
+    assert "no curves: " in capsys.readouterr().out
+    better = {"lfw": SCORES["lfw"] | {"accuracy": 0.99}}
+    reporter.verification(Position(0, 0.0, 9005), SCORES)
+    reporter.verification(Position(5, 0.25, 9005), better)
+    reporter.sum_up(None)
+    reporter.close()
+    assert "verification lfw: accuracy 0.9000 → 0.9900" in capsys.readouterr().out
+    assert reporter.curves_path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path, caplog):
+    reporter = Reporter(tmp_path, at=Position(0, 0.0, 9005))
+    reporter.training(Position(5, 0.25, 9005), read())
+    reporter.curves_path.mkdir()
+    reporter.sum_up(None)
+    reporter.close()
+    assert "curves.png: [Errno 21] Is a directory" in caplog.text

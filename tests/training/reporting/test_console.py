@@ -1,0 +1,110 @@
+"""A console that breaks is noticed by nobody who writes to it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from typing import TextIO
+
+import pytest
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import Progress
+
+from training.reporting.console import Stream, protect_console
+
+
+def broken_pipe() -> TextIO:
+    """As stdout under `| head` when that is gone."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w")
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+def test_a_pipe_that_nobody_reads_is_said_once(told):
+    pipe = broken_pipe()
+    stream = Stream(pipe, name="stdout", tell=told.append)
+    for _ in range(3):
+        assert stream.write("a line\n") == 7
+    assert told == ["stdout: [Errno 32] Broken pipe. The run goes on and tries again"]
+    pipe.close()  # as at the end of the process: nothing is left in it that would fail
+
+
+def test_a_full_disk_is_tried_again(told):
+    with open("/dev/full", "w") as full:
+        stream = Stream(full, name="stdout", tell=told.append)
+        for _ in range(3):
+            stream.write("a line\n")
+        assert told == [
+            "stdout: [Errno 28] No space left on device. The run goes on and tries again"
+        ]
+        room = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(room, full.fileno())
+        os.close(room)
+        stream.write("a line\n")
+        assert told[1] == "stdout can be written again, after 3 failures"
+
+
+def test_what_the_stream_is_it_stays(told):
+    with open(os.devnull, "w", encoding="ascii") as nowhere:
+        stream = Stream(nowhere, name="stdout", tell=told.append)
+        assert stream.fileno() == nowhere.fileno()
+        assert stream.encoding == "ascii"
+        assert not stream.isatty()
+
+
+def test_rich_prints_bars_and_warnings_into_a_broken_pipe(monkeypatch, told):
+    """Rich ends the process where a plain stream breaks, from a thread of its own, too."""
+    monkeypatch.setattr(sys, "stdout", Stream(broken_pipe(), name="stdout", tell=told.append))
+    console = Console(force_terminal=True)
+    with Progress(console=console, refresh_per_second=100) as progress:
+        progress.add_task("train", total=3)
+        console.print("a line")
+    handler = RichHandler(console=console)
+    handler.emit(logging.LogRecord("root", logging.WARNING, "", 0, "a warning", None, None))
+    print("plain")
+    assert len(told) == 1
+
+
+def test_stdout_that_breaks_is_told_on_stderr_and_to_run_log(monkeypatch, caplog):
+    monkeypatch.setattr(sys, "stdout", broken_pipe())
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    protect_console()
+    print("a line", flush=True)
+    print("another", flush=True)
+    assert sys.stderr.getvalue().count("Broken pipe") == 1
+    assert len([r for r in caplog.records if "Broken pipe" in r.getMessage()]) == 1
+
+
+def test_both_may_break(monkeypatch, caplog):
+    monkeypatch.setattr(sys, "stdout", broken_pipe())
+    monkeypatch.setattr(sys, "stderr", broken_pipe())
+    protect_console()
+    print("a line", flush=True)
+    print("a complaint", file=sys.stderr, flush=True)
+    assert "stdout: [Errno 32] Broken pipe" in caplog.text
+
+
+def test_a_process_without_a_console_has_none(monkeypatch):
+    """As where a shell closed them: `>&-`."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    protect_console()
+    print("a line")
+    assert sys.stdout is None
+
+
+def test_letters_that_a_console_does_not_have_are_no_failure(monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    protect_console()
+    print("0.65 → 0.9", flush=True)
+    assert shown.buffer.getvalue() == b"0.65 \\u2192 0.9\n"
