@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from training.faults.store import open_store
 HANG_EXIT_CODE = os.EX_TEMPFAIL  # torchrun --max-restarts goes on from the last checkpoint
 
 _TICK = 5.0  # seconds between two looks, or a tenth of the limit if that is less
+_PATIENCE = 60.0  # seconds for a store to answer, or for a disk or a console to take a report
 
 
 class Beat(NamedTuple):
@@ -41,11 +42,12 @@ class Watchdog:
     """Ends a process whose steps have come to rest, with exit code 75, saying where.
 
     What is known of all ranks and the stacks of all threads go to stderr and to hang_rank<r>.txt in
-    `run.output`. Time in which the process is stopped does not count, nor does that in which any
-    rank is `paused`, for the others may have to wait for it.
+    `run.output`, where these can be written; the process ends in any case. Time in which it is
+    stopped does not count, nor does that in which any rank is `paused`, for the others may have to
+    wait for it.
 
     Args:
-        config: `hang_minutes`; 0 watches nothing. Its folder `output` must exist when it is needed.
+        config: `hang_minutes`; 0 watches nothing. Its folder `output` is where reports go.
         world: this rank; the process group must stand. Build it on every rank.
     """
 
@@ -57,6 +59,7 @@ class Watchdog:
         self._store = open_store()
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._asking: threading.Thread | None = None  # the store
         self._beat = Beat(0, 0, "start", time.time(), paused=False)
 
     def beat(self, step: int, phase: str) -> None:
@@ -108,33 +111,70 @@ class Watchdog:
 
     def _tell(self, beat: Beat) -> None:
         """Let the other ranks know."""
-        try:
-            self._store.set(str(self._rank), json.dumps(beat))
-        except RuntimeError as error:  # a run ends, and the rank that holds the store is first
-            logging.debug("the ranks' store is closed: %s", error)
+        self._ask(lambda: self._store.set(str(self._rank), json.dumps(beat)), patience=self._tick)
 
     def _hear(self) -> dict[int, Beat]:
         """The last beat of every rank that has told one, and of this one."""
-        beats = {}
-        try:
+        beats: dict[int, Beat] = {}
+
+        def read() -> None:
             for rank in range(self._world_size):
                 if self._store.check([str(rank)]):
                     beats[rank] = Beat(*json.loads(self._store.get(str(rank))))
-        except RuntimeError as error:
-            logging.warning("the ranks' store does not answer: %s", error)
-        return beats | {self._rank: self._beat}
+
+        self._ask(read, patience=_PATIENCE)
+        return dict(beats) | {self._rank: self._beat}
+
+    def _ask(self, work: Callable[[], None], *, patience: float) -> None:
+        """Let the ranks' store be asked by a thread: a store that is frozen freezes that alone."""
+
+        def ask() -> None:
+            try:
+                work()
+            except RuntimeError as error:  # a run ends, and the rank that holds the store is first
+                logging.debug("the ranks' store is closed: %s", error)
+
+        if self._asking:
+            self._asking.join(patience)
+            if self._asking.is_alive():
+                return
+        self._asking = threading.Thread(target=ask, name="watchdog's question", daemon=True)
+        self._asking.start()
+        self._asking.join(patience)
 
     def _end(self, beats: Mapping[int, Beat]) -> None:
-        """Write down what is known and end the process."""
-        report = describe_hang(
-            beats, rank=self._rank, world_size=self._world_size, minutes=self._minutes
-        )
-        with self._path.open("w") as file:
-            print(report, file=file, flush=True)
-            faulthandler.dump_traceback(file)
-        print(self._path.read_text(), file=sys.stderr, flush=True)
-        time.sleep(2 * self._tick)  # others may read from the store that this process holds
-        os._exit(HANG_EXIT_CODE)
+        """Write down what is known and end the process, whatever that meets."""
+        try:
+            report = describe_hang(
+                beats, rank=self._rank, world_size=self._world_size, minutes=self._minutes
+            )
+            report += f"\n{describe_stacks()}\n"
+            # By threads: a disk that hangs and a console that nobody reads may keep them for good.
+            writers = [
+                threading.Thread(target=write, args=(report,), daemon=True)
+                for write in (_show, self._write_down)
+            ]
+            for writer in writers:
+                writer.start()
+            for writer in writers:
+                writer.join(_PATIENCE)
+            time.sleep(2 * self._tick)  # others may read from the store that this process holds
+        finally:
+            os._exit(HANG_EXIT_CODE)
+
+    def _write_down(self, report: str) -> None:
+        try:
+            self._path.write_text(report)
+        except OSError as error:
+            _show(f"{self._path} was not written: {error}\n")
+
+
+def _show(text: str) -> None:
+    """On stderr, whatever became of sys.stderr."""
+    try:
+        os.write(2, text.encode(errors="backslashreplace"))
+    except OSError as error:
+        logging.error("stderr is broken: %s", error)
 
 
 def describe_hang(beats: Mapping[int, Beat], *, rank: int, world_size: int, minutes: float) -> str:
@@ -147,4 +187,16 @@ def describe_hang(beats: Mapping[int, Beat], *, rank: int, world_size: int, minu
         *(f"  rank {other}: {beats.get(other, 'nothing')}" for other in range(world_size)),
         f"stacks of rank {rank}:",
     ]
+    return "\n".join(lines)
+
+
+def describe_stacks() -> str:
+    """Where each thread of this process is, in lines; reads no files, whose disk may hang."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    lines = []
+    for ident, top in sys._current_frames().items():
+        lines.append(f"thread {names.get(ident, ident)} (most recent call first):")
+        for frame, line in traceback.walk_stack(top):
+            code = frame.f_code
+            lines.append(f'  File "{code.co_filename}", line {line} in {code.co_name}')
     return "\n".join(lines)

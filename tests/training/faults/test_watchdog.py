@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 
 from tests.clock import LIMIT
 from training.config import ConfigError, RunConfig
-from training.distributed import join_world, leave_world
+from training.distributed import World, join_world, leave_world
+from training.faults import watchdog as watchdog_module
 from training.faults.watchdog import HANG_EXIT_CODE, Beat, Watchdog, describe_hang
 
 ROOT = Path(__file__).parents[3]
@@ -135,6 +137,93 @@ def test_another_ranks_long_work_is_waited_for(config, world, ended):
         assert ended
 
     watch(watchdog, train())
+
+
+@pytest.fixture
+def exits(monkeypatch) -> list[int]:
+    """The codes that this process would have ended with."""
+    exits = []
+    monkeypatch.setattr(os, "_exit", exits.append)
+    return exits
+
+
+def end(config: RunConfig, world: World) -> Path:
+    """A hang's last words; where they were to be written down."""
+    watchdog = Watchdog(config, world)
+    watchdog._tick = 0.0
+    watchdog.beat(7, "training")
+    watchdog._end(watchdog._hear())
+    return watchdog._path
+
+
+TOLD = "rank 0 hangs: in training of step 7 since"
+
+
+def test_a_hang_is_told_on_stderr_and_in_a_file(config, world, exits, capfd):
+    path = end(config, world)
+    assert exits == [HANG_EXIT_CODE]
+    assert TOLD in path.read_text()
+    assert "thread MainThread (most recent call first)" in path.read_text()
+    assert f'File "{__file__}", line ' in path.read_text()
+    assert path.read_text() in capfd.readouterr().err
+
+
+def test_a_folder_that_is_gone_keeps_nobody_from_ending(config, world, exits, capfd):
+    path = end(replace(config, output=f"{config.output}/gone"), world)
+    assert exits == [HANG_EXIT_CODE]
+    told = capfd.readouterr().err
+    assert TOLD in told
+    assert f"{path} was not written: [Errno 2]" in told
+
+
+def test_nor_does_a_full_disk(config, world, exits, capfd):
+    (Path(config.output) / "hang_rank0.txt").symlink_to("/dev/full")
+    end(config, world)
+    assert exits == [HANG_EXIT_CODE]
+    assert TOLD in capfd.readouterr().err
+
+
+def test_nor_does_a_disk_that_hangs(config, world, exits, capfd, monkeypatch):
+    """A pipe that nobody reads: opening it waits for good."""
+    monkeypatch.setattr(watchdog_module, "_PATIENCE", 2.0)
+    pipe = Path(config.output) / "hang_rank0.txt"
+    os.mkfifo(pipe)
+    end(config, world)
+    assert exits == [HANG_EXIT_CODE]
+    assert TOLD in capfd.readouterr().err
+    assert TOLD in pipe.read_text(), "and lets its thread go"
+
+
+def test_nor_does_a_closed_stderr(config, world, exits, monkeypatch):
+    def closed(*_: object) -> int:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(os, "write", closed)
+    assert TOLD in end(config, world).read_text()
+    assert exits == [HANG_EXIT_CODE]
+
+
+def test_nor_does_a_report_that_cannot_be_made(config, world, exits, monkeypatch):
+    monkeypatch.setattr(watchdog_module, "describe_stacks", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        end(config, world)
+    assert exits == [HANG_EXIT_CODE]
+
+
+def test_a_store_that_is_frozen_does_not_freeze_the_watch(config, world, ended, monkeypatch):
+    """As where the machine of the rank that holds it is stopped."""
+    monkeypatch.setattr(watchdog_module, "_PATIENCE", 0.1)
+    thawed = threading.Event()
+    watchdog = Watchdog(replace(config, hang_minutes=0.02), world)
+    watchdog._store = SimpleNamespace(set=lambda *_: thawed.wait(), check=lambda _: thawed.wait())
+
+    def train() -> Iterator[None]:
+        watchdog.beat(7, "training")
+        yield from looks(12)
+        assert ended
+
+    watch(watchdog, train())
+    thawed.set()
 
 
 def test_a_rank_of_which_nothing_was_heard_is_listed():
