@@ -21,7 +21,7 @@ from training.config import Config, ConfigError, load_config
 from training.distributed import World, join_world, leave_world, together
 from training.dry_run import dry_run
 from training.faults.rollback import DivergedError
-from training.faults.stops import Stopped, resume_command
+from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops, resume_command
 from training.loop import Evaluate, Scores, Trainer
 from training.precision import Precision, choose_precision
 from training.reporting.console import protect_console
@@ -65,31 +65,49 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()  # overrides may stand on both sides of an option
     protect_console()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler()])
+    with Stops() as stops:
+        try:
+            sys.exit(run(arguments, stops))
+        except RuntimeError as error:
+            loss = stops.explain(error)
+            if loss is None:
+                raise
+            print(f"train_dist: {loss}. The last checkpoint stays", file=sys.stderr)
+            sys.exit(NO_ANSWER_EXIT_CODE)
+
+
+def run(arguments: argparse.Namespace, stops: Stops) -> int | str:
+    """What the command does: its exit code, or what is wrong."""
     try:
         config = load_config(arguments.config, arguments.overrides)
         world = join_world(config.run.device)
+        stops.follow(config.run, world)
         precision = choose_precision(world.device, config.step.precision)
         evaluate = build_evaluate(config, world, precision)
         if arguments.dry_run:
             status = dry_run(config, world, precision)
             leave_world()
-            sys.exit(status)
-        trainer = Trainer(config, world, precision=precision, evaluate=evaluate)
+            return status
+        trainer = Trainer(config, world, precision=precision, evaluate=evaluate, stops=stops)
     except ValueError as error:  # the user's to mend: the message says how, a trace would hide it
-        sys.exit(f"train_dist: {type(error).__name__}: {error}")
+        return f"train_dist: {type(error).__name__}: {error}"
+    status = os.EX_OK
     try:
         trainer.run()
     except Stopped as stopped:
+        status = stopped.reason.exit_code
         if trainer.reporter:
-            trainer.reporter.say(f"stopped: {stopped}; saved {trainer.last_checkpoint}")
+            steps = f"step {trainer.steps_done} of {trainer.schedule.total_steps}"
+            trainer.reporter.say(
+                f"stopped: {stopped}; saved {trainer.last_checkpoint}; not finished, {steps}"
+            )
             trainer.reporter.say(f"go on with: {resume_command(sys.argv, os.environ)}")
-        leave_world()
-        return
     except (RecordError, PairSetError, ConfigError, CheckpointError, DivergedError) as error:
-        sys.exit(f"train_dist: {type(error).__name__}: {error}")
+        return f"train_dist: {type(error).__name__}: {error}"
     if trainer.reporter:
         trainer.reporter.sum_up(trainer.last_checkpoint)
     leave_world()
+    return status
 
 
 if __name__ == "__main__":

@@ -141,12 +141,15 @@ def test_ctrl_c_saves_where_it_is_and_the_command_goes_on(configure):
         wait_for_steps(output, process, count=7)
         process.send_signal(signal.SIGINT)
         told, complaints = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, complaints
+    assert process.returncode == 130, complaints
     last = steps(output)[-1]
     assert last in (7, 8), "in the middle"
     assert newest(output) == f"step_{last:09d}"
     assert f"stopped: SIGINT on rank 0; saved {output / 'checkpoints' / newest(output)}" in told
+    assert f"not finished, step {last} of 30" in told
     assert f"go on with: python train_dist.py {path}" in told
+    assert f"curves       {output / 'curves.png'}" in told
+    assert (output / "curves.png").exists()
     with started("train_dist.py", path) as process:
         told, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, complaints
@@ -169,15 +172,32 @@ def test_what_torchrun_is_sent_stops_all_ranks_after_the_same_step(configure, nu
 
 
 @pytest.mark.slow
-def test_one_rank_that_is_sent_a_signal_stops_all(configure):
+def test_one_rank_that_is_sent_a_signal_stops_all_and_none_is_started_again(configure):
     path, output = configure(HEARS)
-    with started(*TORCHRUN, "train_dist.py", path) as process:
+    with started(*TORCHRUN, "--max-restarts=3", "train_dist.py", path) as process:
         wait_for_steps(output, process, count=7)
         os.kill(workers(process)[1], signal.SIGTERM)
         told, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, complaints
-    assert "stopped: SIGTERM on rank 1" in told
+    assert told.count("stopped: SIGTERM on rank 1") == 1
+    assert "resumed" not in told
     assert newest(output) == f"step_{steps(output)[-1]:09d}"
+
+
+@pytest.mark.slow
+def test_when_torchrun_is_killed_its_ranks_save_and_end(configure):
+    """As the machine's memory killer may choose it; a signal to one of them makes no difference."""
+    path, output = configure(HEARS)
+    with started(*TORCHRUN, "train_dist.py", path) as process:
+        wait_for_steps(output, process, count=7)
+        orphans = workers(process)
+        process.kill()
+        os.kill(orphans[1], signal.SIGTERM)
+        told, complaints = process.communicate(timeout=LIMIT)  # the ranks hold its pipes, too
+    assert "stopped: " in told
+    assert newest(output) == f"step_{steps(output)[-1]:09d}"
+    assert "Traceback" not in complaints
+    wait_until(lambda: not any(Path(f"/proc/{orphan}").exists() for orphan in orphans))
 
 
 @pytest.mark.slow

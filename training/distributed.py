@@ -11,6 +11,8 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from training.faults.store import serve_store
+
 T = TypeVar("T")
 
 
@@ -56,7 +58,8 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
             # torchrun gives ranks that start again the store of the dead, full of their addresses.
             # Over several machines the count may differ, as each counts its own ranks' deaths.
             store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        own = serve_store(store, rank=rank, world_size=world_size)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world_size)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return World(

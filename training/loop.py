@@ -20,6 +20,7 @@ from training.distill.distillation import create_distillation
 from training.distributed import World, require_agreement, together
 from training.doctor import Doctor
 from training.facts import agree
+from training.faults.agreement import Reason
 from training.faults.rollback import DivergedError, Rollback, diagnose, gather_bad_steps
 from training.faults.stops import Stopped, Stops
 from training.faults.watchdog import Watchdog
@@ -47,18 +48,28 @@ class Trainer:
         world: this rank; the process group must stand.
         precision: what the step computes in.
         evaluate: scores a backbone on the verification sets; called on every rank.
+        stops: entered, and following on every rank; without them nothing stops the run.
 
     Raises:
         ValueError: a subclass of it for whatever cannot be run: configuration, files, checkpoint.
     """
 
     def __init__(
-        self, config: Config, world: World, *, precision: Precision, evaluate: Evaluate
+        self,
+        config: Config,
+        world: World,
+        *,
+        precision: Precision,
+        evaluate: Evaluate,
+        stops: Stops | None = None,
     ) -> None:
         self.config, self.world = config, world
         self.precision, self._evaluate = precision, evaluate
         check_batch(config, world.world_size)
-        self._stops, self._watchdog = Stops(config.run, world), Watchdog(config.run, world)
+        if stops is None:
+            stops = Stops()
+            stops.follow(config.run, world)
+        self._stops, self._watchdog = stops, Watchdog(config.run, world)
         precision.apply()
         set_determinism(config.run.deterministic)
         data = open_training_data(config, world)
@@ -184,7 +195,7 @@ class Trainer:
         """
         try:
             self._saver.reserve()
-            with self._stops, self._watchdog:
+            with self._stops.stepping(), self._watchdog:
                 scores = self._first_scores()
                 while self.steps_done < self.schedule.total_steps:
                     at = divmod(self.steps_done, self.loader.steps_per_epoch)
@@ -242,6 +253,7 @@ class Trainer:
             warm = self.steps_done > first
             with nullcontext() if warm else watchdog.paused("the first step"):
                 result = self.train_on(batch, stopwatch.lap)
+            self._stops.step_done()
             meters.add(result)
             last = self.steps_done == self.schedule.total_steps
             if self.reporter:
@@ -301,7 +313,7 @@ class Trainer:
         self._saver.add_scores(self.steps_done, scores)
         return scores
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, reason: Reason) -> None:
         """Save and raise Stopped, on all ranks after the same step."""
         self._require_saved()
         raise Stopped(reason)

@@ -1,10 +1,12 @@
 """Stops that lose nothing: signals and a time budget end a run on all ranks after the same step.
 
-The first Ctrl-C, any SIGTERM and `run.max_hours` ask for a stop. A second Ctrl-C quits at once.
+Ctrl-C, SIGTERM, SIGHUP, SIGUSR1, `run.max_hours` and the death of the launcher ask for a stop. A
+second Ctrl-C quits at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -15,126 +17,90 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
-import torch.distributed as dist
-
 from training.config import RunConfig
 from training.distributed import World
+from training.faults.agreement import ANSWER, Agreement, Reason
+from training.faults.peers import Peers
 from training.faults.store import open_store
 
 NO_ANSWER_EXIT_CODE = os.EX_TEMPFAIL  # a restart may help, as after a hang
 
 _POLL = 0.1  # seconds from what one rank asks to what all others know
-_ANSWER = 10.0  # seconds in which every rank that lives has answered; torchrun kills after 30
 _ECHO = 1.0  # seconds in which signals are one: a terminal and a launcher may both pass it on
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(Exception):
     """A run was asked to stop and is saved; the text is the reason."""
 
-
-class Agreement:
-    """How ranks that are not at the same step find the one that all stop after.
-
-    A step named in advance may lie behind a rank already, as hosts run ahead of their GPUs, and a
-    collective in every step costs time. So whoever wants a stop says so in a store. A thread of
-    each rank sees it, even while its main thread waits in a collective: it lets no further step
-    begin and writes down how many have begun. The largest of these numbers is where all stop.
-
-    Args:
-        store: the same for all ranks, and used for nothing else.
-    """
-
-    def __init__(self, store: dist.Store, *, rank: int, world_size: int) -> None:
-        self._store, self._rank = store, rank
-        self._keys = [f"begun/{other}" for other in range(world_size)]
-        self._lock = threading.Lock()
-        self._begun = 0  # steps
-        self._frozen_at = math.inf  # seconds; from then on no step begins until all have answered
-        self._last = -1  # of the steps that may begin, once that is known
-        self._known = threading.Event()
-        self._reason = ""
-
-    @property
-    def frozen(self) -> bool:
-        """Whether a stop was asked for, by any rank."""
-        return self._frozen_at < math.inf
-
-    def begin_step(self) -> str | None:
-        """Count a step as begun and return None; or the reason why none may begin any more."""
-        with self._lock:
-            if not self.frozen:
-                self._begun += 1
-                return None
-        self._known.wait()
-        if self._begun == self._last:
-            return self._reason
-        self._begun += 1
-        return None
-
-    def ask(self, reason: str) -> None:
-        """Ask all ranks to stop, unless one of them has; the thread's."""
-        if not self._store.check(["reason"]):
-            self._store.set("reason", reason)
-
-    def follow(self) -> None:
-        """Answer if a stop was asked for, and take note of the others' answers; the thread's.
-
-        Raises TimeoutError when ranks have not answered, which are dead or stopped.
-        """
-        if self._known.is_set() or not self._store.check(["reason"]):
-            return
-        if not self.frozen:
-            with self._lock:
-                self._frozen_at = time.monotonic()
-            self.answer()
-        if self._store.check(self._keys):
-            self._last = max(int(begun) for begun in self._store.multi_get(self._keys))
-            # All have answered, so none asks any more: the reason is the same everywhere.
-            self._reason = self._store.get("reason").decode()
-            self._known.set()
-        elif time.monotonic() - self._frozen_at > _ANSWER:
-            silent = [i for i, key in enumerate(self._keys) if not self._store.check([key])]
-            raise TimeoutError(f"no answer from ranks {silent} in {_ANSWER:g} seconds")
-
-    def answer(self) -> None:
-        """Tell the others how many steps have begun: no more will, unless another rank's have."""
-        self._store.set(self._keys[self._rank], str(self._begun))
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.text)
+        self.reason = reason
 
 
 class Stops:
-    """Asks for a stop on signals and when the time is over; `requested` says when to.
+    """Asks for a stop on signals, when the time is over and when the launcher has died.
 
-    Enter it around the steps: until then signals do what they always do, for there is nothing to
-    save. It must be built, entered and left on every rank, entered in the main thread.
-
-    Args:
-        config: `max_hours` counts from here on.
-        world: this rank; the process group must stand.
+    Enter it in the main thread as early as can be and leave it last: while no step is complete on
+    all ranks a stop ends the process; from then on `requested` says when to; and after `stepping`
+    what is under way is finished. One that is not entered asks for nothing.
     """
 
-    def __init__(self, config: RunConfig, world: World) -> None:
-        self._max_hours, self._rank = config.max_hours, world.rank
-        self._deadline = math.inf
-        if config.max_hours:
-            self._deadline = time.monotonic() + config.max_hours * 3600
-        self._agreement = Agreement(open_store(), rank=world.rank, world_size=world.world_size)
-        self._reason = ""  # of this rank's own for a stop
+    def __init__(self) -> None:
+        self._rank = int(os.environ.get("RANK", 0))
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._began = time.monotonic()
+        self._max_hours = 0.0
+        self._agreement: Agreement | None = None
+        self._peers: Peers | None = None
+        self._reason: Reason | None = None  # of this rank's own for a stop
+        self._asked_at = math.inf  # seconds; when there first was one
         self._interrupted = math.inf  # when the first Ctrl-C came
-        self._leaving = threading.Event()
+        self._closing, self._leaving = threading.Event(), threading.Event()
+        self.on_quit: Callable[[Reason], None] = lambda reason: None
 
-    def requested(self) -> str | None:
+    def follow(self, config: RunConfig, world: World) -> None:
+        """From now on all ranks stop together; call it on every rank, once the world stands.
+
+        config: its `max_hours` count from where this object was made.
+        """
+        self._max_hours, self._rank = config.max_hours, world.rank
+        self._peers = Peers()
+        self._agreement = Agreement(open_store(), rank=world.rank, world_size=world.world_size)
+
+    def requested(self) -> Reason | None:
         """The reason to stop now, on all ranks in the same call; None to go on.
 
         Call it before every step, and only there: on each rank as often as on every other. It
         waits for other ranks only where a stop was asked for, reads nothing from the device, and
         does not touch the network.
         """
+        assert self._agreement
         return self._agreement.begin_step()
+
+    def step_done(self) -> None:
+        """A step is complete, so that a stop has something to save."""
+        assert self._agreement
+        self._agreement.step_done()
+
+    @contextlib.contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Around the steps: what follows them is short, and lost if it is not finished."""
+        try:
+            yield
+        except Stopped:
+            self._closing.set()
+            raise
+        self._closing.set()
+        assert self._agreement
+        try:  # answer before it is asked for, so that no rank waits for one that is done
+            self._agreement.answer()
+        except RuntimeError as error:  # the store's rank has gone already: it waits for nobody
+            logging.debug("the ranks' store is closed: %s", error)
 
     def __enter__(self) -> Stops:
         self._inbox, self._outbox = socket.socketpair()
@@ -142,50 +108,61 @@ class Stops:
         # Python runs handlers between two lines of the main thread, which may wait in a collective
         # for ever; the number of a signal is written to this socket at once.
         self._previous_wakeup = signal.set_wakeup_fd(self._outbox.fileno())
-        self._previous = {number: signal.signal(number, _note) for number in _SIGNALS}
-        for number in _SIGNALS:
+        heard = [number for number in _SIGNALS if not _ignored(number)]
+        self._previous = {number: signal.signal(number, _note) for number in heard}
+        for number in heard:
             signal.siginterrupt(number, False)  # libraries need not know of EINTR
         self._thread = threading.Thread(target=self._listen, name="stops", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Where ranks end before a step was done, the thread ends this one, too: what the others'
+        # end has raised here is of no interest.
+        if kind:
+            self._await_end()
         signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # torchrun ends all ranks once one has: none may die of that instead of its exit code.
+            ends = kind is SystemExit and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if ends else handler)
         self._leaving.set()
         self._outbox.send(b"\0")
         self._thread.join()
         self._inbox.close()
         self._outbox.close()
-        if kind is None:
-            self._take_leave()
 
-    def _take_leave(self) -> None:
-        """Answer before going, so that no rank waits for one that has finished its last step."""
-        try:
-            self._agreement.answer()
-        except RuntimeError as error:  # the store's rank has gone already: it waits for nobody
-            logging.debug("the ranks' store is closed: %s", error)
+    def explain(self, error: BaseException) -> str | None:
+        """Whose death is behind an error that ends this rank, see `Peers`; None where none is."""
+        self._await_end()
+        self._closing.set()  # this rank says what there is to say
+        return self._peers.explain(error) if self._peers else None
+
+    def _await_end(self) -> None:
+        """Wait while the thread is about to end the process, or to find out that it is not."""
+        agreement = self._agreement
+        while agreement and agreement.frozen and not self._closing.is_set():
+            if agreement.known and not agreement.nothing_done:
+                return
+            self._thread.join(_POLL)
 
     def _listen(self) -> None:
-        """The thread: hears signals and watches the clock and the store."""
+        """The thread: hears signals and watches the clock, the launcher and the store."""
         while not self._leaving.is_set():
             ready, _, _ = select.select([self._inbox], [], [], _POLL)
             for number in self._inbox.recv(64) if ready else b"":
                 self._hear(number)
-            if not self._reason and time.monotonic() > self._deadline:
-                self._reason = f"run.max_hours={self._max_hours:g} are over"
+            if self._closing.is_set():
+                continue
+            self._look_around()
             try:
-                if self._reason and not self._agreement.frozen:
-                    self._agreement.ask(self._reason)
-                self._agreement.follow()
+                self._agree()
             except (RuntimeError, TimeoutError) as error:
                 # Without a wish to stop, a store that is gone is another's concern: its rank has
                 # finished before this one, or torchrun ends us all.
-                if self._reason or self._agreement.frozen:
+                if self._reason or (self._agreement and self._agreement.frozen):
                     why = self._reason or "another rank asks to stop"
-                    _quit(f"{why}, but {error}", NO_ANSWER_EXIT_CODE)
+                    self._quit(f"{why}, but {error}", NO_ANSWER_EXIT_CODE)
 
     def _hear(self, number: int) -> None:
         if number not in _SIGNALS:
@@ -193,11 +170,69 @@ class Stops:
         now = time.monotonic()
         # torchrun passes a second Ctrl-C on as SIGTERM; schedulers repeat SIGTERM alone.
         if now > self._interrupted + _ECHO:
-            _quit("interrupted twice", 128 + signal.SIGINT)
+            self._quit("interrupted twice", 128 + signal.SIGINT)
         if number == signal.SIGINT:
             self._interrupted = min(self._interrupted, now)
-        if not self._reason:
-            self._reason = f"{signal.Signals(number).name} on rank {self._rank}"
+        name = signal.Signals(number).name
+        self._want(f"{name} on rank {self._rank}", exit_code(number, os.environ))
+
+    def _look_around(self) -> None:
+        if self._launcher and os.getppid() != self._launcher:
+            self._want(f"the launcher of rank {self._rank} is gone", NO_ANSWER_EXIT_CODE)
+        if self._max_hours and time.monotonic() > self._began + self._max_hours * 3600:
+            self._want(f"run.max_hours={self._max_hours:g} are over", os.EX_OK)
+
+    def _want(self, text: str, code: int) -> None:
+        if self._reason is None:
+            self._reason, self._asked_at = Reason(text, code), time.monotonic()
+
+    def _agree(self) -> None:
+        """Tell the other ranks of a reason to stop and hear theirs."""
+        if self._agreement is None:
+            # A launcher that takes this rank's end for a success lets the others wait for it.
+            if self._reason and self._reason.exit_code:
+                self._end_undone(self._reason)
+            if self._reason and time.monotonic() > self._asked_at + ANSWER:
+                self._end_undone(self._reason._replace(exit_code=NO_ANSWER_EXIT_CODE))
+            return
+        if self._peers.is_dead(0):  # torch would tell at length that the store is, too
+            raise TimeoutError("rank 0 is gone")
+        if self._reason and not self._agreement.frozen:
+            self._agreement.ask(self._reason)
+        self._agreement.follow()
+        if self._agreement.frozen and not self._agreement.known:
+            dead = set(self._peers.dead()).intersection(self._agreement.silent())
+            if dead:
+                raise TimeoutError(f"rank {', '.join(map(str, sorted(dead)))} is gone")
+        if self._agreement.known and self._agreement.nothing_done:
+            with contextlib.suppress(RuntimeError):  # the store's rank waits for nobody any more
+                self._agreement.see_all_leave()
+            self._end_undone(self._agreement.known)
+
+    def _end_undone(self, reason: Reason) -> NoReturn:
+        """End the process, whatever its main thread does: it is still before the first step."""
+        if self._rank == 0:
+            _tell(f"stopped: {reason}, before a step was done: nothing was to be saved")
+        self._exit(reason)
+
+    def _quit(self, why: str, code: int) -> NoReturn:
+        """End the process, whatever its main thread waits for."""
+        _tell(f"{why}: quitting without saving; the last checkpoint stays")
+        self._exit(Reason(f"{why}: quit without saving", code))
+
+    def _exit(self, reason: Reason) -> NoReturn:
+        self.on_quit(reason)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(reason.exit_code)
+
+
+def exit_code(number: int, environment: Mapping[str, str]) -> int:
+    """What a command that a signal has stopped returns: not 0, so that a shell's loop ends, too.
+
+    But where torchrun would take that for a death, and start the ranks again, it is 0.
+    """
+    return 0 if int(environment.get("TORCHELASTIC_MAX_RESTARTS", 0)) else 128 + number
 
 
 def resume_command(argv: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -215,11 +250,16 @@ def resume_command(argv: Sequence[str], environment: Mapping[str, str]) -> str:
     )
 
 
+def _ignored(number: int) -> bool:
+    """As nohup does with SIGHUP; SIGINT is ignored in a script's background, but still meant."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
 def _note(number: int, frame: FrameType | None) -> None:
     """Nothing is left to do in the main thread: the other one has read the signal's number."""
 
 
-def _quit(why: str, code: int) -> NoReturn:
-    """End the process, whatever its main thread waits for."""
-    print(f"{why}: quitting without saving; the last checkpoint stays", file=sys.stderr, flush=True)
-    os._exit(code)
+def _tell(text: str) -> None:
+    """On stderr, which may be gone with the launcher or a terminal."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)

@@ -21,8 +21,9 @@ from tests.clock import LIMIT, Clock, wait_until
 from tests.ranks import run_ranks
 from training.config import ConfigError, RunConfig
 from training.distributed import World, join_world, leave_world
-from training.faults import stops
-from training.faults.stops import Agreement, Stops, resume_command
+from training.faults import agreement, stops
+from training.faults.agreement import Agreement, Reason
+from training.faults.stops import Stops, exit_code, resume_command
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,6 +38,7 @@ def world():
 def clock(monkeypatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(stops, "time", clock)
+    monkeypatch.setattr(agreement, "time", clock)
     return clock
 
 
@@ -55,7 +57,24 @@ def heard(monkeypatch) -> list[int]:
 
 def reason_to_stop(stops: Stops) -> str:
     """Take steps until a stop is requested; why it is."""
-    return wait_until(stops.requested)
+    return wait_until(lambda: take_step(stops))
+
+
+def take_step(stops: Stops) -> str | None:
+    """A step that is done at once; or the reason why there is none."""
+    if reason := stops.requested():
+        return reason.text
+    return stops.step_done()
+
+
+@contextmanager
+def entered(world: World, **settings: float) -> Iterator[Stops]:
+    """Stops that hear signals, of a run's settings, with a step that is done."""
+    with Stops() as stops:
+        stops.follow(RunConfig(**settings), world)
+        with stops.stepping():
+            assert take_step(stops) is None
+            yield stops
 
 
 def agreements(world_size: int) -> list[Agreement]:
@@ -94,9 +113,9 @@ def train_in_threads(
     def listen() -> None:
         while not over.is_set():
             if max(begun) >= asked_after:
-                asks.ask("time is over")
-            for agreement in rng.sample(ranks, world_size):
-                agreement.follow()
+                asks.ask(Reason("time is over", 0))
+            for rank in rng.sample(ranks, world_size):
+                rank.follow()
             time.sleep(0.0002)
 
     threads = [
@@ -125,7 +144,7 @@ def test_ranks_that_run_ahead_of_one_another_stop_after_the_same_step():
         )
         assert len(set(begun)) == 1, "the same step"
         if begun[0] < 24:
-            assert set(reasons) == {"time is over"}
+            assert set(reasons) == {Reason("time is over", 0)}
             stopped_after.append(begun[0])
     assert len(stopped_after) > 20
     assert len(set(stopped_after)) > 10, "at many a step"
@@ -133,36 +152,39 @@ def test_ranks_that_run_ahead_of_one_another_stop_after_the_same_step():
 
 def test_a_rank_that_cannot_answer_is_named(clock):
     ranks = agreements(3)
-    ranks[0].ask("SIGTERM on rank 0")
+    ranks[0].ask(Reason("SIGTERM on rank 0", 143))
     ranks[0].follow()
     ranks[2].follow()
-    clock.now += stops._ANSWER
+    clock.now += agreement.ANSWER
     ranks[0].follow()
     clock.now += 0.1
     with pytest.raises(TimeoutError, match=r"no answer from ranks \[1\]"):
         ranks[0].follow()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1], ids=lambda n: n.name
+)
 def test_a_signal_is_a_request_inside_and_what_it_was_outside(number, world, monkeypatch):
     before = signal.getsignal(number)
-    with Stops(RunConfig(), world) as running:
-        assert running.requested() is None
+    with entered(world) as running:
+        assert take_step(running) is None
         os.kill(os.getpid(), number)
         assert reason_to_stop(running) == f"{number.name} on rank 0"
         assert reason_to_stop(running), "it stays requested"
+        assert running.requested().exit_code == 128 + number
     assert signal.getsignal(number) is before
     assert "stops" not in [thread.name for thread in threading.enumerate()]
-    with Stops(RunConfig(), world) as again:
+    with entered(world) as again:
         looks, follow = [], again._agreement.follow
         monkeypatch.setattr(again._agreement, "follow", lambda: follow() or looks.append(1))
         wait_until(lambda: len(looks) > 2)
-        assert again.requested() is None, "another run is not meant"
+        assert take_step(again) is None, "another run is not meant"
 
 
 def test_one_press_that_arrives_twice_does_not_quit(world, clock, heard):
     """From the terminal, and from a launcher that passes on what it got itself."""
-    with Stops(RunConfig(), world) as running:
+    with entered(world) as running:
         os.kill(os.getpid(), signal.SIGINT)
         wait_until(lambda: len(heard) == 1)
         clock.now += stops._ECHO
@@ -171,10 +193,50 @@ def test_one_press_that_arrives_twice_does_not_quit(world, clock, heard):
         assert reason_to_stop(running) == "SIGINT on rank 0"
 
 
+def test_a_hang_up_that_is_ignored_stays_so(world, heard):
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with entered(world) as running:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert reason_to_stop(running) == "SIGUSR1 on rank 0"
+        assert signal.SIGHUP not in heard
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("restarts", "code"), [(None, 143), ("0", 143), ("3", 0)])
+def test_a_shell_sees_a_stop_where_a_launcher_does_not_take_it_for_a_death(restarts, code):
+    environment = {} if restarts is None else {"TORCHELASTIC_MAX_RESTARTS": restarts}
+    assert exit_code(signal.SIGTERM, environment) == code
+
+
+def test_the_launcher_has_died(world, monkeypatch):
+    """Whoever adopts the rank is its parent then."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run")
+    with entered(world) as running:
+        assert take_step(running) is None
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert reason_to_stop(running) == "the launcher of rank 0 is gone"
+        assert running.requested().exit_code == stops.NO_ANSWER_EXIT_CODE
+
+
+def test_what_follows_the_steps_is_finished(world, heard):
+    """The last checkpoint is being written, curves are drawn."""
+    with Stops() as running:
+        running.follow(RunConfig(), world)
+        with running.stepping():
+            assert take_step(running) is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: heard)
+        assert not running._agreement.frozen
+
+
 def test_the_time_is_over(world, clock):
-    with Stops(RunConfig(max_hours=0.5), world) as running:
+    with entered(world, max_hours=0.5) as running:
         clock.now += 1800
-        assert running.requested() is None
+        assert take_step(running) is None
         clock.now += 1
         assert reason_to_stop(running) == "run.max_hours=0.5 are over"
 
@@ -189,10 +251,10 @@ import sys
 from dataclasses import replace
 from datetime import timedelta
 import torch.distributed as dist
-from training.faults import stops
+from training.faults import agreement, stops
 from training.config import RunConfig
 from training.distributed import join_world
-stops._ANSWER, stops._ECHO = 0.3, 0
+agreement.ANSWER, stops._ECHO = 0.3, 0
 hear = stops.Stops._hear
 
 def listen(self, number):
@@ -200,17 +262,22 @@ def listen(self, number):
     print(number, flush=True)
 
 stops.Stops._hear = listen
-with stops.Stops(RunConfig(), replace(join_world("cpu"), world_size=int(sys.argv[1]))):
+with stops.Stops() as running:
+    if world_size := int(sys.argv[1]):
+        running.follow(RunConfig(), replace(join_world("cpu"), world_size=world_size))
+    if sys.argv[2] == "trained":
+        running.requested()
+        running.step_done()
     print("ready", flush=True)
     dist.HashStore().wait(["never"], timedelta(hours=1))  # as in a collective: not in Python
 """
 
 
 @contextmanager
-def stuck(*, world_size: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that waits for what never comes, of as many ranks, the others dead."""
+def stuck(*, world_size: int, state: str = "trained") -> Iterator[subprocess.Popen[bytes]]:
+    """A process that waits for what never comes, of as many ranks, the others dead; 0: not met."""
     process = subprocess.Popen(
-        [sys.executable, "-c", STUCK, str(world_size)],
+        [sys.executable, "-c", STUCK, str(world_size), state],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -232,6 +299,17 @@ def test_a_second_press_quits_at_once_even_out_of_a_collective_that_hangs():
         assert b"interrupted twice: quitting without saving" in told
 
 
+@pytest.mark.parametrize("world_size", [0, 1])
+def test_before_a_step_is_done_a_stop_ends_even_what_hangs(world_size):
+    with stuck(world_size=world_size, state="fresh") as process:
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=LIMIT)
+        assert process.returncode == 143
+        assert told == (
+            b"stopped: SIGTERM on rank 0, before a step was done: nothing was to be saved\n"
+        )
+
+
 def test_what_waits_for_a_dead_rank_quits_when_it_is_told_to_stop():
     """As torchrun tells those that are left; it would kill them only after thirty seconds."""
     with stuck(world_size=2) as process:
@@ -244,8 +322,8 @@ def test_what_waits_for_a_dead_rank_quits_when_it_is_told_to_stop():
 def train_until_stopped(world: World) -> tuple[int, str, list[int]]:
     """Steps begun, the reason, and the steps that a collective saw; rank 1 is sent a signal."""
     steps, seen = 0, []
-    with Stops(RunConfig(), world) as running:
-        while not (reason := running.requested()):
+    with entered(world) as running:
+        while not (reason := take_step(running)):
             steps += 1
             total = torch.tensor([steps])
             dist.all_reduce(total)
