@@ -25,6 +25,7 @@ from evaluation.verification import (
     write_bin,
 )
 from models import create_model
+from tests.clock import LIMIT
 
 CPU = torch.device("cpu")
 LFW_DEV = Path(__file__).parents[3] / "shared/data/faces_lfw_dev/lfw_dev_val.bin"
@@ -320,7 +321,7 @@ def verify_as_one_of_three(spawned: int, path: Path, first_rank: int) -> dict[st
         init_method=f"file://{path.parent}/store",
         rank=rank,
         world_size=3,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=LIMIT),
     )
     try:
         model = Projection()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from heads import ArcFace, PartialFC
 from heads.centers import initial_centers
+from tests.clock import LIMIT
 from tests.heads.head_reference import scalar_head
 
 DIM, BATCH = 8, 4
@@ -205,7 +206,7 @@ def worker(rank: int, world_size: int, classes: list[int], store: str) -> None:
         init_method=f"file://{store}",
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=LIMIT),
     )
     try:
         for count in classes:

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from pipeline.ahead import map_ahead
+from tests.clock import LIMIT
 
 
 def test_results_come_in_order_whoever_is_ready_first():
@@ -12,7 +13,7 @@ def test_results_come_in_order_whoever_is_ready_first():
 
     def work(k: int) -> int:
         if k == 0:
-            assert second_done.wait(10)
+            assert second_done.wait(LIMIT)
         else:
             second_done.set()
         return k * k

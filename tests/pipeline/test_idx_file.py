@@ -1,7 +1,5 @@
 """The text of an .idx: written as MXNet writes it, read fast, refused with the line at fault."""
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.index import open_index, read_idx, write_idx
 from pipeline.recordio import IMAGE_HEADER, MAGIC, RecordError, RecordWriter, pack_image
+from tests.calls import count_calls
 
 
 @given(
@@ -63,12 +62,9 @@ def test_a_plain_idx_is_read_without_looking_at_each_line(tmp_path, monkeypatch)
     assert np.array_equal(offsets, keys * 7000)
 
 
-def test_a_million_lines_are_written_in_a_moment(tmp_path):
-    """Line by line in Python they took 0.43 s."""
-    keys = np.arange(1_000_000)
-    begin = time.process_time()
-    write_idx(tmp_path / "train.idx", keys, keys * 7000)
-    assert time.process_time() - begin < 0.25
+def test_an_idx_is_written_without_a_look_at_each_line(tmp_path):
+    keys = np.arange(100_000)
+    assert count_calls(lambda: write_idx(tmp_path / "train.idx", keys, keys * 7000)) < 10_000
 
 
 def test_a_magic_word_out_of_step_is_no_record(tmp_path):

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 import tempfile
-import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline import dali_loader
+from pipeline.dali_loader import Batch, Loader
+from tests.clock import Clock
 from tests.ranks import run_ranks
 from tests.training import tiny
 from training import dry_run as module
 from training.config import Config, ConfigError, override
 from training.distributed import World
 from training.dry_run import dry_run
+from training.loop import Trainer
 from training.precision import choose_precision
 
 
@@ -66,20 +69,44 @@ def test_memory_that_runs_out_all_the_same_is_the_same_verdict(world, config, mo
         rehearse(world, config)
 
 
-def test_a_slow_loader_is_named_with_its_settings(world, config, monkeypatch, capsys):
-    decode = dali_loader.decode_batch
+@pytest.fixture
+def seconds_a_batch(monkeypatch) -> Callable[[float], None]:
+    """Sets how long a real batch takes beside a step, which takes one second."""
+    clock, train_on, stream = Clock(), Trainer.train_on, Loader.stream
+    monkeypatch.setattr("training.stopwatch.time", clock)
 
-    def slowly(*args: object, **keywords: object) -> object:
-        time.sleep(0.05)
-        return decode(*args, **keywords)
+    def step(self: Trainer, *arguments: object) -> object:
+        clock.now += 1
+        return train_on(self, *arguments)
 
-    monkeypatch.setattr(dali_loader, "decode_batch", slowly)
+    def set_seconds(seconds: float) -> None:
+        def batches(self: Loader, epoch: int) -> Iterator[Batch]:
+            with closing(stream(self, epoch)) as batches:
+                for batch in batches:
+                    clock.now += seconds
+                    yield batch
+
+        monkeypatch.setattr(Loader, "stream", batches)
+
+    monkeypatch.setattr(Trainer, "train_on", step)
+    return set_seconds
+
+
+def test_a_slow_loader_is_named_with_its_settings(world, config, seconds_a_batch, capsys):
+    seconds_a_batch(1.5)
     assert rehearse(world, config) == 0
     printed = capsys.readouterr().out
-    factor = re.search(r"the loader is the bottleneck: without it .* ([\d.]+) times", printed)
-    assert float(factor[1]) > 1.5
+    assert "the loader is the bottleneck: without it steps are 2.5 times as fast" in printed
     assert "data.threads=1" in printed
     assert "data.decode=cpu" in printed
+
+
+def test_a_loader_that_keeps_up_is_not_named(world, config, seconds_a_batch, capsys):
+    seconds_a_batch(0.01)
+    assert rehearse(world, config) == 0
+    printed = capsys.readouterr().out
+    assert "the loader keeps up" in printed
+    assert "data.decode" not in printed.split("keeps up")[1]
 
 
 def test_what_a_run_would_refuse_is_refused(world, config):

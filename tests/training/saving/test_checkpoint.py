@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from heads import CosFace, PartialFC
+from tests.clock import LIMIT
 from tests.ranks import run_ranks
 from training.config import Config, DataConfig, RunConfig
 from training.distributed import World
@@ -61,7 +62,7 @@ def test_training_goes_on_while_what_was_is_written(world, tmp_path, monkeypatch
     """The write is held up until every tensor has changed."""
     changed = threading.Event()
     write = checkpoint.write
-    monkeypatch.setattr(checkpoint, "write", lambda *a, **k: changed.wait(9) and write(*a, **k))
+    monkeypatch.setattr(checkpoint, "write", lambda *a, **k: changed.wait(LIMIT) and write(*a, **k))
     step = train_step()
     saving, before = saver(tmp_path, step), tensors(step)
     saving.reserve()
