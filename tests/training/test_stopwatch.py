@@ -143,7 +143,7 @@ def test_slow_images_do_not_make_the_steps_host_bound(clock, device):
 
 @pytest.mark.gpu
 def test_a_gpu_is_seen_to_be_busy_and_to_idle():
-    """It sleeps for a second or so that the host need not wait for; the host's own, it waits out."""
+    """Its sleep of a second the host need not wait for; the host's own sleep it waits out."""
     stopwatch = Stopwatch(torch.device("cuda"))
     torch.cuda._sleep(2 * 10**9)  # cycles
     stopwatch.lap("busy")
