@@ -60,10 +60,21 @@ def protect_console() -> None:
         print(text, file=sys.stderr)  # which may still be the terminal
         logging.warning(text)  # for run.log
 
+    for number in range(3):  # where one is closed, a checkpoint's file would get it, and its lines
+        if not _is_open(number):
+            os.open(os.devnull, os.O_RDWR)
     if sys.stderr is not None:
         sys.stderr = Stream(_legible(sys.stderr), name="stderr", tell=lambda text: None)
     if sys.stdout is not None:
         sys.stdout = Stream(_legible(sys.stdout), name="stdout", tell=tell)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def _legible(stream: TextIO) -> TextIO:

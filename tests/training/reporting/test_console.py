@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import TextIO
 
 import pytest
@@ -14,6 +16,8 @@ from rich.logging import RichHandler
 from rich.progress import Progress
 
 from training.reporting.console import Stream, protect_console
+
+ROOT = Path(__file__).parents[3]
 
 
 def broken_pipe() -> TextIO:
@@ -92,13 +96,39 @@ def test_both_may_break(monkeypatch, caplog):
     assert "stdout: [Errno 32] Broken pipe" in caplog.text
 
 
-def test_a_process_without_a_console_has_none(monkeypatch):
-    """As where a shell closed them: `>&-`."""
-    monkeypatch.setattr(sys, "stdout", None)
-    monkeypatch.setattr(sys, "stderr", None)
-    protect_console()
-    print("a line")
-    assert sys.stdout is None
+CLOSED = """
+import os
+from training.reporting.console import protect_console
+protect_console()
+print("a line")
+with open({path!r}, "w") as file:
+    file.write("a checkpoint")
+    file.flush()
+    os.write(1, b"a line")
+    os.write(2, b"a complaint")
+"""
+
+
+def test_a_process_whose_console_is_closed_writes_it_into_no_file(tmp_path):
+    """As a shell's `>&- 2>&-`: the next file that is opened would be number 1."""
+    path = tmp_path / "file"
+    script = CLOSED.format(path=str(path))
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, script]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    assert path.read_text() == "a checkpoint"
+
+
+def test_a_terminal_that_hung_up_is_said_once(told):
+    terminal, end = os.openpty()
+    with open(end, "w") as stdout:
+        stream = Stream(stdout, name="stdout", tell=told.append)
+        stream.write("a line\n")
+        assert told == []
+        os.close(terminal)
+        stream.write("a line\n")
+        stream.write("a line\n")
+        assert told == ["stdout: [Errno 5] Input/output error. The run goes on and tries again"]
+        os.dup2(os.open(os.devnull, os.O_WRONLY), end)  # for what is left when it is closed
 
 
 def test_letters_that_a_console_does_not_have_are_no_failure(monkeypatch):
