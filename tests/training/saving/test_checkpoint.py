@@ -174,6 +174,9 @@ def test_other_software_is_warned_of(world, tmp_path, monkeypatch, caplog):
 def two_ranks(world: World, folder: Path) -> tuple[bool, list[str], str | None, bool]:
     """Saves beside training's own collectives; then rank 1's disk is full."""
     step = train_step()
+    momentum = [state["momentum_buffer"] for state in step.optimizer.state.values()]
+    for tensor in (*step.backbone.state_dict().values(), *momentum):
+        dist.broadcast(tensor, src=0)  # to the last bit the same on all ranks, as gradients' means
     saving = saver(folder, step)
     first = saving.save(1)
     before = tensors(step)
