@@ -129,6 +129,12 @@ def wait_for_steps(output: Path, process: subprocess.Popen[str], *, count: int) 
     wait_until(arrived, seen=lambda: steps(output))
 
 
+def state(output: Path) -> tuple[str, str, int, int]:
+    """What state.json says: status, why, step and exit code."""
+    told = json.loads((output / "state.json").read_text())
+    return told["status"], told["why"], told["step"], told["exit_code"]
+
+
 def newest(output: Path) -> str:
     return max(path.name for path in (output / "checkpoints").glob("step_*"))
 
@@ -149,12 +155,14 @@ def test_ctrl_c_saves_where_it_is_and_the_command_goes_on(configure):
     assert f"not finished, step {last} of 30" in told
     assert f"go on with: python train_dist.py {path}" in told
     assert f"curves       {output / 'curves.png'}" in told
+    assert state(output) == ("stopped", "SIGINT on rank 0", last, 130)
     assert (output / "curves.png").exists()
     with started("train_dist.py", path) as process:
         told, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, complaints
     assert f"resumed from step_{last:09d}" in told
     assert steps(output) == list(range(1, 31))
+    assert state(output) == ("finished", "all steps are done", 30, 0)
 
 
 @pytest.mark.slow

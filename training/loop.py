@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -22,14 +23,15 @@ from training.doctor import Doctor
 from training.facts import agree
 from training.faults.agreement import Reason
 from training.faults.rollback import DivergedError, Rollback, diagnose, gather_bad_steps
-from training.faults.stops import Stopped, Stops
+from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops
 from training.faults.watchdog import Watchdog
-from training.memory import predict
+from training.memory import available_memory, predict
 from training.metrics import Meters, Position, Reporter, pace
 from training.optim import set_learning_rate
 from training.precision import Precision, set_determinism
 from training.saving import checkpoint, resume
 from training.saving.files import CheckpointError, Scores, counters, read_about, retain
+from training.saving.run_state import RunState, describe_silent_end
 from training.schedules import create_schedule
 from training.step import Lap, StepResult
 from training.step_graph import GraphedStep
@@ -85,6 +87,7 @@ class Trainer:
             steps_per_epoch=self.loader.steps_per_epoch,
         )
         self.prediction = predict(config, world, precision, num_classes=num_classes)
+        self._available = available_memory(world.device, local_world_size=world.local_world_size)
         distillation = create_distillation(
             config,
             data.records,
@@ -109,6 +112,7 @@ class Trainer:
         self._saver = checkpoint.Saver(
             self.output, config=config, train_step=self.step, facts=facts
         )
+        self._state = self._begin_state() if world.is_main else None
         self._graphed = None
         if config.step.cuda_graph == "full":
             self._graphed = GraphedStep(self.step, world.device)
@@ -137,6 +141,20 @@ class Trainer:
         self.steps_done = checkpoint.load(path, train_step=self.step)
         self._saved_at = self._averaged_at = self.steps_done
 
+    def _begin_state(self) -> RunState:
+        """Say in state.json that the run is here; from now on it follows what happens."""
+        state = RunState(
+            self.output,
+            steps_per_epoch=self.loader.steps_per_epoch,
+            total_steps=self.schedule.total_steps,
+            memory_predicted=self.prediction.total,
+            memory_available=self._available,
+        )
+        state.begin(self.steps_done, self.last_checkpoint)
+        self._saver.on_saved = state.saved
+        self._stops.on_quit = state.end
+        return state
+
     def settings(self) -> dict[str, Any]:
         """Every setting as it is in force, what was automatic decided."""
         settings = {
@@ -155,6 +173,7 @@ class Trainer:
         if self.reporter is None:
             return
         world, head = self.world, self.step.head
+        silent = describe_silent_end(self._state.before)
         dropped = f", {self.loader.dropped} records left over" if self.loader.dropped else ""
         mixed = str(self.precision.compute_dtype).removeprefix("torch.")
         lines = [
@@ -169,6 +188,7 @@ class Trainer:
             f"{head.backend.name}, because {head.backend.reason}",
             f"rate       {self.schedule}",
             f"memory     {self.prediction}",
+            *([f"before     the run {silent}"] if silent else []),
             *([f"teacher    {self.step.distillation}"] if self.step.distillation else []),
             *(f"start      {line}" for line in self._taken),
             f"output     {self.output}"
@@ -202,13 +222,24 @@ class Trainer:
                     with closing(self.loader.stream(*at)) as stream:
                         scores = self._run(stream, scores)
                 self._require_saved()
+            self._note_end("finished", why="all steps are done", exit_code=os.EX_OK)
             return scores
+        except Stopped as stopped:
+            self._note_end("stopped", why=str(stopped), exit_code=stopped.reason.exit_code)
+            raise
         except Exception as error:
+            loss = self._stops.explain(error)
+            why = loss or f"{type(error).__name__}: {error}"
             if self.reporter:
-                self.reporter.note(f"{type(error).__name__}: {error}")
+                self.reporter.note(why)
+            self._note_end("failed", why=why, exit_code=NO_ANSWER_EXIT_CODE if loss else 1)
             raise
         finally:
             self.close()
+
+    def _note_end(self, status: str, *, why: str, exit_code: int) -> None:
+        if self._state:
+            self._state.end(status, why=why, exit_code=exit_code, step=self.steps_done)
 
     def close(self) -> None:
         """Let go of recorded graphs, before ranks part, and of the files that are written to."""
@@ -361,6 +392,8 @@ class Trainer:
                 scaler.update(scaler.get_scale() * self.rollback.factor)
             if self._graphed:
                 self._graphed.forget()
+            if self._state:
+                self._state.begin(self.steps_done, self.last_checkpoint)
             if self.reporter:
                 self.reporter.go_back(self._position())
                 self.reporter.say(

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
+from training.faults.memory_killer import count_kills
+
 _WAIT = 5.0  # seconds in which a process that has closed its connections is over
 
 
@@ -27,6 +29,7 @@ class Peers:
         self._mine = _Process(_machine(), os.getpid())
         self._all = [self._mine] * dist.get_world_size()
         dist.all_gather_object(self._all, self._mine)
+        self._kills = count_kills()
 
     def dead(self) -> list[int]:
         """The ranks of this machine whose processes are over."""
@@ -49,6 +52,9 @@ class Peers:
             time.sleep(0.05)
         if dead:
             ranks = ", ".join(map(str, dead))
+            known, kills = self._kills, count_kills()
+            if known is not None and kills is not None and kills > known:
+                return f"rank {ranks} is gone, and the machine's memory killer has ended a process"
             return f"rank {ranks} is gone: it ended by an error of its own, or was killed"
         if any(process.machine != self._mine.machine for process in self._all):
             return "a rank on another machine is gone, or the network between them"

@@ -61,7 +61,7 @@ class Stops:
         self._asked_at = math.inf  # seconds; when there first was one
         self._interrupted = math.inf  # when the first Ctrl-C came
         self._closing, self._leaving = threading.Event(), threading.Event()
-        self.on_quit: Callable[[Reason], None] = lambda reason: None
+        self.on_quit: Callable[..., None] = lambda status, *, why, exit_code: None
 
     def follow(self, config: RunConfig, world: World) -> None:
         """From now on all ranks stop together; call it on every rank, once the world stands.
@@ -213,18 +213,18 @@ class Stops:
         """End the process, whatever its main thread does: it is still before the first step."""
         if self._rank == 0:
             _tell(f"stopped: {reason}, before a step was done: nothing was to be saved")
-        self._exit(reason)
+        self._exit("stopped", f"{reason}, before a step was done", reason.exit_code)
 
     def _quit(self, why: str, code: int) -> NoReturn:
         """End the process, whatever its main thread waits for."""
         _tell(f"{why}: quitting without saving; the last checkpoint stays")
-        self._exit(Reason(f"{why}: quit without saving", code))
+        self._exit("failed", f"{why}: quit without saving", code)
 
-    def _exit(self, reason: Reason) -> NoReturn:
-        self.on_quit(reason)
+    def _exit(self, status: str, why: str, code: int) -> NoReturn:
+        self.on_quit(status, why=why, exit_code=code)
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
-        os._exit(reason.exit_code)
+        os._exit(code)
 
 
 def exit_code(number: int, environment: Mapping[str, str]) -> int:

@@ -86,6 +86,7 @@ class Saver:
         self._newest: Path | None = None
         self._scores: dict[int, Scores] = {}  # by step, of checkpoints that lack them
         self.fault: str | None = None  # why the last save failed, if it did
+        self.on_saved: Callable[[Path], None] = lambda path: None  # called by the thread
 
     def reserve(self) -> None:
         """Take memory for the copy, so that what does not fit fails before the first step.
@@ -114,6 +115,7 @@ class Saver:
             group=self._group,
         )
         self._pending.add_done_callback(_report)
+        self._pending.add_done_callback(self._announce)
         self._thread.submit(self._add_scores).add_done_callback(_report)
         return files.folder_of(self._output, step)
 
@@ -141,6 +143,10 @@ class Saver:
         newest = self.wait()
         self._thread.shutdown()
         return newest
+
+    def _announce(self, saved: Future[Path]) -> None:
+        if saved.exception() is None:
+            self.on_saved(saved.result())
 
     def _add_scores(self) -> None:
         """Write down the scores of checkpoints that are there; the thread's."""

@@ -1,0 +1,146 @@
+"""state.json says how far a run is and why it ended, to scripts and to the next start."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.training import tiny
+from training.config import Config, override
+from training.loop import Trainer
+from training.precision import choose_precision
+from training.saving import run_state
+from training.saving.run_state import RunState, describe_silent_end
+
+
+def build(config: Config, world) -> Trainer:
+    precision = choose_precision(world.device, "fp32")
+    return Trainer(config, world, precision=precision, evaluate=lambda backbone: {})
+
+
+def read(output: Path) -> dict:
+    return json.loads((output / "state.json").read_text())
+
+
+def create(output: Path) -> RunState:
+    return RunState(
+        output,
+        steps_per_epoch=5,
+        total_steps=15,
+        memory_predicted=10**9,
+        memory_available=2 * 10**9,
+    )
+
+
+def test_it_follows_a_run_to_its_end(data, world, tmp_path, monkeypatch):
+    trainer = build(tiny.config(data, tmp_path), world)
+    assert read(tmp_path) | {"status": "running", "step": 0, "checkpoint": None} == read(tmp_path)
+    seen, saved = [], RunState.saved
+    monkeypatch.setattr(RunState, "saved", lambda *a: saved(*a) or seen.append(read(tmp_path)))
+    trainer._saver.on_saved = trainer._state.saved
+    trainer.run()
+    assert [(state["status"], state["step"], state["epoch"]) for state in seen] == [
+        ("running", 5, 1.0),
+        ("running", 10, 2.0),
+        ("running", 15, 3.0),
+    ]
+    last = str(tmp_path / "checkpoints" / "step_000000015")
+    expected = {
+        "status": "finished",
+        "finished": True,
+        "step": 15,
+        "total_steps": 15,
+        "epoch": 3.0,
+        "exit_code": 0,
+        "checkpoint": last,
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+    }
+    assert read(tmp_path) | expected == read(tmp_path)
+    assert read(tmp_path)["memory_predicted_mb"] == round(trainer.prediction.total / 1e6)
+
+
+def test_an_error_is_written_down(data, world, tmp_path, monkeypatch):
+    trainer = build(override(tiny.config(data, tmp_path), ["run.save_steps=1"]), world)
+    train_on = trainer.train_on
+
+    def fail(*arguments):
+        if trainer.steps_done == 3:
+            raise OverflowError("a bug of ours")
+        return train_on(*arguments)
+
+    monkeypatch.setattr(trainer, "train_on", fail)
+    with pytest.raises(OverflowError):
+        trainer.run()
+    state = read(tmp_path)
+    assert (state["status"], state["why"]) == ("failed", "OverflowError: a bug of ours")
+    assert (state["step"], state["exit_code"], state["finished"]) == (3, 1, False)
+
+
+def test_what_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    """Said once; it is there when the folder is back."""
+    output = tmp_path / "run"
+    state = create(output)
+    state.begin(0, None)
+    state.saved(output / "checkpoints" / "step_000000005")
+    assert caplog.text.count("state.json") == 1
+    output.mkdir()
+    state.saved(output / "checkpoints" / "step_000000010")
+    assert read(output)["step"] == 10
+
+
+def test_it_is_never_there_by_half(tmp_path, monkeypatch):
+    state = create(tmp_path)
+    state.begin(0, None)
+
+    def dump(content, file, **how):
+        file.write("{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_state.json, "dump", dump)
+    state.end("finished", why="", exit_code=0)
+    assert read(tmp_path)["status"] == "running"
+
+
+def test_a_run_that_was_killed_is_described_by_the_next(data, world, tmp_path, capsys):
+    """Nothing is said of one that had the time to say so itself."""
+    config = tiny.config(data, tmp_path)
+    create(tmp_path / "elsewhere")
+    build(config, world).close()
+    assert "before" not in capsys.readouterr().out
+    build(config, world).run()
+    told = capsys.readouterr().out
+    assert "before     the run ended without a word after the checkpoint of step 0" in told
+    build(config, world).close()
+    assert "before" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kills_then", "kills_now", "told"),
+    [
+        (4, 6, "the machine's memory killer has ended 2 processes since it began"),
+        (4, 4, "it was killed, perhaps by the machine's memory killer (see dmesg)"),
+        (4, 0, "it was killed, perhaps"),
+        (None, 3, "it was killed, perhaps"),
+    ],
+)
+def test_the_memory_killer_is_named_where_it_is_known(
+    kills_then, kills_now, told, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run_state, "count_kills", lambda: kills_then)
+    create(tmp_path).begin(5, None)
+    before = create(tmp_path).before
+    monkeypatch.setattr(run_state, "count_kills", lambda: kills_now)
+    line = describe_silent_end(before)
+    assert told in line
+    assert line.startswith("ended without a word after the checkpoint of step 5")
+    assert line.endswith("predicted to take 1000 MB of 2000 MB available")
+
+
+def test_garbage_is_no_state(tmp_path):
+    (tmp_path / "state.json").write_text("[1")
+    assert create(tmp_path).before == {}
+    assert describe_silent_end({}) is None

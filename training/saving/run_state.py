@@ -1,0 +1,129 @@
+"""RUN/state.json: how far a run is and why it ended, for scripts and for the next start.
+
+status                     running, finished, stopped (on request, and saved) or failed
+finished                   whether the last step is done and saved
+step, total_steps, epoch   done so far: of a run that is running, at its newest checkpoint
+why                        it ended, in words; empty while it is running
+exit_code                  of the command; null while it is running
+checkpoint                 the newest that is complete, or null
+time                       of this writing, UTC
+host, pid                  of the main rank
+memory_predicted_mb, memory_available_mb     of a rank, before the start
+memory_kills               processes that the machine's memory killer had ended; null: unknown
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from training.faults.memory_killer import count_kills
+from training.reporting.outlet import Outlet
+
+NAME = "state.json"
+
+
+class RunState:
+    """What state.json says; the main rank's.
+
+    The file is replaced as a whole. Where it cannot be written, that is said, and the run goes on.
+    Safe to use from several threads.
+
+    Args:
+        output: the run's folder, which must be this run's.
+        steps_per_epoch, total_steps: of the run.
+        memory_predicted, memory_available: bytes of a rank.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        *,
+        steps_per_epoch: int,
+        total_steps: int,
+        memory_predicted: int,
+        memory_available: int,
+    ) -> None:
+        self._path, self._steps_per_epoch = output / NAME, steps_per_epoch
+        self._outlet, self._lock = Outlet(str(self._path)), threading.RLock()
+        self.before = _read(self._path)
+        self._content: dict[str, Any] = {
+            "status": "running",
+            "why": "",
+            "exit_code": None,
+            "step": 0,
+            "total_steps": total_steps,
+            "host": os.uname().nodename,
+            "pid": os.getpid(),
+            "memory_predicted_mb": round(memory_predicted / 1e6),
+            "memory_available_mb": round(memory_available / 1e6),
+            "memory_kills": count_kills(),
+        }
+
+    def begin(self, step: int, checkpoint: Path | None) -> None:
+        """The run goes on from here."""
+        self._write(status="running", step=step, checkpoint=checkpoint and str(checkpoint))
+
+    def saved(self, checkpoint: Path) -> None:
+        """A checkpoint is complete."""
+        with self._lock:  # the last one is, after the run has come to its end
+            step = int(checkpoint.name[-9:])
+            self._write(step=max(step, self._content["step"]), checkpoint=str(checkpoint))
+
+    def end(self, status: str, *, why: str, exit_code: int, **known: int) -> None:
+        """The run ends. known: the step, where it is another than that of the checkpoint."""
+        self._write(status=status, why=why, exit_code=exit_code, **known)
+
+    def _write(self, **known: Any) -> None:
+        with self._lock:
+            self._content |= known
+            state = {
+                **self._content,
+                "finished": self._content["status"] == "finished",
+                "epoch": self._content["step"] / self._steps_per_epoch,
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            }
+            self._outlet.attempt(lambda: _replace(self._path, state))
+
+
+def describe_silent_end(before: dict[str, Any]) -> str | None:
+    """What became of a run that had no time to say so; None where it did, or there was none.
+
+    before: what state.json said when the next run began, whose folder it is now.
+    """
+    if before.get("status") != "running":
+        return None
+    line = f"ended without a word after the checkpoint of step {before.get('step')}"
+    kills, now = before.get("memory_kills"), count_kills()
+    same_machine = before.get("host") == os.uname().nodename
+    if same_machine and None not in (kills, now) and now > kills:
+        line += f": the machine's memory killer has ended {now - kills} processes since it began"
+    else:
+        line += ": it was killed, perhaps by the machine's memory killer (see dmesg)"
+    return (
+        f"{line}. A rank was predicted to take {before.get('memory_predicted_mb')} MB of "
+        f"{before.get('memory_available_mb')} MB available"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Empty where there is none that can be read."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _replace(path: Path, content: dict[str, Any]) -> None:
+    aside = path.with_suffix(".unfinished")
+    with aside.open("w") as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        with suppress(OSError):  # some disks cannot, and the file is there all the same
+            os.fsync(file.fileno())
+    aside.replace(path)
