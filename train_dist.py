@@ -25,6 +25,7 @@ from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops, resume_co
 from training.loop import Evaluate, Scores, Trainer
 from training.precision import Precision, choose_precision
 from training.reporting.console import protect_console
+from training.reporting.run_log import keep_early_warnings
 from training.saving.files import CheckpointError
 
 
@@ -65,6 +66,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()  # overrides may stand on both sides of an option
     protect_console()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler()])
+    keep_early_warnings()
     with Stops() as stops:
         try:
             sys.exit(run(arguments, stops))

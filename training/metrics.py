@@ -24,7 +24,6 @@ with the integer `step` and the `epoch`, which has a fraction. Its names do not 
 from __future__ import annotations
 
 import json
-import logging
 import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -142,7 +141,7 @@ class Reporter:
         self.tensorboard_path = folder / "tensorboard"
         self.curves_path = folder / "curves.png"
         self._log = RunLog(folder / "run.log")
-        logging.getLogger().addHandler(self._log)
+        self._log.attach()
         self._metrics = AppendedFile(self.metrics_path)
         self._metrics.rewrite(lambda: _forget_after(self.metrics_path, at.step))
         self._board = Board(self.tensorboard_path, first_step=at.step + 1)
@@ -259,7 +258,7 @@ class Reporter:
     def close(self) -> None:
         """End the progress bar; `say` and `sum_up` work on."""
         self._progress.stop()
-        logging.getLogger().removeHandler(self._log)
+        self._log.detach()
 
     def _write(self, at: Position, values: Mapping[str, Any]) -> None:
         line = {"step": at.step, "epoch": at.epoch, **values}

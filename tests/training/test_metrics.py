@@ -21,6 +21,7 @@ from tests.host_reads import no_host_reads
 from training.metrics import Meters, Position, Reporter, pace, peak_memory
 from training.precision import choose_precision
 from training.reporting.console import protect_console
+from training.reporting.run_log import keep_early_warnings
 from training.step import StepResult, TrainStep
 from training.stopwatch import Laps, Stopwatch
 
@@ -257,6 +258,20 @@ def test_run_log_has_every_line_and_warning_with_its_time_over_all_resumes(tmp_p
     assert texts.count("WARNING  the disk is slow") == 2
     assert "of another run" not in str(texts)
     assert {"start 0", "start 1"} < set(texts)
+
+
+def test_warnings_from_before_the_run_has_its_folder_are_in_run_log(tmp_path):
+    """As of a checkpoint that is damaged, which is found before the run can report."""
+    keep_early_warnings()
+    logging.warning("step_000000005 is damaged")
+    reporter = Reporter(tmp_path, at=Position(0, 0.0, 9005))
+    logging.warning("later")
+    reporter.close()
+    texts = [line[21:] for line in (tmp_path / "run.log").read_text().splitlines()]
+    assert texts == ["WARNING  step_000000005 is damaged", "WARNING  later"]
+    before = logging.getLogger().handlers[:]
+    Reporter(tmp_path, at=Position(0, 0.0, 9005)).close()
+    assert logging.getLogger().handlers == before, "nobody stays behind"
 
 
 def test_what_a_console_cannot_show_is_in_run_log(tmp_path, monkeypatch, caplog):

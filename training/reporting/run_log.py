@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from training.reporting.outlet import AppendedFile
 
 
 class RunLog(logging.Handler):
-    """Appends lines over all of a run's resumes; as a handler, warnings too.
+    """Appends lines over all of a run's resumes; warnings too, between `attach` and `detach`.
 
     Args:
         path: of the file, in a folder that exists.
@@ -23,12 +24,31 @@ class RunLog(logging.Handler):
         # Not by a warning, which would come back here.
         self._file = AppendedFile(path, tell=lambda text: print(text, file=sys.stderr))
 
-    def write(self, text: str) -> None:
-        """Add lines as they were shown."""
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        lines = "".join(f"{now}  {line}\n" for line in text.splitlines())
+    def write(self, text: str, *, at: float | None = None) -> None:
+        """Add lines as they were shown. at: when, in seconds since the epoch; None: now."""
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+        lines = "".join(f"{when}  {line}\n" for line in text.splitlines())
         self._file.append(lines.encode(errors="backslashreplace"))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Add a warning or an error, as logging wants it."""
-        self.write(f"{record.levelname}  {self.format(record)}")
+        self.write(f"{record.levelname}  {self.format(record)}", at=record.created)
+
+    def attach(self) -> None:
+        """Take warnings from now on, and what `keep_early_warnings` has kept."""
+        root = logging.getLogger()
+        root.addHandler(self)
+        for early in [h for h in root.handlers if isinstance(h, MemoryHandler)]:
+            root.removeHandler(early)
+            early.setTarget(self)
+            early.flush()
+
+    def detach(self) -> None:
+        """Take no more warnings; `write` goes on."""
+        logging.getLogger().removeHandler(self)
+
+
+def keep_early_warnings() -> None:
+    """Keep warnings for the run.log of a run that does not have its folder yet."""
+    never = logging.CRITICAL + 1  # is a warning so grave that it cannot wait
+    logging.getLogger().addHandler(MemoryHandler(1000, flushLevel=never, flushOnClose=False))
