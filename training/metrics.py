@@ -144,6 +144,7 @@ class Reporter:
         self._log.attach()
         self._metrics = AppendedFile(self.metrics_path)
         self._metrics.rewrite(lambda: _forget_after(self.metrics_path, at.step))
+        self._reading = Outlet(f"reading {self.metrics_path}")
         self._board = Board(self.tensorboard_path, first_step=at.step + 1)
         self._curves = Outlet(str(self.curves_path))
         self._progress = Progress(
@@ -212,7 +213,7 @@ class Reporter:
         """The scores that metrics.jsonl has of a step; empty where it has none."""
         return {
             name: scores
-            for line in _lines(self.metrics_path)
+            for line in self._read()
             if line["step"] == step
             for name, scores in line.get("verification", {}).items()
         }
@@ -245,7 +246,7 @@ class Reporter:
         except ValueError as error:
             self.say(f"no curves: {error}")
         history: dict[str, list[float]] = {}
-        for line in _lines(self.metrics_path):
+        for line in self._read():
             for name, scores in line.get("verification", {}).items():
                 history.setdefault(name, []).append(scores["accuracy"])
         for name, accuracy in history.items():
@@ -259,6 +260,12 @@ class Reporter:
         """End the progress bar; `say` and `sum_up` work on."""
         self._progress.stop()
         self._log.detach()
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; none where it cannot be read."""
+        lines: list[dict[str, Any]] = []
+        self._reading.attempt(lambda: lines.extend(_lines(self.metrics_path)))
+        return lines
 
     def _write(self, at: Position, values: Mapping[str, Any]) -> None:
         line = {"step": at.step, "epoch": at.epoch, **values}
@@ -278,12 +285,8 @@ def _forget_after(path: Path, step: int) -> None:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file of metrics; none where there is no file that can be read."""
-    try:
-        content = path.read_text(errors="replace")
-    except OSError:
-        return
-    for text in content.splitlines():
+    """The whole lines of a file of metrics; raises OSError where it cannot be read."""
+    for text in path.read_text(errors="replace").splitlines():
         try:
             line = json.loads(text)
             if isinstance(line["step"], int):

@@ -230,7 +230,7 @@ def test_a_folder_that_is_removed_ends_nobody_who_reports(tmp_path, caplog):
         reporter.say("a line")
     assert reporter.verified(15) == {}
     reporter.go_back(Position(15, 0.75, 9005))
-    assert len(caplog.records) == 2, "metrics.jsonl and the events; run.log tells stderr"
+    assert len(caplog.records) == 3, "metrics, its reading and events; run.log tells stderr"
     (tmp_path / "away").rename(tmp_path / "disk")
     reporter.training(Position(20, 1.0, 9005), read())
     reporter.close()
@@ -239,6 +239,21 @@ def test_a_folder_that_is_removed_ends_nobody_who_reports(tmp_path, caplog):
     assert points(reporter, "train/loss") == [5, 10, 15, 20]
     assert reporter.verified(15) == SCORES
     assert (folder / "run.log").read_text().count("a line") == 2
+
+
+def test_metrics_that_cannot_be_read_for_a_moment_are_not_forgotten(tmp_path, monkeypatch):
+    first = Reporter(tmp_path, at=Position(0, 0.0, 9005))
+    first.training(Position(5, 0.25, 9005), read())
+    first.close()
+
+    def fail(path: Path, **_: object) -> str:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fail)
+        Reporter(tmp_path, at=Position(5, 0.25, 9005)).close()
+    [line] = first.metrics_path.read_text().splitlines()
+    assert json.loads(line)["step"] == 5
 
 
 def test_run_log_has_every_line_and_warning_with_its_time_over_all_resumes(tmp_path, capsys):
