@@ -112,13 +112,18 @@ class Stops:
         self._previous = {number: signal.signal(number, _note) for number in heard}
         for number in heard:
             signal.siginterrupt(number, False)  # libraries need not know of EINTR
-        self._thread = threading.Thread(target=self._listen, name="stops", daemon=True)
-        self._thread.start()
+        # Two, for a store may freeze with its rank, and a second Ctrl-C is to end that, too.
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for work, name in ((self._listen, "stops"), (self._talk, "stops of all ranks"))
+        ]
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Where ranks end before a step was done, the thread ends this one, too: what the others'
-        # end has raised here is of no interest.
+        # Where ranks end before a step was done, a thread ends this one, too: what the others' end
+        # has raised here is of no interest.
         if kind:
             self._await_end()
         signal.set_wakeup_fd(self._previous_wakeup)
@@ -128,7 +133,8 @@ class Stops:
             signal.signal(number, signal.SIG_IGN if ends else handler)
         self._leaving.set()
         self._outbox.send(b"\0")
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(ANSWER)
         self._inbox.close()
         self._outbox.close()
 
@@ -139,22 +145,34 @@ class Stops:
         return self._peers.explain(error) if self._peers else None
 
     def _await_end(self) -> None:
-        """Wait while the thread is about to end the process, or to find out that it is not."""
+        """Wait while a thread is about to end the process, or to find out that it is not."""
         agreement = self._agreement
         while agreement and agreement.frozen and not self._closing.is_set():
             if agreement.known and not agreement.nothing_done:
                 return
-            self._thread.join(_POLL)
+            time.sleep(_POLL)
 
     def _listen(self) -> None:
-        """The thread: hears signals and watches the clock, the launcher and the store."""
+        """A thread: hears signals and watches the clock and the launcher."""
         while not self._leaving.is_set():
             ready, _, _ = select.select([self._inbox], [], [], _POLL)
             for number in self._inbox.recv(64) if ready else b"":
                 self._hear(number)
             if self._closing.is_set():
                 continue
-            self._look_around()
+            if self._launcher and os.getppid() != self._launcher:
+                self._want(f"the launcher of rank {self._rank} is gone", NO_ANSWER_EXIT_CODE)
+            if self._max_hours and time.monotonic() > self._began + self._max_hours * 3600:
+                self._want(f"run.max_hours={self._max_hours:g} are over", os.EX_OK)
+            silent = self._agreement and not self._agreement.known
+            if silent and time.monotonic() > self._asked_at + 2 * ANSWER:
+                self._quit(f"{self._reason}, but rank 0 does not answer", NO_ANSWER_EXIT_CODE)
+
+    def _talk(self) -> None:
+        """A thread: tells the other ranks of a reason to stop and hears theirs."""
+        while not self._leaving.wait(_POLL):
+            if self._closing.is_set():
+                continue
             try:
                 self._agree()
             except (RuntimeError, TimeoutError) as error:
@@ -176,18 +194,11 @@ class Stops:
         name = signal.Signals(number).name
         self._want(f"{name} on rank {self._rank}", exit_code(number, os.environ))
 
-    def _look_around(self) -> None:
-        if self._launcher and os.getppid() != self._launcher:
-            self._want(f"the launcher of rank {self._rank} is gone", NO_ANSWER_EXIT_CODE)
-        if self._max_hours and time.monotonic() > self._began + self._max_hours * 3600:
-            self._want(f"run.max_hours={self._max_hours:g} are over", os.EX_OK)
-
     def _want(self, text: str, code: int) -> None:
         if self._reason is None:
             self._reason, self._asked_at = Reason(text, code), time.monotonic()
 
     def _agree(self) -> None:
-        """Tell the other ranks of a reason to stop and hear theirs."""
         if self._agreement is None:
             # A launcher that takes this rank's end for a success lets the others wait for it.
             if self._reason and self._reason.exit_code:

@@ -174,7 +174,7 @@ def test_a_signal_is_a_request_inside_and_what_it_was_outside(number, world, mon
         assert reason_to_stop(running), "it stays requested"
         assert running.requested().exit_code == 128 + number
     assert signal.getsignal(number) is before
-    assert "stops" not in [thread.name for thread in threading.enumerate()]
+    assert not any(thread.name.startswith("stops") for thread in threading.enumerate())
     with entered(world) as again:
         looks, follow = [], again._agreement.follow
         monkeypatch.setattr(again._agreement, "follow", lambda: follow() or looks.append(1))
@@ -220,6 +220,20 @@ def test_the_launcher_has_died(world, monkeypatch):
         monkeypatch.setattr(os, "getppid", lambda: 1)
         assert reason_to_stop(running) == "the launcher of rank 0 is gone"
         assert running.requested().exit_code == stops.NO_ANSWER_EXIT_CODE
+
+
+def test_a_store_that_is_frozen_with_its_rank_holds_nobody(world, clock, monkeypatch):
+    """As where rank 0's machine hangs."""
+    quits, thawed = [], threading.Event()
+    monkeypatch.setattr(Stops, "_quit", lambda self, why, code: quits.append((why, code)))
+    with entered(world) as running:
+        monkeypatch.setattr(running._agreement, "ask", lambda reason: thawed.wait())
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: running._reason)
+        clock.now += 2 * agreement.ANSWER + 1
+        wait_until(lambda: quits)
+        thawed.set()
+    assert quits[0] == ("SIGTERM on rank 0, but rank 0 does not answer", stops.NO_ANSWER_EXIT_CODE)
 
 
 def test_what_follows_the_steps_is_finished(world, heard):

@@ -1,0 +1,230 @@
+"""A signal at any phase of a run ends it well: what was trained is saved, and nothing else waits.
+
+The command runs in processes that are forked from a server with everything imported. A phase is
+where a function that a configuration file replaces is called.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import train_dist
+from tests.clock import LIMIT
+from tests.training import tiny
+from training.saving import files
+
+STEPS = 10
+
+CONFIG = """
+import os, signal, time
+from pathlib import Path
+import training.loop, training.metrics, training.saving.checkpoint as checkpoint
+from tests.training import tiny
+from training.config import override
+from training.loop import Trainer
+
+config = override(
+    tiny.config(Path({data!r}), Path({output!r})),
+    ["run.epochs=2", "log.every=1", "data.threads=1", "step.precision=fp32"],
+)
+rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+trainers, sent = [], []
+
+
+def send(*, to_be_heard=True):
+    '''A signal to the last rank, once, which goes on when it is known, or never.'''
+    if rank == world_size - 1 and not sent:
+        sent.append({number})
+        os.kill(os.getpid(), {number})
+        while not (to_be_heard and trainers[0]._stops._agreement.frozen):
+            time.sleep(0.01)
+
+
+def before(owner, name, act):
+    whole = getattr(owner, name)
+
+    def replaced(*arguments, **named):
+        act(*arguments)
+        return whole(*arguments, **named)
+
+    setattr(owner, name, replaced)
+
+
+def in_epoch_one(*_):
+    if trainers[0].steps_done:
+        send()
+
+
+before(Trainer, "__init__", lambda trainer, *_: trainers.append(trainer))
+{phase}
+"""
+
+# Before a step is done whoever gets a signal need not come out of what it does.
+PHASES = {
+    "start": 'before(training.loop, "create_step", lambda *_: send(to_be_heard=False))',
+    "first batch": 'before(Trainer, "_run", lambda *_: send(to_be_heard=False))',
+    "step": 'before(Trainer, "train_on", lambda trainer, *_: trainer.steps_done == 2 and send())',
+    "checkpoint": """
+def until_heard(trainer, *_):
+    while trainer.steps_done == 5 and not trainer._stops._agreement.frozen:
+        time.sleep(0.01)
+before(checkpoint.files, "complete", in_epoch_one)
+before(Trainer, "train_on", until_heard)
+""",
+    "verification": 'before(training.loop, "fold_batch_norm", in_epoch_one)',
+    "closing": """
+def at_the_end(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not trainers[0]._stops._reason:
+        time.sleep(0.01)
+before(training.metrics, "plot_curves", at_the_end)
+""",
+}
+
+
+class Ended(NamedTuple):
+    """What became of a run."""
+
+    exit_codes: list[int]  # by rank
+    told: str  # by all ranks
+    output: Path
+
+    @property
+    def state(self) -> dict:
+        return json.loads((self.output / "state.json").read_text())
+
+    @property
+    def steps(self) -> list[int]:
+        """Those whose loss was written down."""
+        lines = map(json.loads, (self.output / "metrics.jsonl").read_text().splitlines())
+        return [line["step"] for line in lines if "loss" in line]
+
+
+def _rank(rank: int, world_size: int, port: int, config: Path, log: Path) -> None:
+    """A process that does the command."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)},
+        **{"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "localhost"},
+        **{"MASTER_PORT": str(port)},
+    }
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ["train_dist.py", str(config)]
+    train_dist.main()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny.write_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def command(data, tmp_path):
+    """Runs the command on some ranks, and sends itself a signal at a phase."""
+
+    def run(phase: str, number: int = signal.SIGTERM, *, world_size: int = 1) -> Ended:
+        config, output = tmp_path / "config.py", tmp_path / "run"
+        text = CONFIG.format(
+            data=str(data), output=str(output), number=int(number), phase=PHASES[phase]
+        )
+        config.write_text(text)
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["train_dist", "torch._inductor", "heads.triton_softmax"])
+        logs = [tmp_path / f"rank{rank}" for rank in range(world_size)]
+        ranks = [
+            context.Process(target=_rank, args=(rank, world_size, port, config, log))
+            for rank, log in enumerate(logs)
+        ]
+        for process in ranks:
+            process.start()
+        try:
+            for process in ranks:
+                process.join(LIMIT)
+        finally:
+            for process in ranks:
+                process.kill()
+        told = "".join(log.read_text(errors="replace") for log in logs)
+        return Ended([process.exitcode for process in ranks], told, output)
+
+    return run
+
+
+def assert_saved(ended: Ended, *, name: str, code: int = 143) -> None:
+    """It has stopped after the last of its steps, which is saved."""
+    assert set(ended.exit_codes) == {code}, ended.told
+    assert "Traceback" not in ended.told
+    assert "gloo" not in ended.told
+    path = files.newest(ended.output)
+    assert path.name == f"step_{ended.steps[-1]:09d}"
+    assert files.faults(path) == []
+    rank = len(ended.exit_codes) - 1
+    assert f"stopped: {name} on rank {rank}; saved {path}; not finished" in ended.told
+    assert ended.state["status"] == "stopped"
+    assert (ended.output / "curves.png").exists()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_at_the_start_nothing_is_waited_for(world_size, command):
+    """Not even another rank that is about to compute with this one."""
+    ended = command("start", world_size=world_size)
+    assert ended.exit_codes == [143] * world_size, ended.told
+    rank = world_size - 1
+    told = f"stopped: SIGTERM on rank {rank}, before a step was done: nothing was to be saved\n"
+    assert ended.told == told
+    assert not ended.output.exists()
+
+
+def test_at_the_first_batch_nothing_is_waited_for(command):
+    ended = command("first batch")
+    assert ended.exit_codes == [143], ended.told
+    assert "before a step was done: nothing was to be saved" in ended.told
+    assert files.newest(ended.output) is None
+    assert ended.state["why"] == "SIGTERM on rank 0, before a step was done"
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_in_a_step_the_step_is_done_and_saved(world_size, command):
+    ended = command("step", world_size=world_size)
+    assert_saved(ended, name="SIGTERM")
+    assert ended.steps in ([1, 2, 3], [1, 2, 3, 4]), "the other rank may have begun one more"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_every_signal_stops(number, command):
+    assert_saved(command("step", number), name=number.name, code=128 + number)
+
+
+def test_while_a_checkpoint_is_written_it_is_finished(command):
+    ended = command("checkpoint")
+    assert_saved(ended, name="SIGTERM")
+    assert "step_000000005" in [path.name for path in files.checkpoints(ended.output)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_while_a_set_is_verified_the_epoch_is_saved(world_size, command):
+    ended = command("verification", world_size=world_size)
+    assert_saved(ended, name="SIGTERM")
+    assert ended.steps in ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6])
+
+
+def test_at_the_end_what_is_left_is_finished(command):
+    ended = command("closing")
+    assert ended.exit_codes == [0], ended.told
+    assert files.newest(ended.output).name == f"step_{STEPS:09d}"
+    assert ended.state["finished"]
+    assert (ended.output / "curves.png").exists()
