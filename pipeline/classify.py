@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.named_path import PathError, check_path
+from pipeline.record_file import map_bytes
 from pipeline.recordio import (
     FIRST,
     IMAGE_HEADER,
@@ -100,8 +100,7 @@ def map_file(path: str | Path) -> np.ndarray:
         raise RecordError(str(error)) from error
     if path.stat().st_size == 0:
         raise RecordError(f"{path} is empty: download or pack it again")
-    with path.open("rb") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    return map_bytes(path)
 
 
 def scan_rec(

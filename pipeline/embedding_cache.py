@@ -17,6 +17,8 @@ import numpy as np
 
 from pipeline.collection import Collection
 from pipeline.index import RecordIndex, fingerprint, output_folder, sidecar_folders
+from pipeline.record_file import map_bytes
+from pipeline.sync import sync
 
 CACHE_SUFFIX = ".fsemb"
 _FORMAT = "facestream-embeddings-1"
@@ -105,7 +107,7 @@ def write_embeddings(
             file.flush()
             done += len(rows)
         assert done == len(index), "rows_from yields one row for each record"
-        os.fsync(file.fileno())
+        sync(file.fileno())
     unfinished.replace(target)
     return target
 
@@ -150,5 +152,4 @@ def _read(path: Path, index: RecordIndex, teacher: str) -> np.ndarray:
             f"{path} has {path.stat().st_size} bytes, expected {size}: it is cut off. Remove it. "
             + _REMEDY
         )
-    mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))
-    return mapped[_PREAMBLE:].view(np.float16).reshape(-1, dim)
+    return map_bytes(path, offset=_PREAMBLE).view(np.float16).reshape(-1, dim)

@@ -22,8 +22,9 @@ import numpy as np
 
 from pipeline.cache_folder import cache_folders
 from pipeline.classify import RECORD, Progress, Scan, Summary, map_file, scan_rec
-from pipeline.record_file import RecordFile, fingerprint
+from pipeline.record_file import RecordFile, fingerprint, map_bytes
 from pipeline.recordio import MAGIC, RecordError, read_record, unpack_image
+from pipeline.sync import sync
 
 SIDECAR_SUFFIX = ".fsidx"
 _FORMAT = "facestream-index-2"
@@ -92,7 +93,7 @@ def write_sidecar(
             file.write(preamble.ljust(_PREAMBLE - 1) + b"\n")
             file.write(body)
             file.flush()
-            os.fsync(file.fileno())  # after a power cut, too, it is complete or not there
+            sync(file.fileno())  # after a power cut, too, it is complete or not there
         unfinished.replace(target)
     return target
 
@@ -137,7 +138,7 @@ def _read_sidecar(path: Path, rec: Path) -> tuple[np.ndarray, Summary] | None:
     if size - _PREAMBLE <= _IN_MEMORY:
         body = np.fromfile(path, np.uint8, offset=_PREAMBLE)
     else:
-        body = np.memmap(path, np.uint8, mode="r", offset=_PREAMBLE)
+        body = map_bytes(path, offset=_PREAMBLE)
     return (body.view(RECORD), summary) if digest_records(body) == about.get("records") else None
 
 

@@ -7,9 +7,12 @@ disk fails, a read says so, while touching a map would end the process without a
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import weakref
 from pathlib import Path
+
+import numpy as np
 
 from pipeline.recordio import RecordError
 
@@ -30,6 +33,17 @@ def fingerprint(path: str | Path) -> str:
             file.seek(max(0, size - 4096) * k // 63)
             digest.update(file.read(4096))
     return digest.hexdigest()
+
+
+def map_bytes(path: str | Path, *, offset: int = 0) -> np.ndarray:
+    """A file's bytes from `offset` on, memory-mapped and read-only: (bytes,) uint8.
+
+    The map is private: some network disks (rclone, mergerfs, FUSE with direct_io) refuse shared
+    ones, which are what np.memmap and mmap.ACCESS_READ ask for.
+    """
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    return np.frombuffer(mapped, np.uint8, offset=offset)
 
 
 class RecordFile:

@@ -33,7 +33,8 @@ from tools.command import command
 from training.data import open_shared_index
 from training.distributed import World, join_world, leave_world
 from training.precision import choose_precision
-from training.saving.files import complete, partial_of, read_about
+from training.saving.checkpoint import create_writer
+from training.saving.files import complete, read_about
 from training.weights.center_transfer import aim_centers
 from training.weights.identities import FILE, Identities, read_identities
 from training.weights.mean_embeddings import mean_embeddings
@@ -44,7 +45,7 @@ INITS = ("mean", "random")
 
 
 def grow_head(checkpoint: Path, rec: Path, output: Path, *, init: str, world: World) -> Path:
-    """Write `output`, complete or not at all; returns it. Call it in a process group of one.
+    """Write `output`, whose manifest comes last; returns it. Call it in a process group of one.
 
     Args:
         init: "mean" starts a class at the mean embedding of up to 32 of its images, as long as the
@@ -172,17 +173,16 @@ def _documents(
 
 
 def _write(output: Path, state: dict[str, Any], documents: dict[str, Any]) -> None:
-    partial = partial_of(output)
-    if partial.exists():  # left by an interrupted call
-        shutil.rmtree(partial)
+    writer, digests = create_writer(output)
     try:
-        dcp.save(state, checkpoint_id=str(partial))
+        dcp.save(state, storage_writer=writer)
     except CheckpointException as error:
+        shutil.rmtree(output, ignore_errors=True)
         causes = "; ".join(str(cause) for cause, _ in error.failures.values())
         raise WeightsError(
             f"{output} was not written: {causes}. Make room there, or allow writing"
         ) from error
-    complete(output, documents=documents, digests={})
+    complete(output, documents=documents, digests=digests)
 
 
 def main() -> None:

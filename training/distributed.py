@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from training.faults.store import serve_store
+from training.launch import read_place
 
 T = TypeVar("T")
 
@@ -36,10 +37,14 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
 
     Ranks meet where torchrun's environment says, unless `init_method` names another place.
 
-    Raises ValueError when a GPU is asked for and there is none for this rank.
+    Raises ValueError when a GPU is asked for and there is none for this rank, and LaunchError, a
+    subclass of it, where the environment does not say this rank's place.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     available = torch.cuda.device_count()
+    place = read_place(
+        os.environ, gpus=0 if device == "cpu" else available, address=init_method is None
+    )
+    local_rank = place.local_rank if place else int(os.environ.get("LOCAL_RANK", 0))
     if device != "cpu" and local_rank >= available and (available or device == "cuda"):
         raise ValueError(
             f"run.device={device}, but local rank {local_rank} finds {available} GPUs: start at "
@@ -51,8 +56,8 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
         backend = "cpu:gloo,cuda:nccl"
     else:
         chosen, backend = torch.device("cpu"), "gloo"
-    if "RANK" in os.environ:
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if place:
+        rank, world_size = place.rank, place.world_size
         store, _, _ = next(dist.rendezvous(init_method or "env://", rank, world_size))
         if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
             # torchrun gives ranks that start again the store of the dead, full of their addresses.
@@ -66,7 +71,7 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         local_rank=local_rank,
-        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        local_world_size=place.local_world_size if place else 1,
         device=chosen,
     )
 

@@ -31,6 +31,8 @@ from training.optim import set_learning_rate
 from training.precision import Precision, set_determinism
 from training.saving import checkpoint, resume
 from training.saving.files import CheckpointError, Scores, counters, read_about, retain
+from training.saving.lock import Lock, require_free
+from training.saving.room import Room, require_room
 from training.saving.run_state import RunState, describe_silent_end
 from training.schedules import create_schedule
 from training.step import Lap, StepResult
@@ -77,7 +79,8 @@ class Trainer:
         data = open_training_data(config, world)
         self._records = data.records
         num_classes = together(lambda: count_classes(data.records, config.head.num_classes))
-        self.output = Path(config.run.output)
+        self.output, self._lock = Path(config.run.output), None  # the main rank's
+        together(lambda: world.is_main and require_free(self.output))
         facts = agree(config, world, precision, data, num_classes=num_classes)
         self.loader, decoding = create_loader(config, world, data)
         self.schedule = create_schedule(
@@ -99,18 +102,21 @@ class Trainer:
         self.step, self._about_backbone = create_step(
             config, world, distillation, num_classes=num_classes, precision=precision
         )
-        self.steps_done, self._saved_at, self._averaged_at, self._taken = 0, -1, -1, []
+        self.steps_done, self._saved_at, self._averaged_at = 0, -1, -1
+        self._taken, self._changed = [], []
         anew = not checkpoint.checkpoints(self.output) and config.run.resume in ("auto", "never")
         if config.run.init_from and anew:
             self._taken = warm_start(config, world, step=self.step, data=data, precision=precision)
-        # Only now: a folder claimed for what cannot be built would refuse the mended run.
+        # Only now: what cannot be built leaves no folder behind.
         together(lambda: world.is_main and self._claim(data, num_classes, facts))
         self.last_checkpoint = resume.choose_checkpoint(self.output, config, facts=facts)
         if self.last_checkpoint:
+            self._changed = resume.require_settings(self.last_checkpoint, self.output, config)
             self._take_up(self.last_checkpoint)
+        self._room = together(self._require_room)
         self.rollback = Rollback(config.run.max_nonfinite, self._times_gone_back())
         self._saver = checkpoint.Saver(
-            self.output, config=config, train_step=self.step, facts=facts
+            self.output, config=config, train_step=self.step, facts=facts, lock=self._lock
         )
         self._state = self._begin_state() if world.is_main else None
         self._graphed = None
@@ -123,11 +129,23 @@ class Trainer:
 
     def _claim(self, data: TrainingData, num_classes: int, facts: dict[str, Any]) -> None:
         """Make run.output this run's, and write down who its classes are."""
+        self._disk = resume.open_output(self.output)
+        self._lock = Lock(self.output)
+        self._lock.acquire()
         resume.claim(self.output, self.config, facts=facts)
         identities = Identities.of(
             data.records, num_classes=num_classes, identity_map=self.config.data.identity_map
         )
         write_identities(self.output, identities)
+
+    def _require_room(self) -> Room | None:
+        """Make sure that the checkpoints to come fit on run.output's disk."""
+        if not self.world.is_main:
+            return None
+        per_epoch = self.loader.steps_per_epoch
+        return require_room(
+            self.config, self.step, steps_done=self.steps_done, steps_per_epoch=per_epoch
+        )
 
     def _times_gone_back(self) -> int:
         """How often the run had gone back when its checkpoint was written."""
@@ -191,11 +209,16 @@ class Trainer:
             *([f"before     the run {silent}"] if silent else []),
             *([f"teacher    {self.step.distillation}"] if self.step.distillation else []),
             *(f"start      {line}" for line in self._taken),
+            *(f"changed    {line}" for line in self._changed),
             f"output     {self.output}"
             + (f", resumed from {self.last_checkpoint.name}" if self.last_checkpoint else ""),
+            f"disk       {self._disk}",
+            f"room       {self._room}",
         ]
         for line in (*self.config.lines(), *lines):
             self.reporter.say(line)
+        if self.steps_done >= self.schedule.total_steps:
+            self.reporter.say(f"finished, nothing to do: step {self.steps_done} was the last")
         self.reporter.text("config", "\n".join(f"    {line}" for line in self.config.lines()))
 
     def _position(self) -> Position:
@@ -249,6 +272,8 @@ class Trainer:
         self._saver.close()
         if self.reporter:
             self.reporter.close()
+        if self._lock:
+            self._lock.release()
 
     def train_on(self, batch: Batch, lap: Lap) -> StepResult:
         """The next step, on this rank's batch; everything about it follows from its number."""
@@ -430,9 +455,15 @@ class Trainer:
             steps_left=at.total_steps - at.step,
         )
         reading = means | {"lr": self._rate(self.steps_done - 1)} | measured
+        self._require_lock()
         self.reporter.training(at, reading)
         for line in self._doctor(reading):
             self.reporter.say(line)
+
+    def _require_lock(self) -> None:
+        """Write nothing into a folder that another process has taken over."""
+        if self._lock:
+            self._lock.require()
 
     def verify(self) -> Scores:
         """Score the backbone on every verification set, on all ranks together."""
@@ -441,6 +472,7 @@ class Trainer:
             # A copy, which is not compiled: batches of other sizes would be compiled anew.
             scores = self._evaluate(fold_batch_norm(checkpoint.unwrapped(self.step.backbone)))
         if self.reporter and scores:
+            self._require_lock()
             self.reporter.verification(self._position(), scores)
         self._saver.add_scores(self.steps_done, scores)
         return scores

@@ -145,7 +145,8 @@ class Reporter:
         self._metrics = AppendedFile(self.metrics_path)
         self._metrics.rewrite(lambda: _forget_after(self.metrics_path, at.step))
         self._reading = Outlet(f"reading {self.metrics_path}")
-        self._board = Board(self.tensorboard_path, first_step=at.step + 1)
+        # A run from its start has not even been verified: nothing of a try before it is shown.
+        self._board = Board(self.tensorboard_path, first_step=at.step + 1 if at.step else 0)
         self._curves = Outlet(str(self.curves_path))
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]:.2f}"),

@@ -14,6 +14,7 @@ from pipeline.embedding_cache import (
 )
 from pipeline.index import open_index
 from pipeline.recordio import RecordWriter, pack_image
+from tests.bad_disk import break_disk
 
 DIM = 4
 TEACHER = "0123456789abcdef"
@@ -153,3 +154,10 @@ def test_a_read_only_folders_embeddings_go_to_the_cache_folder(index):
         assert len(open_embeddings(index, teacher=TEACHER)) == 7
     finally:
         folder.chmod(0o755)
+
+
+def test_embeddings_are_read_where_nothing_can_be_mapped_shared(index, monkeypatch):
+    write(index)
+    break_disk(monkeypatch, "directio")
+    found = open_embeddings(index, teacher=TEACHER)
+    assert np.array_equal(found, embedding(range(len(index))))

@@ -7,8 +7,10 @@ import os
 
 import pytest
 
+from pipeline import index
 from pipeline.record_file import RecordFile
-from pipeline.recordio import RecordError
+from pipeline.recordio import RecordError, RecordWriter, pack_image
+from tests.bad_disk import break_disk
 
 
 @pytest.fixture
@@ -91,3 +93,18 @@ def test_the_descriptor_goes_with_the_object(file):
     descriptor = RecordFile(file.path)._descriptor  # nothing holds the object any more
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+
+
+def test_a_set_is_indexed_where_nothing_can_be_mapped_shared_or_synced(tmp_path, monkeypatch):
+    """The .rec and a sidecar too long to be held in memory, at the first opening and the second."""
+    path = tmp_path / "train.rec"
+    with RecordWriter(path) as writer:
+        for key in range(3):
+            writer.write(pack_image(b"image%d" % key, float(key), key))
+    monkeypatch.setattr(index, "_IN_MEMORY", 0)
+    break_disk(monkeypatch, "directio", "nofsync")
+    for _ in range(2):
+        opened = index.open_index(path)
+        assert [bytes(opened.image(k)) for k in range(3)] == [b"image0", b"image1", b"image2"]
+        assert bytes(opened.buffer) == path.read_bytes()
+        assert path.with_suffix(".fsidx").exists(), "or the next start would scan the file again"

@@ -111,12 +111,66 @@ def test_a_finished_run_started_again_does_nothing(finished, world):
     assert all(torch.equal(a, b) for a, b in zip(before, state(again), strict=True))
 
 
-def test_a_changed_configuration_counts_after_a_resume(finished, world):
+BINDING = [
+    ("optim.momentum=0.5", r"optim\.momentum was 0\.9, is 0\.5"),
+    ("head.sample_rate=0.5", r"head\.sample_rate was 1\.0, is 0\.5"),
+    ("head.loss_args={margin: 0.3, scale: 16.0}", r'head\.loss_args was \{"margin": 0\.2.*0\.3'),
+    ("run.epochs=4", r"run\.epochs was 3, is 4"),
+]
+
+
+@pytest.mark.parametrize(("change", "difference"), BINDING)
+def test_other_settings_are_refused_where_a_run_would_go_on(finished, world, change, difference):
+    before = sorted(finished.output.rglob("step_*"))
+    with pytest.raises(CheckpointError, match=f"other settings: {difference}.*run.resume=") as e:
+        build(override(finished.config, [change]), world)
+    assert e.value.args[0].count(" was ") == 2, "nothing else differs"
+    assert sorted(finished.output.rglob("step_*")) == before
+
+
+def test_a_new_run_may_begin_at_a_checkpoint_with_other_settings(finished, world, tmp_path, capsys):
     """Momentum and weight decay lie in the checkpoint too, which must not win."""
-    changes = ["optim.momentum=0.5", "optim.weight_decay=0.01"]
-    resumed = build(override(finished.config, changes), world)
+    changes = ["optim.momentum=0.5", "optim.weight_decay=0.01", "log.every=7", "run.epochs=4"]
+    new = [f"run.output={tmp_path / 'new'}", f"run.resume={finished.output}"]
+    resumed = build(override(finished.config, [*changes, *new]), world)
     for settings in (resumed.step.optimizer.param_groups[0], vars(resumed.step.head)):
         assert (settings["momentum"], settings["weight_decay"]) == (0.5, 0.01)
+    assert resumed.steps_done == 15
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed")]
+    assert told == [
+        "changed    run.epochs was 3, is 4",
+        "changed    optim.momentum was 0.9, is 0.5",
+        "changed    optim.weight_decay was 0.0005, is 0.01",
+        "changed    log.every was 2, is 7",
+    ]
+    resumed.close()
+
+
+def test_what_leaves_the_weights_alone_may_change_and_is_listed(finished, world, capsys):
+    again = build(override(finished.config, ["log.every=3", "run.keep=5"]), world)
+    told = capsys.readouterr().out.splitlines()
+    assert {"changed    log.every was 2, is 3", "changed    run.keep was 2, is 5"} <= set(told)
+    assert told[-1] == "finished, nothing to do: step 15 was the last"
+    again.close()
+
+
+def test_a_try_that_saved_nothing_does_not_refuse_the_mended_one(data, world, tmp_path):
+    """As where the first step ran out of memory; what it has told is forgotten."""
+    output = tmp_path / "run"
+    tried = build(override(tiny.config(data, output), ["model.width=0.5"]), world)
+    tried.verify()
+    tried.close()
+    files.folder_of(output, 5).mkdir(parents=True)  # an unfinished save
+    config = override(tiny.config(data, output), ["run.resume=never", "run.epochs=1"])
+    mended = build(config, world)
+    mended.run()
+    lines = [json.loads(line) for line in mended.reporter.metrics_path.read_text().splitlines()]
+    assert [line["step"] for line in lines if "verification" in line] == [0, 5]
+    events = EventAccumulator(str(mended.reporter.tensorboard_path)).Reload()
+    steps = [event.step for event in events.Scalars("verification_pairs/accuracy")]
+    assert steps == [0, 5]
+    with pytest.raises(CheckpointError, match=r"holds another run: its model\.width is 0\.25"):
+        build(tried.config, world)
 
 
 def test_a_line_that_was_half_written_does_not_stop_a_resume(finished, world):

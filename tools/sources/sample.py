@@ -53,7 +53,9 @@ def group(samples: Iterable[Sample], scratch: Path) -> Iterator[Identity]:
         if not owner:
             return
         file.flush()
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        # Private, as some network disks refuse shared maps.
+        flags, prot = mmap.MAP_PRIVATE, mmap.PROT_READ
+        with mmap.mmap(file.fileno(), 0, flags=flags, prot=prot) as content:
             yield from _identities(content, number_of, np.array(owner), np.array(ends))
 
 

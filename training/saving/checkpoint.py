@@ -28,7 +28,9 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from training.config import Config
 from training.saving import files
+from training.saving.disk import replace
 from training.saving.files import CheckpointError, Digest, Scores, checkpoints, newest
+from training.saving.lock import Lock
 from training.saving.resume import claim
 from training.saving.state import (
     HostCopy,
@@ -71,12 +73,19 @@ class Saver:
         config: how many checkpoints are kept; it is saved too.
         train_step: what is saved.
         facts: what identifies the run, see `resume.claim`.
+        lock: on the main rank, what holds the folder; a run that has lost it writes nothing.
     """
 
     def __init__(
-        self, output: Path, *, config: Config, train_step: TrainStep, facts: dict[str, Any]
+        self,
+        output: Path,
+        *,
+        config: Config,
+        train_step: TrainStep,
+        facts: dict[str, Any],
+        lock: Lock | None = None,
     ) -> None:
-        self._output, self._config, self._facts = output, config, facts
+        self._output, self._config, self._facts, self._lock = output, config, facts, lock
         self._train_step = train_step
         self._group = dist.new_group(backend="gloo")
         self._mesh = rank_mesh("cpu")
@@ -113,6 +122,7 @@ class Saver:
             facts=self._facts,
             counters=counters,
             group=self._group,
+            lock=self._lock,
         )
         self._pending.add_done_callback(_report)
         self._pending.add_done_callback(self._announce)
@@ -194,6 +204,7 @@ def write(
     facts: dict[str, Any],
     counters: Mapping[str, int] | None = None,
     group: dist.ProcessGroup | None = None,
+    lock: Lock | None = None,
 ) -> Path:
     """Write a state as the checkpoint of a step, remove old ones, return its folder.
 
@@ -203,11 +214,7 @@ def write(
     Raises CheckpointError, on every rank, where any cannot write; the others stay as they were.
     """
     final = files.folder_of(output, step)
-    partial = files.partial_of(final)
-    written = _DigestingFileSystem()
-    # Nothing is copied ahead: that would start an accelerator's context in this thread.
-    writer = dcp.FileSystemWriter(partial, per_thread_copy_ahead=0)
-    writer.fs = written
+    writer, written = create_writer(final)
     about = {
         "step": step,
         "facts": facts,
@@ -216,19 +223,26 @@ def write(
         "ranks": dist.get_world_size(group),
     }
     documents = {"config.json": config.as_dict(), "about.json": about}
+    still_ours = lock.require if lock else lambda: None
+    all_written = False
     try:
-        _on_main(lambda: files.clear(final.parent), group)
+        still_ours()
+        _on_main(lambda: files.clear(final), group)
         dcp.save(state | {"step": step}, storage_writer=writer, process_group=group)
         everyone: list[dict[str, Digest]] = [{} for _ in range(dist.get_world_size(group))]
-        dist.all_gather_object(everyone, written.digests, group=group)
+        dist.all_gather_object(everyone, written, group=group)
         digests = {name: digest for theirs in everyone for name, digest in theirs.items()}
+        all_written = True
+        still_ours()
         _on_main(lambda: files.complete(final, documents=documents, digests=digests), group)
     except (CheckpointException, OSError) as error:
-        if dist.get_rank(group) == 0:
-            shutil.rmtree(partial, ignore_errors=True)
+        still_ours()
+        if not all_written and dist.get_rank(group) == 0:
+            shutil.rmtree(final, ignore_errors=True)
+        rest = f"; what there is of this one is in {final}" if all_written else ""
         raise CheckpointError(
             f"the checkpoint of step {step} was not saved: {_causes(error)}. Make room in {output} "
-            "or allow writing there; the checkpoint before it stays"
+            f"or allow writing there; the checkpoint before it stays{rest}"
         ) from error
     if dist.get_rank(group) == 0:
         try:
@@ -236,6 +250,15 @@ def write(
         except (OSError, CheckpointError) as error:
             logging.warning("%s is saved, but older checkpoints were not removed: %s", final, error)
     return final
+
+
+def create_writer(folder: Path) -> tuple[dcp.FileSystemWriter, dict[str, Digest]]:
+    """What dcp.save writes a checkpoint's folder with, and the digests of its files, by name."""
+    # Nothing is copied ahead: that would start an accelerator's context in this thread. Files are
+    # synced as they are closed: left to itself the writer fails on disks that cannot.
+    writer = dcp.FileSystemWriter(folder, per_thread_copy_ahead=0, sync_files=False)
+    writer.fs = _DigestingFileSystem()
+    return writer, writer.fs.digests
 
 
 def load(path: Path, *, train_step: TrainStep) -> int:
@@ -290,7 +313,7 @@ def _tell_of_other_versions(path: Path) -> None:
 
 
 class _DigestingFileSystem(FileSystem):
-    """Digests what torch.distributed.checkpoint writes, as it is written."""
+    """Digests what torch.distributed.checkpoint writes, as it is written, and syncs it."""
 
     def __init__(self) -> None:
         self.digests: dict[str, Digest] = {}  # by file name
@@ -307,6 +330,10 @@ class _DigestingFileSystem(FileSystem):
                 raise error.__context__ from None
             raise
         self.digests[Path(path).name] = stream.digest()
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        replace(Path(path), Path(new_path))
+        self.digests[Path(new_path).name] = self.digests.pop(Path(path).name)
 
 
 def _on_main(work: Callable[[], None], group: dist.ProcessGroup | None) -> None:

@@ -1,11 +1,12 @@
 """Checkpoints as folders: which are complete, whether their bytes hold, which of them are kept.
 
-One is written as OUTPUT/checkpoints/partial_step_N and renamed to step_N once all of it is on the
-disk, so it is there whole or not at all. Beside the files of torch.distributed.checkpoint it has
+OUTPUT/checkpoints/step_N is complete where it has a manifest, which is written once all else is on
+the disk, and removed before all else: so it needs no folder to be renamed, which mounted buckets
+refuse. Beside the files of torch.distributed.checkpoint it has
 
     config.json      the resolved configuration
     about.json       step, what identifies the run, versions, number of ranks
-    manifest.json    bytes and BLAKE2b (128 bits) of every other file; written last
+    manifest.json    bytes and BLAKE2b (128 bits) of every other file
 
 and, once its state has been verified, which may take long and may fail,
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -24,9 +26,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+from pipeline.sync import sync
+from training.saving.disk import replace, sync_folder
+
 _MANIFEST, _SCORES = "manifest.json", "scores.json"
 _NAME = re.compile(r"step_\d{9}")
-_PARTIAL = "partial_"  # what is not whole, or is about to go
+_OLD_PARTIAL = "partial_*"  # what earlier versions called a checkpoint that was not complete
+_SOUND = 2  # checkpoints to go back to that stay, whatever run.keep says
 _BLOCK = 1 << 24  # bytes read at once
 
 
@@ -45,7 +51,7 @@ class Digest(TypedDict):
 
 
 class DigestedFile(io.FileIO):
-    """A file for writing from start to end, digested on the way. Unbuffered."""
+    """A file for writing from start to end, digested on the way, synced when closed. Unbuffered."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path, "wb")
@@ -61,25 +67,33 @@ class DigestedFile(io.FileIO):
         self._bytes += written
         return written
 
+    def close(self) -> None:
+        """Make sure that what was written lasts, where the disk can do that."""
+        if not self.closed:
+            try:
+                sync(self.fileno())
+            finally:
+                super().close()
+
     def digest(self) -> Digest:
         """Of what was written so far."""
         return Digest(bytes=self._bytes, blake2b=self._hash.hexdigest())
 
 
 def folder_of(output: Path, step: int) -> Path:
-    """Where a run's checkpoint of a step lies once it is complete."""
+    """Where a run's checkpoint of a step lies."""
     return output / "checkpoints" / f"step_{step:09d}"
 
 
-def partial_of(final: Path) -> Path:
-    """Where it is written until then."""
-    return final.with_name(_PARTIAL + final.name)
+def is_complete(path: Path) -> bool:
+    """Whether all of a checkpoint was written; whether its bytes hold is `faults`' to check."""
+    return (path / _MANIFEST).is_file()
 
 
 def checkpoints(output: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     found = (output / "checkpoints").glob("step_*")
-    return sorted(path for path in found if _NAME.fullmatch(path.name))
+    return sorted(path for path in found if _NAME.fullmatch(path.name) and is_complete(path))
 
 
 def newest(output: Path) -> Path | None:
@@ -125,31 +139,49 @@ def faults(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:
     return [fault for fault in found if fault]
 
 
-def clear(folder: Path) -> None:
-    """Remove what interrupted saves left, so that the disk does not fill with it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(left)
+def clear(final: Path) -> None:
+    """Make way for a checkpoint: remove one of the same step, and what interrupted saves left.
+
+    Raises OSError where its own place cannot be cleared.
+    """
+    if final.exists():
+        remove(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = (
+        path
+        for path in final.parent.glob("step_*")
+        if _NAME.fullmatch(path.name) and not is_complete(path)
+    )
+    for path in (*unfinished, *final.parent.glob(_OLD_PARTIAL)):
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            logging.warning("%s, left by an interrupted save, is not removed: %s", path, error)
 
 
 def complete(final: Path, *, documents: Mapping[str, Any], digests: Mapping[str, Digest]) -> None:
-    """Add documents and the manifest to a checkpoint's partial folder, and give it its name.
+    """Add documents and, last of all, the manifest to a checkpoint's folder.
 
     documents: what is to be written as JSON, by file name. digests: of the files that were digested
     as they were written, by name; the others are read again.
     """
-    partial = partial_of(final)
     for name, content in documents.items():
-        _write_json(partial / name, content)
-    files = {
-        file.name: digests.get(file.name) or _digest(file) for file in sorted(partial.iterdir())
-    }
-    _write_json(partial / _MANIFEST, {"files": files})
-    _sync_folder(partial)
-    if final.exists():
-        _remove(final)
-    partial.rename(final)
-    _sync_folder(final.parent)
+        _write_json(final / name, content)
+    files = {file.name: digests.get(file.name) or _digest(file) for file in sorted(final.iterdir())}
+    # Before the manifest has its name, so that after a power cut it vouches for nothing lost.
+    sync_folder(final)
+    sync_folder(final.parent)
+    unfinished = final / f"{_MANIFEST}.unfinished"
+    _write_json(unfinished, {"files": files})
+    replace(unfinished, final / _MANIFEST)
+    sync_folder(final)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; what is half removed does not look complete."""
+    (path / _MANIFEST).unlink(missing_ok=True)
+    sync_folder(path)
+    shutil.rmtree(path)
 
 
 def retain(output: Path, *, step: int, keep: int) -> None:
@@ -162,10 +194,15 @@ def retain(output: Path, *, step: int, keep: int) -> None:
     everything = checkpoints(output)
     reached = [path for path in everything if path <= folder_of(output, step)]
     sound = [path for path in reached if not counters(path).get("skipped_in_a_row", 0)]
-    kept = {*reached[-keep:], *sound[-2:], _best(reached)}
+    kept = {*reached[-keep:], *sound[-_SOUND:], _best(reached)}
     for path in everything:
         if path not in kept:
-            _remove(path)
+            remove(path)
+
+
+def least_kept(keep: int) -> int:
+    """How many `retain` leaves of a sound run's checkpoints, without the best."""
+    return max(keep, _SOUND)
 
 
 def write_scores(path: Path, scores: Scores) -> None:
@@ -173,7 +210,7 @@ def write_scores(path: Path, scores: Scores) -> None:
     accuracies = [score["accuracy"] for score in scores.values()]
     unfinished = path / "scores.unfinished"
     _write_json(unfinished, {"scores": scores, "accuracy": sum(accuracies) / len(accuracies)})
-    unfinished.replace(path / _SCORES)
+    replace(unfinished, path / _SCORES)
 
 
 def counters(path: Path) -> dict[str, int]:
@@ -235,19 +272,4 @@ def _write_json(file: Path, content: Any) -> None:
     with file.open("w") as stream:
         json.dump(content, stream, indent=2)
         stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make what its files are called last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    # Renamed first: what is half removed must not look complete.
-    gone = path.with_name(f"{_PARTIAL}removed_{path.name}")
-    shutil.rmtree(path.rename(gone))
+        sync(stream.fileno())

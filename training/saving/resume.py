@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,41 @@ import torch.distributed as dist
 from pipeline.named_path import PathError
 from training.config import Config
 from training.named_files import check_named_files
-from training.saving.files import CheckpointError, checkpoints, faults, read_about
+from training.saving import lock
+from training.saving.disk import Disk, probe, replace
+from training.saving.files import CheckpointError, checkpoints, faults, is_complete, read_about
+from training.saving.settings import compare_settings
 
 
-def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
-    """Make `output` this run's folder; raise CheckpointError when it is anything else's.
+def open_output(output: Path) -> Disk:
+    """Create a run's folder if need be, and find out what its disk can do.
 
-    `facts` are what identifies the run: model, number of classes, dataset. They are written down
-    at first.
+    Raises CheckpointError where it holds what is not a run's, or where nothing can be saved.
     """
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"run.output={output} is a file: choose a folder")
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        _refuse_others(output)
+        return probe(output)
+    except OSError as error:
+        raise CheckpointError(
+            f"run.output={output}: nothing can be saved there ({error}). Make room, allow writing, "
+            "or choose a folder on another disk"
+        ) from error
+
+
+def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
+    """Make a folder from `open_output` this run's; CheckpointError when it is another run's.
+
+    `facts` are what identifies the run: model, number of classes, dataset. They are written down
+    at first, and bind from the first checkpoint on: a try that saved nothing owns no folder.
+    """
     path = output / "run.json"
-    if not path.exists():
-        there = sorted(e.name for e in output.iterdir() if e.name != "run.unfinished")
-        if there:
-            names = ", ".join(there[:4])
-            raise CheckpointError(
-                f"run.output={output} is not empty ({names}) and holds no run: choose another "
-                "folder, so that nothing in it is lost"
-            )
+    if not (path.exists() and checkpoints(output)):
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(facts, indent=2))
-        unfinished.replace(path)
+        replace(unfinished, path)
         return
     _require_same(
         json.loads(path.read_text()),
@@ -49,6 +61,21 @@ def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
         raise CheckpointError(
             f"run.output={output} already holds this run and run.resume=never: choose another "
             "run.output, or run.resume=auto to go on"
+        )
+
+
+def _refuse_others(output: Path) -> None:
+    """Raise CheckpointError where a folder holds files and no run."""
+    if (output / "run.json").exists():
+        return
+    # A start that ended here and now leaves these.
+    ours = {lock.FILE, "run.unfinished"}
+    there = sorted(e.name for e in output.iterdir() if e.name not in ours)
+    there = [name for name in there if not re.fullmatch(r"lock\.\d+\.unfinished|probe_\d+", name)]
+    if there:
+        raise CheckpointError(
+            f"run.output={output} is not empty ({', '.join(there[:4])}) and holds no run: choose "
+            "another folder, so that nothing in it is lost"
         )
 
 
@@ -79,6 +106,29 @@ def choose_checkpoint(output: Path, config: Config, *, facts: dict[str, Any]) ->
     return path
 
 
+def require_settings(path: Path, output: Path, config: Config) -> list[str]:
+    """What differs from the configuration that `path` was saved with, a line each.
+
+    Call it on every rank. Raises CheckpointError, on every rank, where a run would go on in its own
+    `output` with settings that decide what its weights come to be; one that begins in another may.
+    """
+    try:
+        saved = json.loads((path / "config.json").read_text()) if dist.get_rank() == 0 else {}
+    except FileNotFoundError:
+        saved = {}
+    (saved,) = from_main([saved])
+    if not saved:
+        return []
+    differ = compare_settings(saved, config)
+    if differ.binding and path.parent.resolve() == (output / "checkpoints").resolve():
+        raise CheckpointError(
+            f"{path} was saved with other settings: {'; '.join(differ.binding)}. They decide what "
+            "the weights come to be: restore them to go on; or begin another run there, with "
+            f"another run.output and run.resume={path}"
+        )
+    return [*differ.binding, *differ.free]
+
+
 def _named(config: Config, own: list[Path]) -> list[Path] | CheckpointError:
     """The checkpoints that run.resume=PATH leaves to choose from, oldest first."""
     path = Path(config.run.resume)
@@ -87,7 +137,7 @@ def _named(config: Config, own: list[Path]) -> list[Path] | CheckpointError:
     except PathError as error:
         # What the run began from may be gone when it goes on.
         return own or CheckpointError(str(error))
-    is_checkpoint = (path / "manifest.json").is_file()
+    is_checkpoint = is_complete(path)
     there = [path] if is_checkpoint else checkpoints(path)
     if not there:
         return CheckpointError(
@@ -133,10 +183,12 @@ def from_main(values: list[Any]) -> list[Any]:
 
 
 def _require_same(held: dict[str, Any], facts: dict[str, Any], *, what: str, remedy: str) -> None:
-    """Raise CheckpointError naming the first of the facts held that differs."""
+    """Raise CheckpointError naming all of the facts held that differ."""
     facts = json.loads(json.dumps(facts))
-    for key in facts:
-        if key in held and held[key] != facts[key]:
-            raise CheckpointError(
-                f"{what}: its {key} is {held[key]!r}, this one's is {facts[key]!r}. {remedy}"
-            )
+    differ = [
+        f"its {key} is {held[key]!r}, this one's is {facts[key]!r}"
+        for key in facts
+        if key in held and held[key] != facts[key]
+    ]
+    if differ:
+        raise CheckpointError(f"{what}: {'; '.join(differ)}. {remedy}")

@@ -23,7 +23,7 @@ from training.step import TrainStep
 
 State = dict[str, Any]  # nested; leaves are tensors and plain values
 
-_SHARDED = ("centers", "velocity")
+SHARDED = ("centers", "velocity")  # of the head: split by rows over the ranks
 
 
 def read_state(train_step: TrainStep) -> State:
@@ -72,7 +72,7 @@ def share_head(state: State, head: PartialFC, mesh: DeviceMesh) -> State:
             shape=torch.Size((head.num_classes, width)),
             stride=(width, 1),
         )
-        for name in _SHARDED
+        for name in SHARDED
     }
     return state | {"head": state["head"] | rows}
 

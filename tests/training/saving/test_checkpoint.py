@@ -69,7 +69,7 @@ def test_training_goes_on_while_what_was_is_written(world, tmp_path, monkeypatch
     path = saving.save(3)
     train(step)
     assert not same(tensors(step), before)
-    assert not path.exists()
+    assert not files.is_complete(path)
     changed.set()
     assert saving.close() == path
     assert files.faults(path) == []
@@ -132,9 +132,15 @@ def test_a_full_or_closed_disk_is_told_once_and_the_checkpoint_before_stays(
     assert len(told) == 1
     assert "step 2 was not saved: [Errno 28] No space left on device. Make" in told[0].getMessage()
     assert saving.fault == told[0].getMessage()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [kept.name]
+    assert checkpoint.checkpoints(tmp_path) == [kept]
+    rest = files.folder_of(tmp_path, 2)
+    # What is all there but for its manifest is not thrown away before the next one needs the room.
+    assert rest.exists() == (where == "manifest") == (f"this one is in {rest}" in saving.fault)
     after = saving.save(3)
     assert saving.close() == after
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
+        *(kept.name, after.name)
+    ]
     assert saving.fault is None
 
 

@@ -15,9 +15,9 @@ SHARD, CONTENT = "__0_0.distcp", bytes(range(256)) * 300
 def make(output: Path, step: int, accuracy: float | None = None) -> Path:
     """A complete checkpoint of one shard."""
     final = files.folder_of(output, step)
-    partial = files.partial_of(final)
-    partial.mkdir(parents=True)
-    with files.DigestedFile(partial / SHARD) as shard:
+    files.clear(final)
+    final.mkdir()
+    with files.DigestedFile(final / SHARD) as shard:
         shard.write(CONTENT[:1000])
         shard.write(CONTENT[1000:])
     documents = {"about.json": {"step": step, "accuracy": accuracy}}
@@ -89,7 +89,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         files.retain(tmp_path, step=step, keep=2)
     assert [path.name[-1] for path in files.checkpoints(tmp_path)] == ["3", "5", "6"]
     assert files.best(tmp_path) == files.folder_of(tmp_path, 3), "of equals the newest"
-    assert not list((tmp_path / "checkpoints").glob("partial_*"))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
 
 
 def test_what_lies_beyond_the_step_goes_and_does_not_count(tmp_path):
@@ -103,10 +103,51 @@ def test_what_lies_beyond_the_step_goes_and_does_not_count(tmp_path):
 def test_one_of_the_same_step_is_replaced_and_remains_are_cleared(tmp_path):
     path = make(tmp_path, 4)
     damage(path / SHARD)
-    (tmp_path / "checkpoints" / "partial_step_000000003").mkdir()
-    files.clear(tmp_path / "checkpoints")
+    for left in ("step_000000003", "partial_step_000000002"):  # the latter by an older version
+        (tmp_path / "checkpoints" / left).mkdir()
+        (tmp_path / "checkpoints" / left / SHARD).write_bytes(CONTENT)
     assert files.faults(make(tmp_path, 4)) == []
-    assert [p.name for p in files.checkpoints(tmp_path)] == ["step_000000004"]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_000000004"]
+
+
+def test_what_is_half_written_or_half_removed_is_no_checkpoint(tmp_path, monkeypatch):
+    """The process dies when the manifest is to be named, or as the files begin to go."""
+    whole, half = make(tmp_path, 1), make(tmp_path, 2)
+
+    class Died(BaseException):
+        pass
+
+    def die(*args):
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "replace", die)
+        with pytest.raises(Died):
+            make(tmp_path, 3)
+    assert files.checkpoints(tmp_path) == [whole, half]
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", die)
+        with pytest.raises(Died):
+            files.remove(half)
+    assert (half / SHARD).exists()
+    assert files.checkpoints(tmp_path) == [whole]
+    assert files.faults(whole) == []
+
+
+def test_what_cannot_be_cleared_stops_only_its_own_step(tmp_path, monkeypatch, caplog):
+    stuck = files.folder_of(tmp_path, 1)
+    stuck.mkdir(parents=True)
+
+    def refuse(path, real=files.shutil.rmtree):
+        if path == stuck:
+            raise OSError(39, "Directory not empty")
+        real(path)
+
+    monkeypatch.setattr(files.shutil, "rmtree", refuse)
+    assert files.faults(make(tmp_path, 2)) == []
+    assert "step_000000001, left by an interrupted save, is not removed" in caplog.text
+    with pytest.raises(OSError, match="not empty"):
+        make(tmp_path, 1)
 
 
 def test_a_folder_that_is_no_checkpoint_says_so(tmp_path):
@@ -116,12 +157,11 @@ def test_a_folder_that_is_no_checkpoint_says_so(tmp_path):
 
 def test_only_a_runs_own_names_are_checkpoints_and_one_unreadable_stops_no_retention(tmp_path):
     for step in (5, 10, 15, 20):
-        folder = files.folder_of(tmp_path, step)
-        folder.mkdir(parents=True)
-        (folder / "about.json").write_text('{"accuracy": null}')
+        make(tmp_path, step)
     (tmp_path / "checkpoints" / "step_000000015" / "about.json").write_text("{")
     for name in ("step_000000010_mine", "step_5"):
         (tmp_path / "checkpoints" / name).mkdir()
+        (tmp_path / "checkpoints" / name / "manifest.json").write_text("{}")
     assert [path.name[-2:] for path in files.checkpoints(tmp_path)] == ["05", "10", "15", "20"]
     files.retain(tmp_path, step=20, keep=2)
     assert [path.name[-2:] for path in files.checkpoints(tmp_path)] == ["15", "20"]

@@ -133,7 +133,8 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_losses_and_weights(tmp_p
             time.sleep(draw.uniform(0, 0.06 if further else 1.2))
 
         live(killed, tmp_path / f"store{life}", kill=wait)
-        saving += any((output / "checkpoints").glob("partial_step_*"))
+        everything = (output / "checkpoints").glob("step_*")
+        saving += any(not checkpoint_files.is_complete(path) for path in everything)
     assert saving > 0, "none was killed in a save"
     assert step_of(output) < STEPS
 

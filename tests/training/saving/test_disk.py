@@ -1,0 +1,101 @@
+"""Checkpoints on disks that lack what mounted buckets and shares lack, and on those that fail."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+
+import pytest
+
+from tests.bad_disk import FAULTS, break_disk
+from tests.training.saving.test_checkpoint import CONFIG, same, tensors, train_step
+from training.saving import checkpoint, disk, files, resume
+from training.saving.files import CheckpointError
+
+ALL = " ".join(FAULTS)
+
+
+def test_the_faults_are_what_they_say(tmp_path, monkeypatch):
+    """Or what follows would prove nothing."""
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    file = tmp_path / "file"
+    file.write_bytes(b"bytes")
+    break_disk(monkeypatch, *FAULTS)
+    with pytest.raises(OSError, match="Too many open files"):
+        os.rename(tmp_path / "folder", tmp_path / "other")
+    with pytest.raises(OSError, match="not implemented"):
+        os.replace(file, tmp_path / "other")
+    with file.open("rb") as stream:
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.fsync(stream.fileno())
+        with pytest.raises(OSError, match="No such device"):
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+@pytest.mark.parametrize("faults", [*FAULTS, ALL])
+def test_checkpoints_are_written_read_replaced_and_removed(faults, world, tmp_path, monkeypatch):
+    break_disk(monkeypatch, *faults.split())
+    step = train_step()
+    for number in (1, 2, 3, 3):
+        path = checkpoint.save(tmp_path, step=number, config=CONFIG, train_step=step)
+    assert [p.name[-1] for p in files.checkpoints(tmp_path)] == ["2", "3"]
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {path.name, "step_000000002"}
+    assert files.faults(path) == []
+    assert {file.name for file in path.iterdir()} == {
+        *("__0_0.distcp", ".metadata", "about.json", "config.json", "manifest.json")
+    }
+    other = train_step(seed=1)
+    assert checkpoint.load(resume.choose_checkpoint(tmp_path, CONFIG, facts={}), train_step=other)
+    assert same(tensors(other), tensors(step))
+
+
+@pytest.mark.parametrize(
+    ("faults", "told"),
+    [
+        ("", "complete once its manifest is there, written aside and renamed"),
+        ("nodirrename", "complete once its manifest is there, written aside and renamed"),
+        ("nofsyncdir", "folders cannot be synced: a power cut may cost the newest checkpoint"),
+        ("nofsync", "files cannot be synced: a power cut may damage the newest checkpoint"),
+        ("norename", "its manifest is there, written in place, as files cannot be renamed"),
+    ],
+)
+def test_the_probe_says_what_a_disk_can_do_and_leaves_nothing(faults, told, tmp_path, monkeypatch):
+    (tmp_path / "probe_1").mkdir()
+    (tmp_path / "probe_1" / "file").write_text("of a process that was killed")
+    break_disk(monkeypatch, *faults.split())
+    assert told in str(disk.probe(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_deletes_nothing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk.shutil, "rmtree", lambda *args, **more: None)
+    assert "nothing can be deleted: checkpoints pile up" in str(disk.probe(tmp_path))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["fsync", "mkdir"])
+def test_where_nothing_can_be_saved_it_is_said_before_the_first_step(
+    number, call, tmp_path, monkeypatch
+):
+    def fail(*args, **more):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(CheckpointError, match=rf"run/?: nothing can be saved there.*{number}"):
+        resume.open_output(tmp_path / "run")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_fails_is_not_one_that_lacks_something(call, tmp_path, monkeypatch):
+    """An input/output error costs the save; nothing is taken for saved that is not."""
+
+    def fail(*args, **more):
+        raise OSError(errno.EIO, "Input/output error")
+
+    file = tmp_path / "file"
+    file.write_bytes(b"1")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        disk.replace(file, tmp_path / "other") if call == "replace" else disk.sync_folder(tmp_path)
