@@ -164,6 +164,8 @@ class Saver:
             path = files.folder_of(self._output, step)
             if path not in checkpoints(self._output):
                 continue
+            if self._lock:
+                self._lock.require()
             try:
                 files.write_scores(path, scores)
                 del self._scores[step]

@@ -262,6 +262,7 @@ def test_a_run_that_lost_its_folder_writes_no_metrics(data, world, tmp_path, end
     assert files.checkpoints(output) == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_end_is_that_of_the_whole_process_with_the_reason(tmp_path, monkeypatch, capsys):
     """Whatever its main thread does: the heartbeat is another's."""
     codes = []
