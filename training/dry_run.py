@@ -19,12 +19,14 @@ from rich.table import Column, Table
 from pipeline.dali_loader import Batch
 from training.config import Config, ConfigError, check_batch
 from training.data import count_classes, open_training_data
-from training.distributed import World
+from training.distributed import World, together
 from training.doctor import diagnose
 from training.loop import Trainer
 from training.memory import Prediction, available_memory, predict
 from training.metrics import pace, peak_memory
 from training.precision import Precision
+from training.saving.files import newest
+from training.saving.room import Room, require_room
 from training.stopwatch import Stopwatch
 
 STEPS, WARM_UP = 20, 5  # on synthetic images, and again on real ones; the first are not counted
@@ -40,6 +42,7 @@ class _Readings(NamedTuple):
     real: Reading
     findings: dict[str, str]  # the doctor's, about the real ones
     peak: int  # bytes that the run took of the device, on the rank where it was most
+    room: Room  # on run.output's disk; the main rank's
 
 
 def dry_run(config: Config, world: World, precision: Precision) -> int:
@@ -79,6 +82,7 @@ def dry_run(config: Config, world: World, precision: Precision) -> int:
         f"{verdict}: at its peak {_mb(readings.peak)} of {_mb(available)} MB a rank; "
         f"{_mb(prediction.total - unseen)} predicted for tensors alone"
     )
+    console.print(f"disk: {readings.room}")
     for line in _bottlenecks(readings):
         console.print(line, markup=False)
     return 0
@@ -104,7 +108,19 @@ def _rehearse(config: Config, world: World, precision: Precision, *, num_classes
             trainer.close()
     findings = diagnose(real, trainer.settings())
     peak = max(_of_all_ranks(peak_memory(world.device) - before))
-    return _Readings(synthetic, real, findings, peak)
+    room = together(lambda: world.is_main and _ask_for_room(config, trainer))
+    return _Readings(synthetic, real, findings, peak, room)
+
+
+def _ask_for_room(config: Config, trainer: Trainer) -> Room:
+    """For the checkpoints that the run itself would write."""
+    last = newest(Path(config.run.output))
+    return require_room(
+        config,
+        trainer.step,
+        steps_done=int(last.name[-9:]) if last else 0,
+        steps_per_epoch=trainer.loader.steps_per_epoch,
+    )
 
 
 def _measure(trainer: Trainer, batches: Iterator[Batch], *, warm_up: int) -> Reading:

@@ -113,7 +113,6 @@ class Trainer:
         if self.last_checkpoint:
             self._changed = resume.require_settings(self.last_checkpoint, self.output, config)
             self._take_up(self.last_checkpoint)
-        self._room = together(self._require_room)
         self.rollback = Rollback(config.run.max_nonfinite, self._times_gone_back())
         self._saver = checkpoint.Saver(
             self.output, config=config, train_step=self.step, facts=facts, lock=self._lock
@@ -138,14 +137,16 @@ class Trainer:
         )
         write_identities(self.output, identities)
 
-    def _require_room(self) -> Room | None:
+    def _require_room(self) -> None:
         """Make sure that the checkpoints to come fit on run.output's disk."""
-        if not self.world.is_main:
-            return None
-        per_epoch = self.loader.steps_per_epoch
-        return require_room(
-            self.config, self.step, steps_done=self.steps_done, steps_per_epoch=per_epoch
-        )
+        done, per_epoch = self.steps_done, self.loader.steps_per_epoch
+
+        def ask() -> Room:
+            return require_room(self.config, self.step, steps_done=done, steps_per_epoch=per_epoch)
+
+        room = together(lambda: self.world.is_main and ask())
+        if self.reporter:
+            self.reporter.say(f"room       {room}")
 
     def _times_gone_back(self) -> int:
         """How often the run had gone back when its checkpoint was written."""
@@ -213,7 +214,6 @@ class Trainer:
             f"output     {self.output}"
             + (f", resumed from {self.last_checkpoint.name}" if self.last_checkpoint else ""),
             f"disk       {self._disk}",
-            f"room       {self._room}",
         ]
         for line in (*self.config.lines(), *lines):
             self.reporter.say(line)
@@ -235,9 +235,11 @@ class Trainer:
             Stopped: a signal or run.max_hours asked for it; the run is saved.
             DivergedError: steps stay non-finite, and going back has not helped.
             RecordError: files that are cut off, gone, or full of bad images.
+            CheckpointError: there is no room for the checkpoints, or they cannot be written.
         """
         try:
             self._saver.reserve()
+            self._require_room()
             with self._stops.stepping(), self._watchdog:
                 scores = self._first_scores()
                 while self.steps_done < self.schedule.total_steps:

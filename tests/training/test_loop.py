@@ -6,6 +6,7 @@ import json
 import shutil
 from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from training.faults.stops import Stopped
 from training.loop import Trainer
 from training.metrics import Meters
 from training.precision import choose_precision
-from training.saving import checkpoint, files
+from training.saving import checkpoint, files, room
 from training.saving.files import CheckpointError
 
 SCORES = {"accuracy": 0.5, "accuracy_std": 0.1, "auc": 0.6, "tar_at_far": 0.0, "far": 0.0}
@@ -152,6 +153,21 @@ def test_what_leaves_the_weights_alone_may_change_and_is_listed(finished, world,
     assert {"changed    log.every was 2, is 3", "changed    run.keep was 2, is 5"} <= set(told)
     assert told[-1] == "finished, nothing to do: step 15 was the last"
     again.close()
+
+
+def test_checkpoints_that_cannot_fit_are_refused_before_the_first_step(
+    data, world, tmp_path, monkeypatch
+):
+    config = tiny.config(data, tmp_path / "run")
+    trainer = build(config, world)
+    full = SimpleNamespace(f_bavail=5, f_frsize=10**6, f_blocks=9)
+    with monkeypatch.context() as patch:
+        patch.setattr(room.os, "statvfs", lambda folder: full)
+        with pytest.raises(CheckpointError, match=r"3 checkpoints of 3 MB .*room for 1 in all"):
+            trainer.run()
+    assert trainer.steps_done == 0
+    assert not checkpoint.checkpoints(tmp_path / "run")
+    build(config, world).close()
 
 
 def test_a_try_that_saved_nothing_does_not_refuse_the_mended_one(data, world, tmp_path):

@@ -45,6 +45,8 @@ def require_room(
 ) -> Room:
     """How much of run.output's disk the checkpoints from here to the last step take.
 
+    Call it on the main rank. The folder need not exist yet.
+
     Raises CheckpointError where they cannot fit: it says how many would, and what to set.
     """
     output = Path(config.run.output)
@@ -75,7 +77,7 @@ def require_room(
 
 
 def checkpoint_bytes(train_step: TrainStep) -> int:
-    """Of all ranks' tensors together; what else is in a checkpoint is little. On the main rank."""
+    """Of all ranks' tensors together, on the main rank; what else is in a checkpoint is little."""
     head, kept = train_step.head, train_step.optimizer.state.values()
     shared = [
         *unwrapped(train_step.backbone).state_dict().values(),
@@ -93,7 +95,8 @@ def _saves_left(config: Config, *, steps_done: int, steps_per_epoch: int) -> int
 
 
 def _free(folder: Path) -> int | None:
-    found = os.statvfs(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    found = os.statvfs(there)
     return found.f_bavail * found.f_frsize if found.f_blocks else None
 
 
