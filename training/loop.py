@@ -137,17 +137,6 @@ class Trainer:
         )
         write_identities(self.output, identities)
 
-    def _require_room(self) -> None:
-        """Make sure that the checkpoints to come fit on run.output's disk."""
-        done, per_epoch = self.steps_done, self.loader.steps_per_epoch
-
-        def ask() -> Room:
-            return require_room(self.config, self.step, steps_done=done, steps_per_epoch=per_epoch)
-
-        room = together(lambda: self.world.is_main and ask())
-        if self.reporter:
-            self.reporter.say(f"room       {room}")
-
     def _times_gone_back(self) -> int:
         """How often the run had gone back when its checkpoint was written."""
         if self.last_checkpoint is None:
@@ -239,7 +228,7 @@ class Trainer:
         """
         try:
             self._saver.reserve()
-            self._require_room()
+            self.require_room()
             with self._stops.stepping(), self._watchdog:
                 scores = self._first_scores()
                 while self.steps_done < self.schedule.total_steps:
@@ -265,6 +254,17 @@ class Trainer:
     def _note_end(self, status: str, *, why: str, exit_code: int) -> None:
         if self._state:
             self._state.end(status, why=why, exit_code=exit_code, step=self.steps_done)
+
+    def require_room(self) -> None:
+        """Make sure that the checkpoints to come fit on run.output's disk."""
+        done, per_epoch = self.steps_done, self.loader.steps_per_epoch
+
+        def ask() -> Room:
+            return require_room(self.config, self.step, steps_done=done, steps_per_epoch=per_epoch)
+
+        room = together(lambda: self.world.is_main and ask())
+        if self.reporter:
+            self.reporter.say(f"room       {room}")
 
     def close(self) -> None:
         """Let go of recorded graphs, before ranks part, and of the files that are written to."""
