@@ -16,6 +16,7 @@ from tests.host_reads import no_host_reads
 from tests.training import tiny
 from training.config import Config, ConfigError, override
 from training.distributed import World
+from training.faults.agreement import Reason
 from training.faults.stops import Stopped
 from training.loop import Trainer
 from training.metrics import Meters
@@ -568,14 +569,16 @@ def test_one_failed_save_is_a_warning_and_two_in_a_row_end_the_run(
 
 
 def test_a_stop_before_the_first_step_leaves_the_checkpoint_as_it_is(data, world, tmp_path):
-    trainer = build(tiny.config(data, tmp_path / "run"), world)
+    steps = ["optim.schedule=step", "optim.decay_epochs=[2]"]  # more epochs may follow then
+    config = override(tiny.config(data, tmp_path / "run"), steps)
+    trainer = build(config, world)
     trainer.run()
     path = trainer.last_checkpoint
     before = files.read_about(path)
     assert before["accuracy"] == SCORES["accuracy"]
-    resumed = build(override(tiny.config(data, tmp_path / "run"), ["run.epochs=4"]), world)
+    resumed = build(override(config, ["run.epochs=4"]), world)
     with pytest.raises(Stopped, match="a test"):
-        resumed._stop("a test")
+        resumed._stop(Reason("a test", 0))
     resumed.close()
     assert files.read_about(path) == before
 

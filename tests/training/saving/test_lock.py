@@ -33,6 +33,19 @@ def no_settling(monkeypatch):
     monkeypatch.setattr(locks, "_SETTLE", 0)
 
 
+@pytest.fixture(autouse=True)
+def no_heart_beats_on(monkeypatch):
+    """A test's lock that went on would end the process that the next tests run in."""
+    begun: list[Lock] = []
+    acquire = Lock.acquire
+    monkeypatch.setattr(Lock, "acquire", lambda lock: begun.append(lock) or acquire(lock))
+    yield
+    for lock in begun:
+        lock._leaving.set()
+        if lock._thread.is_alive():
+            lock._thread.join(LIMIT)
+
+
 @pytest.fixture
 def ended(monkeypatch) -> list[str]:
     """Why this process would have ended; the thread that finds it ends instead."""
