@@ -5,6 +5,12 @@ Runs as it is on one process, under torchrun on as many as it starts: NCCL on GP
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    # What follows takes seconds: until the run hears it, Ctrl-C ends it without a trace.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import logging
 import os

@@ -21,6 +21,7 @@ import torch
 import train_dist
 from tests.clock import LIMIT
 from tests.training import tiny
+from training.faults.stops import NO_ANSWER_EXIT_CODE
 from training.saving import files
 
 STEPS = 10
@@ -69,11 +70,21 @@ before(Trainer, "__init__", lambda trainer, *_: trainers.append(trainer))
 {phase}
 """
 
+DIES = """
+def die(trainer, *_):
+    if (rank, trainer.steps_done) == ({rank}, 7):
+        while not list(trainer.output.glob("checkpoints/step_*")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+before(Trainer, "train_on", die)
+"""
 # Before a step is done whoever gets a signal need not come out of what it does.
 PHASES = {
     "start": 'before(training.loop, "create_step", lambda *_: send(to_be_heard=False))',
     "first batch": 'before(Trainer, "_run", lambda *_: send(to_be_heard=False))',
     "step": 'before(Trainer, "train_on", lambda trainer, *_: trainer.steps_done == 2 and send())',
+    "death of 0": DIES.format(rank=0),
+    "death of 1": DIES.format(rank=1),
     "checkpoint": """
 def until_heard(trainer, *_):
     while trainer.steps_done == 5 and not trainer._stops._agreement.frozen:
@@ -220,6 +231,21 @@ def test_while_a_set_is_verified_the_epoch_is_saved(world_size, command):
     ended = command("verification", world_size=world_size)
     assert_saved(ended, name="SIGTERM")
     assert ended.steps in ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6])
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_when_a_rank_is_killed_the_other_says_so(dead, command):
+    """As by the machine's memory killer: a line instead of a trace, and the checkpoint stays."""
+    ended = command(f"death of {dead}", world_size=2)
+    alive = 1 - dead
+    assert ended.exit_codes[dead] == -signal.SIGKILL
+    assert ended.exit_codes[alive] == NO_ANSWER_EXIT_CODE, ended.told
+    why = f"rank {dead} is gone: it ended by an error of its own, or was killed"
+    assert f"train_dist: {why}. The last checkpoint stays" in ended.told
+    assert "Traceback" not in ended.told
+    assert files.faults(files.newest(ended.output)) == []
+    told = ("failed", why) if alive == 0 else ("running", "")
+    assert (ended.state["status"], ended.state["why"]) == told
 
 
 def test_at_the_end_what_is_left_is_finished(command):

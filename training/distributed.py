@@ -61,7 +61,8 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
         store, _, _ = next(dist.rendezvous(init_method or "env://", rank, world_size))
         if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
             # torchrun gives ranks that start again the store of the dead, full of their addresses.
-            # Over several machines the count may differ, as each counts its own ranks' deaths.
+            # Over several machines the count may differ, as each counts its own ranks' deaths:
+            # what follows copes with one such address.
             store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         own = serve_store(store, rank=rank, world_size=world_size)
         dist.init_process_group(backend, store=own, rank=rank, world_size=world_size)
