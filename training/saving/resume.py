@@ -66,7 +66,9 @@ def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
 
 def _refuse_others(output: Path) -> None:
     """Raise CheckpointError where a folder holds files and no run."""
-    if (output / "run.json").exists():
+    # Checkpoints say themselves whose they are: run.json may be lost where somebody removed the
+    # folder while the run went on.
+    if (output / "run.json").exists() or checkpoints(output):
         return
     # A start that ended here and now leaves these.
     ours = {lock.FILE, "run.unfinished"}
