@@ -73,7 +73,7 @@ before(Trainer, "__init__", lambda trainer, *_: trainers.append(trainer))
 DIES = """
 def die(trainer, *_):
     if (rank, trainer.steps_done) == ({rank}, 7):
-        while not list(trainer.output.glob("checkpoints/step_*")):
+        while not checkpoint.checkpoints(trainer.output):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 before(Trainer, "train_on", die)
