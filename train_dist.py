@@ -23,12 +23,15 @@ from torch import nn
 from evaluation.verification import NonFiniteEmbeddingsError, PairSetError, Verifier
 from pipeline.dali_loader import choose_threads
 from pipeline.recordio import RecordError
+from tools.command import command
 from training.config import Config, ConfigError, load_config
 from training.distributed import World, join_world, leave_world, together
 from training.dry_run import dry_run
 from training.faults.rollback import DivergedError
 from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops, resume_command
 from training.loop import Evaluate, Scores, Trainer
+from training.named_files import check_named_files
+from training.out_of_memory import OutOfMemoryError
 from training.precision import Precision, choose_precision
 from training.reporting.console import protect_console
 from training.reporting.run_log import keep_early_warnings
@@ -37,6 +40,7 @@ from training.saving.files import CheckpointError
 
 def build_evaluate(config: Config, world: World, precision: Precision) -> Evaluate:
     """Load and check the verification sets once; what comes back scores a backbone on them."""
+    together(lambda: check_named_files(config, "eval.sets"))
     verifier = together(
         lambda: Verifier(
             config.eval.sets,
@@ -119,4 +123,5 @@ def run(arguments: argparse.Namespace, stops: Stops) -> int | str:
 
 
 if __name__ == "__main__":
-    main()
+    with command("train_dist", (OutOfMemoryError,)):
+        main()

@@ -8,22 +8,27 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.table import Column, Table
 
 from pipeline.dali_loader import Batch
-from training.config import Config, ConfigError, check_batch
+from training.config import Config, check_batch
 from training.data import count_classes, open_training_data
 from training.distributed import World, together
 from training.doctor import diagnose
 from training.loop import Trainer
-from training.memory import Prediction, available_memory, predict
+from training.memory import Prediction, predict
 from training.metrics import pace, peak_memory
+from training.out_of_memory import (
+    does_not_fit,
+    least_available,
+    memory_explained,
+    of_all_ranks,
+)
 from training.precision import Precision
 from training.saving.files import newest
 from training.saving.room import Room, require_room
@@ -33,7 +38,6 @@ STEPS, WARM_UP = 20, 5  # on synthetic images, and again on real ones; the first
 _CLEAR_PEAK = Path("/proc/self/clear_refs")  # Linux: a 5 sets a process's peak to what it has now
 _RECORDED = 12  # steps until step.cuda_graph=full replays what it has recorded
 
-T = TypeVar("T")
 Reading = dict[str, float]  # named as in training.metrics
 
 
@@ -41,7 +45,7 @@ class _Readings(NamedTuple):
     synthetic: Reading
     real: Reading
     findings: dict[str, str]  # the doctor's, about the real ones
-    peak: int  # bytes that the run took of the device, on the rank where it was most
+    peak: int  # bytes that a rank had of the device, on a CPU all of the process
     room: Room  # on run.output's disk; the main rank's
 
 
@@ -60,27 +64,22 @@ def dry_run(config: Config, world: World, precision: Precision) -> int:
     data = open_training_data(config, world)
     num_classes = count_classes(data.records, config.head.num_classes)
     prediction = predict(config, world, precision, num_classes=num_classes)
-    available = min(
-        _of_all_ranks(available_memory(world.device, local_world_size=world.local_world_size))
-    )
+    available = least_available(world)
     console.print(_memory_table(prediction, available))
-    if max(_of_all_ranks(prediction.total)) > available:
-        console.print(f"does not fit: {_less_memory(config)}")
+    if max(of_all_ranks(prediction.total)) > available:
+        console.print(does_not_fit(config, prediction, available=available))
         return 1
-    try:
+    with memory_explained(config, world, prediction):
         readings = _rehearse(config, world, precision, num_classes=num_classes)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
-            raise
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"does not fit: {reason} {_less_memory(config)}") from error
     console.print(_speed_table(readings))
+    later = prediction.checkpoint + prediction.verification
     # DALI's memory is its own: torch does not see what it takes of an accelerator.
     unseen = 0 if world.device.type == "cpu" else prediction.loader
-    verdict = "fits" if readings.peak <= available else "barely fits"
+    verdict = "fits" if readings.peak + later <= available else "barely fits"
     console.print(
         f"{verdict}: at its peak {_mb(readings.peak)} of {_mb(available)} MB a rank; "
-        f"{_mb(prediction.total - unseen)} predicted for tensors alone"
+        f"{_mb(prediction.total - later - unseen)} predicted for steps, and {_mb(later)} more for "
+        "checkpoints and verification"
     )
     console.print(f"disk: {readings.room}")
     for line in _bottlenecks(readings):
@@ -90,7 +89,7 @@ def dry_run(config: Config, world: World, precision: Precision) -> int:
 
 def _rehearse(config: Config, world: World, precision: Precision, *, num_classes: int) -> _Readings:
     """Steps on synthetic and on real batches, by a trainer that is built as for the run."""
-    before = _forget_peak(world.device)
+    _forget_peak(world.device)
     with _temporary_folder(world) as folder:
         trainer = Trainer(
             replace(config, run=replace(config.run, output=folder, init_from="", resume="auto")),
@@ -107,7 +106,7 @@ def _rehearse(config: Config, world: World, precision: Precision, *, num_classes
         finally:
             trainer.close()
     findings = diagnose(real, trainer.settings())
-    peak = max(_of_all_ranks(peak_memory(world.device) - before))
+    peak = max(of_all_ranks(peak_memory(world.device)))
     room = together(lambda: world.is_main and _ask_for_room(config, trainer))
     return _Readings(synthetic, real, findings, peak, room)
 
@@ -178,35 +177,19 @@ def _bottlenecks(readings: _Readings) -> list[str]:
     return [verdict, *readings.findings.values()]
 
 
-def _less_memory(config: Config) -> str:
-    """What makes a run smaller, with the present values."""
-    return (
-        f"try a smaller data.global_batch={config.data.global_batch}, more "
-        f"step.micro_batches={config.step.micro_batches}, a smaller "
-        f"head.sample_rate={config.head.sample_rate}, or more ranks, which share the centers"
-    )
-
-
-def _forget_peak(device: torch.device) -> int:
-    """Bytes in use, from where `training.metrics.peak_memory` starts anew."""
+def _forget_peak(device: torch.device) -> None:
+    """Let `training.metrics.peak_memory` start again from what is in use."""
     if device.type != "cpu":
         torch.get_device_module(device).reset_peak_memory_stats(device)
     elif _CLEAR_PEAK.exists():
         _CLEAR_PEAK.write_text("5")
-    return peak_memory(device)
 
 
 @contextmanager
 def _temporary_folder(world: World) -> Iterator[str]:
     """A folder on the main rank's machine, by its name on every rank; gone afterwards."""
     with TemporaryDirectory() if world.is_main else nullcontext("") as folder:
-        yield _of_all_ranks(folder)[0]
-
-
-def _of_all_ranks(value: T) -> list[T]:
-    values: list[T] = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
+        yield of_all_ranks(folder)[0]
 
 
 def _mb(size: int) -> str:

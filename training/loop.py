@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from training.faults.watchdog import Watchdog
 from training.memory import available_memory, predict
 from training.metrics import Meters, Position, Reporter, pace
 from training.optim import set_learning_rate
+from training.out_of_memory import memory_explained, require_memory
 from training.precision import Precision, set_determinism
 from training.saving import checkpoint, resume
 from training.saving.files import CheckpointError, Scores, counters, read_about, retain
@@ -91,22 +92,27 @@ class Trainer:
         )
         self.prediction = predict(config, world, precision, num_classes=num_classes)
         self._available = available_memory(world.device, local_world_size=world.local_world_size)
-        distillation = create_distillation(
-            config,
-            data.records,
-            total_steps=self.schedule.total_steps,
-            device=world.device,
-            precision=precision,
-        )
-        require_agreement({"the teacher of distill": str(distillation)})
-        self.step, self._about_backbone = create_step(
-            config, world, distillation, num_classes=num_classes, precision=precision
-        )
+        require_memory(config, world, self.prediction)
+        with self._memory_explained():
+            distillation = create_distillation(
+                config,
+                data.records,
+                total_steps=self.schedule.total_steps,
+                device=world.device,
+                precision=precision,
+            )
+            require_agreement({"the teacher of distill": str(distillation)})
+            self.step, self._about_backbone = create_step(
+                config, world, distillation, num_classes=num_classes, precision=precision
+            )
         self.steps_done, self._saved_at, self._averaged_at = 0, -1, -1
         self._taken, self._changed = [], []
         anew = not checkpoint.checkpoints(self.output) and config.run.resume in ("auto", "never")
         if config.run.init_from and anew:
-            self._taken = warm_start(config, world, step=self.step, data=data, precision=precision)
+            with self._memory_explained():
+                self._taken = warm_start(
+                    config, world, step=self.step, data=data, precision=precision
+                )
         # Only now: what cannot be built leaves no folder behind.
         together(lambda: world.is_main and self._claim(data, num_classes, facts))
         self.last_checkpoint = resume.choose_checkpoint(self.output, config, facts=facts)
@@ -125,6 +131,9 @@ class Trainer:
         self.reporter = Reporter(self.output, at=self._position()) if world.is_main else None
         self._doctor = Doctor(self.settings())
         self._introduce(data, decoding)
+
+    def _memory_explained(self) -> AbstractContextManager:
+        return memory_explained(self.config, self.world, self.prediction)
 
     def _claim(self, data: TrainingData, num_classes: int, facts: dict[str, Any]) -> None:
         """Make run.output this run's, and write down who its classes are."""
@@ -225,11 +234,13 @@ class Trainer:
             DivergedError: steps stay non-finite, and going back has not helped.
             RecordError: files that are cut off, gone, or full of bad images.
             CheckpointError: there is no room for the checkpoints, or they cannot be written.
+            OutOfMemoryError: memory has run out.
         """
         try:
-            self._saver.reserve()
+            with self._memory_explained():
+                self._saver.reserve()
             self.require_room()
-            with self._stops.stepping(), self._watchdog:
+            with self._memory_explained(), self._stops.stepping(), self._watchdog:
                 scores = self._first_scores()
                 while self.steps_done < self.schedule.total_steps:
                     at = divmod(self.steps_done, self.loader.steps_per_epoch)

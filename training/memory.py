@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from heads import HeadClasses
 from heads.centers import shard_of
@@ -23,21 +29,34 @@ from training.config import Config, DataConfig, HeadConfig, OptimConfig
 from training.distributed import World
 from training.precision import Precision
 
+# Bytes that a run's libraries take on a CPU after the prediction, whatever is trained: code that
+# they load or compile, threads, and what malloc keeps without use. Measured, see
+# benchmarks/memory_prediction.py.
+_LOADED_LATER = 200_000_000
+_LARGE = 32 << 20  # bytes: the largest block that glibc's malloc may keep
+
+_MEMINFO = Path("/proc/meminfo")
+_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+
 
 @dataclass(frozen=True)
 class Prediction:
     """Bytes on the device of one rank, of that with the most centers.
 
-    Left out is what nobody here asks for: libraries, their scratch memory, what an allocator
-    holds without use.
+    Of an accelerator, what torch's allocator holds without use is left out, and so are the
+    private pools of CUDA graphs. On a CPU all of the process is counted.
     """
 
+    libraries: int  # on a CPU: what the process takes by now, and what they will load later
     backbone: int  # weights, gradients, the optimizer's state, BatchNorm's statistics
     activations: int  # kept for backward, of one micro-batch
     centers: int
     momentum: int  # of the centers
     transients: int  # of the head's step
     loader: int  # batches made ahead, in memory that torch does not see on an accelerator
+    teacher: int  # weights, and what its forward takes beyond the activations
+    checkpoint: int  # on a CPU: the copy of the state that is written while training goes on
+    verification: int  # folded copy of the backbone, and what a batch takes beyond the activations
 
     @property
     def total(self) -> int:
@@ -83,17 +102,32 @@ def predict(config: Config, world: World, precision: Precision, *, num_classes: 
         compute_dtype=precision.head_dtype,
         adding=micro_batches > 1,
     )
-    return Prediction(
-        backbone=_backbone_bytes(backbone, config.optim),
-        activations=activation_bytes(
-            backbone,
-            batch=batch // micro_batches,
-            image_size=config.data.image_size,
+    size, on_cpu = config.data.image_size, world.device.type == "cpu"
+    activations = _activations(
+        backbone, batch=batch // micro_batches, image_size=size, precision=precision
+    )
+    teacher = verification = 0
+    if config.distill.teacher and not config.distill.cached:
+        teacher = _teacher_bytes(config, batch=batch, precision=precision, besides=activations)
+    if config.eval.sets:
+        inference = _inference(
+            copy.deepcopy(backbone).eval(),
+            batch=config.eval.batch_size,
+            image_size=size,
             precision=precision,
-        ),
+        )
+        verification = _weight_bytes(backbone) + inference.beyond(activations)
+    states = _state_bytes(backbone, config.optim)
+    return Prediction(
+        libraries=resident_memory() + _LOADED_LATER if on_cpu else 0,
+        backbone=_backbone_bytes(backbone, config.optim),
+        activations=sum(activations),
         centers=head.centers,
         momentum=head.momentum,
         transients=head.step,
+        teacher=teacher,
+        checkpoint=states + head.centers + head.momentum if on_cpu else 0,
+        verification=verification,
         loader=_batches_ahead(config.data, world.device, world.local_world_size)
         * batch
         * (3 * config.data.image_size**2 + torch.int64.itemsize),
@@ -110,13 +144,14 @@ def activation_bytes(
 
     backbone: in train mode, on any device, the meta device included; left unchanged.
     """
+    return sum(_activations(backbone, batch=batch, image_size=image_size, precision=precision))
+
+
+def _activations(
+    backbone: nn.Module, *, batch: int, image_size: int, precision: Precision
+) -> _Blocks:
     with FakeTensorMode():
-        state = {
-            name: torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
-            ).requires_grad_(tensor.requires_grad)
-            for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers())
-        }
+        state = _without_memory(backbone)
         shape = (batch, image_size, image_size, 3)
         images = torch.empty(shape, dtype=torch.uint8, device="cpu").permute(0, 3, 1, 2)
 
@@ -125,26 +160,120 @@ def activation_bytes(
                 pixels = normalize(images, precision.compute_dtype)
                 return torch.func.functional_call(backbone, state, (pixels,))
 
-        return _kept_bytes(forward, besides=state.values())
+        return _kept(forward, besides=state.values())
+
+
+def _inference(network: nn.Module, *, batch: int, image_size: int, precision: Precision) -> _Blocks:
+    """What is alive at once, at most, in a forward of `batch` images without a gradient.
+
+    Parameters aside. network: in eval mode, on any device; left unchanged.
+    """
+    with FakeTensorMode(), _Living() as living, torch.no_grad():
+        state = _without_memory(network)
+        living.forget()
+        images = torch.empty((batch, image_size, image_size, 3), dtype=torch.uint8, device="cpu")
+        with precision.autocast(images.device):
+            pixels = normalize(images.permute(0, 3, 1, 2), precision.compute_dtype)
+            torch.func.functional_call(network, state, (pixels,))
+    return living.peak
+
+
+def resident_memory() -> int:
+    """Bytes of the machine's memory that this process takes now; 0 where nothing tells."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
 
 
 def available_memory(device: torch.device, *, local_world_size: int) -> int:
-    """Bytes that a rank may take: free ones of its accelerator, or its share of the machine's."""
+    """Bytes that a rank may take in all: free ones of its accelerator; or its share of what is free
+    on the machine, and what it has already.
+    """
     if device.type != "cpu":
         return torch.get_device_module(device).mem_get_info(device)[0]
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if meminfo.exists():  # where what files take of the memory counts as free
+    if _MEMINFO.exists():  # where what files take of the memory counts as free
         (line,) = (
-            line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")
+            line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable")
         )
         free = int(line.split()[1]) << 10
-    if limit.exists() and (allowed := limit.read_text().strip()) != "max":
-        free = min(free, int(allowed))
-    return free // local_world_size
+    available = free // local_world_size + resident_memory()
+    if _LIMIT.exists() and (allowed := _LIMIT.read_text().strip()) != "max":
+        available = min(available, int(allowed) // local_world_size)
+    return available
 
 
-def _kept_bytes(forward: Callable[[], Tensor], *, besides: Iterable[Tensor]) -> int:
+class _Blocks(NamedTuple):
+    """Bytes in small blocks of memory and in large ones.
+
+    glibc gives large blocks back to the system when they are free and keeps small ones for the next
+    that are small: one kind cannot stand in for the other.
+    """
+
+    small: int
+    large: int
+
+    @classmethod
+    def of(cls, sizes: Iterable[int]) -> _Blocks:
+        sizes = list(sizes)
+        large = sum(size for size in sizes if size >= _LARGE)
+        return cls(sum(sizes) - large, large)
+
+    def beyond(self, others: _Blocks) -> int:
+        """Bytes that are needed where there were `others` before."""
+        return max(0, self.small - others.small) + max(0, self.large - others.large)
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive, as operators make them; `peak` is the most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known = weakref.WeakSet()
+        self.forget()
+
+    @property
+    def peak(self) -> _Blocks:
+        return _Blocks(self._most[False], self._most[True])
+
+    def forget(self) -> None:
+        """Count only what is made from here on."""
+        self._alive, self._most = [0, 0], [0, 0]  # small blocks, large ones
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        kind = size >= _LARGE
+        self._alive[kind] += size
+        self._most[kind] = max(self._most[kind], self._alive[kind])
+        weakref.finalize(storage, self._end, size)
+
+    def _end(self, size: int) -> None:
+        self._alive[size >= _LARGE] -= size
+
+
+def _without_memory(network: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and buffers as a CPU's tensors; call it under FakeTensorMode."""
+    return {
+        name: torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
+        ).requires_grad_(tensor.requires_grad)
+        for name, tensor in (*network.named_parameters(), *network.named_buffers())
+    }
+
+
+def _kept(forward: Callable[[], Tensor], *, besides: Iterable[Tensor]) -> _Blocks:
     """Bytes of what `forward` saves for backward, every storage once."""
     known = {tensor.untyped_storage()._cdata for tensor in besides}
     kept = {}
@@ -157,18 +286,56 @@ def _kept_bytes(forward: Callable[[], Tensor], *, besides: Iterable[Tensor]) -> 
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
-    return sum(kept.values())
+    return _Blocks.of(kept.values())
 
 
 def _backbone_bytes(backbone: nn.Module, optim: OptimConfig) -> int:
     """Weights, gradients, optimizer state and statistics; DDP's buckets are the gradients."""
-    states = 2 if optim.name == "adamw" else int(optim.momentum > 0)
-    parameters = list(backbone.parameters())
-    trained = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
-    frozen = sum(parameter.nbytes for parameter in parameters if not parameter.requires_grad)
     statistics = sum(buffer.nbytes for buffer in backbone.buffers())
     # A step keeps a copy of the statistics, to go back to.
-    return (2 + states) * trained + frozen + 2 * statistics
+    return _state_bytes(backbone, optim) + _trained_bytes(backbone) + statistics
+
+
+def _state_bytes(backbone: nn.Module, optim: OptimConfig) -> int:
+    """What a checkpoint has of the backbone: weights, statistics, and the optimizer's state."""
+    states = 2 if optim.name == "adamw" else int(optim.momentum > 0)
+    return _weight_bytes(backbone) + states * _trained_bytes(backbone)
+
+
+def _weight_bytes(network: nn.Module) -> int:
+    """Parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+
+
+def _trained_bytes(backbone: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in backbone.parameters() if parameter.requires_grad)
+
+
+def _teacher_bytes(config: Config, *, batch: int, precision: Precision, besides: _Blocks) -> int:
+    """The teacher's weights, and of its forward what exceeds the `besides` of the student's step.
+
+    Its batch is not split into micro-batches. Of an ONNX file the size is taken for the weights.
+    """
+    path, size = Path(config.distill.teacher), config.data.image_size
+    if path.suffix == ".onnx":
+        parts = (path, path.with_name(f"{path.name}.data"))
+        return sum(part.stat().st_size for part in parts if part.is_file())
+    name, dim, width = config.distill.model, config.model.embedding_dim, 1.0
+    if path.is_dir():
+        try:
+            saved = json.loads((path / "config.json").read_text())["model"]
+            name, dim, width = saved["name"], saved["embedding_dim"], saved["width"]
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # its reader says what is wrong
+            return 0
+    with torch.device("meta"):
+        network = create_model(name, num_features=dim, width=width, image_size=size)
+    forward = _inference(network.eval(), batch=batch, image_size=size, precision=precision)
+    return _weight_bytes(network) + forward.beyond(besides)
 
 
 def _sampling(head: HeadConfig, epochs: int) -> Sampling:

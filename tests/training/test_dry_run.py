@@ -20,6 +20,8 @@ from training.config import Config, ConfigError, override
 from training.distributed import World
 from training.dry_run import dry_run
 from training.loop import Trainer
+from training.memory import Prediction
+from training.out_of_memory import OutOfMemoryError
 from training.precision import choose_precision
 
 
@@ -40,7 +42,7 @@ def test_it_ends_with_a_verdict_and_leaves_nothing_behind(
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     assert rehearse(world, config) == 0
     printed = capsys.readouterr().out
-    parts = ("backbone", "activations", "centers", "momentum", "transients", "loader", "total")
+    parts = [*Prediction.__dataclass_fields__, "total"]
     for row in (*parts, "available", "synthetic", "real"):
         assert re.search(rf"│ {row} +│ +[\d,]+ ", printed), row
     assert re.search(r"^fits: at its peak [\d,]+ of [\d,]+ MB a rank", printed, re.MULTILINE)
@@ -52,7 +54,7 @@ def test_it_ends_with_a_verdict_and_leaves_nothing_behind(
 
 
 def test_what_will_not_fit_is_not_even_built(world, config, monkeypatch, capsys):
-    monkeypatch.setattr(module, "available_memory", lambda device, local_world_size: 1 << 20)
+    monkeypatch.setattr(module, "least_available", lambda world: 1 << 20)
     monkeypatch.setattr(module, "Trainer", None)
     assert rehearse(world, config) == 1
     verdict = capsys.readouterr().out.splitlines()[-1]
@@ -66,7 +68,8 @@ def test_memory_that_runs_out_all_the_same_is_the_same_verdict(world, config, mo
         raise torch.OutOfMemoryError("out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(module, "_measure", exhaust)
-    with pytest.raises(ConfigError, match=r"does not fit: .*2\.00 GiB.*data\.global_batch=12"):
+    told = r"asked for 2\.00 GiB.*Predicted were .*data\.global_batch=12"
+    with pytest.raises(OutOfMemoryError, match=told):
         rehearse(world, config)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from heads.centers import shard_of
@@ -19,12 +20,21 @@ from pipeline.dali_decode import PREFETCH
 from pipeline.dali_loader import Loader
 from pipeline.index import open_index
 from tests.training import tiny
+from training import memory
 from training.assembly import create_head
 from training.config import Config, override
 from training.distributed import World
-from training.memory import Prediction, activation_bytes, available_memory, predict
+from training.loop import Trainer
+from training.memory import (
+    Prediction,
+    activation_bytes,
+    available_memory,
+    predict,
+    resident_memory,
+)
 from training.optim import create_optimizer
 from training.precision import choose_precision
+from training.saving.state import HostCopy, read_state
 
 CPU = torch.device("cpu")
 ALONE = World(rank=0, world_size=1, local_rank=0, local_world_size=1, device=CPU)
@@ -165,21 +175,82 @@ def test_ranks_and_micro_batches_divide():
 
 def test_it_is_told_in_one_line():
     found = Prediction(
+        libraries=500_000_000,
         backbone=350_000_000,
         activations=620_000_000,
         centers=200_000_000,
         momentum=200_000_000,
         transients=1_600_000,
         loader=0,
+        teacher=30_000_000,
+        checkpoint=750_000_000,
+        verification=80_000_000,
     )
     assert str(found) == (
-        "1,372 MB a rank: backbone 350, activations 620, centers 200, momentum 200, transients 2, "
-        "loader 0"
+        "2,732 MB a rank: libraries 500, backbone 350, activations 620, centers 200, momentum 200, "
+        "transients 2, loader 0, teacher 30, checkpoint 750, verification 80"
     )
     assert found.total == sum(found.parts.values())
 
 
-def test_ranks_of_a_machine_share_its_memory():
-    alone = available_memory(CPU, local_world_size=1)
-    assert alone > 1 << 28
-    assert available_memory(CPU, local_world_size=4) == alone // 4
+def test_ranks_of_a_machine_share_what_is_free_and_have_what_they_took(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    monkeypatch.setattr(memory, "_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(memory, "resident_memory", lambda: 100 << 10)
+    assert available_memory(CPU, local_world_size=1) == 8100 << 10
+    assert available_memory(CPU, local_world_size=4) == 2100 << 10
+    (tmp_path / "memory.max").write_text(f"{4000 << 10}\n")  # of the container
+    assert available_memory(CPU, local_world_size=4) == 1000 << 10
+
+
+def test_what_is_here_already_counts():
+    assert resident_memory() > 1 << 26
+    assert predicted(configured()).libraries > resident_memory()
+
+
+@pytest.mark.parametrize("optimizer", ["name=sgd", "name=adamw", "momentum=0"])
+def test_a_checkpoints_copy_is_what_a_run_copies(world, data, tmp_path, optimizer):
+    overrides = [f"optim.{optimizer}", "data.threads=1"]
+    config = override(tiny.config(data, tmp_path / "run"), overrides)
+    trainer = Trainer(config, world, precision=FP32, evaluate=lambda backbone: {})
+    trainer.close()
+    copied = pytree.tree_leaves(HostCopy()(read_state(trainer.step)))
+    held = nbytes(tensor for tensor in copied if isinstance(tensor, Tensor) and tensor.ndim)
+    assert trainer.prediction.checkpoint == pytest.approx(held, rel=0.01)
+
+
+def test_a_teacher_comes_with_its_weights_and_a_forward_of_the_whole_batch(tmp_path):
+    config = configured("distill.teacher=none.pth", "distill.model=iresnet18")
+    dim, size = config.model.embedding_dim, config.data.image_size
+    weights = create_model("iresnet18", num_features=dim, image_size=size)
+    held = nbytes([*weights.parameters(), *weights.buffers()])
+    whole = predicted(config).teacher
+    assert whole > held
+    parts = override(config, ["data.global_batch=96", "step.micro_batches=48"])
+    assert predicted(parts).teacher > whole, "its batch is not split"
+    looked_up = override(config, ["distill.cached=true"])
+    assert predicted(looked_up).teacher == 0
+
+
+def test_verification_counts_where_it_takes_more_than_a_step():
+    none, small, large = (
+        predicted(configured(*overrides)).verification
+        for overrides in (
+            [],
+            ["eval.sets=[a.bin]", "eval.batch_size=1", "data.global_batch=96"],
+            ["eval.sets=[a.bin]", "eval.batch_size=4096"],
+        )
+    )
+    backbone = create_backbone(configured())
+    assert none == 0
+    assert small == nbytes([*backbone.parameters(), *backbone.buffers()])
+    assert large > 2 * small
+
+
+def test_what_is_alive_at_once_is_found_without_a_gradient():
+    """Of five maps of one size in a row two are alive beside the images, uint8 and normalized."""
+    network = nn.Sequential(*[nn.AvgPool2d(1) for _ in range(5)])
+    found = memory._inference(network, batch=8, image_size=32, precision=FP32)
+    pixels = 8 * 3 * 32 * 32
+    assert sum(found) == pixels + 3 * 4 * pixels

@@ -1,0 +1,160 @@
+"""The memory that runs take on a CPU against what was predicted for them:
+
+    python benchmarks/memory_prediction.py
+
+Each setting is a run in a process of its own, on drawn faces: it verifies, trains some steps, saves
+and verifies again. What counts is the most that its process had of the machine's memory, over the
+prediction that it printed at its start. Results go to benchmarks/results/. Of a GPU nothing is
+measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.setting import about_cpu, in_own_process
+from tools.make_synthetic import make_synthetic
+from train_dist import build_evaluate
+from training.config import Config, DataConfig, EvalConfig, ModelConfig, RunConfig, override
+from training.distributed import join_world, leave_world
+from training.loop import Trainer
+from training.metrics import peak_memory
+from training.precision import choose_precision
+
+RESULTS = Path(__file__).parent / "results"
+BOUNDS = (0.95, 1.10)  # of the prediction over the peak: never far under, and no empty caution
+SMALL = ("model.name=iresnet10", "model.width=0.25", "model.embedding_dim=128")
+WIDE = ("model.name=iresnet10", "model.width=1.0")
+CASES: list[tuple[str, ...]] = [
+    ("model.name=iresnet18", "head.num_classes=100000"),
+    (*WIDE, "distill.teacher=TEACHER", "distill.model=iresnet18"),
+    ("model.name=iresnet50", "data.global_batch=16", "head.num_classes=10000"),
+    SMALL,
+    (*SMALL, "step.precision=fp32"),
+    (*SMALL, "head.num_classes=500000", "head.sample_rate=0.1"),
+    (*SMALL, "head.num_classes=200000", "model.embedding_dim=512", "head.sample_rate=0.3"),
+    (*SMALL, "head.num_classes=100000", "optim.name=adamw", "head.subcenters=2"),
+    (*SMALL, "data.global_batch=128", "data.augment=[flip,arcface]"),
+    WIDE,
+    (*WIDE, "step.precision=fp32"),
+    (*WIDE, "data.global_batch=128", "step.micro_batches=4"),
+    ("model.name=iresnet18", "head.num_classes=10000", "optim.name=adamw", "model.width=0.5"),
+    ("model.name=iresnet18", "step.precision=fp32", "data.global_batch=32"),
+]
+
+
+def measure(*, faces: str, overrides: list[str]) -> dict[str, Any]:
+    """Bytes that a short run takes at its peak, and those predicted, by part."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = override(_configured(Path(faces), Path(folder) / "run"), overrides)
+        if config.distill.teacher:
+            config = replace(
+                config, distill=replace(config.distill, teacher=_teacher(config, Path(folder)))
+            )
+        world = join_world("cpu")
+        precision = choose_precision(world.device, config.step.precision)
+        trainer = Trainer(
+            config,
+            world,
+            precision=precision,
+            evaluate=build_evaluate(config, world, precision),
+        )
+        trainer.run()
+        leave_world()
+    return {
+        "precision": str(precision.compute_dtype).removeprefix("torch."),
+        "peak": peak_memory(world.device),
+        "predicted": trainer.prediction.total,
+        "parts": trainer.prediction.parts,
+    }
+
+
+def _configured(faces: Path, output: Path) -> Config:
+    """Two epochs of a few steps, each ending in a checkpoint and a verification."""
+    return Config(
+        run=RunConfig(output=str(output), epochs=2, device="cpu"),
+        data=DataConfig(train=str(faces), global_batch=64),
+        model=ModelConfig(name="iresnet10", embedding_dim=512),
+        eval=EvalConfig(sets=(str(faces / "val.bin"),)),
+    )
+
+
+def _teacher(config: Config, folder: Path) -> str:
+    """A state dict as arcface_torch saves it, written by another process: it would count here."""
+    path = folder / "teacher.pth"
+    settings = {
+        "path": str(path),
+        "name": config.distill.model,
+        "num_features": config.model.embedding_dim,
+    }
+    in_own_process(__file__, settings, {})
+    return str(path)
+
+
+def write_network(*, path: str, name: str, num_features: int) -> None:
+    """A network with the weights that it starts with."""
+    import torch
+
+    from models import create_model
+
+    torch.save(create_model(name, num_features=num_features).state_dict(), path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a measurement's settings, as JSON
+    arguments = parser.parse_args()
+    if arguments.one:
+        settings = json.loads(arguments.one)
+        if "path" in settings:
+            print(json.dumps(write_network(**settings)))
+            return
+        with contextlib.redirect_stdout(io.StringIO()):  # of the run's own words
+            found = measure(**settings)
+        print(json.dumps(found))
+        return
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        make_synthetic(Path(folder), identities=8, images=16, pairs=80, seed=0)
+        for case in CASES:
+            settings = {"faces": folder, "overrides": list(case)}
+            rows.append({"overrides": list(case)} | in_own_process(__file__, settings, {}))
+            print(f"{rows[-1]['predicted'] / rows[-1]['peak']:.3f}  {' '.join(case)}", flush=True)
+    _print(rows)
+    about = about_cpu()
+    path = RESULTS / f"memory_prediction_cpu_{about['date']}.json"
+    path.write_text(json.dumps(about | {"bounds": BOUNDS, "results": rows}, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="memory of runs on a CPU, MB")
+    for column in ("settings", "predicted", "peak", "predicted / peak"):
+        table.add_column(column, justify="left" if column == "settings" else "right")
+    for row in rows:
+        ratio = row["predicted"] / row["peak"]
+        within = "" if BOUNDS[0] <= ratio <= BOUNDS[1] else " !"
+        table.add_row(
+            " ".join(row["overrides"]),
+            f"{row['predicted'] / 1e6:,.0f}",
+            f"{row['peak'] / 1e6:,.0f}",
+            f"{ratio:.3f}{within}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
