@@ -32,7 +32,8 @@ from training.precision import Precision
 # Bytes that a run's libraries take on a CPU after the prediction, whatever is trained: code that
 # they load or compile, threads, and what malloc keeps without use. Measured, see
 # benchmarks/memory_prediction.py.
-_LOADED_LATER = 200_000_000
+_LOADED_LATER = 60_000_000
+_TO_VERIFY = 140_000_000  # the same, of what only verification uses
 _LARGE = 32 << 20  # bytes: the largest block that glibc's malloc may keep
 
 _MEMINFO = Path("/proc/meminfo")
@@ -117,6 +118,7 @@ def predict(config: Config, world: World, precision: Precision, *, num_classes: 
             precision=precision,
         )
         verification = _weight_bytes(backbone) + inference.beyond(activations)
+        verification += _TO_VERIFY if on_cpu else 0
     states = _state_bytes(backbone, config.optim)
     return Prediction(
         libraries=resident_memory() + _LOADED_LATER if on_cpu else 0,
