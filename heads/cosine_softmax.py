@@ -94,11 +94,30 @@ def coefficient_gain(global_batch: int, compute_dtype: torch.dtype) -> float:
     """A power of two that lifts small probabilities out of float16's subnormals, else 1.
 
     A product over the batch adds up to `global_batch` probabilities of at most 1, with the 8 to
-    spare, and target terms, whose slopes reach some thousands where the angle is almost 0.
+    spare for target terms, which `bound_targets` makes fit.
     """
     if compute_dtype != torch.float16:
         return 1.0
     return 2.0 ** min(5, math.floor(math.log2(torch.finfo(torch.float16).max / global_batch / 8)))
+
+
+def bound_targets(
+    target: Tensor, positions: Tensor, *, gain: float, compute_dtype: torch.dtype
+) -> Tensor:
+    """(G,) target terms, in float16 bounded so that no class's own rows pass half of its range.
+
+    Slopes reach thousands where a row lies on its center or opposite to it, and a center's product
+    adds up all rows of its class: unbounded, one such row would cost the whole step. A row alone in
+    its class is cut at a slope of 1,000 or more, as far from the center's axis as rounding moves
+    it. positions: as in Sample.
+    """
+    if compute_dtype != torch.float16:
+        return target
+    ordered = positions.sort().values
+    first = torch.searchsorted(ordered, positions)
+    rows = torch.searchsorted(ordered, positions, right=True) - first  # (G,) of the row's class
+    most = torch.finfo(compute_dtype).max / (2 * gain) / rows
+    return target.clamp(-most, most)
 
 
 def is_finite(gradient: CenterGradient, reach: Tensor, dtype: torch.dtype) -> Tensor:
@@ -182,8 +201,10 @@ class ChunkedSoftmax:
         # The products read d loss / d cosine times gain · G / scale; `unit` undoes that.
         unit = share * self._scale / (self._global_batch * gain)
         shift = (terms.log_partition - math.log(gain)).unsqueeze(1)  # (G, 1)
-        limit = torch.finfo(self._compute_dtype).max
-        target = (gain * terms.target).clamp(-limit, limit).unsqueeze(1)  # (G, 1)
+        target = bound_targets(
+            terms.target, self._sample.positions, gain=gain, compute_dtype=self._compute_dtype
+        )
+        target = (gain * target).unsqueeze(1)  # (G, 1)
 
         centers = into or self._new_gradient()
         centers.pull.fill_(unit)

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from heads import kernels
-from heads.cosine_softmax import CenterGradient, Gradients, Terms, coefficient_gain, is_finite
+from heads.cosine_softmax import (
+    CenterGradient,
+    Gradients,
+    Terms,
+    bound_targets,
+    coefficient_gain,
+    is_finite,
+)
 from heads.negatives import Negatives
 from heads.sampling import NOBODY, Sample
 from heads.workspace import Workspace
@@ -57,7 +64,12 @@ class TritonSoftmax:
         global_batch, dim = self._embeddings.shape
         gain = coefficient_gain(global_batch, self._embeddings.dtype)
         unit = share * self._scale / (global_batch * gain)
-        limit = torch.finfo(self._embeddings.dtype).max / gain
+        target = bound_targets(
+            terms.target,
+            self._classes["positions"],
+            gain=gain,
+            compute_dtype=self._embeddings.dtype,
+        )
         if into is None:
             shape = (self._inverse.shape[0], dim)
             product = self._workspace.take("rows", shape, self._embeddings.dtype)
@@ -69,7 +81,7 @@ class TritonSoftmax:
             self._inverse,
             **self._classes,
             log_partition=terms.log_partition,
-            target=terms.target.clamp(-limit, limit),
+            target=target,
             target_subcenter=terms.subcenter,
             gain=gain,
             product=product,

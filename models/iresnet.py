@@ -99,9 +99,10 @@ class IResNet(nn.Module):
                 nn.init.normal_(module.weight, mean=0.0, std=0.1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed `images` (B, 3, image_size, image_size), floating, as (B, num_features) float32.
+        """Embed `images` (B, 3, image_size, image_size), floating, as (B, num_features).
 
-        Under autocast the last fully connected layer and batch norm still run in float32.
+        The last fully connected layer and batch norm run in the dtype of their weights, float32
+        unless the network was moved to another, under autocast too. So are the embeddings.
 
         Raises:
             ValueError: images of another size, or not yet normalized to a floating dtype.
@@ -120,7 +121,7 @@ class IResNet(nn.Module):
         x = self.layer4(x)  # (B, 512, size / 16, size / 16)
         x = self.dropout(torch.flatten(self.bn2(x), 1))
         with torch.autocast(images.device.type, enabled=False):
-            return self.features(self.fc(x.float()))
+            return self.features(self.fc(x.to(self.fc.weight.dtype)))
 
 
 def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:

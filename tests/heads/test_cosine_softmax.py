@@ -12,7 +12,13 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from heads import ArcFace, CosFace, CurricularFace, Margin, Softmax, SphereFace, cosine_softmax
-from heads.cosine_softmax import CenterGradient, ChunkedSoftmax, chunk_size, coefficient_gain
+from heads.cosine_softmax import (
+    CenterGradient,
+    ChunkedSoftmax,
+    bound_targets,
+    chunk_size,
+    coefficient_gain,
+)
 from heads.loss import Loss, combine, target_cosines
 from heads.negatives import Negatives
 from heads.sampling import EVERYONE, NOBODY, Sample
@@ -343,12 +349,23 @@ def test_float16_saturates_where_a_slope_passes_its_range():
             assert torch.isfinite(result).all()
 
 
-def test_the_gain_leaves_room_for_a_whole_batch_and_a_steep_slope():
+@pytest.mark.parametrize("batch", [1, 100, 128, 4096])
+def test_the_gain_leaves_room_for_a_whole_batch_and_for_any_slope(batch):
     largest = torch.finfo(torch.float16).max
-    for batch in (1, 100, 128, 4096, 16_384):
-        gain = coefficient_gain(batch, torch.float16)
-        assert gain * batch <= largest / 8
-        assert gain * 2000 <= largest
+    gain = coefficient_gain(batch, torch.float16)
+    assert gain * batch <= largest / 8
+    steep = torch.full((batch,), -1e5)
+    for positions in (torch.zeros(batch).long(), torch.arange(batch) // 3, torch.arange(batch)):
+        kept = bound_targets(steep, positions, gain=gain, compute_dtype=torch.float16)
+        sums = torch.zeros(batch).index_add_(0, positions, gain * kept)
+        assert sums.abs().max() <= largest / 2 * 1.0001
+
+
+def test_targets_that_fit_are_left_alone_and_nan_shows():
+    target = torch.tensor([-1000.0, 30.0, math.nan, 0.0])
+    kept = bound_targets(target, torch.arange(4), gain=32.0, compute_dtype=torch.float16)
+    torch.testing.assert_close(kept, target, rtol=0, atol=0, equal_nan=True)
+    assert bound_targets(1e9 * target, target, gain=1.0, compute_dtype=torch.bfloat16)[0] == -1e12
     assert coefficient_gain(128, torch.bfloat16) == 1.0
 
 

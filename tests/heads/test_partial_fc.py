@@ -378,6 +378,24 @@ def test_a_rate_that_is_not_finite_changes_nothing(rate):
     assert unchanged(head, before)
 
 
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+@pytest.mark.parametrize("margin", [*map(create_margin, MARGINS), SphereFace(margin=7.5)], ids=str)
+def test_in_float16_rows_on_the_axis_of_their_center_cost_no_step(margin, side):
+    """Slopes without bound: two such rows of a class, and a rival in the center's very place."""
+    head = PartialFC(CLASSES, DIM, margin, compute_dtype=torch.float16)
+    head.centers[1] = head.centers[0]
+    embeddings, labels = batch(dtype=torch.float32)
+    labels[:2] = 0
+    embeddings = torch.cat([side * head.centers[:1].expand(2, -1), embeddings.detach()[2:]])
+    before = head.centers.clone()
+    loss = head(embeddings.requires_grad_(), labels)
+    loss.backward()
+    head.step(0.1)
+    assert head.nonfinite_steps == 0
+    assert not torch.equal(head.centers, before)
+    assert embeddings.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("length", [1e-30, 1e30])
 def test_centers_of_extreme_length_train(length):
     head = build(dtype=torch.float32, compute_dtype=torch.float32)

@@ -182,11 +182,23 @@ def test_convolution_weights_are_channels_last_and_stay_so_after_loading() -> No
             assert module.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_registered_model_embeds(name: str) -> None:
-    model = create_model(name, num_features=24, width=0.25, image_size=16).eval()
+def test_every_registered_model_embeds(name: str, dtype: torch.dtype) -> None:
+    model = create_model(name, num_features=24, width=0.25, image_size=16).eval().to(dtype)
     with torch.no_grad():
-        assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 24)
+        embeddings = model(torch.zeros(2, 3, 16, 16, dtype=dtype))
+    assert embeddings.shape == (2, 24)
+    assert embeddings.dtype == dtype
+
+
+def test_in_float64_it_trains_and_agrees_with_float32() -> None:
+    model = small_model().train()
+    expected = model(small_images())
+    embeddings = model.double()(small_images().double())
+    torch.testing.assert_close(embeddings.float(), expected, rtol=1e-3, atol=1e-3)
+    embeddings.sum().backward()
+    assert model.conv1.weight.grad.dtype == torch.float64
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
