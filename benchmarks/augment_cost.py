@@ -58,7 +58,7 @@ def blend(taken: Node, changed: Node, images: Node) -> Node:
 
 
 def _blended_arcface(images: Node, **drawn: Node) -> Node:
-    resolution = {name: drawn[name] for name in ("small", "whole", "down", "up")}
+    resolution = {name: drawn[name] for name in ("small", "whole")}
     images = blend(drawn["resized"], lower_resolution(images, **resolution), images)
     images = blend(drawn["blurred"], blur(images, drawn["kernel"]), images)
     colored = dali.fn.hsv(images, hue=drawn["hue"], saturation=drawn["saturation"])

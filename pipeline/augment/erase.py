@@ -7,6 +7,8 @@ import numpy as np
 from pipeline import dali
 from pipeline.augment.recipe import Argument, Draw, Node, Recipe
 
+_ATTEMPTS = 10
+
 
 def _draw_erase(draw: Draw) -> dict[str, Argument]:
     """A mask over the lower face in 10 % of the images, a rectangle anywhere in another 20 %.
@@ -45,11 +47,23 @@ def _erase(images: Node, erased: Node, anchor: Node, shape: Node, color: Node) -
 
 
 def draw_crop(draw: Draw, name: str, *, area: tuple[float, float]) -> dict[str, Argument]:
-    """Arguments of `crop`: a window of `area` of the image, sides 3:4 to 4:3, anywhere in it."""
-    share = draw(f"{name}.area", *area)
-    ratio = np.exp(draw(f"{name}.ratio", np.log(3 / 4), np.log(4 / 3)))
-    side = [np.rint(np.sqrt(share * r) * draw.size) for r in (ratio, 1 / ratio)]
-    height, width = (np.clip(s, 1, draw.size) for s in side)
+    """Arguments of `crop`: a window of `area` of the image, sides 3:4 to 4:3, anywhere in it.
+
+    A window that does not fit is drawn again, as torchvision's RandomResizedCrop does it, up to ten
+    times; then the whole image is taken.
+    """
+    height = width = np.full(len(draw), float(draw.size))
+    fits = np.zeros(len(draw), bool)
+    for attempt in range(_ATTEMPTS):
+        share = draw(f"{name}.area.{attempt}", *area)
+        ratio = np.exp(draw(f"{name}.ratio.{attempt}", np.log(3 / 4), np.log(4 / 3)))
+        tall, wide = (np.rint(np.sqrt(share * r) * draw.size) for r in (1 / ratio, ratio))
+        taken = ~fits & (tall <= draw.size) & (wide <= draw.size)
+        height, width = np.where(taken, tall, height), np.where(taken, wide, width)
+        fits |= taken
+        if fits.all():
+            break
+    height, width = np.maximum(height, 1), np.maximum(width, 1)
     top = np.floor(draw(f"{name}.top") * (draw.size - height + 1))
     left = np.floor(draw(f"{name}.left") * (draw.size - width + 1))
     zero, whole = np.zeros_like(top), np.full_like(top, draw.size)

@@ -9,8 +9,8 @@ from pipeline.augment.recipe import Argument, Draw, Node, Recipe
 
 # By DALI's numbers of them, because draws must not need DALI itself.
 NN, LINEAR, CUBIC, LANCZOS3 = range(4)
-TRIANGULAR = 4  # averages over what a pixel covers when sizes shrink
-INTERPOLATIONS = (NN, LINEAR, CUBIC, LANCZOS3, TRIANGULAR)
+# The average over what a pixel covers, which DALI has under no name: see `resample`.
+AREA = 4
 
 
 def _draw_flip(draw: Draw) -> dict[str, Argument]:
@@ -49,29 +49,78 @@ def _geometry(images: Node, matrix: Node) -> Node:
     )
 
 
-def draw_resolution(
-    draw: Draw, name: str, *, low: float, high: float, choice: tuple[int, ...] = INTERPOLATIONS
-) -> dict[str, Argument]:
-    """Arguments of `lower_resolution`: a side of `low` to `high` of the whole, and how to get there
-    and back: each way of its own, any of `choice`.
-    """
-    side = np.maximum(1, np.floor(draw(f"{name}.side", low, high) * draw.size))
-    whole = np.full_like(side, draw.size)
-    kinds = np.array(choice, np.int32)
+def draw_side(draw: Draw, name: str, *, low: float, high: float) -> np.ndarray:
+    """(B,) whole sides in pixels, `low` to `high` of the images'."""
+    return np.maximum(1, np.floor(draw(f"{name}.side", low, high) * draw.size))
+
+
+def square(side: np.ndarray) -> np.ndarray:
+    """(B,) sides → (B, 2) float32 sizes, as DALI takes them."""
+    return np.stack([side, side], axis=-1).astype(np.float32)
+
+
+def lower_resolution(images: Node, small: Node, whole: Node) -> Node:
+    """Shrink the images and enlarge them again, linearly; aliasing and all."""
+    for size in (small, whole):
+        images = dali.fn.resize(
+            images, size=size, interp_type=dali.types.INTERP_LINEAR, antialias=False
+        )
+    return images
+
+
+def draw_resampling(
+    draw: Draw, name: str, *, before: np.ndarray, after: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Arguments of `resample`, from (B,) sides to others: any of five interpolations alike."""
+    which = draw.integers(name, NN, AREA)
+    area = which == AREA
+    shrinks = after < before
+    between = np.where(shrinks, 2 * after, before * np.rint(after / before))
+    # OpenCV's nearest pixel is the one that a pixel's corner falls on, DALI's that of its center.
+    corner = np.where(which == NN, -0.499 * before / after, 0)
     return {
-        "small": np.stack([side, side], axis=-1).astype(np.float32),  # (B, 2)
-        "whole": np.stack([whole, whole], axis=-1).astype(np.float32),
-        "down": kinds[draw.integers(f"{name}.down", 0, len(choice) - 1)],
-        "up": kinds[draw.integers(f"{name}.up", 0, len(choice) - 1)],
+        # The average: linear, after a step that leaves it no other pixels to mix.
+        "kind": np.where(area, LINEAR, which).astype(np.int32),
+        "area": area,
+        "shrinks": shrinks,
+        "between": square(between),
+        "start": square(corner),
+        "end": square(np.where(area, between, before) + corner),
+        "size": square(after),
     }
 
 
-def lower_resolution(images: Node, small: Node, whole: Node, down: Node, up: Node) -> Node:
-    """Shrink the images and enlarge them again; aliasing and all, as cheap software does it."""
-    for size, kind in ((small, down), (whole, up)):
-        interpolation = dali.fn.reinterpret(kind, dtype=dali.types.INTERP_TYPE)
-        images = dali.fn.resize(images, size=size, interp_type=interpolation, antialias=False)
-    return images
+def resample(
+    images: Node,
+    kind: Node,
+    area: Node,
+    shrinks: Node,
+    between: Node,
+    start: Node,
+    end: Node,
+    size: Node,
+) -> Node:
+    """Resize as OpenCV does it: only the average over what a pixel covers looks at all pixels.
+
+    That average comes out within half a grey level in the mean: to shrink, of two triangles side by
+    side; to enlarge, of whole copies of each pixel, of which those at a border are mixed.
+    """
+    if area:
+        if shrinks:
+            images = dali.fn.resize(
+                images, size=between, interp_type=dali.types.INTERP_TRIANGULAR, antialias=True
+            )
+        else:
+            images = dali.fn.resize(images, size=between, interp_type=dali.types.INTERP_NN)
+    interpolation = dali.fn.reinterpret(kind, dtype=dali.types.INTERP_TYPE)
+    return dali.fn.resize(
+        images,
+        size=size,
+        interp_type=interpolation,
+        antialias=False,
+        roi_start=start,
+        roi_end=end,
+    )
 
 
 FLIP = Recipe(_draw_flip, _flip)

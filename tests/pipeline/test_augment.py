@@ -159,25 +159,10 @@ def test_blur_and_low_resolution_take_detail_and_keep_brightness(faces):
         ("arcface", "blurred"),
         ("arcface", "resized"),
         ("quality", "blurred"),
-        ("adaface", "resized"),
     ]:
         out = apply([recipe], faces, chosen(recipe, 8, **{branch: True}))
         assert detail(out) < 0.97 * detail(faces), (recipe, branch)
         assert abs(out.mean() - faces.mean()) < 2, (recipe, branch)
-
-
-def test_adaface_blackens_all_but_its_window():
-    white = np.full((300, SIZE, SIZE, 3), 255, np.uint8)
-    out = apply(["adaface"], white, chosen("adaface", 300, cropped=True))
-    assert set(np.unique(out)) <= {0, 255}
-    left = out[..., 0] == 255
-    rows, columns = left.any(2).sum(1), left.any(1).sum(1)
-    assert np.array_equal(left.sum((1, 2)), rows * columns), "a rectangle"
-    area, ratio = rows * columns / SIZE**2, rows / columns
-    assert 0.19 < area.min() < 0.25
-    assert area.max() > 0.9
-    assert 0.74 < ratio.min() < 0.8
-    assert 1.25 < ratio.max() < 1.36
 
 
 def test_noise_has_its_deviation_and_is_drawn_for_the_place():

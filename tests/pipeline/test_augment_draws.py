@@ -67,10 +67,10 @@ def test_branches_are_taken_independently(recipe, one, other, probability):
         ("arcface", "hue", 0, 20),
         ("arcface", "saturation", 1, 1.2),
         ("arcface", "small", SIZE // 2, SIZE * 8 // 10),
-        ("adaface", "small", 0.2 * SIZE - 1, SIZE),
-        ("adaface", "brightness", 0.5, 1.5),
-        ("adaface", "contrast", 0.5, 1.5),
-        ("adaface", "saturation", 0.5, 1.5),
+        ("adaface", "down_size", 0.2 * SIZE - 1, SIZE),
+        ("adaface", "factor_0", 0.5, 1.5),
+        ("adaface", "factor_1", 0.5, 1.5),
+        ("adaface", "factor_2", 0.5, 1.5),
         ("quality", "jpeg", 30, 100),
         ("quality", "sigma", 2 / 31, 12 / 31),
         ("erase", "color", 0, 255),
@@ -82,13 +82,6 @@ def test_values_fill_their_ranges_and_stay_in_them(recipe, argument, low, high):
     assert low - slack <= values.min() <= values.max() <= high + slack
     assert values.min() < low + 0.1 * (high - low), "the low end is reached"
     assert values.max() > high - 0.13 * (high - low), "the high end is reached"
-
-
-def test_adaface_draws_each_interpolation_alike_there_and_back():
-    drawn = draws("adaface")
-    for way in ("down", "up"):
-        for kind in range(5):
-            assert within_binomial_bounds(drawn[way] == kind, 0.2)
 
 
 def test_a_third_of_what_is_erased_is_the_lower_face():
