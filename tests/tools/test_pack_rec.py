@@ -21,6 +21,7 @@ from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordError, read_record, unpack_image
 from tools.pack_rec import Options, find_sources, pack
 from tools.sources.folders import read_folders
+from tools.unpack_rec import unpack
 
 ROOT = Path(__file__).parents[2]
 ATT = ROOT.parent / "shared/data/att_112"
@@ -47,6 +48,21 @@ def test_images_go_in_untouched_identity_by_identity(folders, tmp_path):
     stored = [(bytes(index.image(i)), int(index.records["label"][i])) for i in range(3)]
     assert stored == [(b"a/x.jpeg" * 3, 0), (b"b/10.jpg" * 3, 1), (b"b/2.PNG" * 3, 1)]
     assert (tmp_path / "out" / "property").read_text() == "2,112,112\n"
+
+
+def test_folders_named_by_numbers_get_these_as_labels_and_come_back_by_the_same(tmp_path):
+    for number in range(12):
+        (tmp_path / "in" / str(number)).mkdir(parents=True)
+        (tmp_path / "in" / str(number) / "x.jpg").write_bytes(b"face of %d" % number)
+    source = tmp_path / "in"
+    for output in ("once", "again"):
+        pack([source], tmp_path / output, Options())
+        index = open_index(tmp_path / output)
+        faces = [bytes(index.image(i)) for i in range(12)]
+        assert faces == [b"face of %d" % label for label in index.records["label"]]
+        assert index.records["label"].tolist() == [*range(12)]
+        source = tmp_path / f"{output} unpacked"
+        unpack(tmp_path / output, source)
 
 
 def test_the_layout_is_insightfaces(folders, tmp_path):

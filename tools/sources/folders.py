@@ -7,18 +7,21 @@ from pathlib import Path
 
 from pipeline.ahead import cores, map_ahead
 from pipeline.recordio import RecordError
-from tools.sources.sample import Identity
+from tools.sources.sample import Identity, order_of
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 def read_folders(source: Path) -> Iterator[Identity]:
-    """The identities in the order of their folders' names, the images in that of their files'.
+    """The identities in the order of their folders' names, or of their numbers where all are; the
+    images in that of their files' names.
 
     Folders and files whose names begin with a dot are passed over. Raises RecordError where a
     folder holds no images or an image is empty.
     """
-    folders = sorted(f for f in source.iterdir() if f.is_dir() and not f.name.startswith("."))
+    folders = [f for f in source.iterdir() if f.is_dir() and not f.name.startswith(".")]
+    key = order_of(folder.name for folder in folders)
+    folders.sort(key=lambda folder: key(folder.name))
     if not folders:
         raise RecordError(f"{source} holds no folders: expected one folder of images an identity")
     # Network disks answer many requests at once, so more threads than cores pay.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.recordio import RecordError
+
+
+_NUMBER = re.compile(r"-?[0-9]+")
 
 
 class Sample(NamedTuple):
@@ -30,8 +34,18 @@ class Identity(NamedTuple):
     places: list[str]  # where each one is from, for messages
 
 
+def order_of(names: Iterable[int | str]) -> Callable[[int | str], tuple[int, str]]:
+    """The key by which these identities are sorted: numbers, text or not, as numbers; else as text.
+
+    Numbers of one value, such as 7 and 007, go by their text.
+    """
+    if all(_NUMBER.fullmatch(str(name)) for name in names):
+        return lambda name: (int(name), str(name))
+    return lambda name: (0, str(name))
+
+
 def group(samples: Iterable[Sample], scratch: Path) -> Iterator[Identity]:
-    """Bring samples together by identity: numbers in their order, anything else by name.
+    """Bring samples together by identity, in the order of `order_of`.
 
     The images of an identity keep their order. They pass through a file in the folder `scratch`,
     for they may be more than the memory holds: it needs the room of the whole set for a while.
@@ -62,16 +76,12 @@ def group(samples: Iterable[Sample], scratch: Path) -> Iterator[Identity]:
 def _identities(
     content: mmap.mmap, number_of: dict[int | str, int], owner: np.ndarray, ends: np.ndarray
 ) -> Iterator[Identity]:
-    names = list(number_of)
-    if all(isinstance(name, int) for name in names):
-        names.sort()
-    else:
-        names.sort(key=str)
-        for one, other in pairwise(names):
-            if str(one) == str(other):
-                raise RecordError(
-                    f"the identity {one} appears as a number and as text: write all as text"
-                )
+    names = sorted(number_of, key=order_of(number_of))
+    for one, other in pairwise(names):
+        if str(one) == str(other):
+            raise RecordError(
+                f"the identity {one} appears as a number and as text: write all as text"
+            )
     order = np.argsort(owner, kind="stable")
     first = np.searchsorted(owner[order], np.arange(len(names) + 1))
     for name in names:

@@ -34,6 +34,21 @@ def test_numbers_and_text_together_sort_as_text(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["0", "1", "10", "11", "2"], ["0", "1", "2", "10", "11"]),
+        ([2, "10", "1"], ["1", "2", "10"]),
+        (["007", "7", "-3", "08"], ["-3", "007", "7", "08"]),
+        (["10", "9", "n1"], ["10", "9", "n1"]),
+        (["²", "10", "9"], ["10", "9", "²"]),  # a digit, but no number
+    ],
+)
+def test_numbers_sort_as_numbers_also_where_they_are_text(tmp_path, names, expected):
+    samples = [Sample(name, b"x", "") for name in names]
+    assert [identity.name for identity in group(samples, tmp_path)] == expected
+
+
+@pytest.mark.parametrize(
     ("samples", "complaint"),
     [
         ([Sample(1, b"", "shard 3, row 7")], "shard 3, row 7: the image is empty"),
