@@ -14,7 +14,6 @@ import numpy as np
 
 from pipeline.recordio import RecordError
 
-
 _NUMBER = re.compile(r"-?[0-9]+")
 
 
