@@ -44,7 +44,7 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
     place = read_place(
         os.environ, gpus=0 if device == "cpu" else available, address=init_method is None
     )
-    local_rank = place.local_rank if place else int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = place.local_rank
     if device != "cpu" and local_rank >= available and (available or device == "cuda"):
         raise ValueError(
             f"run.device={device}, but local rank {local_rank} finds {available} GPUs: start at "
@@ -56,7 +56,7 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
         backend = "cpu:gloo,cuda:nccl"
     else:
         chosen, backend = torch.device("cpu"), "gloo"
-    if place:
+    if "RANK" in os.environ:
         rank, world_size = place.rank, place.world_size
         store, _, _ = next(dist.rendezvous(init_method or "env://", rank, world_size))
         if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
@@ -72,7 +72,7 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         local_rank=local_rank,
-        local_world_size=place.local_world_size if place else 1,
+        local_world_size=place.local_world_size,
         device=chosen,
     )
 

@@ -33,8 +33,8 @@ class Place:
     local_world_size: int
 
 
-def read_place(environment: Mapping[str, str], *, gpus: int, address: bool) -> Place | None:
-    """This process's place as torchrun tells it; None where it is the only one.
+def read_place(environment: Mapping[str, str], *, gpus: int, address: bool) -> Place:
+    """This process's place as torchrun tells it; without RANK it is the only one.
 
     gpus: that this process could use. address: whether the environment must say where ranks meet.
 
@@ -45,7 +45,7 @@ def read_place(environment: Mapping[str, str], *, gpus: int, address: bool) -> P
         _refuse_copies(environment)
         if _number(environment, "WORLD_SIZE", 1) > 1:
             raise _incomplete("RANK", f"WORLD_SIZE={environment['WORLD_SIZE']}")
-        return None
+        return Place(0, 1, local_rank=_number(environment, "LOCAL_RANK", 0), local_world_size=1)
     if "WORLD_SIZE" not in environment:
         raise _incomplete("WORLD_SIZE", f"RANK={environment['RANK']}")
     for key in ("MASTER_ADDR", "MASTER_PORT") if address else ():

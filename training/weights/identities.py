@@ -19,6 +19,7 @@ from pipeline.collection import Collection
 from pipeline.identity_map import read_identity_names
 from pipeline.index import fingerprint
 from pipeline.rec_names import read_names
+from training.saving.disk import replace
 
 FILE = "identities.json"
 
@@ -94,7 +95,8 @@ def write_identities(folder: Path, identities: Identities) -> Path:
     path = folder / FILE
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(identities.as_dict()))
-    return unfinished.replace(path)
+    replace(unfinished, path)
+    return path
 
 
 def read_identities(checkpoint: Path) -> Identities | None:

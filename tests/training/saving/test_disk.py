@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import shutil
 
 import pytest
 
+from pipeline import index
 from tests.bad_disk import FAULTS, break_disk
+from tests.training import tiny
 from tests.training.saving.test_checkpoint import CONFIG, same, tensors, train_step
+from training.loop import Trainer
+from training.precision import choose_precision
 from training.saving import checkpoint, disk, files, resume
 from training.saving.files import CheckpointError
 
@@ -48,6 +53,28 @@ def test_checkpoints_are_written_read_replaced_and_removed(faults, world, tmp_pa
     other = train_step(seed=1)
     assert checkpoint.load(resume.choose_checkpoint(tmp_path, CONFIG, facts={}), train_step=other)
     assert same(tensors(other), tensors(step))
+
+
+def test_a_whole_run_and_its_resume_need_no_more(data, world, tmp_path, monkeypatch, capsys):
+    """With the training set there, too, and an index too long to be held in memory."""
+    shutil.copytree(data, tmp_path / "data")
+    monkeypatch.setattr(index, "_IN_MEMORY", 0)
+    break_disk(monkeypatch, *FAULTS)
+    precision = choose_precision(world.device, "fp32")
+    for begins_at in (0, 15):
+        trainer = Trainer(
+            tiny.config(tmp_path / "data", tmp_path / "run"),
+            world,
+            precision=precision,
+            evaluate=lambda backbone: {},
+        )
+        assert trainer.steps_done == begins_at
+        trainer.run()
+    told = capsys.readouterr().out
+    assert "files cannot be synced" in told
+    assert "written in place, as files cannot be renamed" in told
+    path = files.newest(tmp_path / "run")
+    assert (path.name, files.faults(path)) == ("step_000000015", [])
 
 
 @pytest.mark.parametrize(
