@@ -44,24 +44,24 @@ def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
     `facts` are what identifies the run: model, number of classes, dataset. They are written down
     at first, and bind from the first checkpoint on: a try that saved nothing owns no folder.
     """
-    path = output / "run.json"
-    if not (path.exists() and checkpoints(output)):
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(facts, indent=2))
-        replace(unfinished, path)
-        return
-    _require_same(
-        json.loads(path.read_text()),
-        facts,
-        what=f"run.output={output} holds another run",
-        remedy="Choose another run.output, or restore that configuration to go on",
-    )
+    path, begun = output / "run.json", bool(checkpoints(output))
+    if begun and path.exists():
+        _require_same(
+            json.loads(path.read_text()),
+            facts,
+            what=f"run.output={output} holds another run",
+            remedy="Choose another run.output, or restore that configuration to go on",
+        )
     started_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # by torchrun
-    if config.run.resume == "never" and not started_again:
+    if begun and config.run.resume == "never" and not started_again:
         raise CheckpointError(
             f"run.output={output} already holds this run and run.resume=never: choose another "
             "run.output, or run.resume=auto to go on"
         )
+    if not (begun and path.exists()):
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(facts, indent=2))
+        replace(unfinished, path)
 
 
 def _refuse_others(output: Path) -> None:

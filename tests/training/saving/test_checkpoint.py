@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from heads import CosFace, PartialFC
 from tests.clock import LIMIT
+from tests.clock import wait_until
 from tests.ranks import run_ranks
 from training.config import Config, DataConfig, RunConfig
 from training.distributed import World
@@ -128,7 +129,8 @@ def test_a_full_or_closed_disk_is_told_once_and_the_checkpoint_before_stays(
         saving.save(2)
         train(step)
         assert saving.wait() == kept
-    told = [record for record in caplog.records if record.name == "root"]
+    # The thread tells it just after the result is there.
+    told = wait_until(lambda: [record for record in caplog.records if record.name == "root"])
     assert len(told) == 1
     assert "step 2 was not saved: [Errno 28] No space left on device. Make" in told[0].getMessage()
     assert saving.fault == told[0].getMessage()

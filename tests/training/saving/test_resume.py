@@ -99,3 +99,13 @@ def test_another_model_head_or_dataset_is_named(run, tmp_path, fact):
     facts = FACTS | {fact: "other"}
     with pytest.raises(CheckpointError, match=f"is of another run: its {fact} is .*'other'"):
         choose(tmp_path / "new", str(run), facts)
+
+
+def test_never_refuses_a_folder_with_checkpoints_alone(run):
+    """As where somebody has removed the folder while the run went on: run.json is gone."""
+    config = replace(CONFIG, run=replace(CONFIG.run, resume="never"))
+    with pytest.raises(CheckpointError, match=r"already holds this run and run\.resume=never"):
+        resume.claim(run, config, facts=FACTS)
+    resume.claim(run, CONFIG, facts=FACTS)
+    with pytest.raises(CheckpointError, match=r"holds another run: its model\.name is"):
+        resume.claim(run, CONFIG, facts=FACTS | {"model.name": "other"})
