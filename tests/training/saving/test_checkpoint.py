@@ -12,8 +12,7 @@ import torch
 import torch.distributed as dist
 
 from heads import CosFace, PartialFC
-from tests.clock import LIMIT
-from tests.clock import wait_until
+from tests.clock import LIMIT, wait_until
 from tests.ranks import run_ranks
 from training.config import Config, DataConfig, RunConfig
 from training.distributed import World
