@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NEEDED := requirements-dev.txt
 
-.PHONY: install demo test check-cuda lint format bench bench-gpu
+.PHONY: install demo test check-cuda lint format bench bench-gpu wheelhouse
 
 install: $(STAMP)
 
@@ -39,8 +39,13 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/train_step.py
 
+# On all GPUs of this machine, in at most eight minutes: see docs/gpu.md.
 bench-gpu: $(STAMP)
-	$(BIN)/python benchmarks/sample_rates.py --device cuda --dtypes float32 bfloat16 float16
+	$(BIN)/python -m benchmarks.gpu
+
+# What a machine with GPUs and without a package index lacks, in pieces: see docs/gpu.md.
+wheelhouse: $(STAMP)
+	$(BIN)/python launch/offline/collect.py wheelhouse
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

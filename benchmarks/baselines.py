@@ -39,6 +39,7 @@ class ArcfaceTorchHead(nn.Module):
 
     sample_rate: in (0, 1]. margin: radians. seed: of the initial weight and of the sampling.
     autocast: the products in the device's autocast type (float16 on CUDA, bfloat16 on CPUs).
+    device: of the weight; the CPU by default.
 
     weight: (num_classes, embedding_dim) float32 parameter from N(0, 0.01²).
     """
@@ -53,6 +54,7 @@ class ArcfaceTorchHead(nn.Module):
         scale: float = 64.0,
         seed: int,
         autocast: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.sample_rate = sample_rate
@@ -61,8 +63,10 @@ class ArcfaceTorchHead(nn.Module):
         self.scale = scale
         self.autocast = autocast
         self.generator = torch.Generator().manual_seed(seed)
-        weight = torch.empty(num_classes, embedding_dim)
-        self.weight = nn.Parameter(weight.normal_(0, _INIT_STD, generator=self.generator))
+        weight = torch.empty(num_classes, embedding_dim, device=device)
+        # Millions of rows are drawn where they are.
+        generator = torch.Generator(weight.device).manual_seed(seed)
+        self.weight = nn.Parameter(weight.normal_(0, _INIT_STD, generator=generator))
         self.optimizer = torch.optim.SGD([self.weight], lr=0.0, momentum=0.9, weight_decay=5e-4)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:

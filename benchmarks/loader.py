@@ -52,30 +52,30 @@ RECORDS, DRAWN = 20_000, 2_000
 Pass = Callable[[], int]
 
 
-def draw_set(folder: Path) -> Path:
-    """A .rec of RECORDS synthetic faces, DRAWN different ones."""
+def draw_set(folder: Path, *, drawn: int = DRAWN, records: int = RECORDS) -> Path:
+    """A .rec of synthetic faces, `drawn` different ones, repeated."""
     rec = folder / "train.rec"
-    jobs = [(k // 10, k % 10) for k in range(DRAWN)]
+    jobs = [(k // 10, k % 10) for k in range(drawn)]
     faces = [encode_jpeg(render(*job, seed=0)) for job in jobs]
     with RecordWriter(rec) as writer:
-        for number, face in enumerate(itertools.islice(itertools.cycle(faces), RECORDS)):
-            writer.write(pack_image(face, float(number % DRAWN // 10), number))
+        for number, face in enumerate(itertools.islice(itertools.cycle(faces), records)):
+            writer.write(pack_image(face, float(number % drawn // 10), number))
     return rec
 
 
-def bare_decoding(index: RecordIndex) -> Pass:
-    """libjpeg-turbo on THREADS threads, into memory that is there."""
+def bare_decoding(index: RecordIndex, *, threads: int = THREADS) -> Pass:
+    """libjpeg-turbo on threads, into memory that is there."""
     encoded = [bytes(index.image(i)) for i in range(len(index))]
 
     def decode(part: int) -> int:
         out = np.empty((SIZE, SIZE, 3), np.uint8)
-        for image in encoded[part::THREADS]:
+        for image in encoded[part::threads]:
             simplejpeg.decode_jpeg(image, buffer=out)
-        return len(encoded[part::THREADS])
+        return len(encoded[part::threads])
 
     def one_pass() -> int:
-        with ThreadPoolExecutor(THREADS) as pool:
-            return sum(pool.map(decode, range(THREADS)))
+        with ThreadPoolExecutor(threads) as pool:
+            return sum(pool.map(decode, range(threads)))
 
     return one_pass
 

@@ -83,7 +83,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 0.3, 0.1, 0.01])
     parser.add_argument("--dtypes", nargs="+", choices=_DTYPES, default=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    current = torch.accelerator.current_accelerator()
+    parser.add_argument("--device", default=current.type if current else "cpu")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a measurement's settings, as JSON
     arguments = parser.parse_args()
     if arguments.one:
@@ -121,7 +122,7 @@ def _print(rows: list[dict[str, Any]], shared: dict[str, int], device: str) -> N
 def _save(rows: list[dict[str, Any]], shared: dict[str, int], device: str) -> None:
     about = {
         "date": date.today().isoformat(),
-        "device": device if device == "cpu" else torch.cuda.get_device_name(),
+        "device": device if device == "cpu" else torch.get_device_module(device).get_device_name(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "torch": torch.__version__,

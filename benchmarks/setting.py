@@ -38,3 +38,16 @@ def about_cpu() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def about_device(device: torch.device) -> dict[str, Any]:
+    """What a result starts with, on any device."""
+    if device.type == "cpu":
+        return about_cpu()
+    card = torch.get_device_module(device).get_device_properties(device)
+    return about_cpu() | {
+        "device": card.name,
+        "compute_capability": f"{card.major}.{card.minor}",
+        "memory_mb": card.total_memory / 1e6,
+        "cuda": torch.version.cuda,
+    }
