@@ -39,15 +39,17 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(LIMITS)}: all")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: sizes that take no time")
+    parser.add_argument("--ranks", type=int, help="processes, by default one for each GPU")
     parser.add_argument("--out", type=Path, help="the folder for the results")
     options = parser.parse_args()
     unknown = set(options.stages) - set(LIMITS)
     if unknown:
         parser.error(f"unknown stages {sorted(unknown)}: expected some of {', '.join(LIMITS)}")
-    ranks = 1 if options.device == "cpu" else torch.accelerator.device_count()
-    if ranks == 0:
+    there = 1 if options.device == "cpu" else torch.accelerator.device_count()
+    if there == 0:
         parser.error("there is no GPU here: rehearse with --device cpu --quick")
     default = ROOT / ("runs/rehearsal" if options.quick else "benchmarks/results")
+    ranks = options.ranks or there
     sys.exit(measure(options, ranks=ranks, folder=(options.out or default).resolve()))
 
 

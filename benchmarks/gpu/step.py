@@ -8,9 +8,9 @@ alone. The roof is the arithmetic of the convolutions and of the head's products
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.baselines import ArcfaceTorchHead
@@ -70,10 +70,17 @@ def step(figures: Figures) -> None:
 
 def step_flops(model: str, world: World, *, batch: int, classes: int) -> int:
     """Of a rank's step: the network's products forward and twice backward, and the head's three."""
-    with FakeTensorMode(), FlopCounterMode(display=False) as counted, torch.no_grad():
-        create_model(model, num_features=DIM).eval()(torch.empty(1, 3, SIZE, SIZE))
     head = 2 * batch * classes * DIM  # a share of the classes, but the batches of all ranks
-    return 3 * (batch * counted.get_total_flops() + head)
+    return 3 * (batch * _forward_flops(model) + head)
+
+
+@lru_cache
+def _forward_flops(model: str) -> int:
+    """Of one image."""
+    backbone = create_model(model, num_features=DIM).eval()
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        backbone(torch.zeros(1, 3, SIZE, SIZE))
+    return counted.get_total_flops()
 
 
 def _batch(world: World, *, batch: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
