@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -46,59 +47,58 @@ def test_eight_minutes_are_enough_for_all_stages():
     assert sum(gpu.LIMITS.values()) <= 8 * 60
 
 
-def python(figures: Path, code: str, *, seconds: float = 100.0) -> Stage:
-    """A stage that writes one row and then runs `code`."""
-    row = f"open({str(figures)!r}, 'a').write('{{\"n\": 1}}\\n')"
-    return Stage([sys.executable, "-S", "-c", f"{row}\n{code}"], figures, seconds)
+def shell(figures: Path, script: str, *, seconds: float = 100.0) -> Stage:
+    """A stage that writes one row and then runs `script`."""
+    row = """echo '{"n": 1}' >>"$0"\n"""
+    return Stage(["sh", "-c", row + script, str(figures)], figures, seconds)
 
 
 def test_a_stage_that_fails_hangs_or_dies_is_named_and_keeps_its_figures(
     tmp_path, monkeypatch, capsys
 ):
-    codes = {
-        "facts": "pass",
-        "head": "import sys; sys.exit('no such kernel')",
-        "step": "import time; time.sleep(1000)",
-        "loader": "import os; os.kill(os.getpid(), 9)",
-        "short_run": "pass",
+    scripts = {
+        "facts": "true",
+        "head": "echo no such kernel; exit 3",
+        "step": "sleep 1000",
+        "loader": "kill -9 $$",
+        "short_run": "true",
     }
 
     def stage_of(name: str, options: Namespace, *, ranks: int, folder: Path) -> Stage:
         seconds = 3.0 if name == "step" else 100.0
-        return python(folder / f"{name}.jsonl", codes[name], seconds=seconds)
+        return shell(folder / f"{name}.jsonl", scripts[name], seconds=seconds)
 
     monkeypatch.setattr(gpu, "stage_of", stage_of)
-    options = Namespace(stages=list(codes), quick=True, device="cpu")
+    options = Namespace(stages=list(scripts), quick=True, device="cpu")
     assert gpu.measure(options, ranks=1, folder=tmp_path) == 1
     (result,) = tmp_path.glob("gpu_unknown_*.json")
     stages = json.loads(result.read_text())["stages"]
     assert {name: stage["failed"] for name, stage in stages.items()} == {
         "facts": None,
-        "head": "exit status 1: no such kernel",
+        "head": "exit status 3: no such kernel",
         "step": "not done after 3 s",
         "loader": "exit status -9: it printed nothing",
         "short_run": None,
     }
     assert all(stage["figures"] == [{"n": 1}] for stage in stages.values())
-    shown = capsys.readouterr().out
-    assert "step FAILED: not done after 3 s" in shown
+    assert "step FAILED: not done after 3 s" in capsys.readouterr().out
 
 
 def test_what_a_stage_started_ends_with_it(tmp_path):
-    child = "import subprocess, sys, time\n"
-    child += (
-        "made = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(1000)'])\n"
-    )
-    child += "print(made.pid, flush=True); time.sleep(1000)"
     log = tmp_path / "log"
-    outcome = run(python(tmp_path / "figures", child, seconds=5.0), log)
-    assert outcome.failed == "not done after 5 s"
-    pid = log.read_text().strip()
-    state = Path(f"/proc/{pid}/stat")
-    assert not state.exists() or " Z " in state.read_text()  # gone, or nobody has asked yet
+    assert run(shell(tmp_path / "figures", "sleep 1000 & echo $!"), log).failed is None
+    state = Path(f"/proc/{log.read_text().strip()}/stat")
+
+    def is_alive() -> bool:
+        return state.exists() and " Z " not in state.read_text()
+
+    for _ in range(1000):
+        if not is_alive():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the child sleeps on")
 
 
 def test_a_row_that_was_cut_off_is_left_out(tmp_path):
-    figures = tmp_path / "figures"
-    code = f"open({str(figures)!r}, 'a').write('{{\"n\": ')"
-    assert run(python(figures, code), tmp_path / "log").figures == [{"n": 1}]
+    stage = shell(tmp_path / "figures", """printf '{"n": ' >>"$0\"""")
+    assert run(stage, tmp_path / "log").figures == [{"n": 1}]
