@@ -224,7 +224,8 @@ def open_index(rec: str | Path, progress: Progress | None = None) -> RecordIndex
 def read_idx(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """MXNet's .idx, lines of ``key<TAB>offset``: (N,) int64 keys and offsets, in the file's order.
 
-    Raises RecordError, with the line, when it is garbled or its keys do not rise.
+    Keys come in any order: im2rec writes those of a shuffled list. Raises RecordError, with the
+    line, when it is garbled or a key comes twice.
     """
     path = Path(path)
     content = path.read_bytes()
@@ -242,12 +243,17 @@ def _parse_plain(content: bytes) -> tuple[np.ndarray, np.ndarray] | None:
     # numpy takes any blank for any other and cuts off large numbers: those would not come out
     # again as they went in.
     same = b"".join(_format_lines(keys, offsets)) == content
-    return (keys, offsets) if same and (keys[1:] > keys[:-1]).all() else None
+    return (keys, offsets) if same and _all_differ(keys) else None
+
+
+def _all_differ(keys: np.ndarray) -> bool:
+    # Most rise, which is seen without sorting them.
+    return bool((keys[1:] > keys[:-1]).all()) or len(np.unique(keys)) == len(keys)
 
 
 def _parse_lines(path: Path, text: str) -> tuple[np.ndarray, np.ndarray]:
     """What `read_idx` promises, a line at a time: slow, but it knows the line at fault."""
-    keys, offsets = [], []
+    keys, offsets, line_of = [], [], {}
     for number, line in enumerate(text.splitlines(), start=1):
         key, _, offset = line.partition("\t")
         try:
@@ -259,11 +265,11 @@ def _parse_lines(path: Path, text: str) -> tuple[np.ndarray, np.ndarray]:
             raise RecordError(
                 f"{path}, line {number}: found {line!r}, expected key<TAB>offset. {_remedy(path)}"
             ) from None
-        if len(keys) > 1 and keys[-1] <= keys[-2]:
-            fault = "appears twice" if keys[-1] == keys[-2] else f"follows {keys[-2]}"
+        first = line_of.setdefault(keys[-1], number)
+        if first != number:
             raise RecordError(
-                f"{path}, line {number}: key {keys[-1]} {fault}, and keys must rise. "
-                + _remedy(path)
+                f"{path}, line {number}: key {keys[-1]} appears twice, on line {first} too: which "
+                f"of two records it names cannot be known. {_remedy(path)}"
             )
     return np.array(keys, np.int64), np.array(offsets, np.int64)
 
@@ -317,7 +323,8 @@ def check_idx(path: Path, index: RecordIndex) -> None:
     if len(missing):
         raise RecordError(
             f"{path} disagrees with {rec}: of its {len(index)} images it leaves out "
-            f"{len(missing)}, the first at offset {missing[0]}. {_remedy(path)}"
+            f"{len(missing)}, the first at offset {missing[0]}. {_remedy(path)}. To train without "
+            f"them, list them as `record {missing[0]}` in the file that data.leave_out names"
         )
     magic = np.frombuffer(MAGIC.to_bytes(4, "little"), np.uint8)
     others = np.setdiff1d(offsets, index.records["offset"], assume_unique=True)

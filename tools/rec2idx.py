@@ -50,7 +50,19 @@ def rec2idx(
     sidecar = write_sidecar(rec, found, folder, seen=seen)
     print_summary(rec, found)
     print(f"wrote         {idx} ({int(listed.sum())} lines), {sidecar}")
+    print(f"read by       {_readers(found, every_record=every_record)}")
     return found
+
+
+def _readers(found: Scan, *, every_record: bool) -> str:
+    """Whose readers take the .idx just written for what it is; ours need none."""
+    if found.is_image.all():
+        # arcface_torch asks record 0 whether it is a header.
+        more = " and arcface_torch" if 0 in found.keys else "; arcface_torch wants a record 0"
+        return f"DALI's own reader, MXNet{more}"
+    if every_record:
+        return "MXNet and arcface_torch; for DALI's own reader write it without --all"
+    return "DALI's own reader; for MXNet and arcface_torch write it with --all"
 
 
 @contextmanager

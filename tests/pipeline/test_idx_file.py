@@ -56,10 +56,14 @@ def test_lines_that_do_not_hold_two_numbers_are_named(tmp_path, text, line):
 
 def test_a_plain_idx_is_read_without_looking_at_each_line(tmp_path, monkeypatch):
     write_idx(tmp_path / "train.idx", np.arange(20_000), np.arange(20_000) * 7000)
+    shuffled = np.random.default_rng(0).permutation(20_000)
+    lines = "".join(f"{key}\t{key * 7000}\n" for key in shuffled)
+    (tmp_path / "shuffled.idx").write_text(lines)
     monkeypatch.delattr("pipeline.index._parse_lines")
-    keys, offsets = read_idx(tmp_path / "train.idx")
-    assert np.array_equal(keys, np.arange(20_000))
-    assert np.array_equal(offsets, keys * 7000)
+    for name, expected in (("train", np.arange(20_000)), ("shuffled", shuffled)):
+        keys, offsets = read_idx(tmp_path / f"{name}.idx")
+        assert np.array_equal(keys, expected)
+        assert np.array_equal(offsets, keys * 7000)
 
 
 def test_an_idx_is_written_without_a_look_at_each_line(tmp_path):

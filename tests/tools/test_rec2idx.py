@@ -50,10 +50,27 @@ def test_the_command_tells_what_it_found_and_wrote(rec):
         "1 header and 2 identity records",
         "damage        0 spans",
         f"wrote         {rec.with_suffix('.idx')} (2 lines)",
+        "read by       DALI's own reader; for MXNet and arcface_torch write it with --all",
     ):
         assert told in done.stdout
     assert read_idx(rec.with_suffix(".idx"))[0].tolist() == [1, 2]
     assert len(open_index(rec)) == 2
+
+
+def test_the_last_line_says_who_reads_what_was_written(rec, tmp_path, capsys):
+    rec2idx(rec, every_record=True)
+    assert capsys.readouterr().out.endswith(
+        "read by       MXNet and arcface_torch; for DALI's own reader write it without --all\n"
+    )
+    for first, readers in (
+        (0, "MXNet and arcface_torch\n"),
+        (1, "arcface_torch wants a record 0\n"),
+    ):
+        plain = tmp_path / f"{first}.rec"
+        with RecordWriter(plain) as writer:
+            writer.write(pack_image(b"image", 0.0, first))
+        rec2idx(plain)
+        assert capsys.readouterr().out.endswith(readers)
 
 
 @pytest.mark.skipif(not LFW.exists(), reason="faces_lfw_dev is not on this machine")
