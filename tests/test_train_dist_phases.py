@@ -206,6 +206,7 @@ def test_at_the_first_batch_nothing_is_waited_for(command):
     assert "before a step was done: nothing was to be saved" in ended.told
     assert files.newest(ended.output) is None
     assert ended.state["why"] == "SIGTERM on rank 0, before a step was done"
+    assert json.loads((ended.output / "lock.json").read_text())["released"], "free for the next"
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -240,3 +240,6 @@ def test_a_hang_is_told_by_the_rank_that_waits(configure):
         assert f"rank {rank} hangs: in training of step 17 since" in told
         assert "furthest behind" in told
     assert "disturbed" in (output / "hang_rank1.txt").read_text(), "the line it sleeps in"
+    status, why, _, code = state(output)
+    assert (status, code) == ("failed", HANG_EXIT_CODE)
+    assert why.startswith("rank 0 hangs: in training of step 17 since")

@@ -169,8 +169,13 @@ class Trainer:
         )
         state.begin(self.steps_done, self.last_checkpoint)
         self._saver.on_saved = state.saved
-        self._stops.on_quit = state.end
+        self._stops.on_quit = self._watchdog.on_hang = self._part
         return state
+
+    def _part(self, status: str, *, why: str, exit_code: int) -> None:
+        """What a run leaves behind that a thread is about to end; the main rank's."""
+        self._state.end(status, why=why, exit_code=exit_code)
+        self._lock.release()
 
     def settings(self) -> dict[str, Any]:
         """Every setting as it is in force, what was automatic decided."""

@@ -31,6 +31,7 @@ NO_ANSWER_EXIT_CODE = os.EX_TEMPFAIL  # a restart may help, as after a hang
 
 _POLL = 0.1  # seconds from what one rank asks to what all others know
 _ECHO = 1.0  # seconds in which signals are one: a terminal and a launcher may both pass it on
+_LAST_WORDS = 2.0  # seconds for what is written before a process quits
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -232,7 +233,11 @@ class Stops:
         self._exit("failed", f"{why}: quit without saving", code)
 
     def _exit(self, status: str, why: str, code: int) -> NoReturn:
-        self.on_quit(status, why=why, exit_code=code)
+        # By a thread: a disk that hangs would keep what is to end it.
+        words = {"why": why, "exit_code": code}
+        last = threading.Thread(target=self.on_quit, args=(status,), kwargs=words, daemon=True)
+        last.start()
+        last.join(_LAST_WORDS)
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         os._exit(code)

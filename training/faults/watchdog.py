@@ -61,6 +61,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._asking: threading.Thread | None = None  # the store
         self._beat = Beat(0, 0, "start", time.time(), paused=False)
+        self.on_hang: Callable[..., None] = lambda status, *, why, exit_code: None
 
     def beat(self, step: int, phase: str) -> None:
         """This rank begins a phase of a step, as all others do, sooner or later.
@@ -152,7 +153,7 @@ class Watchdog:
             # By threads: a disk that hangs and a console that nobody reads may keep them for good.
             writers = [
                 threading.Thread(target=write, args=(report,), daemon=True)
-                for write in (_show, self._write_down)
+                for write in (_show, self._write_down, self._part)
             ]
             for writer in writers:
                 writer.start()
@@ -161,6 +162,10 @@ class Watchdog:
             time.sleep(2 * self._tick)  # others may read from the store that this process holds
         finally:
             os._exit(HANG_EXIT_CODE)
+
+    def _part(self, report: str) -> None:
+        why = report.partition("\n")[0]
+        self.on_hang("failed", why=why, exit_code=HANG_EXIT_CODE)
 
     def _write_down(self, report: str) -> None:
         try:
