@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,18 @@ ALLOCATORS = {
     },
 }
 
+CPUINFO = Path("/proc/cpuinfo")
+# What a result on a CPU depends on, of all that is listed there.
+_INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+# Variables that hold torch and its libraries to fewer of them. A CPU without AVX-512 and bfloat16
+# is imitated by ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2.
+HOLDING_BACK = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+)
+
 
 def in_own_process(script: str, settings: dict[str, Any], variables: dict[str, str]) -> Any:
     """What ``python script --one SETTINGS`` prints as JSON, under these environment variables."""
@@ -30,10 +43,22 @@ def in_own_process(script: str, settings: dict[str, Any], variables: dict[str, s
 
 
 def about_cpu() -> dict[str, Any]:
-    """What a result on this machine's CPU starts with."""
+    """What a result on this machine's CPU starts with.
+
+    `held_to` is there where fewer instruction sets were used than the CPU has.
+    """
+    known = _cpuinfo()
+    # A virtual machine's name may hide which CPU it is; vendor, family and model say it.
+    names = ("model name", "vendor_id", "cpu family", "model")
+    flags = (known.get("flags") or known.get("Features") or "").split()
+    held_to = {name: os.environ[name] for name in HOLDING_BACK if name in os.environ}
     return {
         "date": date.today().isoformat(),
         "device": "cpu",
+        "cpu": {name: known[name] for name in names if name in known},
+        "instruction_sets": [name for name in _INSTRUCTION_SETS if name in flags],
+        "torch_uses": torch.backends.cpu.get_cpu_capability(),
+        **({"held_to": held_to} if held_to else {}),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -51,3 +76,12 @@ def about_device(device: torch.device) -> dict[str, Any]:
         "memory_mb": card.total_memory / 1e6,
         "cuda": torch.version.cuda,
     }
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux knows of the first core."""
+    if not CPUINFO.exists():
+        return {}
+    first, _, _ = CPUINFO.read_text().partition("\n\n")
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
