@@ -94,7 +94,9 @@ def _head_dtype(device: torch.device, compute_dtype: torch.dtype) -> torch.dtype
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself (AVX512-BF16, AMX, or Arm's bf16 extension)."""
+    """Whether torch multiplies bfloat16 by the CPU's own AVX512-BF16, AMX, or Arm's extension."""
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":  # it may be held to less than there is
+        return False
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return False

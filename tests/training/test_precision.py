@@ -32,6 +32,11 @@ def test_a_cpu_computes_in_bfloat16_where_it_has_it(monkeypatch, has, dtype):
     assert "bfloat16" in chosen.reason
 
 
+def test_a_cpu_that_torch_uses_no_more_than_avx2_of_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert choose_precision(CPU).compute_dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("capability", "dtype"),
     [
