@@ -20,6 +20,7 @@ from training.config import Config, check_batch
 from training.data import count_classes, open_training_data
 from training.distributed import World, together
 from training.doctor import diagnose
+from training.forecast import WARM_UP, warm_up_steps
 from training.loop import Trainer
 from training.memory import Prediction, predict
 from training.metrics import pace, peak_memory
@@ -34,9 +35,8 @@ from training.saving.files import newest
 from training.saving.room import Room, require_room
 from training.stopwatch import Stopwatch
 
-STEPS, WARM_UP = 20, 5  # on synthetic images, and again on real ones; the first are not counted
+STEPS = 20  # on synthetic images, and again on real ones; those to warm up are not counted
 _CLEAR_PEAK = Path("/proc/self/clear_refs")  # Linux: a 5 sets a process's peak to what it has now
-_RECORDED = 12  # steps until step.cuda_graph=full replays what it has recorded
 
 Reading = dict[str, float]  # named as in training.metrics
 
@@ -97,10 +97,9 @@ def _rehearse(config: Config, world: World, precision: Precision, *, num_classes
             precision=precision,
             evaluate=lambda backbone: {},
         )
-        recorded = config.step.cuda_graph == "full"
         try:
             noise = _synthetic_batches(config, world, num_classes)
-            synthetic = _measure(trainer, noise, warm_up=_RECORDED if recorded else WARM_UP)
+            synthetic = _measure(trainer, noise, warm_up=warm_up_steps(config))
             with closing(trainer.loader.stream(0)) as stream:
                 real = _measure(trainer, stream, warm_up=WARM_UP)
         finally:

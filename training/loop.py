@@ -25,6 +25,7 @@ from training.faults.agreement import Reason
 from training.faults.rollback import DivergedError, Rollback, diagnose, gather_bad_steps
 from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops
 from training.faults.watchdog import Watchdog
+from training.forecast import Forecast
 from training.memory import available_memory, predict
 from training.metrics import Meters, Position, Reporter, pace
 from training.optim import set_learning_rate
@@ -130,6 +131,9 @@ class Trainer:
         self._meters = Meters(world.device)
         self.reporter = Reporter(self.output, at=self._position()) if world.is_main else None
         self._doctor = Doctor(self.settings())
+        self._forecast = Forecast(
+            config, steps_per_epoch=self.loader.steps_per_epoch, device=world.device
+        )
         self._introduce(data, decoding)
 
     def _memory_explained(self) -> AbstractContextManager:
@@ -332,6 +336,8 @@ class Trainer:
             last = self.steps_done == self.schedule.total_steps
             if self.reporter:
                 self.reporter.advance(self._position())
+                if line := self._forecast.step(self.steps_done):
+                    self.reporter.say(f"time       {line}")
             if (self.steps_done - first) % config.log.every == 0 or last:
                 watchdog.beat(self.steps_done, "reading meters")
                 means = meters.read()
@@ -485,7 +491,7 @@ class Trainer:
 
     def verify(self) -> Scores:
         """Score the backbone on every verification set, on all ranks together."""
-        with self._watchdog.paused("verification"):
+        with self._watchdog.paused("verification"), self._forecast.verification():
             self._average_statistics()
             # A copy, which is not compiled: batches of other sizes would be compiled anew.
             scores = self._evaluate(fold_batch_norm(checkpoint.unwrapped(self.step.backbone)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from functools import partialmethod
 from pathlib import Path
@@ -59,6 +60,11 @@ def test_a_run_learns_and_writes_down_what_it_saw(finished):
     assert training[-1]["lr"] == pytest.approx(finished.schedule(14))
     verified = [line["step"] for line in lines if "verification" in line]
     assert verified == [0, 5, 10, 15], "before the first step and after every epoch"
+
+
+def test_a_run_says_soon_how_long_it_will_take(finished):
+    said = (finished.output / "run.log").read_text()
+    assert re.search(r"time       about \d+ s for 2 steps at [\d,]+ images/s", said)
 
 
 def test_tensorboard_has_curves_times_and_an_image_grid(finished):

@@ -1,0 +1,99 @@
+"""How long a run will take: said once, from a few of its first steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from training.config import Config
+
+WARM_UP = 5  # first steps, which choose algorithms, allocate, and find batches waiting
+TIMED = 8  # steps after them
+_RECORDED = 12  # steps until step.cuda_graph=full replays what it has recorded
+
+
+def warm_up_steps(config: Config) -> int:
+    """How many first steps take longer than the others."""
+    return _RECORDED if config.step.cuda_graph == "full" else WARM_UP
+
+
+class Forecast:
+    """Times the first steps that are warm, and a verification where one comes before them.
+
+    Args:
+        config: the run.
+        steps_per_epoch: of its loader.
+        device: computes the steps; it is waited for where the clock is read.
+        clock: tells seconds.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        steps_per_epoch: int,
+        device: torch.device,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._config, self._steps_per_epoch = config, steps_per_epoch
+        self._device, self._clock = device, clock
+        self._warm_up = warm_up_steps(config)
+        self._counted = 0  # steps
+        self._began = 0.0  # when steps were warm
+        self._verification: float | None = None  # seconds
+
+    @contextmanager
+    def verification(self) -> Iterator[None]:
+        """Around a verification: what it takes is no part of the steps."""
+        began = self._now()
+        yield
+        self._verification = self._now() - began
+        self._began += self._verification
+
+    def step(self, done: int) -> str | None:
+        """Count a step, the `done`th of the run; returns the line to say, once."""
+        self._counted += 1
+        if self._counted == self._warm_up:
+            self._began = self._now()
+        if self._counted != self._warm_up + TIMED:
+            return None
+        return self._line(done, (self._now() - self._began) / TIMED)
+
+    def _line(self, done: int, seconds_per_step: float) -> str:
+        config = self._config
+        steps = config.run.epochs * self._steps_per_epoch - done
+        seconds, aside = steps * seconds_per_step, "checkpoints"
+        verifications = ""
+        if config.eval.sets and self._verification is None:  # a resumed run begins without one
+            aside = "verification and checkpoints"
+        elif config.eval.sets:
+            left = self._verifications_left(done // self._steps_per_epoch)
+            seconds += left * self._verification
+            which = f"{left} verifications" if left > 1 else "a verification"
+            verifications = f" and {which} of {_duration(self._verification)}"
+        speed = config.data.global_batch / seconds_per_step
+        return (
+            f"about {_duration(seconds)} for {steps:,} steps at {speed:,.0f} images/s"
+            f"{verifications}, {aside} aside"
+        )
+
+    def _verifications_left(self, epoch: int) -> int:
+        last, every = self._config.run.epochs, self._config.eval.every
+        return sum(end % every == 0 or end == last for end in range(epoch + 1, last + 1))
+
+    def _now(self) -> float:
+        if self._device.type != "cpu":
+            torch.get_device_module(self._device).synchronize()
+        return self._clock()
+
+
+def _duration(seconds: float) -> str:
+    """A time as people say it: 40 s, 3 min, 5.2 h."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.1f} h"
