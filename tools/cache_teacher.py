@@ -30,6 +30,7 @@ from training.config import Config, load_config
 from training.data import open_training_data
 from training.distill.teacher import Teacher, load_teacher
 from training.distributed import World, join_world, leave_world
+from training.out_of_memory import memory_explained
 from training.precision import choose_precision
 
 _COLUMNS = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -95,7 +96,8 @@ def main() -> None:
         config = load_config(arguments.config, arguments.overrides)
         world = join_world(config.run.device)
         try:
-            cache_teacher(config, world, batch=arguments.batch)
+            with memory_explained(config, world):
+                cache_teacher(config, world, batch=arguments.batch)
         finally:
             leave_world()
 

@@ -32,6 +32,7 @@ from pipeline.index import fingerprint
 from tools.command import command
 from training.data import open_shared_index
 from training.distributed import World, join_world, leave_world
+from training.out_of_memory import OutOfMemoryError, asked_for, is_shortage
 from training.precision import choose_precision
 from training.saving.checkpoint import create_writer
 from training.saving.files import complete, read_about
@@ -202,6 +203,13 @@ def main() -> None:
                 init=arguments.init,
                 world=world,
             )
+        except (MemoryError, RuntimeError) as error:
+            if not is_shortage(error):
+                raise
+            raise OutOfMemoryError(
+                f"memory has run out: asked for {asked_for(error)}. It takes the whole head, and "
+                "with --init mean a batch of 128 images beside it: try --init random"
+            ) from error
         finally:
             leave_world()
 

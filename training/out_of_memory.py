@@ -27,6 +27,18 @@ _SIGNS = re.compile(
 _ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+ ?[KMGT]?i?B(?:ytes)?\b)", re.I)
 _SHARED = re.compile(r"/dev/shm|shared memory|shm_open", re.IGNORECASE)
 
+# What makes which part of a prediction smaller, the most useful first.
+_WAYS = {
+    "backbone": ("model.name",),
+    "activations": ("step.micro_batches", "data.global_batch"),
+    "centers": ("ranks",),
+    "momentum": ("ranks",),
+    "transients": ("head.sample_rate", "data.global_batch"),
+    "loader": ("data.threads", "data.global_batch"),
+    "checkpoint": ("ranks",),
+    "verification": ("eval.batch_size",),
+}
+
 T = TypeVar("T")
 
 
@@ -78,6 +90,15 @@ def is_shortage(error: BaseException) -> bool:
     return bool(_SIGNS.search(text) or (_SHARED.search(text) and "No space left" in text))
 
 
+def asked_for(error: BaseException) -> str:
+    """How much could not be had, as far as the error tells."""
+    found = _ASKED.search(" ".join(str(error).split()))
+    if found is None:
+        return "some more"
+    number, unit = re.fullmatch(r"([\d.]+) ?(\w+)", found[1]).groups()
+    return f"{float(number) / 1e6:,.1f} MB" if unit.lower() in ("b", "bytes") else found[1]
+
+
 def less_memory(config: Config, prediction: Prediction | None = None) -> str:
     """What makes a run smaller, with the present values; the settings of its largest part first."""
     ways = {
@@ -95,19 +116,6 @@ def less_memory(config: Config, prediction: Prediction | None = None) -> str:
     usual = ("data.global_batch", "step.micro_batches", "head.sample_rate", "ranks")
     chosen = list(dict.fromkeys([*list(first)[:3], *usual]))
     return f"Try {', '.join(ways[way] for way in chosen[:-1])}, or {ways[chosen[-1]]}"
-
-
-# What makes which part of a prediction smaller, the most useful first.
-_WAYS = {
-    "backbone": ("model.name",),
-    "activations": ("step.micro_batches", "data.global_batch"),
-    "centers": ("ranks",),
-    "momentum": ("ranks",),
-    "transients": ("head.sample_rate", "data.global_batch"),
-    "loader": ("data.threads", "data.global_batch"),
-    "checkpoint": ("ranks",),
-    "verification": ("eval.batch_size",),
-}
 
 
 def least_available(world: World) -> int:
@@ -132,7 +140,6 @@ def _explain(
             f"rank {world.rank} finds no room in the memory that processes share ({text[:200]}). "
             "Enlarge /dev/shm: docker run --shm-size=8g, or a larger emptyDir of medium Memory"
         )
-    asked = _ASKED.search(text)
     kind = "the host's memory" if world.device.type == "cpu" else f"the memory of {world.device}"
     if world.device.type != "cpu" and not isinstance(error, torch.OutOfMemoryError):
         kind = "the host's memory, or the device's"
@@ -140,15 +147,9 @@ def _explain(
     return " ".join(
         [
             f"rank {world.rank} has used up {kind}:",
-            f"asked for {_in_mb(asked[1]) if asked else 'some more'},",
+            f"asked for {asked_for(error)},",
             f"of {left / 1e6:,.0f} MB that it may take in all.",
             *([f"Predicted were {prediction}."] if prediction else []),
             less_memory(config, prediction),
         ]
     )
-
-
-def _in_mb(size: str) -> str:
-    """A size as an allocator writes it, in 10^6 bytes where it counts bytes."""
-    number, unit = re.fullmatch(r"([\d.]+) ?(\w+)", size).groups()
-    return f"{float(number) / 1e6:,.1f} MB" if unit.lower() in ("b", "bytes") else size

@@ -109,3 +109,25 @@ def test_a_mistake_of_ours_shows_its_trace():
         raise OSError(errno.EBADF, "Bad file descriptor")
     with pytest.raises(ValueError, match="of ours"), command("pack_rec", (KeyError,)):
         raise ValueError("a mistake of ours")
+
+
+@pytest.mark.parametrize(
+    ("line", "work", "arguments", "remedy"),
+    [
+        ("cache_teacher", "cache_teacher", "{config} distill.teacher={weights}", "Try "),
+        ("grow_head", "grow_head", "{data} --rec {rec} -o {out}", "try --init random"),
+    ],
+)
+def test_memory_that_runs_out_is_told_with_what_was_asked_for(
+    given, tmp_path, monkeypatch, line, work, arguments, remedy
+):
+    def exhaust(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: you tried to allocate 5000000 bytes: bad_alloc")
+
+    monkeypatch.setattr(f"tools.{line}.{work}", exhaust)
+    words = given | {"out": str(tmp_path / "out")}
+    if line == "cache_teacher":
+        arguments += " distill.model=iresnet18"
+    told = end_of(line, arguments, words, monkeypatch)
+    assert "asked for 5.0 MB" in told
+    assert remedy in told
