@@ -1,15 +1,19 @@
 """Pack images into a training set:  python tools/pack_rec.py SOURCE... OUT
 
 SOURCE is a folder of identity folders (`<identity>/<image>.jpg|png|…`), parquet files, WebDataset
-tars, or another .rec; a folder of parquet files or tars stands for all of them. OUT gets train.rec,
+tars, or another .rec; a folder of parquet files or tars stands for all of them, or for those of its
+train split where files are named by splits, as in `train-00000.parquet`. OUT gets train.rec,
 train.idx (every record, as MXNet writes it), property and the sidecar, in InsightFace's layout, and
 train.json, the manifest. Identities are numbered in the order of their names, or of their numbers
-where all are numbers; the bytes of the images are stored as they are, unless --normalise is given.
+where all are numbers; the bytes of the images are stored as they are, unless --normalise is given
+or training does not decode their format (GIF, HEIC and the like become PNG). What is passed over is
+counted at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -29,6 +33,7 @@ from pipeline.recordio import RecordError
 from tools.command import command
 from tools.manifest import write_manifest
 from tools.sources.folders import read_folders
+from tools.sources.passed_over import PassedOver
 from tools.sources.rec import BY, read_rec
 from tools.sources.sample import Identity, group
 from tools.sources.webdataset import read_webdataset
@@ -47,9 +52,12 @@ class Options:
     keep: Path | None = None
     drop: Path | None = None
     by: str | None = None
+    nested: bool | None = None
 
 
+_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![A-Za-z0-9])")
 _ONLY_FOR = {
+    "nested": ("folders",),
     "image_column": ("parquet",),
     "label_column": ("parquet", "webdataset"),
     "keep": ("rec",),
@@ -70,7 +78,7 @@ def find_sources(paths: Sequence[Path]) -> tuple[str, list[Path]]:
         files = sorted(file for file in folder.iterdir() if file.suffix in _FORMATS)
         if not files:
             return "folders", [folder]
-        paths = files
+        paths = _one_split(files)
     if len(paths) == 1 and paths[0].suffix == ".rec":
         return "rec", list(paths)
     formats = {_FORMATS.get(path.suffix, path.suffix or "a folder") for path in paths}
@@ -80,6 +88,23 @@ def find_sources(paths: Sequence[Path]) -> tuple[str, list[Path]]:
             "expected parquet files, or tars, or one folder, or one .rec file"
         )
     return formats.pop(), list(paths)
+
+
+def _one_split(files: list[Path]) -> list[Path]:
+    """The train split of these files, where they are named by splits."""
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        named = _SPLIT.match(file.name)
+        splits.setdefault(named[1] if named else "", []).append(file)
+    if len(splits) == 1:
+        return files
+    told = ", ".join(f"{len(of)} of {split or 'no split'}" for split, of in splits.items())
+    if "train" not in splits:
+        raise RecordError(
+            f"{files[0].parent} holds files of several splits: {told}. Name those to pack"
+        )
+    print(f"splits        {told}: train alone is packed; name files to pack others")
+    return splits["train"]
 
 
 class Inspection:
@@ -129,11 +154,11 @@ class Inspection:
 
 
 def read_identities(
-    sources: list[Path], form: str, options: Options, scratch: Path
+    sources: list[Path], form: str, options: Options, *, scratch: Path, passed_over: PassedOver
 ) -> Iterator[Identity]:
     """The identities of any source; `scratch` is a folder for what must be brought together."""
     if form == "folders":
-        return read_folders(sources[0])
+        return read_folders(sources[0], passed_over, nested=bool(options.nested))
     if form == "rec":
         by = options.by or "identity"
         return read_rec(sources[0], keep=options.keep, drop=options.drop, by=by)
@@ -168,8 +193,11 @@ def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
         raise RecordError(f"{rec} exists: name another folder, or remove it first")
     output.mkdir(parents=True, exist_ok=True)
     inspection = Inspection(normalise=options.normalise)
+    passed_over = PassedOver()
     with tempfile.TemporaryDirectory(dir=output) as scratch:
-        identities = read_identities(sources, form, options, Path(scratch))
+        identities = read_identities(
+            sources, form, options, scratch=Path(scratch), passed_over=passed_over
+        )
         images = inspection.watch(track(identities, description="pack", transient=True))
         packed, count = pack_set(output, images, image_size=options.image_size)
     manifest = write_manifest(
@@ -184,6 +212,8 @@ def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
         kinds=inspection.kinds,
     )
     inspection.report()
+    for line in passed_over.lines():
+        print(f"passed over   {line}")
     print(
         f"packed {count} images of {packed} identities into {rec}; {manifest.name} says from what"
     )
@@ -196,6 +226,12 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=112, help="pixels (default 112)")
     parser.add_argument(
         "--normalise", action="store_true", help="re-encode progressive and CMYK JPEGs"
+    )
+    parser.add_argument(
+        "--nested",
+        action="store_true",
+        default=None,
+        help="images of folders inside an identity's folder are the identity's",
     )
     parser.add_argument("--image-column", help="of parquet files (default: the only one)")
     parser.add_argument(

@@ -21,6 +21,7 @@ from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordError, read_record, unpack_image
 from tools.pack_rec import Options, find_sources, pack
 from tools.sources.folders import read_folders
+from tools.sources.passed_over import PassedOver
 from tools.unpack_rec import unpack
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ ATT = ROOT.parent / "shared/data/att_112"
 
 
 def pack_folders(source: Path, output: Path) -> tuple[int, int]:
-    return pack_set(output, (identity.images for identity in read_folders(source)))
+    return pack_set(output, (identity.images for identity in read_folders(source, PassedOver())))
 
 
 @pytest.fixture
@@ -89,9 +90,6 @@ def test_an_existing_set_is_not_overwritten(folders, tmp_path):
 
 
 def test_nothing_to_pack_is_refused_and_leaves_no_set(folders, tmp_path):
-    (folders / "c").mkdir()
-    with pytest.raises(RecordError, match=r"c holds no images \(\.bmp"):
-        pack_folders(folders, tmp_path / "out")
     with pytest.raises(RecordError, match="holds no folders"):
         pack_folders(folders / "a", tmp_path / "out")
     with pytest.raises(RecordError, match="no images to pack"):
@@ -202,6 +200,26 @@ def test_a_folder_of_shards_or_parquet_files_stands_for_them(tmp_path, people):
     make_shards(tmp_path, people)
     with pytest.raises(RecordError, match="found parquet, webdataset, expected"):
         find_sources([tmp_path])
+
+
+def test_of_splits_side_by_side_train_alone_is_packed_and_said(tmp_path, capsys):
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        (tmp_path / f"{name}.parquet").touch()
+    form, files = find_sources([tmp_path])
+    assert (form, [file.name[:9] for file in files]) == ("parquet", ["train-000", "train-000"])
+    assert "1 of test, 2 of train: train alone is packed" in capsys.readouterr().out
+    for file in files:
+        file.unlink()
+    (tmp_path / "val.parquet").touch()
+    with pytest.raises(RecordError, match=r"1 of test, 1 of val\. Name those to pack"):
+        find_sources([tmp_path])
+
+
+@pytest.mark.parametrize("names", [["faces-0", "faces-1"], ["training-0", "test1"]])
+def test_files_that_no_split_names_belong_together(tmp_path, names):
+    for name in names:
+        (tmp_path / f"{name}.parquet").touch()
+    assert len(find_sources([tmp_path])[1]) == 2
 
 
 @pytest.mark.parametrize(
