@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from xml.etree import ElementTree
 
-from benchmarks.gpu.figures import Row, options_of, write
+import pytest
+
+from benchmarks.gpu.figures import options_of, write
+
+
+class Recorder:
+    """A plugin of pytest that writes a row for each test as it ends."""
+
+    def __init__(self, figures: Path) -> None:
+        self._figures = figures
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.passed:
+            return
+        row = {"test": report.nodeid, "outcome": report.outcome, "took_s": report.duration}
+        if report.failed:
+            row["failed"] = report.longreprtext.strip().splitlines()[-1][:300]
+        write(self._figures, row)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            write(self._figures, {"test": report.nodeid, "failed": "it cannot be imported"})
 
 
 def main() -> None:
     options = options_of()
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        where = ["tests/heads/test_graph.py"] if options.quick else ["tests"]
-        command = ["-m", "pytest", "-m", "gpu", "-rs", "--tb=short", "-p", "no:cacheprovider"]
-        done = subprocess.run([sys.executable, *command, f"--junitxml={report}", *where])
-        for row in _rows(report):
-            write(options.figures, row)
-    sys.exit(done.returncode)
-
-
-def _rows(report: Path) -> list[Row]:
-    """How many passed, and the ones that did not."""
-    (suite,) = ElementTree.parse(report).getroot()
-    count = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
-    failed = count["failures"] + count["errors"]
-    row = {"passed": count["tests"] - failed - count["skipped"], "skipped_tests": count["skipped"]}
-    rows: list[Row] = [row | {"failed_tests": failed, "took_s": float(suite.attrib["time"])}]
-    for case in suite:
-        for fault in (*case.findall("failure"), *case.findall("error")):
-            message = (fault.get("message") or "").splitlines()
-            rows.append({"test": case.get("name"), "failed": "".join(message[:1])[:300]})
-    return rows
+    where = ["tests/heads/test_graph.py"] if options.quick else ["tests"]
+    command = ["-m", "gpu", "-rs", "--tb=short", "-p", "no:cacheprovider", *where]
+    sys.exit(pytest.main(command, plugins=[Recorder(options.figures)]))
 
 
 if __name__ == "__main__":
