@@ -6,19 +6,31 @@ import io
 
 from PIL import Image
 
-_STARTS = {b"\xff\xd8": "jpeg", b"\x89PNG": "png", b"BM": "bmp"}
+_STARTS = {
+    b"\xff\xd8": "jpeg",
+    b"\x89PNG": "png",
+    b"BM": "bmp",
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+}
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start-of-frame markers, less their neighbors
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
 
 UNUSUAL = ("progressive jpeg", "cmyk jpeg")
-EXTENSIONS = {"png": ".png", "bmp": ".bmp", "webp": ".webp", "unknown": ".bin"}  # else .jpg
+EXTENSIONS = {  # else .jpg
+    "png": ".png",
+    "bmp": ".bmp",
+    "webp": ".webp",
+    "tiff": ".tif",
+    "unknown": ".bin",
+}
 
 
 def image_kind(image: bytes | memoryview) -> str:
-    """`jpeg` (baseline), `progressive jpeg`, `cmyk jpeg`, `png`, `bmp`, `webp` or `unknown`.
+    """`jpeg` (baseline), `progressive jpeg`, `cmyk jpeg`, or another format's name, or `unknown`.
 
-    A JPEG is CMYK when it has four components, progressive or not. Only headers are looked at.
+    Other formats are `png`, `bmp`, `webp` and `tiff`. A JPEG is CMYK when it has four components, progressive or not. Only headers are looked at.
     """
     start = bytes(image[:12])
     if start[:4] == b"RIFF" and start[8:] == b"WEBP":

@@ -24,37 +24,47 @@ class Failure(NamedTuple):
     why: str
 
 
-def decode_error(image: bytes | memoryview) -> str | None:
+def decode_error(image: bytes | memoryview, *, size: int | None = None) -> str | None:
     """Why an encoded image does not decode without complaint, or None where it does.
+
+    size: pixels; an image that is not size × size is complained about, too.
 
     libjpeg forgives a JPEG that is cut off, and paints what is missing gray; here that counts as
     a failure.
     """
     try:
         if bytes(image[:2]) == b"\xff\xd8":
-            _, _, colors, _ = simplejpeg.decode_jpeg_header(image)
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(image)
             if colors not in ("CMYK", "YCCK"):  # simplejpeg cannot turn these into RGB
                 simplejpeg.decode_jpeg(image)
-                return None
+                return _size_error(width, height, size)
         with Image.open(io.BytesIO(image)) as opened:
             opened.load()
+            return _size_error(*opened.size, size)
     except UnidentifiedImageError:
         return f"no image: it starts with {bytes(image[:4]).hex()}"
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         return str(error).replace("\n", " ")
-    return None
 
 
-def find_undecodable(index: RecordIndex, progress: Progress | None = None) -> Iterator[Failure]:
-    """The images of `index` that do not decode, in file order; on all cores.
+def _size_error(width: int, height: int, size: int | None) -> str | None:
+    if size is None or width == height == size:
+        return None
+    return f"{width} x {height} pixels, not {size} x {size}"
 
-    `progress` is told (images done, images in all).
+
+def find_undecodable(
+    index: RecordIndex, progress: Progress | None = None, *, size: int | None = None
+) -> Iterator[Failure]:
+    """The images of `index` that do not decode, or to another size, in file order; on all cores.
+
+    `progress` is told (images done, images in all). size: as in `decode_error`.
     """
 
     def check(begin: int) -> list[Failure]:
         failures = []
         for i in range(begin, min(begin + _RUN, len(index))):
-            why = decode_error(memoryview(index.image(i)))
+            why = decode_error(memoryview(index.image(i)), size=size)
             if why is not None:
                 record = index.records[i]
                 failures.append(Failure(int(record["offset"]), int(record["label"]), why))

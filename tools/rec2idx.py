@@ -4,13 +4,15 @@ Reads what MXNet wrote and writes what MXNet reads, without mxnet. By default th
 only, so that readers which take every line for an image see no header or identity records.
 
 --verify decodes every image too and lists those that fail; the exit code is then 1 if any does.
---repair DIR writes a new set into DIR, of what is intact (and, with --verify, decodes).
+--repair DIR writes a new set into DIR, of what is intact (and, with --verify, decodes), with the
+names of the identities; the exit code is then 0. --size 112 lets images of other sizes fail.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.classify import Scan, scan_rec
-from pipeline.index import RecordIndex, output_folder, write_idx, write_sidecar
+from pipeline.index import RecordIndex, open_index, output_folder, write_idx, write_sidecar
 from pipeline.named_path import PathError
+from pipeline.rec_names import read_names
 from pipeline.recordio import RecordError
 from pipeline.repair import repair
 from tools.command import command
@@ -86,16 +89,43 @@ def _progress(name: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, i
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def verify(index: RecordIndex) -> list[int]:
-    """Decode every image, print what fails, and return the offsets of those records."""
+def verify(index: RecordIndex, *, size: int | None = None) -> list[int]:
+    """Decode every image, print what fails, and return the offsets of those records.
+
+    size: pixels; images that are not size × size fail, too.
+    """
     from pipeline.verify import find_undecodable
 
     with _progress("decode") as told:
-        failures = list(find_undecodable(index, told))
-    print(f"verified      {len(index)} images, {len(failures)} do not decode")
+        failures = list(find_undecodable(index, told, size=size))
+    wanted = f" to {size} x {size} pixels" if size else ""
+    print(f"verified      {len(index)} images, {len(failures)} do not decode{wanted}")
     for offset, label, why in failures:
         print(f"              offset {offset}, label {label}: {why}")
     return [failure.offset for failure in failures]
+
+
+def write_repaired(index: RecordIndex, folder: Path, *, without: list[int], size: int) -> None:
+    """Write what is intact, less the records at the offsets `without`, and whose it is."""
+    # Importing Pillow, which both need, takes as long as scanning some hundred megabytes.
+    from pipeline.image_kind import image_kind
+    from tools.manifest import write_manifest
+
+    identities, images = repair(index, folder, without=without, image_size=size)
+    names = read_names(index.path, damaged=index.summary.damaged_spans > 0)
+    rec = folder / "train.rec"
+    if names and len(names) <= identities:
+        clean = open_index(rec)
+        write_manifest(
+            rec,
+            source=[index.path],
+            options={"format": "rec", "repair": True},
+            # An identity that has only its record has no name either.
+            names=names + [str(label) for label in range(len(names), identities)],
+            images=images,
+            kinds=Counter(image_kind(clean.image(i).data) for i in range(len(clean))),
+        )
+    print(f"repaired      {images} images of {identities} identities in {rec}")
 
 
 def _put_aside(idx: Path) -> Path:
@@ -148,7 +178,12 @@ def main() -> None:
     parser.add_argument(
         "--repair", type=Path, metavar="DIR", help="write what is intact as a new set into DIR"
     )
+    parser.add_argument(
+        "--size", type=int, metavar="N", help="with --verify: images not N x N pixels fail, too"
+    )
     arguments = parser.parse_args()
+    if arguments.size and not arguments.verify:
+        parser.error("--size goes with --verify, which looks at the images")
     undecodable: list[int] = []
     with command("rec2idx", (RecordError, PathError)):
         found = rec2idx(
@@ -159,17 +194,11 @@ def main() -> None:
         )
         index = RecordIndex(arguments.rec, found.images, found.summary)
         if arguments.verify:
-            undecodable = verify(index)
+            undecodable = verify(index, size=arguments.size)
         if arguments.repair:
-            size = _image_size(arguments.rec)
-            identities, images = repair(
-                index, arguments.repair, without=undecodable, image_size=size
-            )
-            print(
-                f"repaired      {images} images of {identities} identities in "
-                f"{arguments.repair / 'train.rec'}"
-            )
-    sys.exit(1 if undecodable else 0)
+            size = arguments.size or _image_size(arguments.rec)
+            write_repaired(index, arguments.repair, without=undecodable, size=size)
+    sys.exit(1 if undecodable and not arguments.repair else 0)
 
 
 if __name__ == "__main__":

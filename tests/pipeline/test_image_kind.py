@@ -32,6 +32,7 @@ def encode(mode: str = "RGB", form: str = "JPEG", **options: object) -> bytes:
         (encode(form="PNG"), "png"),
         (encode(form="WEBP"), "webp"),
         (encode(form="BMP"), "bmp"),
+        (encode(form="TIFF"), "tiff"),
         (encode()[:20], "unknown"),
         (b"\xff\xd8\xff\xff" + encode()[2:][1:], "jpeg"),  # a fill byte before a marker
         (b"", "unknown"),

@@ -54,6 +54,11 @@ def test_what_does_not_decode_is_told_with_the_reason(image, why):
     assert why in decode_error(image)
 
 
+@pytest.mark.parametrize("options", [{}, {"mode": "CMYK"}, {"format": "PNG"}])
+def test_another_size_than_is_wanted_is_told(options):
+    assert decode_error(encode(**options), size=32) == "32 x 24 pixels, not 32 x 32"
+
+
 def test_failures_come_in_file_order_with_offset_and_label(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.verify._RUN", 3)
     good, told = encode(), []

@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from pipeline.classify import Scan, scan_rec
-from pipeline.index import open_index, read_idx
+from pipeline.index import RecordIndex, open_index, read_idx
+from pipeline.rec_names import read_names
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordWriter, pack_image
-from tools.rec2idx import rec2idx
+from tools.manifest import write_manifest
+from tools.rec2idx import rec2idx, write_repaired
 
 ROOT = Path(__file__).parents[2]
 LFW = ROOT.parent / "shared/data/faces_lfw_dev"
@@ -159,8 +161,8 @@ def test_a_file_written_to_while_it_is_scanned_is_scanned_again_when_opened(rec,
     assert open_index(rec).summary.identity_records == 3
 
 
-def jpeg(seed: int) -> bytes:
-    noise = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+def jpeg(seed: int, side: int = 16) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     stored = io.BytesIO()
     Image.fromarray(noise).save(stored, "JPEG")
     return stored.getvalue()
@@ -185,12 +187,48 @@ def test_verify_lists_what_fails_and_exits_with_1(faces):
 
 def test_repair_with_verify_leaves_out_what_fails_and_the_result_passes(faces, tmp_path):
     done = command(faces, "--verify", "--repair", tmp_path / "out")
-    assert done.returncode == 1
+    assert done.returncode == 0, "it repaired"
     assert "repaired      3 images of 2 identities" in done.stdout
     assert (tmp_path / "out" / "property").read_text() == "2,16,16\n"
     again = command(tmp_path / "out" / "train.rec", "--verify")
     assert again.returncode == 0, again.stdout
     assert "damage        0 spans" in again.stdout
+
+
+@pytest.mark.parametrize("damage", ["none", "a record", "cut off"])
+def test_what_is_repaired_keeps_the_names_of_its_identities(faces, tmp_path, damage):
+    write_manifest(faces, source=[], options={}, names=["ann", "bob"], images=4, kinds={})
+    index = open_index(faces)
+    content = bytearray(faces.read_bytes())
+    if damage == "a record":
+        content[int(index.records["offset"][1])] ^= 0xFF
+    faces.write_bytes(content[:-60] if damage == "cut off" else content)
+    found = rec2idx(faces)
+    index = RecordIndex(faces, found.images, found.summary)
+    write_repaired(index, tmp_path / "out", without=[], size=16)
+    assert read_names(tmp_path / "out" / "train.rec") == ["ann", "bob"]
+
+
+def test_the_manifest_of_another_file_names_nobody(faces, tmp_path):
+    write_manifest(faces, source=[], options={}, names=["ann", "bob"], images=4, kinds={})
+    with RecordWriter(faces) as writer:
+        writer.write(pack_image(jpeg(7), 0.0, 0))
+    faces.with_suffix(".idx").unlink()
+    write_repaired(open_index(faces), tmp_path / "out", without=[], size=16)
+    assert not (tmp_path / "out" / "train.json").exists()
+
+
+def test_images_of_another_size_are_dropped_on_request(tmp_path):
+    pack_set(tmp_path / "in", [[jpeg(0), jpeg(1, side=24)], [jpeg(2)]])
+    rec = tmp_path / "in" / "train.rec"
+    assert command(rec, "--verify").returncode == 0
+    done = command(rec, "--verify", "--size", 16, "--repair", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "3 images, 1 do not decode to 16 x 16 pixels" in done.stdout
+    assert "24 x 24 pixels, not 16 x 16" in done.stdout
+    assert (tmp_path / "out" / "property").read_text() == "2,16,16\n"
+    assert len(open_index(tmp_path / "out")) == 2
+    assert "--size goes with --verify" in command(rec, "--size", 16).stderr
 
 
 def test_repair_alone_does_not_decode(faces, tmp_path):

@@ -24,7 +24,7 @@ _CONVERTED = {
     ".avif": "AVIF",
     ".jp2": "JPEG2000",
 }
-_WITHOUT_SUFFIX = ("TIFF", "PPM", *dict.fromkeys(_CONVERTED.values()))
+_WITHOUT_SUFFIX = ("PPM", *dict.fromkeys(_CONVERTED.values()))
 
 
 def read_image(path: Path) -> tuple[bytes, str | None]:
