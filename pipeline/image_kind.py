@@ -30,7 +30,8 @@ EXTENSIONS = {  # else .jpg
 def image_kind(image: bytes | memoryview) -> str:
     """`jpeg` (baseline), `progressive jpeg`, `cmyk jpeg`, or another format's name, or `unknown`.
 
-    Other formats are `png`, `bmp`, `webp` and `tiff`. A JPEG is CMYK when it has four components, progressive or not. Only headers are looked at.
+    Other formats are `png`, `bmp`, `webp` and `tiff`. A JPEG is CMYK when it has four components,
+    progressive or not. Only headers are looked at.
     """
     start = bytes(image[:12])
     if start[:4] == b"RIFF" and start[8:] == b"WEBP":
