@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from evaluation.verification import (
 )
 from models import create_model
 from tests.clock import LIMIT
+from tests.ranks import start
 
 CPU = torch.device("cpu")
 LFW_DEV = Path(__file__).parents[3] / "shared/data/faces_lfw_dev/lfw_dev_val.bin"
@@ -306,7 +306,7 @@ def test_an_image_that_one_rank_cannot_decode_is_named_on_both(pair_file: Path) 
         pairs.images[25][tables : tables + 16], b"\xff" * 16, 1
     )
     write_bin(pair_file, pairs.images, pairs.same)
-    other = mp.spawn(verify_with_a_broken_image, args=(pair_file, 1), nprocs=1, join=False)
+    other = start(verify_with_a_broken_image, args=(pair_file, 1), nprocs=1, join=False)
     told = verify_with_a_broken_image(0, pair_file, 0)
     while not other.join():
         pass
@@ -336,7 +336,7 @@ def verify_as_one_of_three(spawned: int, path: Path, first_rank: int) -> dict[st
 
 def test_three_ranks_each_embed_a_third_and_agree_with_one(pair_file: Path) -> None:
     """40 images over 3 ranks: 14 each, of which the last two are padding."""
-    others = mp.spawn(verify_as_one_of_three, args=(pair_file, 1), nprocs=2, join=False)
+    others = start(verify_as_one_of_three, args=(pair_file, 1), nprocs=2, join=False)
     results = [verify_as_one_of_three(0, pair_file, 0)]
     while not others.join():
         pass

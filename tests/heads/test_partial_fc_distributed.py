@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from heads import ArcFace, PartialFC
 from heads.centers import initial_centers
 from tests.clock import LIMIT
 from tests.heads.head_reference import scalar_head
+from tests.ranks import start
 
 DIM, BATCH = 8, 4
 
@@ -224,4 +224,4 @@ def test_ranks_together_equal_the_dense_reference(world_size, classes, tmp_path:
     if world_size == 1:
         worker(0, *arguments)
     else:
-        mp.spawn(worker, arguments, nprocs=world_size)
+        start(worker, arguments, nprocs=world_size)

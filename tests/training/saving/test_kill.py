@@ -1,25 +1,30 @@
 """A run killed twenty times at random moments ends as if nothing had happened.
 
-Two ranks on a CPU save after every step. Each life is forked from a server that has everything
-imported, so that it begins at once; the last one is torchrun's, with the command itself.
+Two ranks on a CPU save after every step. A moment is the call of so many functions, in all threads
+of one rank, which stops there until both are killed: no clock, so a slow machine dies where a fast
+one does. Each life is forked from a server that has everything imported, so that it begins at once;
+the last one is torchrun's, with the command itself.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+import threading
 from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
+from tests.clock import LIMIT, wait_until
+from tests.ranks import FORKSERVER
 from tests.training import tiny
 from training.config import Config, override
 from training.distributed import join_world, leave_world
@@ -44,30 +49,60 @@ OVERRIDES = [
 ]
 
 
-def _rank(rank: int, config: Config, store: str) -> None:
+# Whose calls count: what builds, trains and saves.
+COUNTED = (str(ROOT / "training"), str(Path(dcp.__file__).parent))
+BUILDING, A_STEP = 12_000, 23_000  # calls, about
+
+
+class Moment(NamedTuple):
+    rank: int
+    calls: int
+
+
+def stop_after(calls: int, reached: Path) -> None:
+    """From here on so many calls are made; the next one says so and does not return."""
+    count = 0
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        if event == "call" and frame.f_code.co_filename.startswith(COUNTED):
+            count += 1
+            if count == calls:
+                reached.touch()
+                threading.Event().wait()
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+
+
+def _rank(rank: int, config: Config, store: Path, moment: Moment | None) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)}
     world = join_world("cpu", init_method=f"file://{store}")
     precision = choose_precision(world.device, "fp32")
+    if moment and moment.rank == rank:
+        stop_after(moment.calls, store.with_suffix(".reached"))
     Trainer(config, world, precision=precision, evaluate=lambda backbone: {}).run()
     leave_world()
 
 
-def live(config: Config, store: Path, *, kill: Callable[[], None] | None = None) -> None:
-    """Run the ranks: to the end, or until `kill` returns."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.loop", "torch._inductor", "heads.triton_softmax"])
-    ranks = [context.Process(target=_rank, args=(r, config, str(store))) for r in range(RANKS)]
+def live(config: Config, store: Path, moment: Moment | None = None) -> None:
+    """Run the ranks: to the end, or to a moment, at which both are killed."""
+    ranks = [
+        FORKSERVER.Process(target=_rank, args=(rank, config, store, moment))
+        for rank in range(RANKS)
+    ]
     for process in ranks:
         process.start()
     try:
-        if kill:
-            kill()
+        if moment:
+            reached = store.with_suffix(".reached")
+            wait_until(lambda: reached.exists() or not all(p.is_alive() for p in ranks))
             assert all(process.is_alive() for process in ranks), "it ended before it was killed"
         else:
             for process in ranks:
-                process.join(timeout=120)
+                process.join(timeout=LIMIT)
             assert [process.exitcode for process in ranks] == [0] * RANKS
     finally:
         for process in ranks:  # first all of them: none shall see another go
@@ -87,7 +122,7 @@ def finish_under_torchrun(config: Path) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT,
     )
     assert done.returncode == 0, done.stderr
 
@@ -123,20 +158,12 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_losses_and_weights(tmp_p
     output, draw = tmp_path / "killed", random.Random(0)
     saving = 0
     for life in range(KILLS):
-        begun, further = step_of(output), draw.choice((0, 0, 1, 1, 2))
-
-        def wait(begun: int = begun, further: int = further) -> None:
-            """A moment in the building of the run, or after so many more checkpoints."""
-            deadline = time.monotonic() + 30
-            while step_of(output) < begun + further and time.monotonic() < deadline:
-                time.sleep(0.001)
-            time.sleep(draw.uniform(0, 0.06 if further else 1.2))
-
-        live(killed, tmp_path / f"store{life}", kill=wait)
+        calls = draw.randrange(draw.choice((BUILDING, BUILDING + A_STEP, BUILDING + 3 * A_STEP)))
+        live(killed, tmp_path / f"store{life}", Moment(draw.randrange(RANKS), calls))
         everything = (output / "checkpoints").glob("step_*")
         saving += any(not checkpoint_files.is_complete(path) for path in everything)
     assert saving > 0, "none was killed in a save"
-    assert step_of(output) < STEPS
+    assert 0 < step_of(output) < STEPS
 
     file = tmp_path / "config.py"
     file.write_text(CONFIG.format(data=str(data), output=str(output), overrides=OVERRIDES))
