@@ -24,8 +24,9 @@ demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=$(RANKS) \
 	  train_dist.py configs/demo.py
 
+# A process for each core, four at most, for memory; a file's tests stay together with what they share.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Devices never mix. An environment of its own, because a CUDA build of torch takes several GB.
 check-cuda:

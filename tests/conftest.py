@@ -1,6 +1,7 @@
 """What all tests share: those that need a GPU or DALI are skipped, with the reason, without it."""
 
 import os
+from collections import Counter
 
 # Before torch is imported, here and in what tests start: its threads wait by spinning, so that tiny
 # tensors take six times the CPU, and twenty times as long beside other work.
@@ -23,6 +24,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "gpu": None if torch.cuda.is_available() else "no CUDA device",
         "dali": None if dali.is_installed() else "no NVIDIA DALI",
     }
+    # The longest files begin first, so that processes beside one another end together.
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
     for item in items:
         for marker, reason in missing.items():
             if reason and item.get_closest_marker(marker):

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.processes import Stage, run
+from tests.clock import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,11 +93,7 @@ def test_what_a_stage_started_ends_with_it(tmp_path):
     def is_alive() -> bool:
         return state.exists() and " Z " not in state.read_text()
 
-    for _ in range(1000):
-        if not is_alive():
-            return
-        time.sleep(0.05)
-    raise AssertionError("the child sleeps on")
+    wait_until(lambda: not is_alive(), seen=lambda: "the child sleeps on")
 
 
 def test_a_row_that_was_cut_off_is_left_out(tmp_path):

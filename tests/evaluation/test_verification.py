@@ -286,7 +286,7 @@ def verify_with_a_broken_image(spawned: int, path: Path, first_rank: int) -> str
         init_method=f"file://{path.parent}/store",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=LIMIT),
     )
     try:
         verifier = Verifier([path], device=CPU, rank=rank, world_size=2, batch_size=8)

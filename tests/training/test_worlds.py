@@ -18,8 +18,8 @@ from training.precision import choose_precision
 from training.saving import checkpoint
 from training.stopwatch import Stopwatch
 
-# The loss falls to a fifth in twenty steps. At thirty times the rate, changing the initial weights by
-# 1e-7 in a single process moves the last losses by 1e-3: no two orders of summation would agree.
+# The loss falls to a seventh in twenty steps. At thirty times the rate, a change of 1e-7 in the
+# weights of a single process moves the last losses by 1e-3: no two orders of summation would agree.
 RATE = 0.0001
 
 
