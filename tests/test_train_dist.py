@@ -30,7 +30,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("faces")
-    make_synthetic(folder, identities=8, images=8, pairs=20, seed=0)
+    make_synthetic(folder, identities=8, images=8, pairs=20, seed=0, size=64)
     return folder
 
 

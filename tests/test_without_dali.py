@@ -36,7 +36,7 @@ runpy.run_path("train_dist.py", run_name="__main__")
 @pytest.mark.slow
 def test_all_rooms_are_imported_and_a_run_trains_saves_and_verifies(tmp_path):
     faces, output = tmp_path / "faces", tmp_path / "run"
-    make_synthetic(faces, identities=8, images=8, pairs=20, seed=0)
+    make_synthetic(faces, identities=8, images=8, pairs=20, seed=0, size=64)
     arguments = [
         *("configs/demo.py", f"data.train={faces}", f"eval.sets=[{faces / 'val.bin'}]"),
         *(f"run.output={output}", "run.device=cpu", "run.epochs=1", "data.global_batch=16"),

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,37 +31,40 @@ from tools.command import command
 _SHEET = (8, 6)  # identities, images of each
 
 
-def _draw_identity(job: tuple[int, int, int]) -> list[bytes]:
-    identity, images, seed = job
-    return [encode_jpeg(render(identity, k, seed=seed)) for k in range(images)]
+def _draw_one(shot: tuple[int, int], *, seed: int, size: int) -> bytes:
+    identity, image = shot
+    return encode_jpeg(render(identity, image, seed=seed, size=size))
 
 
-def _draw_one(job: tuple[int, int, int]) -> bytes:
-    identity, image, seed = job
-    return encode_jpeg(render(identity, image, seed=seed))
+def _draw_identity(identity: int, *, images: int, seed: int, size: int) -> list[bytes]:
+    return [_draw_one((identity, k), seed=seed, size=size) for k in range(images)]
 
 
-def make_synthetic(folder: Path, *, identities: int, images: int, pairs: int, seed: int) -> None:
-    """Write the set into `folder`, drawing on all cores.
+def make_synthetic(
+    folder: Path, *, identities: int, images: int, pairs: int, seed: int, size: int = 112
+) -> None:
+    """Write the set into `folder`, images of size × size pixels, drawing on all cores.
 
     Identities 0 … identities − 1 are for training, half as many after them for the pairs.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    look = {"seed": seed, "size": size}
     with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
-        jobs = [(identity, images, seed) for identity in range(identities)]
         drawn: Iterator[list[bytes]] = track(
-            pool.imap(_draw_identity, jobs), "draw training set", total=identities
+            pool.imap(partial(_draw_identity, images=images, **look), range(identities)),
+            "draw training set",
+            total=identities,
         )
         pack_set(folder, drawn)
         held_out = range(identities, identities + max(2, identities // 2))
         chosen, same = make_pairs(held_out, pairs=pairs, seed=seed)
         encoded = track(
-            pool.imap(_draw_one, [(*shot, seed) for shot in chosen], chunksize=32),
+            pool.imap(partial(_draw_one, **look), chosen, chunksize=32),
             "draw pairs",
             total=len(chosen),
         )
         write_bin(folder / "val.bin", list(encoded), same)
-    sheet = contact_sheet(range(_SHEET[0]), _SHEET[1], seed=seed)
+    sheet = contact_sheet(range(_SHEET[0]), _SHEET[1], **look)
     Image.fromarray(np.ascontiguousarray(sheet)).save(folder / "faces.png")
 
 
@@ -70,12 +74,14 @@ def main() -> None:
     parser.add_argument("--identities", type=int, default=400, help="to train on (default 400)")
     parser.add_argument("--images", type=int, default=25, help="of each identity (default 25)")
     parser.add_argument("--pairs", type=int, default=1200, help="of other identities")
+    parser.add_argument("--size", type=int, default=112, help="pixels a side (default 112)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     settings = {key: value for key, value in vars(arguments).items() if key != "output"}
-    # A picture stands for the code that draws it: faces drawn otherwise are another set.
-    drawn = {"picture": hashlib.sha256(render(0, 0, seed=arguments.seed).tobytes()).hexdigest()}
     with command("make_synthetic"):
+        # A picture stands for the code that draws it: faces drawn otherwise are another set.
+        picture = render(0, 0, seed=arguments.seed, size=arguments.size)
+        drawn = {"picture": hashlib.sha256(picture.tobytes()).hexdigest()}
         recipe = arguments.output / "synthetic.json"
         if recipe.exists() and recipe.read_text() == json.dumps(settings | drawn):
             print(f"{arguments.output} already holds this set")
@@ -90,8 +96,9 @@ def main() -> None:
         make_synthetic(arguments.output, **settings)
         recipe.write_text(json.dumps(settings | drawn))
     print(
-        f"{arguments.identities} identities × {arguments.images} images in {arguments.output}, "
-        f"{arguments.pairs} pairs of others in val.bin; look at {arguments.output / 'faces.png'}"
+        f"{arguments.identities} identities × {arguments.images} images of {arguments.size} pixels "
+        f"in {arguments.output}, {arguments.pairs} pairs of others in val.bin; "
+        f"look at {arguments.output / 'faces.png'}"
     )
 
 

@@ -14,9 +14,11 @@ BORDER = 2  # white pixels around each image of a sheet
 
 
 def contact_sheet(
-    identities: Sequence[int], images_per_identity: int, *, seed: int = 0
+    identities: Sequence[int], images_per_identity: int, *, seed: int = 0, size: int = 112
 ) -> np.ndarray:
     """A grid, one identity a row, its images 0, 1, 2 … from left to right: (H, W, 3) uint8 RGB.
+
+    Each image is size × size pixels.
 
     ValueError if there is nothing to show.
     """
@@ -25,7 +27,10 @@ def contact_sheet(
             f"a sheet of {len(identities)} identities by {images_per_identity} images is empty; "
             "ask for at least one of each"
         )
-    rows = [[render(who, k, seed=seed) for k in range(images_per_identity)] for who in identities]
+    rows = [
+        [render(who, k, seed=seed, size=size) for k in range(images_per_identity)]
+        for who in identities
+    ]
     margins = ((0, 0), (0, 0), (BORDER, BORDER), (BORDER, BORDER), (0, 0))
     tiles = np.pad(np.array(rows), margins, constant_values=255)
     return np.concatenate(np.concatenate(tiles, axis=1), axis=1)

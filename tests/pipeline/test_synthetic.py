@@ -201,12 +201,12 @@ def test_lower_quality_is_fewer_bytes():
 
 
 def test_sheet_has_an_identity_a_row_and_its_images_in_order():
-    sheet = contact_sheet([5, 9], 3, seed=4)
-    assert sheet.shape == (2 * 116, 3 * 116, 3)
+    sheet = contact_sheet([5, 9], 3, seed=4, size=64)
+    assert sheet.shape == (2 * 68, 3 * 68, 3)
     for row, identity in enumerate((5, 9)):
         for k in range(3):
-            tile = sheet[row * 116 : (row + 1) * 116, k * 116 : (k + 1) * 116]
-            np.testing.assert_array_equal(tile[2:-2, 2:-2], render(identity, k, seed=4))
+            tile = sheet[row * 68 : (row + 1) * 68, k * 68 : (k + 1) * 68]
+            np.testing.assert_array_equal(tile[2:-2, 2:-2], render(identity, k, seed=4, size=64))
             assert (tile[:2] == 255).all()
 
 

@@ -1,8 +1,11 @@
 """make_synthetic: a set that trains and verifies, drawn once."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
+
+from PIL import Image
 
 from evaluation.pair_set import read_bin
 from pipeline.index import open_index
@@ -11,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def command(folder: Path, images: int = 4) -> subprocess.CompletedProcess[str]:
-    sizes = ["--identities", "6", "--images", str(images), "--pairs", "20"]
+    sizes = ["--identities", "6", "--images", str(images), "--pairs", "20", "--size", "48"]
     script = str(ROOT / "tools/make_synthetic.py")
     return subprocess.run(
         [sys.executable, script, str(folder), *sizes], capture_output=True, text=True, cwd="/"
@@ -23,9 +26,11 @@ def test_a_set_is_drawn_once_and_holds_what_was_asked_for(tmp_path):
     assert first.returncode == 0, first.stderr
     index = open_index(tmp_path / "set")
     assert (len(index), index.summary.identities) == (24, 6)
-    assert bytes(index.image(0)[:2]) == b"\xff\xd8"
     pairs = read_bin(tmp_path / "set" / "val.bin")
     assert (len(pairs.images), pairs.same.sum()) == (40, 10)
+    for encoded in (bytes(index.image(0)), pairs.images[0]):
+        with Image.open(io.BytesIO(encoded)) as image:
+            assert (image.format, image.size) == ("JPEG", (48, 48))
     assert (tmp_path / "set" / "faces.png").exists()
     before = (tmp_path / "set" / "train.rec").stat().st_mtime_ns
     assert "already holds this set" in command(tmp_path / "set").stdout
