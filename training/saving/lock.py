@@ -55,6 +55,9 @@ class Lock:
             holder = _read(self._path)
             if holder is None:
                 continue  # removed at this moment
+            if not holder:  # being written at this moment, or by one that was killed meanwhile
+                time.sleep(_LOOK)
+                holder = _read(self._path) or {"released": True}
             if not _is_free(holder):
                 if _lives(holder, self._path):
                     if _is_free(holder := _read(self._path) or {}):

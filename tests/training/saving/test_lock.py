@@ -181,6 +181,19 @@ def test_a_folder_that_another_host_lets_go_meanwhile_is_free(tmp_path, monkeypa
     assert "taken over" not in caplog.text
 
 
+def test_a_lock_that_was_written_by_half_holds_nobody_up(tmp_path, monkeypatch):
+    """Its process was killed; one that is still writing it is seen a moment later."""
+    file = tmp_path / locks.FILE
+    file.write_text('{"tok')
+    slept = watch(monkeypatch, lambda number: None)
+    hold(tmp_path).release()
+    assert sum(slept) < 90
+    file.write_text('{"tok')
+    watch(monkeypatch, lambda number: held_by(tmp_path, os.getppid()))
+    with pytest.raises(CheckpointError, match=f"in use by process {os.getppid()} on"):
+        hold(tmp_path)
+
+
 def test_of_two_that_take_a_folder_at_once_one_is_refused(tmp_path, monkeypatch):
     held_by(tmp_path, 1, token="gone", started="1", released=True)
     watch(monkeypatch, lambda number: held_by(tmp_path, 2, token="faster"))
