@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.classify import scan_rec
 from pipeline.index import RecordIndex
+from pipeline.named_path import read_text
 from pipeline.rec_names import read_names
 from pipeline.recordio import RecordError
 from tools.sources.sample import Identity
@@ -62,7 +63,7 @@ def read_rec(
 
 def _read_list(path: Path, present: np.ndarray, by: str, rec: Path) -> np.ndarray:
     numbers, lines = [], []
-    for line, text in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    for line, text in enumerate(read_text(path).splitlines(), start=1):
         text = text.partition("#")[0].strip()
         if not text:
             continue
