@@ -20,7 +20,8 @@ class Collection:
     """Records of one or more indexes with labels of their own; the face of a RecordIndex.
 
     indexes: at least one. labels: for each, (labels,) int64 from a file's label to the
-        collection's; see `stack_labels` and identity_map.py.
+        collection's, -1 for one that no kept record has, if at all; see `stack_labels`,
+        `dense_labels` and identity_map.py.
     kept: for each, (n,) int64 rising record numbers, or None for all; see record_filter.py.
     """
 
@@ -40,6 +41,11 @@ class Collection:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def count_identities(self) -> int:
+        """How many of the classes have an image."""
+        seen = _seen(self.indexes, self._labels, self._kept)
+        return int(seen.sum())
 
     @property
     def label_maps(self) -> tuple[np.ndarray, ...]:
@@ -108,6 +114,8 @@ class Collection:
         for index, count in zip(self.indexes, self.counts):
             summary = index.summary
             line = f"{index.path}: {summary.images} images of {summary.identities} identities"
+            if summary.num_classes != summary.identities:
+                line += f", labels up to {summary.num_classes - 1}"
             if count < summary.images:
                 line += f", {summary.images - count} left out"
             if summary.damaged_spans:
@@ -126,6 +134,35 @@ def stack_labels(indexes: Sequence[RecordIndex]) -> list[np.ndarray]:
     counts = [index.summary.num_classes for index in indexes]
     starts = np.cumsum([0, *counts])
     return [start + np.arange(count) for start, count in zip(starts.tolist(), counts)]
+
+
+def dense_labels(
+    indexes: Sequence[RecordIndex],
+    labels: Sequence[np.ndarray],
+    kept: Sequence[np.ndarray | None],
+) -> list[np.ndarray]:
+    """The same, numbered from 0 on without a gap, in their order; see `Collection` for all three.
+
+    A label that no kept record has becomes -1.
+    """
+    seen = _seen(indexes, labels, kept)
+    numbers = np.where(seen, np.cumsum(seen) - 1, -1)
+    return [numbers[mapped] for mapped in labels]
+
+
+def _seen(
+    indexes: Sequence[RecordIndex],
+    labels: Sequence[np.ndarray],
+    kept: Sequence[np.ndarray | None],
+) -> np.ndarray:
+    """(labels of the collection,) bool: which of them a kept record has."""
+    seen = np.zeros(1 + max(int(mapped.max(initial=-1)) for mapped in labels), bool)
+    for index, mapped, chosen in zip(indexes, labels, kept):
+        found = index.records["label"]
+        present = np.zeros(len(mapped), bool)
+        present[found if chosen is None else found[chosen]] = True
+        seen[mapped[present]] = True
+    return seen
 
 
 def find_file(file: str, indexes: Sequence[RecordIndex], *, place: str) -> int:

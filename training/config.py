@@ -71,6 +71,7 @@ class DataConfig:
     weights: tuple[float, ...] = ()  # how often an epoch shows each of several; none: once
     identity_map: str = ""  # a .csv or .json: which labels of several files are one person
     leave_out: str = ""  # a text file: identities and records to leave out
+    labels: Literal["stored", "dense"] = "stored"  # dense: numbered from 0 on, without gaps
     global_batch: int = 512  # samples a step over all ranks
     image_size: int = 112  # pixels
     order: Literal["global", "block", "balanced"] = "global"
@@ -92,6 +93,12 @@ class DataConfig:
             "a .rec file or its folder, or a list of them",
         )
         _check(len(set(self.files)) == len(self.files), "data.train", self.train, "each file once")
+        _check(
+            self.labels == "stored" or not self.identity_map,
+            "data.labels",
+            self.labels,
+            "stored with data.identity_map, which numbers the identities itself",
+        )
         for weight in self.weights:
             _check(weight >= 0, "data.weights", weight, "0 or more: epochs' worth of a file")
         _check(self.global_batch >= 2, "data.global_batch", self.global_batch, "at least 2")

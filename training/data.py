@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.balanced_order import BalancedOrder
-from pipeline.collection import Collection, stack_labels
+from pipeline.collection import Collection, dense_labels, stack_labels
 from pipeline.identity_map import read_identity_map
 from pipeline.index import RecordIndex, fingerprint, open_index
 from pipeline.order import BlockOrder, GlobalOrder, Order, WeightedOrder
@@ -16,6 +17,8 @@ from pipeline.shuffle_report import ShuffleReport, report_shuffle
 from training.config import Config, ConfigError, DataConfig
 from training.distributed import World, together
 from training.named_files import check_named_files
+
+_FAR_TOO_MANY = 10  # classes for each identity that has an image
 
 
 class TrainingData(NamedTuple):
@@ -50,7 +53,11 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     kept: list[np.ndarray | None] = [None] * len(indexes)
     if data.leave_out:
         kept = together(lambda: read_filter(data.leave_out, indexes))
+    if data.labels == "dense":
+        labels = dense_labels(indexes, labels, kept)
     records = Collection(indexes, labels, kept)
+    if world.is_main:
+        _warn_of_empty_classes(records, config.head.num_classes)
     shown = _shown(data, records)
     return TrainingData(records, create_order(config, records, shown), sum(shown))
 
@@ -61,9 +68,38 @@ def open_shared_index(path: str, world: World) -> RecordIndex:
     return together(lambda: open_index(path) if first is None else first)
 
 
+def _warn_of_empty_classes(records: Collection, configured: int | None) -> None:
+    """Classes without an image are no fault where they are to come, and else a slip."""
+    classes, identities = max(records.num_classes, configured or 0), records.count_identities()
+    if 1 < identities < classes:
+        logging.warning(
+            "the head has %d classes, of which %d have no image in data.train: they take memory "
+            "and are only pushed away. Unless they are to get some, set data.labels=dense%s",
+            classes,
+            classes - identities,
+            " and leave head.num_classes out" if configured else "",
+        )
+
+
 def count_classes(records: Collection, configured: int | None) -> int:
-    """The number of classes of the head; ConfigError when a label lies outside it."""
-    found = records.num_classes
+    """The number of classes of the head.
+
+    Raises ConfigError when a label lies outside it, when there is one identity alone, and when
+    labels that nobody has would make it ten times as large as it must be, unless it is configured.
+    """
+    found, identities = records.num_classes, records.count_identities()
+    if identities < 2:
+        raise ConfigError(
+            f"data.train: its images are of {identities} identities, labels up to {found - 1}: a "
+            "head has nothing to tell apart, the loss would be 0 at once. Expected at least two; "
+            "see that the labels are identities"
+        )
+    if configured is None and found > _FAR_TOO_MANY * identities:
+        raise ConfigError(
+            f"data.train: {identities} identities, labels up to {found - 1}: a head of {found} "
+            "classes would be mostly of nobody. Set data.labels=dense to number those that there "
+            f"are, or head.num_classes={found} to train it so"
+        )
     if configured is None or found <= configured:
         return configured or found
     piece = 1 << 20

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.collection import Collection, stack_labels
+from pipeline.collection import Collection, dense_labels, stack_labels
 from pipeline.identity_map import read_identity_map
 from pipeline.index import RecordIndex, open_index
 from pipeline.order import GlobalOrder, WeightedOrder
@@ -43,6 +43,24 @@ def test_files_follow_one_another_with_labels_of_their_own(indexes):
     assert collection.labels(np.array([6, 0, 3])).tolist() == [4, 0, 4]
     assert collection.num_classes == 5
     assert f"{indexes[1].path}: the image of the record at offset" in collection.describe(3)
+
+
+def test_dense_labels_have_no_gaps_and_keep_their_order(indexes):
+    stacked, kept = stack_labels(indexes), [None, np.array([1, 2])]  # b's label 1 is left out
+    dense = dense_labels(indexes, stacked, kept)
+    assert [labels.tolist() for labels in dense] == [[0, -1, 1], [2, -1]]
+    collection = Collection(indexes, dense, kept)
+    assert collection.labels(np.arange(5)).tolist() == [0, 0, 1, 2, 2]
+    assert collection.num_classes == collection.count_identities() == 3
+    assert Collection(indexes, stacked, kept).count_identities() == 3
+
+
+def test_ids_as_labels_become_a_handful_of_classes(tmp_path):
+    index = write_set(tmp_path / "ids", [4_000_005, 4_000_001, 4_000_005])
+    dense = dense_labels([index], stack_labels([index]), [None])
+    assert Collection([index], dense, [None]).labels(np.arange(3)).tolist() == [1, 0, 1]
+    [line] = Collection.of(index).summary_lines()
+    assert line.endswith("3 images of 2 identities, labels up to 4000005")
 
 
 @pytest.mark.parametrize("form", ["csv", "json"])

@@ -22,7 +22,7 @@ FREE = {
     ),
     # What the paths lead to is compared by content: see facts.agree.
     "data": (
-        *("train", "identity_map", "leave_out"),
+        *("train", "identity_map", "leave_out", "labels"),
         *("decode", "threads", "max_bad_fraction"),
     ),
     "model": ("compile",),

@@ -33,7 +33,7 @@ class Identities:
     """Who the classes of a head are.
 
     num_classes: C.
-    files: from the fingerprint of a .rec to the (labels,) int64 classes of its labels.
+    files: from the fingerprint of a .rec to the (labels,) int64 classes of its labels, -1 for none.
     names: from a class to its name; a class may have none.
     """
 
@@ -54,7 +54,7 @@ class Identities:
         for index, classes in zip(records.indexes, records.label_maps):
             files[fingerprint(index.path)] = classes
             named = zip(classes.tolist(), read_names(index.path) or ())
-            names |= {number: name for number, name in named if not name.isdigit()}
+            names |= {number: name for number, name in named if number >= 0 and not name.isdigit()}
         if identity_map:
             names |= enumerate(read_identity_names(identity_map))
         return cls(num_classes, files, names)
@@ -70,12 +70,16 @@ class Identities:
         for number, name in self.names.items():
             rows[number] = by_name.get(name, -1)
         for file in self.files.keys() & other.files.keys():
-            rows[self.files[file]] = other.files[file]
+            here, there = self.files[file], other.files[file]
+            rows[here[here >= 0]] = there[here >= 0]
         return rows
 
     def followed_by(self, other: Identities) -> Identities:
         """These classes, and after them those of `other`, as people of their own."""
-        files = {file: self.num_classes + classes for file, classes in other.files.items()}
+        files = {
+            file: np.where(classes < 0, -1, self.num_classes + classes)
+            for file, classes in other.files.items()
+        }
         names = {self.num_classes + number: name for number, name in other.names.items()}
         return Identities(
             self.num_classes + other.num_classes, {**files, **self.files}, {**self.names, **names}

@@ -154,7 +154,7 @@ def _rows_by_count(
 ) -> tuple[np.ndarray, str]:
     """Where nothing says whose the rows are: those of the first files, if these have as many."""
     following = np.cumsum([len(labels) for labels in data.records.label_maps]).tolist()
-    if config.data.identity_map:
+    if config.data.identity_map or config.data.labels == "dense":
         following = []
     if held not in (*following, len(none)):
         return none, f"taken: nothing says whose its {held} are, and no files have as many labels"

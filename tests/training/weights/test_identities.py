@@ -53,6 +53,15 @@ def test_those_of_a_set_are_by_the_names_of_manifests_and_of_the_identity_map(tm
     assert [labels.tolist() for labels in found.files.values()] == [[1, 0, 2], [3, 1]]
 
 
+def test_labels_that_are_no_class_take_no_row_and_have_no_name():
+    """As data.labels=dense makes them of labels that no image has."""
+    old = people({}, {"a": [0, -1, 1]}, 2)
+    new = people({}, {"a": [0, 1, -1]}, 2)
+    assert new.rows_from(old).tolist() == [0, -1]
+    assert old.followed_by(old).files["a"].tolist() == [0, -1, 1]
+    assert people({}, {}, 5).followed_by(old).files["a"].tolist() == [5, -1, 6]
+
+
 def test_they_follow_one_another():
     old = people({0: "ann"}, {"a": [0, 1]}, 2)
     both = old.followed_by(people({1: "bob"}, {"b": [1, 0]}, 2))
