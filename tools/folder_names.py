@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from pathlib import Path
 
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{d}{n}" for d in ("COM", "LPT") for n in range(1, 10))}
 _FORBIDDEN = set('%/\\:*?"<>|')
 _LONGEST = 200  # bytes; file systems end at 255
+
+
+def name_of(folder: Path) -> str:
+    """A folder's name as UTF-8 text, whatever the locale; other bytes stay Python's surrogates."""
+    return os.fsencode(folder.name).decode(errors="surrogateescape")
+
+
+def on_disk(name: str) -> str:
+    """UTF-8 text as a name that the locale's own functions take: what `name_of` undoes."""
+    return os.fsdecode(name.encode(errors="surrogateescape"))
 
 
 def folder_name(name: str) -> str:

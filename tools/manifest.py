@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def write_manifest(
         "images": images,
         "identities": len(names),
         "kinds": dict(kinds),
-        "source": [str(one) for one in source],
+        "source": [os.fsencode(one).decode(errors="surrogateescape") for one in source],
         "options": {key: value for key, value in options.items() if value is not None},
         "names": list(names),
     }

@@ -23,7 +23,7 @@ from pipeline.named_path import PathError
 from pipeline.rec_names import read_names
 from pipeline.recordio import RecordError
 from tools.command import command
-from tools.folder_names import folder_name
+from tools.folder_names import folder_name, on_disk
 
 
 def unpack(rec: Path, folder: Path) -> tuple[int, int]:
@@ -45,7 +45,7 @@ def unpack(rec: Path, folder: Path) -> tuple[int, int]:
         label = int(labels[images[0]])
         # Labels of one width sort as numbers do, so packing again gives the same numbers.
         name = names[label] if label < len(names) else f"{label:08d}"
-        own = folder / folder_name(name)
+        own = folder / on_disk(folder_name(name))
         try:
             own.mkdir(parents=True)
         except FileExistsError:

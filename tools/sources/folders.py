@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.ahead import cores, map_ahead
 from pipeline.recordio import RecordError
+from tools.folder_names import name_of
 from tools.sources.image_file import read_image
 from tools.sources.passed_over import Passed, PassedOver
 from tools.sources.sample import Identity, order_of
@@ -31,8 +32,8 @@ def read_folders(
         raise RecordError(f"{source} holds no folders: expected one folder of images an identity")
     for entry in sorted(set(entries) - set(folders)):
         passed_over.add(Passed("file beside the identities' folders", str(entry)))
-    key = order_of(folder.name for folder in folders)
-    folders.sort(key=lambda folder: key(folder.name))
+    key = order_of(map(name_of, folders))
+    folders.sort(key=lambda folder: key(name_of(folder)))
     found = False
     # Network disks answer many requests at once, so more threads than cores pay.
     read = partial(_read_folder, nested=nested)
@@ -50,7 +51,7 @@ def read_folders(
 
 
 def _read_folder(folder: Path, *, nested: bool) -> tuple[Identity, list[Passed]]:
-    identity, passed = Identity(folder.name, [], []), []
+    identity, passed = Identity(name_of(folder), [], []), []
     files = _files(folder, passed, nested=nested)
     for file in files:
         image, reason = read_image(file)

@@ -27,6 +27,6 @@ class PassedOver:
     def lines(self) -> list[str]:
         """One for each reason, the most frequent first."""
         return [
-            f"{count} × {reason}, first {self._first[reason]}"
+            f"{reason}: {count}, first {self._first[reason]}"
             for reason, count in self.counts.most_common()
         ]

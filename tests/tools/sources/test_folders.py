@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from tools.pack_rec import Options, pack
 from tools.sources.folders import read_folders
 from tools.sources.passed_over import PassedOver
 
+ROOT = Path(__file__).parents[3]
 FACE = np.random.default_rng(0).integers(0, 255, (112, 112, 3), np.uint8)
 
 
@@ -124,13 +128,31 @@ def test_a_pipe_is_not_waited_for(mixed):
 def test_where_nothing_is_an_image_all_reasons_are_named(mixed):
     for name in ("ann/1.jpg", "bob/2.jpg"):
         (mixed / name).unlink()
-    with pytest.raises(RecordError, match=r"holds no images in its 4 folders.*1 × empty folder"):
+    with pytest.raises(RecordError, match=r"holds no images in its 4 folders.*empty folder: 1"):
         read(mixed)
+
+
+def test_names_are_utf8_whatever_the_locale(tmp_path):
+    (tmp_path / "in" / "Zoë").mkdir(parents=True)
+    (tmp_path / "in" / "Zoë" / "é.jpg").write_bytes(encoded("JPEG"))
+    (tmp_path / "in" / "Zoë" / "é.txt").touch()
+    ascii_only = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for tool, source, output in [("pack_rec", "in", "Zoës"), ("unpack_rec", "Zoës", "out")]:
+        done = subprocess.run(
+            [sys.executable, ROOT / "tools" / f"{tool}.py", tmp_path / source, tmp_path / output],
+            capture_output=True,
+            env=ascii_only,
+        )
+        assert done.returncode == 0, done.stderr
+    about = json.loads((tmp_path / "Zoës" / "train.json").read_text())
+    assert about["names"] == ["Zoë"]
+    assert about["source"] == [str(tmp_path / "in")]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["Zoë"]
 
 
 def test_the_command_tells_what_it_passed_over_and_asks_to_remove_nothing(mixed, tmp_path, capsys):
     pack([mixed], tmp_path / "out", Options())
     told = capsys.readouterr().out
-    assert f"passed over   1 × empty file, first {mixed / 'ann/empty.jpg'}\n" in told
+    assert f"passed over   empty file: 1, first {mixed / 'ann/empty.jpg'}\n" in told
     assert "packed 2 images of 2 identities" in told
     assert "remove" not in told
