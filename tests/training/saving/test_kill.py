@@ -33,7 +33,7 @@ from training.precision import choose_precision
 from training.saving import files as checkpoint_files
 
 ROOT = Path(__file__).parents[3]
-RANKS, KILLS, STEPS = 2, 20, 120
+RANKS, KILLS, STEPS = 2, 20, 40
 TOLD = ("loss", "gradient_norm", "embedding_norm", "lr", "skipped_steps")
 CONFIG = """
 from pathlib import Path
@@ -44,7 +44,7 @@ from training.config import override
 config = override(tiny.config(Path({data!r}), Path({output!r})), {overrides!r})
 """
 OVERRIDES = [
-    *("run.epochs=24", "run.save_steps=1", "log.every=1", "eval.every=24"),
+    *("run.epochs=8", "run.save_steps=1", "log.every=1", "eval.every=8"),
     *("head.sample_rate=0.5", "model.dropout=0.2", "data.threads=1", "step.precision=fp32"),
 ]
 
