@@ -170,6 +170,7 @@ class Trainer:
             total_steps=self.schedule.total_steps,
             memory_predicted=self.prediction.total,
             memory_available=self._available,
+            lock=self._lock,
         )
         state.begin(self.steps_done, self.last_checkpoint)
         self._saver.on_saved = state.saved

@@ -24,6 +24,7 @@ from typing import Any
 
 from training.faults.memory_killer import count_kills
 from training.reporting.outlet import Outlet
+from training.saving.lock import Lock
 
 NAME = "state.json"
 
@@ -38,6 +39,7 @@ class RunState:
         output: the run's folder, which must be this run's.
         steps_per_epoch, total_steps: of the run.
         memory_predicted, memory_available: bytes of a rank.
+        lock: what holds the folder; a run that has lost it writes nothing.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class RunState:
         total_steps: int,
         memory_predicted: int,
         memory_available: int,
+        lock: Lock | None = None,
     ) -> None:
-        self._path, self._steps_per_epoch = output / NAME, steps_per_epoch
+        self._path, self._steps_per_epoch, self._folder = output / NAME, steps_per_epoch, lock
         self._outlet, self._lock = Outlet(str(self._path)), threading.RLock()
         self.before = _read(self._path)
         self._content: dict[str, Any] = {
@@ -80,6 +83,8 @@ class RunState:
         self._write(status=status, why=why, exit_code=exit_code, **known)
 
     def _write(self, **known: Any) -> None:
+        if self._folder:
+            self._folder.require()
         with self._lock:
             self._content |= known
             state = {

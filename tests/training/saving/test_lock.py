@@ -272,8 +272,8 @@ def test_it_completes_no_checkpoint_that_it_was_writing(world, tmp_path, monkeyp
     assert files.checkpoints(tmp_path) == []
 
 
-def test_a_run_that_lost_its_folder_writes_no_metrics(data, world, tmp_path, ended):
-    """The other has begun its own file; what this run would write goes nowhere."""
+def test_a_run_that_lost_its_folder_writes_no_metrics_and_no_state(data, world, tmp_path, ended):
+    """The other has begun its own files; what this run would write goes nowhere."""
     output = tmp_path / "run"
     trainer = Trainer(
         tiny.config(data, output),
@@ -282,9 +282,13 @@ def test_a_run_that_lost_its_folder_writes_no_metrics(data, world, tmp_path, end
         evaluate=lambda backbone: {},
     )
     held_by(output, 4, token="far")
+    others = (output / "state.json").read_text()
     with pytest.raises(Ended):
         trainer.run()
+    with pytest.raises(Ended):
+        trainer._part("stopped", why="SIGTERM on rank 0", exit_code=143)
     assert (output / "metrics.jsonl").read_text() == ""
+    assert (output / "state.json").read_text() == others
     assert files.checkpoints(output) == []
 
 
