@@ -11,13 +11,13 @@ import argparse
 import json
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -26,7 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.arcface_torch import Architecture
 from tools.command import command
 from tools.model_card import model_card
+from training.config import OptimConfig
 from training.saving.files import CheckpointError, checkpoints, faults, read_about
+from training.schedules import create_schedule
 from training.weights.arcface_files import Weights, write_arcface_torch
 
 FORMATS = ("safetensors", "arcface_torch")
@@ -47,7 +49,8 @@ def export_safetensors(checkpoint: Path, output: Path, *, license: str) -> list[
     output.mkdir(parents=True, exist_ok=True)
     # Strings are all that a safetensors file keeps beside its tensors.
     metadata = {key: str(value) for key, value in asdict(weights.architecture).items()}
-    save_file(weights.backbone, written[0], metadata={"format": "pt"} | metadata)
+    content = save(weights.backbone, metadata={"format": "pt"} | metadata)
+    written[0].write_bytes(content)  # safetensors' own save_file lets nobody else read the file
     card = model_card(weights.architecture, config=config, about=about, license=license)
     written[1].write_text(card)
     return written
@@ -78,14 +81,44 @@ def export_arcface_torch(
         print(
             "note          at epoch 0: give --epoch if arcface_torch is to go on where this ended"
         )
+    has_head = weights.centers is not None  # without one there is nothing to resume
+    rate, peak_rate = _rates(config, about, epoch=epoch) if has_head else (0.0, 0.0)
     return write_arcface_torch(
         output,
         weights,
         world_size=world_size,
         epoch=epoch,
+        rate=rate,
+        peak_rate=peak_rate,
         momentum=config["optim"]["momentum"],
         weight_decay=config["optim"]["weight_decay"],
     )
+
+
+def _rates(config: dict[str, Any], about: dict[str, Any], *, epoch: int) -> tuple[float, float]:
+    """Of the step that comes next, and the highest, by the run's own schedule."""
+    known = {field.name for field in fields(OptimConfig)} & config["optim"].keys()
+    optim = OptimConfig(**{name: config["optim"][name] for name in known})
+    step = about["step"]
+    steps_per_epoch = about.get("counters", {}).get("steps_per_epoch", 0)
+    if not steps_per_epoch and epoch:
+        steps_per_epoch = step // epoch  # of versions that did not keep it
+    schedule = create_schedule(
+        optim,
+        global_batch=config["data"]["global_batch"],
+        epochs=config["run"]["epochs"],
+        steps_per_epoch=steps_per_epoch,
+    )
+    if not steps_per_epoch or "imported from" in about["facts"]:
+        print(
+            f"note          lr is {schedule.peak:g}, the highest: the checkpoint does not say "
+            "where in its schedule it was"
+        )
+        return schedule.peak, schedule.peak
+    if step >= schedule.total_steps:
+        print("note          lr is 0 and stays so: the run had ended. model.pt starts another")
+        return 0.0, schedule.peak
+    return schedule(step), schedule.peak
 
 
 def _require_empty(output: Path) -> None:
@@ -120,6 +153,14 @@ def _read_tensors(path: Path, *prefixes: str) -> dict[str, Tensor]:
 
 def _weights(tensors: dict[str, Tensor], config: dict[str, Any], *, step: int) -> Weights:
     model = config["model"]
+    architecture = Architecture(
+        model["name"],
+        num_features=model["embedding_dim"],
+        width=model["width"],
+        image_size=config["data"]["image_size"],
+    )
+    with torch.device("meta"):
+        names = architecture.create().state_dict()
     before, after = _MOMENTUM
     momentum = {
         key.removeprefix(before).removesuffix(after): tensor
@@ -127,17 +168,9 @@ def _weights(tensors: dict[str, Tensor], config: dict[str, Any], *, step: int) -
         if key.startswith(before) and key.endswith(after)
     }
     return Weights(
-        Architecture(
-            model["name"],
-            num_features=model["embedding_dim"],
-            width=model["width"],
-            image_size=config["data"]["image_size"],
-        ),
-        {
-            key.removeprefix("backbone."): tensor
-            for key, tensor in tensors.items()
-            if key.startswith("backbone.")
-        },
+        architecture,
+        # In the module's order, by which others number them: files of several ranks have another.
+        {name: tensors[f"backbone.{name}"] for name in names},
         momentum=momentum or None,
         centers=tensors.get("head.centers"),
         velocity=tensors.get("head.velocity"),

@@ -520,6 +520,7 @@ class Trainer:
             counted = {
                 "times_gone_back": self.rollback.times,
                 "skipped_in_a_row": self._meters.in_a_row(),
+                "steps_per_epoch": self.loader.steps_per_epoch,
             }
             path = self._saver.save(self.steps_done, counters=counted)
         if self.reporter:

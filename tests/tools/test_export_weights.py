@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from models import create_model
 from tests.training import tiny
-from tools.export_weights import export_arcface_torch, export_safetensors, main
+from tools.export_weights import _read_tensors, export_arcface_torch, export_safetensors, main
 from tools.import_arcface_torch import import_arcface_torch
 from training.assembly import create_step
 from training.config import Config
@@ -22,6 +22,7 @@ from training.distributed import join_world, leave_world
 from training.precision import choose_precision
 from training.saving import checkpoint
 from training.saving.files import CheckpointError
+from training.schedules import create_schedule
 from training.step import TrainStep
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,87 @@ def test_by_way_of_three_ranks_of_arcface_torch_everything_comes_back(config, wo
             assert torch.equal(again.optimizer.state[after]["momentum_buffer"], momentum)
     for key, value in step.head.state_dict().items():
         assert torch.equal(again.head.state_dict()[key], value), key
+
+
+class PolynomialLRWarmup(torch.optim.lr_scheduler.LRScheduler):
+    """arcface_torch's, after its warm-up: it multiplies the rate that it finds."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_iters: int) -> None:
+        self.total_iters = total_iters
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        if self.last_epoch == 0:
+            return rates
+        left = self.total_iters - self.last_epoch
+        return [rate * (left / (left + 1)) ** 2 for rate in rates]
+
+
+def save_at(config: Config, step: TrainStep, number: int, **counters: int) -> Path:
+    saver = checkpoint.Saver(Path(config.run.output), config=config, train_step=step, facts={})
+    path = saver.save(number, counters=counters)
+    saver.close()
+    return path
+
+
+def test_arcface_torch_goes_on_at_the_runs_own_rates(config, world, tmp_path):
+    optim = replace(config.optim, warmup_epochs=0.0, power=2.0)
+    config = replace(config, optim=optim)
+    path = save_at(config, build(config, world), 4, steps_per_epoch=5)
+    written = export_arcface_torch(path, tmp_path / "theirs", world_size=1, epoch=0)
+    content = torch.load(written[1], weights_only=True)
+    network = create_model("iresnet10", num_features=16, width=0.25, image_size=tiny.SIZE)
+    groups = [
+        {"params": network.parameters()},
+        {"params": [torch.nn.Parameter(torch.zeros(11, 16))]},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+    scheduler = PolynomialLRWarmup(optimizer, total_iters=15)
+    optimizer.load_state_dict(content["state_optimizer"])
+    scheduler.load_state_dict(content["state_lr_scheduler"])
+    ours = create_schedule(optim, global_batch=12, epochs=3, steps_per_epoch=5)
+    for number in range(4, 8):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([ours(number)] * 2)
+        assert {group["initial_lr"] for group in optimizer.param_groups} == {ours.peak}
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_rate_that_is_not_known_or_zero_is_said(config, world, tmp_path, capsys):
+    step = build(config, world)
+    for number, counters, told in [
+        (4, {}, "lr is 0.046875, the highest: the checkpoint does not say"),
+        (15, {"steps_per_epoch": 5}, "lr is 0 and stays so: the run had ended"),
+    ]:
+        path = save_at(config, step, number, **counters)
+        export_arcface_torch(path, tmp_path / str(number), world_size=1, epoch=0)
+        assert told in capsys.readouterr().out
+    # A version that did not keep the steps of an epoch: its epochs tell them.
+    path = save_at(config, step, 10)
+    export_arcface_torch(path, tmp_path / "older", world_size=1, epoch=2)
+    assert "lr is" not in capsys.readouterr().out
+
+
+def test_tensors_in_another_order_are_written_in_the_modules(config, world, tmp_path, monkeypatch):
+    """As in the checkpoints of several ranks."""
+    step, path = train(config, world)
+    monkeypatch.setattr(
+        "tools.export_weights._read_tensors",
+        lambda *given: dict(reversed(_read_tensors(*given).items())),
+    )
+    written = export_arcface_torch(path, tmp_path / "theirs", world_size=1, epoch=0)
+    names = list(step.backbone.state_dict())
+    assert list(torch.load(written[0], weights_only=True)) == names
+    content = torch.load(written[1], weights_only=True)
+    assert list(content["state_dict_backbone"]) == names
+
+
+def test_safetensors_have_the_mode_of_any_new_file(config, world, tmp_path):
+    _, path = train(config, world)
+    weights, card = export_safetensors(path, tmp_path / "out", license="mit")
+    assert weights.stat().st_mode == card.stat().st_mode
 
 
 def test_safetensors_load_strictly_and_embed_the_same(config, world, tmp_path):

@@ -33,7 +33,6 @@ _IN_RANK_FILE = {
     "state_dict_softmax_fc",
     "state_optimizer",
 }
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class ArcFaceTorchError(ValueError):
@@ -117,14 +116,17 @@ def write_arcface_torch(
     *,
     world_size: int,
     epoch: int,
+    rate: float,
+    peak_rate: float,
     momentum: float,
     weight_decay: float,
 ) -> list[Path]:
     """Write model.pt and, where there are centers, what arcface_torch resumes `world_size` ranks
     from; returns the files.
 
-    epoch: epochs done, with which it goes on. momentum, weight_decay: of its SGD. The rate is 0
-    until its scheduler sets another, after one step.
+    epoch: epochs done, with which it goes on. momentum, weight_decay: of its SGD.
+    rate: of the next step. Its scheduler multiplies the rate that it finds, so one of 0 stays 0.
+    peak_rate: what its schedule starts from, the highest.
 
     Raises ArcFaceTorchError where there are fewer classes than ranks.
     """
@@ -147,10 +149,12 @@ def write_arcface_torch(
         centers = nn.Parameter(rows.clone())  # or the whole would be saved with every part
         sgd = torch.optim.SGD(
             [{"params": list(network.parameters())}, {"params": [centers]}],
-            lr=0.0,
+            lr=rate,
             momentum=momentum,
             weight_decay=weight_decay,
         )
+        for group in sgd.param_groups:
+            group["initial_lr"] = peak_rate
         for name, parameter in trained(network).items() if weights.momentum else ():
             sgd.state[parameter]["momentum_buffer"] = weights.momentum[name]
         sgd.state[centers]["momentum_buffer"] = moved.clone()
@@ -355,17 +359,19 @@ def _center_momentum(content: dict[str, Any]) -> Tensor | None:
 
 
 def _add_momentum(weights: Weights, content: dict[str, Any]) -> None:
-    """The backbone's, whose parameters the optimizer numbers in the order of the state dict."""
-    names = [key for key in content["state_dict_backbone"] if not key.endswith(_BUFFERS)]
+    """The backbone's, whose parameters the optimizer numbers in the order of the module: that of
+    the state dict is another where a sharded checkpoint was merged."""
+    with torch.device("meta"):
+        network = weights.architecture.create()
+    names = [name for name, _ in network.named_parameters()]
     state = content["state_optimizer"]["state"]
     numbers = content["state_optimizer"]["param_groups"][0]["params"]
     buffers = {
-        name.removeprefix("module."): buffer
+        name: buffer
         for name, number in zip(names, numbers)
         if (buffer := state.get(number, {}).get("momentum_buffer")) is not None
     }
-    with torch.device("meta"):
-        expected = {name: p.shape for name, p in trained(weights.architecture.create()).items()}
+    expected = {name: p.shape for name, p in trained(network).items()}
     if len(names) == len(numbers) and expected == {n: b.shape for n, b in buffers.items()}:
         weights.momentum = buffers
     else:

@@ -21,6 +21,7 @@ from training.weights.arcface_files import (
 
 SMALL = Architecture("iresnet10", num_features=8, width=0.25, image_size=16)
 CLASSES = 11
+RATES = {"rate": 0.05, "peak_rate": 0.1, "momentum": 0.9}
 
 
 class Run:
@@ -164,7 +165,7 @@ def test_what_is_written_resumes_their_optimizer_and_is_read_back(tmp_path, worl
     (tmp_path / "theirs").mkdir()
     weights = read_arcface_torch([run.save()])
     written = write_arcface_torch(
-        tmp_path / "ours", weights, world_size=world_size, epoch=3, momentum=0.9, weight_decay=5e-4
+        tmp_path / "ours", weights, world_size=world_size, epoch=3, **RATES, weight_decay=5e-4
     )
     assert len(written) == 1 + world_size
     again = read_arcface_torch([tmp_path / "ours"])
@@ -184,6 +185,20 @@ def test_what_is_written_resumes_their_optimizer_and_is_read_back(tmp_path, worl
     assert torch.equal(theirs.state[part]["momentum_buffer"], weights.velocity[-rows:])
     assert written[-1].stat().st_size < 2 * written[0].stat().st_size + 2 * 4 * 8 * rows + 60_000
     assert last["epoch"] == 3
+    assert {(group["lr"], group["initial_lr"]) for group in theirs.param_groups} == {(0.05, 0.1)}
+
+
+def test_momentum_is_numbered_by_the_module_whatever_the_order_of_the_state_dict(tmp_path):
+    run = Run(tmp_path, world_size=1)
+    before = read_arcface_torch([run.save()])
+    content = torch.load(tmp_path / "checkpoint_gpu_0.pt", weights_only=True)
+    content["state_dict_backbone"] = dict(reversed(content["state_dict_backbone"].items()))
+    path = tmp_path / "merged" / "checkpoint_gpu_0.pt"  # the first is still mapped
+    path.parent.mkdir()
+    torch.save(content, path)
+    after = read_arcface_torch([path])
+    assert same(after.momentum, before.momentum)
+    assert same(after.backbone, before.backbone)
 
 
 class Code:
@@ -269,6 +284,4 @@ def test_another_runs_model_beside_the_ranks_is_refused(tmp_path):
 def test_fewer_classes_than_ranks_are_refused(tmp_path):
     weights = Weights(SMALL, dict(SMALL.create().state_dict()), centers=torch.zeros(2, 8))
     with pytest.raises(ArcFaceTorchError, match="2 classes for 3 ranks"):
-        write_arcface_torch(
-            tmp_path, weights, world_size=3, epoch=0, momentum=0.9, weight_decay=0.0
-        )
+        write_arcface_torch(tmp_path, weights, world_size=3, epoch=0, **RATES, weight_decay=0.0)
