@@ -8,20 +8,33 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import runpy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from heads import create_margin
 from models import MODELS
 from pipeline.named_path import PathError, check_path
+from training.setting_value import SettingValueError, parse_value
+
+# Where a leading tilde is expanded.
+PATH_SETTINGS = (
+    "run.output",
+    "run.init_from",
+    "run.resume",
+    "data.train",
+    "data.identity_map",
+    "data.leave_out",
+    "distill.teacher",
+    "eval.sets",
+)
 
 
 class ConfigError(ValueError):
@@ -362,10 +375,14 @@ class Config:
     def lines(self) -> list[str]:
         """``section.key=value`` for every key: what is printed, and what would override it."""
         return [
-            f"{section}.{key}={json.dumps(value, ensure_ascii=False)}"
+            f"{section}.{key}={_as_given(value)}"
             for section, values in self.as_dict().items()
             for key, value in values.items()
         ]
+
+
+def _as_given(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def check_batch(config: Config, world_size: int) -> None:
@@ -401,22 +418,43 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
-    """A configuration with ``section.key=value`` applied; raises ConfigError as `load_config`."""
-    tree = OmegaConf.structured(config)
+    """A configuration with ``section.key=value`` applied, and a leading tilde in paths expanded.
+
+    Texts are taken as they are, all else is YAML; see training/setting_value.py. Raises ConfigError
+    as `load_config`.
+    """
+    try:
+        config = OmegaConf.to_object(OmegaConf.structured(config))  # refuses values of wrong types
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    changed = {
+        section.name: dict(vars(getattr(config, section.name))) for section in fields(config)
+    }
     for item in overrides:
-        key, equals, value = item.partition("=")
+        key, equals, text = item.partition("=")
         if not equals or not key:
             raise ConfigError(f"{item!r}: expected key=value, such as optim.lr=0.1")
         if "." not in key:
-            raise ConfigError(f"{item!r}: expected section.key=value, sections {', '.join(tree)}")
-        OmegaConf.set_readonly(tree, False)
+            sections = ", ".join(changed)
+            raise ConfigError(f"{item!r}: expected section.key=value, sections {sections}")
+        section, name, inner = (*key.split(".", 2), "")[:3]
+        if section not in changed or name not in changed[section]:
+            raise ConfigError(f"{key}={text!r}: no such key{_known_keys(config, key)}")
+        kind = get_type_hints(type(getattr(config, section)))[name]
         try:
-            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([item]))
-        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"{key}={value!r}: {reason}{_known_keys(config, key)}") from error
-    OmegaConf.set_readonly(tree, False)
-    return OmegaConf.to_object(tree)
+            changed[section][name] = parse_value(text, kind, changed[section][name], inner=inner)
+        except SettingValueError as error:
+            raise ConfigError(f"{key}={text!r}: {error}") from error
+    for setting in PATH_SETTINGS:
+        section, _, name = setting.partition(".")
+        changed[section][name] = _expand_tilde(changed[section][name])
+    sections = {name: type(getattr(config, name))(**values) for name, values in changed.items()}
+    return Config(**sections)
+
+
+def _expand_tilde(value: Any) -> Any:
+    """One path or several, without a leading ``~`` or ``~user``, which no shell has seen."""
+    return os.path.expanduser(value) if isinstance(value, str) else tuple(map(_expand_tilde, value))
 
 
 def _known_keys(config: Config, key: str) -> str:

@@ -25,6 +25,7 @@ from training.weights.warm_start import warm_start
 NO_FILES = {
     "run.output",  # is written
     "run.device",
+    "data.labels",
     "data.order",
     "data.augment",
     "data.decode",

@@ -1,0 +1,103 @@
+"""What is typed on a command line is what a setting gets."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from training import named_files
+from training.config import PATH_SETTINGS, Config, ConfigError, DataConfig, override
+
+BASE = Config(data=DataConfig(train="x.rec"))
+# What a list in brackets can hold in quotes: YAML allows no control characters.
+PRINTED = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1)
+
+
+@settings(max_examples=25)
+@given(st.text(min_size=1).filter(lambda text: not text.startswith("~")))
+@example("20241125_01")
+@example("0123")
+@example("runs/a #2")
+@example("no")
+@example("null")
+@example("12e4567")
+@example("12:30")
+@example("1.10")
+@example("${oc.env:HOME}")
+@example("???")
+@example("[a, b]")
+def test_a_text_comes_back_as_it_was_given(text):
+    config = override(BASE, [f"run.output={text}", f"run.init_from={text}"])
+    assert config.run.output == config.run.init_from == text
+
+
+@settings(max_examples=25)
+@given(st.lists(PRINTED.filter(lambda text: not text.startswith("~")), min_size=1, unique=True))
+def test_texts_of_a_list_come_back_as_they_were_given(texts):
+    given_as = json.dumps(texts, ensure_ascii=False)
+    config = override(BASE, [f"data.train={given_as}", f"eval.sets={given_as}"])
+    assert config.data.files == config.eval.sets == tuple(texts)
+
+
+def test_elements_of_a_list_need_no_quotes_to_stay_texts():
+    config = override(BASE, ["eval.sets=[0123, no, 1.10, 12:30, 20241125_01, a#2]"])
+    assert config.eval.sets == ("0123", "no", "1.10", "12:30", "20241125_01", "a#2")
+
+
+@pytest.mark.parametrize(
+    ("given_as", "meant"),
+    [
+        ("flip", ("flip",)),
+        ("adaface:0.5", ("adaface:0.5",)),
+        ("[]", ()),
+        ("", ()),
+        ("1.10", ("1.10",)),
+    ],
+)
+def test_a_single_text_is_a_list_of_one(given_as, meant):
+    assert override(BASE, [f"data.augment={given_as}"]).data.augment == meant
+
+
+def test_the_printed_lines_give_the_same_configuration():
+    odd = ["run.output=no", "data.train=[1.10,0123]", "eval.sets=12:30", "step.cuda_graph=off"]
+    config = override(BASE, [*odd, "optim.schedule=step", "optim.decay_epochs=[3,7]"])
+    assert override(BASE, config.lines()) == config
+    assert "run.output=no" in config.lines()
+
+
+@pytest.mark.parametrize(
+    ("override_", "complaint"),
+    [
+        ("run.epochs=12:30:45", "base 60"),
+        ("optim.lr=1:30.5", "base 60"),
+        ("optim.decay_epochs=[1:30]", "base 60"),
+        ("head.sample_rate_from={1:30}", "space after the colon"),
+        ("data.augment=[flip", r"data\.augment='\[flip': expected \[one, other\]"),
+        ("data.augment=[flip, [light]]", "a list of texts"),
+        ("data.train=[a.rec, b: c]", "a list of texts"),
+        ("run.output.x=a", r"run\.output\.x"),
+    ],
+)
+def test_what_is_no_value_is_refused(override_, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        override(BASE, [override_])
+
+
+def test_a_leading_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert set(PATH_SETTINGS) == {"run.output", *named_files._SETTINGS}
+    config = override(BASE, [f"{setting}=~/x" for setting in PATH_SETTINGS])
+    for setting in PATH_SETTINGS:
+        section, name = setting.split(".")
+        value = getattr(getattr(config, section), name)
+        assert (value if isinstance(value, str) else value[0]) == f"{tmp_path}/x", setting
+    assert override(BASE, ["data.train=[~/a,b~]"]).data.files == (f"{tmp_path}/a", "b~")
+
+
+def test_a_tilde_of_a_file_is_expanded_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert override(Config(data=DataConfig(train="~/x.rec")), []).data.train == str(
+        Path(tmp_path, "x.rec")
+    )

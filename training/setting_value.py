@@ -1,0 +1,70 @@
+"""What ``section.key=TEXT`` of a command line means, by the type of the setting."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import make_dataclass
+from typing import Any, Literal, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+_SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?")
+
+
+class SettingValueError(ValueError):
+    """A text that is no value of its setting; the message says what is expected."""
+
+
+def parse_value(text: str, kind: Any, current: Any, *, inner: str = "") -> Any:
+    """The value that a text gives a setting.
+
+    Texts are taken as they are, whatever YAML would make of `1.10`, `no` or `a #2`. Several of them
+    are a list in brackets, ``[a.bin, b.bin]``, with quotes round one that holds a comma; a single
+    one needs no brackets, unless it begins with one. Anything else is YAML.
+
+    Args:
+        text: what follows the equals sign.
+        kind: the setting's type. Any stands for a text or several of them.
+        current: its value until now.
+        inner: what of the setting is changed, as in ``head.loss_args.margin``; empty: all of it.
+
+    Raises SettingValueError.
+    """
+    if kind is str and not inner:
+        return text
+    if kind is Any and not inner:
+        return _texts(text) if text.startswith("[") else text
+    if kind == tuple[str, ...] and not inner:
+        return _texts(text) if text.startswith("[") else (text,) if text else ()
+    try:
+        value = text if get_origin(kind) is Literal and not inner else _from_yaml(text)
+        # Replaced, not merged: a mapping that is given whole keeps nothing of the one before.
+        tree = OmegaConf.structured(make_dataclass("Setting", [("value", kind)])(current))
+        OmegaConf.update(tree, f"value.{inner}" if inner else "value", value, merge=False)
+        return OmegaConf.to_object(tree).value
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise SettingValueError(str(error).splitlines()[0]) from error
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    """The elements of a list in brackets, each as it stands."""
+    try:
+        values = yaml.load(text, Loader=yaml.BaseLoader)  # which makes texts of all scalars
+    except yaml.YAMLError as error:
+        raise SettingValueError(f"expected [one, other]: {str(error).splitlines()[0]}") from error
+    if not all(isinstance(value, str) for value in values):
+        raise SettingValueError("expected a list of texts, [one, other]")
+    return tuple(values)
+
+
+def _from_yaml(text: str) -> Any:
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        plain = isinstance(event, yaml.ScalarEvent) and event.implicit[0]
+        if plain and _SEXAGESIMAL.fullmatch(event.value):
+            raise SettingValueError(
+                f"expected a number; YAML reads {event.value} in base 60, as hours and minutes. "
+                "In a mapping, put a space after the colon"
+            )
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]
