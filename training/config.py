@@ -7,6 +7,7 @@ what is allowed, before anything is allocated.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import runpy
@@ -420,8 +421,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """A configuration with ``section.key=value`` applied, and a leading tilde in paths expanded.
 
-    Texts are taken as they are, all else is YAML; see training/setting_value.py. Raises ConfigError
-    as `load_config`.
+    Texts are taken as they are, all else is YAML; see training/setting_value.py. A new head.loss
+    takes only the scale from the file's loss_args; a mapping given whole replaces the file's.
+    Raises ConfigError as `load_config`.
     """
     try:
         config = OmegaConf.to_object(OmegaConf.structured(config))  # refuses values of wrong types
@@ -430,6 +432,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     changed = {
         section.name: dict(vars(getattr(config, section.name))) for section in fields(config)
     }
+    _start_a_new_loss(changed["head"], overrides)
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals or not key:
@@ -450,6 +453,22 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         changed[section][name] = _expand_tilde(changed[section][name])
     sections = {name: type(getattr(config, name))(**values) for name, values in changed.items()}
     return Config(**sections)
+
+
+def _start_a_new_loss(head: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Leave of the file's loss_args only the scale, where the command line names another loss."""
+    chosen = [item.partition("=")[2] for item in overrides if item.startswith("head.loss=")]
+    if not chosen or chosen[-1] == head["loss"]:
+        return
+    kept = {name: value for name, value in head["loss_args"].items() if name == "scale"}
+    left = {name: value for name, value in head["loss_args"].items() if name not in kept}
+    head["loss_args"] = kept
+    if left and os.environ.get("RANK", "0") == "0":  # once, not by every rank
+        logging.warning(
+            "head.loss=%s starts from its own defaults: of the file's head.loss_args, made for %s, "
+            "%s stays and %s does not",
+            *(chosen[-1], head["loss"], json.dumps(kept), json.dumps(left)),
+        )
 
 
 def _expand_tilde(value: Any) -> Any:

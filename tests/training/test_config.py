@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from training.config import Config, ConfigError, DataConfig, load_config, override
+from heads import MARGINS, create_margin
+from training.config import Config, ConfigError, DataConfig, HeadConfig, load_config, override
 
 BASE = Config(data=DataConfig(train="x.rec"))
+ARCFACE = Config(
+    data=BASE.data,
+    head=HeadConfig(loss="arcface", loss_args={"margin": 0.5, "scale": 32.0}),
+)
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
@@ -69,6 +74,43 @@ def test_overrides_reach_every_kind_of_value():
 def test_wrong_overrides_are_refused_with_what_is_allowed(override_, complaint):
     with pytest.raises(ConfigError, match=complaint):
         override(BASE, [override_])
+
+
+@pytest.mark.parametrize("loss", MARGINS)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_loss_goes_with_every_configuration_of_the_repository(path, loss, caplog):
+    """A new loss starts from its own defaults with the file's scale, and the log says so."""
+    file = load_config(path).head
+    head = load_config(path, [f"head.loss={loss}"]).head
+    if loss == file.loss:
+        assert head == file
+        assert not caplog.messages
+        return
+    scale = file.loss_args["scale"]
+    assert create_margin(loss, **head.loss_args) == create_margin(loss, scale=scale)
+    (line,) = caplog.messages
+    assert f"head.loss={loss} starts from its own defaults" in line
+    assert f'made for {file.loss}, {{"scale": {scale}}} stays' in line
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_arguments_of_the_command_line_go_with_its_loss_in_any_order(reverse):
+    given = ["head.loss=adaface", "head.loss_args.h=0.2"]
+    head = override(ARCFACE, given[::-1] if reverse else given).head
+    assert head.loss_args == {"scale": 32.0, "h": 0.2}
+
+
+def test_a_mapping_given_whole_replaces_the_files():
+    assert override(ARCFACE, ["head.loss_args={}"]).head.loss_args == {}
+    assert override(ARCFACE, ["head.loss_args={margin: 0.3}"]).head.loss_args == {"margin": 0.3}
+    rates = ["head.sample_rate_from={3: 0.5}", "head.sample_rate_from={4: 0.6}"]
+    assert override(ARCFACE, rates).head.sample_rate_from == {4: 0.6}
+
+
+def test_only_the_main_rank_speaks_of_a_new_loss(monkeypatch, caplog):
+    monkeypatch.setenv("RANK", "1")
+    override(ARCFACE, ["head.loss=softmax"])
+    assert not caplog.messages
 
 
 def test_a_file_that_is_missing_or_defines_no_config_is_refused(tmp_path):
