@@ -1,10 +1,19 @@
 """The rate at every step: where it starts, peaks and ends, and what is said of it."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from training.config import Config, ConfigError, DataConfig, OptimConfig, RunConfig
+from heads import ArcFace, create_margin
+from training.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    load_config,
+)
 from training.schedules import Schedule, create_schedule
 
 
@@ -120,3 +129,37 @@ def test_schedules_that_make_no_sense_are_refused(settings, complaint):
             data=DataConfig(train="x.rec"),
             optim=OptimConfig(**settings),
         )
+
+
+MS1MV2 = Path(__file__).parents[2] / "configs/ms1mv2_r50.py"
+
+
+def rates(*overrides: str) -> Schedule:
+    config = load_config(MS1MV2, overrides)
+    return create_schedule(
+        config.optim,
+        global_batch=config.data.global_batch,
+        epochs=config.run.epochs,
+        steps_per_epoch=100,
+    )
+
+
+def test_ms1mv2_r50_is_arcface_torchs_published_run():
+    config, rate = load_config(MS1MV2), rates()
+    assert config.model.name == "iresnet50"
+    assert (config.optim.name, config.optim.momentum) == ("sgd", 0.9)
+    assert config.optim.weight_decay == 5e-4
+    assert config.head.weight_decay is None, "the centers' is the same"
+    assert config.head.lr is None, "and so is their rate"
+    assert config.head.sample_rate == 1
+    assert (config.run.epochs, config.data.global_batch) == (20, 1024)
+    margin = create_margin(config.head.loss, **config.head.loss_args)
+    assert margin == ArcFace(margin=0.5, scale=64.0, gradient="straight_through")
+    assert rate.warmup_steps == 0
+    assert [rate(step) for step in (0, 1000, 1500)] == pytest.approx([0.1, 0.025, 0.00625])
+
+
+def test_ms1mv2_r50_has_what_its_docstring_says_of_other_rates():
+    assert rates("optim.power=1")(1000) == pytest.approx(0.05)
+    assert rates("data.global_batch=256").peak == pytest.approx(0.025)
+    assert rates("data.global_batch=256", "optim.lr=0.2").peak == pytest.approx(0.1)
