@@ -26,6 +26,7 @@ _OTHERS = {
     "layers.0.layers.0.weight": "arcface_torch's MobileFaceNet",
     "blocks.0.attn.qkv.weight": "a vision transformer",
 }
+MAGFACE_PREFIXES = ("features.module.", "module.features.", "features.")
 _MAGFACE_EPS = 2e-5  # of its BatchNorms; ours is torch's 1e-5
 
 
@@ -56,6 +57,29 @@ class Recognized:
     architecture: Architecture
     prefix: str  # what stood before every name
     magface: bool  # then the state is not as it was: it takes our pixels instead of MagFace's
+    unused: tuple[str, ...]  # names of the tensors beside it, such as a head's
+
+
+def split_prefix(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """The prefix before an IResNet's names, and all that stands under it, by names without it.
+
+    Raises ValueError where there is no IResNet, with what it was recognized as.
+    """
+    prefix = next((k.removesuffix(_LANDMARK) for k in state if k.endswith(_LANDMARK)), None)
+    if prefix is None:
+        raise ValueError(f"found {_other_network(state)}; expected one of {', '.join(MODELS)}")
+    return prefix, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def require_finite(state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError that names the tensors with values that are no numbers, or infinite."""
+    wrong = [name for name, tensor in state.items() if not tensor.float().isfinite().all()]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"found NaN or infinity in {', '.join(wrong[:3])}{more}: expected finite values, "
+            "this training had diverged. Take weights that were saved before"
+        )
 
 
 def recognize(state: Mapping[str, Tensor]) -> Recognized:
@@ -64,18 +88,34 @@ def recognize(state: Mapping[str, Tensor]) -> Recognized:
     Known prefixes are `module.` of DistributedDataParallel, `features.module.` and
     `module.features.` of MagFace, and `model.` of Lightning modules such as AdaFace's.
 
-    Raises ValueError for what is no network of ours, with what it was recognized as.
+    MagFace's are told by its names and by its head beside them, (D, C) where others' are (C, D).
+
+    Raises ValueError for what is no network of ours, with what it was recognized as, and for one
+    with MagFace's names but no head, of which nothing says which pixels it takes.
     """
-    prefix = next((k.removesuffix(_LANDMARK) for k in state if k.endswith(_LANDMARK)), None)
-    if prefix is None:
-        raise ValueError(f"found {_other_network(state)}; expected one of {', '.join(MODELS)}")
-    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    prefix, own = split_prefix(state)
     architecture = _measure(own)
     _require_fit(own, architecture)
-    magface = "features" in prefix.split(".")
+    unused = tuple(key for key in state if not key.startswith(prefix))
+    magface = prefix in MAGFACE_PREFIXES and _is_magface(
+        {key: state[key] for key in unused}, prefix=prefix, num_features=architecture.num_features
+    )
     if magface:
         own = _to_our_pixels(own)
-    return Recognized(own, architecture, prefix, magface)
+    return Recognized(own, architecture, prefix, magface, unused)
+
+
+def _is_magface(beside: Mapping[str, Tensor], *, prefix: str, num_features: int) -> bool:
+    """By the head: MagLinear's weights are (D, C), or its parallel_fc's."""
+    heads = {key: t for key, t in beside.items() if key.endswith("fc.weight") and t.ndim == 2}
+    if not heads:
+        raise ValueError(
+            f"found an IResNet under the prefix {prefix}, as MagFace saves it, but not its head, "
+            "fc.weight: expected that beside it, or names without the prefix. MagFace takes BGR in "
+            "[0, 1], others take RGB in [-1, 1], and nothing here says which. Take MagFace's own "
+            "file as it is; or, if this is no MagFace, save it without the prefix"
+        )
+    return any("parallel_fc" in key or len(t) == num_features for key, t in heads.items())
 
 
 def _measure(state: Mapping[str, Tensor]) -> Architecture:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models import create_model
-from models.arcface_torch import Architecture, recognize
+from models.arcface_torch import Architecture, recognize, require_finite
 from models.iresnet import BLOCKS
 
 SMALL = Architecture("iresnet10", num_features=8, width=0.25, image_size=32)
@@ -62,6 +62,29 @@ def test_magface_gives_its_own_embeddings_for_our_pixels(state, prefix):
     with torch.no_grad():
         expected, embeddings = theirs.eval()(seen), ours.eval()(images)
     torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.features.", "features.module.", "features."])
+def test_others_networks_called_features_stay_as_they_are(state, prefix):
+    """Their heads are (C, D)."""
+    there = {prefix + key: value for key, value in state.items()}
+    found = recognize(there | {"fc.weight": torch.zeros(3, 8)})
+    assert not found.magface
+    assert found.unused == ("fc.weight",)
+    assert all(found.state[key] is state[key] for key in state)
+
+
+def test_magfaces_names_without_its_head_are_refused(state):
+    with pytest.raises(ValueError, match=r"under the prefix features\.module\., .* not its head"):
+        recognize({f"features.module.{key}": value for key, value in state.items()})
+
+
+def test_values_that_are_not_finite_are_refused_by_name(state):
+    require_finite(state)
+    state["conv1.weight"][0] = float("nan")
+    state["bn2.bias"][3] = -float("inf")
+    with pytest.raises(ValueError, match=r"NaN or infinity in conv1\.weight, bn2\.bias: expected"):
+        require_finite(state)
 
 
 @pytest.mark.parametrize(

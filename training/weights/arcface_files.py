@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.arcface_torch import Architecture, recognize
+from models.arcface_torch import Architecture, recognize, require_finite
+from training.weights.source import some
 
 _RANK_FILE = re.compile(r"checkpoint_gpu_(\d+)\.pt")
 _OLD_FILE = re.compile(r"rank_(\d+)_softmax_weight(_mom)?\.pt")
@@ -303,6 +304,7 @@ def _one_backbone(backbones: Mapping[Path, Mapping[str, Tensor]]) -> Weights:
     (first, state), *others = backbones.items()
     try:
         found = recognize(state)
+        require_finite(found.state)
     except ValueError as error:
         raise ArcFaceTorchError(f"{first}: {error}") from error
     for path, other in others:
@@ -314,9 +316,9 @@ def _one_backbone(backbones: Mapping[Path, Mapping[str, Tensor]]) -> Weights:
             )
     weights = Weights(found.architecture, found.state)
     if found.prefix:
-        left_out = len(state) - len(found.state)
-        rest = f", and {left_out} other tensors, its head among them, left out" if left_out else ""
-        weights.notes.append(f"names: the prefix {found.prefix} was taken off{rest}")
+        weights.notes.append(f"names: the prefix {found.prefix} was taken off")
+    if found.unused:
+        weights.notes.append(f"not used: {some(found.unused)}")
     if found.magface:
         weights.notes.append(
             "MagFace: its first convolution and BatchNorms were changed to take RGB in [-1, 1]; "
@@ -332,6 +334,10 @@ def _add_head(weights: Weights, centers: Tensor, velocity: Mapping[int, Tensor])
             f"the centers have {centers.shape[1]} features, the backbone's embeddings {width}: "
             "these are of different runs"
         )
+    try:
+        require_finite({"the centers": centers})
+    except ValueError as error:
+        raise ArcFaceTorchError(str(error)) from error
     weights.centers = centers
     if not velocity:
         weights.notes.append(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,16 +12,25 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from models.arcface_torch import recognize
+from models.arcface_torch import MAGFACE_PREFIXES, recognize, require_finite, split_prefix
 from training.distributed import World, together
 from training.saving.files import faults, newest
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 _BACKBONE = "backbone."
+_NAMED = 6  # tensors that a line names
 
 
 class WeightsError(ValueError):
     """Weights that cannot be taken: says what was found, what was expected and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What a file or checkpoint holds of a backbone."""
+
+    tensors: dict[str, Tensor]  # by name, on the CPU, without a prefix
+    notes: tuple[str, ...] = ()  # what was changed, and what of the file is not used
 
 
 def find_weights(given: str | Path, world: World) -> Path:
@@ -43,10 +54,11 @@ def tensor_shapes(checkpoint: Path) -> dict[str, torch.Size]:
     }
 
 
-def read_backbone(path: Path) -> dict[str, Tensor]:
-    """The backbone's tensors by name, on the CPU; `path` is from `find_weights`; on every rank.
+def read_backbone(path: Path) -> Backbone:
+    """The backbone that `path` holds; `path` is from `find_weights`; call it on every rank.
 
-    Raises WeightsError, on every rank, for a file that holds none.
+    Raises WeightsError, on every rank, for a file that holds none, for one of which nothing says
+    which pixels it takes, and for values that are not finite.
     """
     if path.is_file():
         return together(lambda: _read_file(path))
@@ -57,7 +69,15 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
         if name.startswith(_BACKBONE) and isinstance(entry, TensorStorageMetadata)
     }
     dcp.load(tensors, checkpoint_id=str(path))
-    return {name.removeprefix(_BACKBONE): tensor for name, tensor in tensors.items()}
+    backbone = {name.removeprefix(_BACKBONE): tensor for name, tensor in tensors.items()}
+    together(lambda: _require_finite(backbone, path))
+    return Backbone(backbone)
+
+
+def some(names: Sequence[str], *, between: str = ", ") -> str:
+    """The first names of a list, and how many more there are."""
+    more = f"{between}and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return between.join(names[:_NAMED]) + more
 
 
 def _find(path: Path) -> Path:
@@ -85,7 +105,7 @@ def _require_whole(path: Path, world: World) -> None:
             )
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path) -> Backbone:
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -106,7 +126,40 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             f"{path} holds {found}: expected the state dict of a backbone alone, tensors by name. "
             "Checkpoints of arcface_torch are for tools/import_arcface_torch.py"
         )
+    backbone = _take_names(tensors, path)
+    _require_finite(backbone.tensors, path)
+    return backbone
+
+
+def _take_names(tensors: dict[str, Tensor], path: Path) -> Backbone:
+    """The backbone of an IResNet; of another network, or of a part of one, all there is."""
     try:
-        return recognize(tensors).state  # without the prefixes that others put before names
-    except ValueError:  # no whole network, but what there is may still fit
-        return tensors
+        prefix, own = split_prefix(tensors)
+    except ValueError:
+        return Backbone(tensors)
+    try:
+        found = recognize(tensors)
+    except ValueError as error:
+        if prefix in MAGFACE_PREFIXES:  # a part of MagFace's would take other pixels
+            raise WeightsError(f"{path}: {error}") from error
+        unused = [name for name in tensors if not name.startswith(prefix)]
+        # It is no whole network, but what there is may still fit.
+        return Backbone(own, _not_used(unused))
+    notes = list(_not_used(found.unused))
+    if found.magface:
+        notes.append(
+            "recognized as MagFace's by its head: the first convolution and BatchNorms were "
+            "changed to take RGB in [-1, 1]"
+        )
+    return Backbone(found.state, tuple(notes))
+
+
+def _not_used(names: Sequence[str]) -> tuple[str, ...]:
+    return (f"not used: {some(names)}",) if names else ()
+
+
+def _require_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        require_finite(tensors)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error

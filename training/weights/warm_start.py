@@ -7,7 +7,7 @@ starts at the mean embedding of their images. A run that is resumed needs none o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,15 @@ from training.step import TrainStep
 from training.weights.center_transfer import aim_centers, owned_rows, take_centers
 from training.weights.identities import Identities, read_identities
 from training.weights.mean_embeddings import IMAGES, mean_embeddings
-from training.weights.source import WeightsError, find_weights, read_backbone, tensor_shapes
+from training.weights.source import (
+    WeightsError,
+    find_weights,
+    read_backbone,
+    some,
+    tensor_shapes,
+)
 
 _CENTERS = "head.centers"
-_NAMED = 6  # tensors that a line names
 
 
 def warm_start(
@@ -50,13 +55,19 @@ def warm_start(
     path = find_weights(config.run.init_from, world)
     require_agreement({"what run.init_from stands for": path.name})
     network, head = unwrapped(step.backbone), step.head
-    misfits = take_backbone(network, read_backbone(path), path=path)
+    backbone = read_backbone(path)
+    misfits = take_backbone(network, backbone.tensors, path=path)
     rows, how = together(lambda: match_rows(config, data, path, num_classes=head.num_classes))
     known, norm = int((rows >= 0).sum()), None
     if known:
         held = tensor_shapes(path)[_CENTERS][0]
         norm = take_centers(path, head, rows, held=held, world=world)
-    lines = [f"backbone from {path}", *misfits, f"{known} of {head.num_classes} centers {how}"]
+    lines = [
+        f"backbone from {path}",
+        *backbone.notes,
+        *misfits,
+        f"{known} of {head.num_classes} centers {how}",
+    ]
     if known == head.num_classes:
         return lines
     if misfits:
@@ -93,25 +104,33 @@ def take_backbone(network: nn.Module, weights: Mapping[str, Tensor], *, path: Pa
     """Copy the floating tensors whose names and shapes fit, in place.
 
     Returns a line for each way in which the network's others do not fit, naming them: none where it
-    was taken whole. Raises WeightsError where none fits.
+    was taken whole. Raises WeightsError where none fits, and where there are tensors that have no
+    place in it: without them those that fit would compute something else.
     """
     own = {name: t for name, t in network.state_dict().items() if t.is_floating_point()}
     missing = [name for name in own if name not in weights]
     other = [n for n in own if n in weights and weights[n].shape != own[n].shape]
     if len(missing) + len(other) == len(own):
         raise WeightsError(
-            f"{path} has no tensor that fits model.name's: it has {_some(list(weights))}; expected "
-            f"{_some(list(own))}. Set the model's name and width to what was trained there"
+            f"{path} has no tensor that fits model.name's: it has {some(list(weights))}; expected "
+            f"{some(list(own))}. Set the model's name and width to what was trained there"
+        )
+    unused = [name for name in weights if name not in network.state_dict()]
+    if unused:
+        raise WeightsError(
+            f"{path} has {len(unused)} tensors that model.name's network has not: {some(unused)}. "
+            "Without them the others are of no network that was trained. Set the model's name to "
+            "what was trained there; if these are no part of it, save a file without them"
         )
     with torch.no_grad():
         for name in own.keys() - {*missing, *other}:
             own[name].copy_(weights[name])
     lines = []
     if missing:
-        lines.append(f"not there: {_some(missing)}")
+        lines.append(f"not there: {some(missing)}")
     if other:
         shapes = [f"{n} {tuple(weights[n].shape)}, here {tuple(own[n].shape)}" for n in other]
-        lines.append(f"of other shapes: {_some(shapes, between='; ')}")
+        lines.append(f"of other shapes: {some(shapes, between='; ')}")
     return lines
 
 
@@ -162,9 +181,3 @@ def _rows_by_count(
         np.where(np.arange(len(none)) < held, np.arange(len(none)), none),
         f"taken, row by label: nothing says whose its {held} are, but there are as many labels",
     )
-
-
-def _some(names: Sequence[str], *, between: str = ", ") -> str:
-    """The first names of a list, and how many more there are."""
-    more = f"{between}and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return between.join(names[:_NAMED]) + more

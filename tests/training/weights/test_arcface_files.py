@@ -21,6 +21,7 @@ from training.weights.arcface_files import (
 
 SMALL = Architecture("iresnet10", num_features=8, width=0.25, image_size=16)
 CLASSES = 11
+NAN = torch.full((128,), torch.nan)
 RATES = {"rate": 0.05, "peak_rate": 0.1, "momentum": 0.9}
 
 
@@ -124,8 +125,9 @@ def test_a_backbone_alone_and_under_others_prefixes_is_read(tmp_path):
     torch.save({"epoch": 1, "state_dict": theirs}, tmp_path / "00001.pth")
     weights = read_arcface_torch([tmp_path / "00001.pth"])
     assert weights.centers is None
-    assert weights.notes[0].endswith("1 other tensors, its head among them, left out")
-    assert weights.notes[1].startswith("MagFace: ")
+    assert weights.notes[0] == "names: the prefix features.module. was taken off"
+    assert weights.notes[1] == "not used: parallel_fc.weight"
+    assert weights.notes[2].startswith("MagFace: ")
 
 
 def test_other_optimizers_leave_momentum_at_zero_and_it_is_said(tmp_path):
@@ -214,6 +216,7 @@ class Code:
         ("model.pt", [1, 2], "holds a list: expected a state dict"),
         ("model.pt", {"lr": 0.1}, "holds no tensors but lr"),
         ("model.pt", {"input_layer.0.weight": torch.zeros(1)}, "model.pt: found the IR network"),
+        ("model.pt", SMALL.create().state_dict() | {"bn2.bias": NAN}, "NaN or infinity in bn2"),
         ("weights.pt", torch.zeros(2, 8), "whose only its name tells: expected rank_RANK"),
         ("rank_0_softmax_weight.pt", torch.zeros(2, 8), "found no backbone: name model.pt"),
     ],

@@ -207,6 +207,42 @@ def test_a_network_of_which_nothing_fits_is_refused(trained, old, world, tmp_pat
         start(override(with_data(config, old, output=tmp_path), settings), world, checkpoint)
 
 
+def test_weights_that_would_be_taken_by_half_are_refused(trained, old, world, tmp_path):
+    _, source, config = trained
+    config, path = with_data(config, old, output=tmp_path / "run"), tmp_path / "backbone.pth"
+    state = source.backbone.state_dict()
+    for content, complaint in [
+        (
+            {f"module.{name}": t for name, t in state.items()}
+            | {"module.layer1.0.se.fc1.weight": torch.zeros(1, 16, 1, 1)},
+            r"1 tensors that model\.name's network has not: layer1\.0\.se\.fc1\.weight",
+        ),
+        (state | {"conv1.weight": state["conv1.weight"] * torch.nan}, r"NaN or .* conv1\.weight"),
+        ({f"features.module.{name}": t for name, t in state.items()}, "but not its head"),
+    ]:
+        torch.save(content, path)
+        with pytest.raises(WeightsError, match=complaint):
+            start(config, world, path)
+    shallower = override(config, ["model.name=iresnet18"])
+    torch.save(unwrapped(build(shallower, world)[0].backbone).state_dict(), path)
+    with pytest.raises(WeightsError, match=r"has not: layer1\.1\.bn1\.weight, .* more"):
+        start(config, world, path)
+
+
+def test_a_head_beside_the_backbone_and_magfaces_pixels_are_named(trained, old, world, tmp_path):
+    _, source, config = trained
+    config, path = with_data(config, old, output=tmp_path / "run"), tmp_path / "backbone.pth"
+    state = {f"features.module.{name}": t for name, t in source.backbone.state_dict().items()}
+    conv = source.backbone.state_dict()["conv1.weight"]
+    for head, magface in [(torch.zeros(4, 16), False), (torch.zeros(16, 4), True)]:
+        torch.save(state | {"fc.weight": head}, path)
+        step, told = start(config, world, path)
+        assert told[1] == "not used: fc.weight"
+        assert told[2].startswith("recognized as MagFace's") is magface
+        expected = conv.flip(1) / 2 if magface else conv
+        assert torch.equal(unwrapped(step.backbone).conv1.weight, expected)
+
+
 def test_unknown_people_are_the_first_files_labels_if_these_are_as_many(old, new, world, tmp_path):
     """As after an import, or where a checkpoint was copied without its run."""
     config = tiny.config(old, tmp_path / "run")
