@@ -18,7 +18,7 @@ from models import MODELS, create_model
 from models.iresnet import BLOCKS
 
 # One of an IResNet's own names; what stands before it in a file is the file's prefix.
-_LANDMARK = "layer1.0.conv1.weight"
+LANDMARK = "layer1.0.conv1.weight"
 # Names that tell another network apart, and what it is.
 _OTHERS = {
     "input_layer.0.weight": "the IR network of AdaFace (input_layer, body, output_layer), whose "
@@ -65,7 +65,7 @@ def split_prefix(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
 
     Raises ValueError where there is no IResNet, with what it was recognized as.
     """
-    prefix = next((k.removesuffix(_LANDMARK) for k in state if k.endswith(_LANDMARK)), None)
+    prefix = next((k.removesuffix(LANDMARK) for k in state if k.endswith(LANDMARK)), None)
     if prefix is None:
         raise ValueError(f"found {_other_network(state)}; expected one of {', '.join(MODELS)}")
     return prefix, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -95,7 +95,7 @@ def recognize(state: Mapping[str, Tensor]) -> Recognized:
     """
     prefix, own = split_prefix(state)
     architecture = _measure(own)
-    _require_fit(own, architecture)
+    own = _fit(own, architecture)
     unused = tuple(key for key in state if not key.startswith(prefix))
     magface = prefix in MAGFACE_PREFIXES and _is_magface(
         {key: state[key] for key in unused}, prefix=prefix, num_features=architecture.num_features
@@ -134,8 +134,13 @@ def _measure(state: Mapping[str, Tensor]) -> Architecture:
     missing = [key for key in ("conv1.weight", "fc.weight") if key not in state]
     if missing:
         raise ValueError(f"found an {name} without {missing[0]}: expected a whole state dict")
-    stem = state["conv1.weight"].shape[0]
-    num_features, inputs = state["fc.weight"].shape
+    conv, fc = state["conv1.weight"].shape, state["fc.weight"].shape
+    if len(conv) != 4 or len(fc) != 2 or 0 in (*conv, *fc):
+        raise ValueError(
+            f"found an {name} whose conv1.weight is {tuple(conv)} and fc.weight {tuple(fc)}: "
+            "expected (stem, 3, 3, 3) and (num_features, inputs)"
+        )
+    stem, (num_features, inputs) = conv[0], fc
     return Architecture(
         name,
         num_features=num_features,
@@ -144,9 +149,13 @@ def _measure(state: Mapping[str, Tensor]) -> Architecture:
     )
 
 
-def _require_fit(state: Mapping[str, Tensor], architecture: Architecture) -> None:
+def _fit(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+    """The whole state dict; BatchNorm's counters, which old files have not and no embedding needs,
+    are 0 where they are missing."""
     with torch.device("meta"):
         expected = architecture.create().state_dict()
+    counters = {k for k in expected if k.endswith(".num_batches_tracked")} - state.keys()
+    state = {**state, **{key: torch.tensor(0) for key in counters}}
     wrong = [f"{key} is missing" for key in expected.keys() - state.keys()]
     wrong += [f"{key} is not one of its names" for key in state.keys() - expected.keys()]
     wrong += [
@@ -161,6 +170,7 @@ def _require_fit(state: Mapping[str, Tensor], architecture: Architecture) -> Non
             f"{architecture.image_size} pixels, but {', '.join(sorted(wrong)[:3])}{more}: expected "
             "the state dict of one IResNet"
         )
+    return state
 
 
 def _to_our_pixels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

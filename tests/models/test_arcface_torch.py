@@ -39,6 +39,15 @@ def test_a_prefix_is_taken_off_and_other_keys_left_out(state, prefix):
     assert all(found.state[key] is state[key] for key in state)
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+def test_files_without_batch_norms_counters_are_whole(state, prefix):
+    """As those from before torch 0.4.1, and converted ones."""
+    there = {prefix + k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    found = recognize(there)
+    found.architecture.create().load_state_dict(found.state, strict=True)
+    assert found.state["bn2.num_batches_tracked"] == 0
+
+
 @pytest.mark.parametrize("prefix", ["features.module.", "module.features."])
 def test_magface_gives_its_own_embeddings_for_our_pixels(state, prefix):
     """Against the network as MagFace runs it; padded like ours, that is with gray, exactly so."""
@@ -110,6 +119,8 @@ def test_an_iresnet_that_is_none_of_ours_is_refused_with_what_is_wrong(state):
         recognize(state | {"layer2.0.se.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"bn2\.weight is \(7,\) instead of \(128,\)"):
         recognize(state | {"bn2.weight": torch.zeros(7)})
+    with pytest.raises(ValueError, match=r"conv1\.weight is \(\) and fc\.weight \(8, 512\)"):
+        recognize(state | {"conv1.weight": torch.zeros(())})
     del state["bn2.bias"]
     with pytest.raises(ValueError, match=r"iresnet10 of width 0\.25 .* bn2\.bias is missing"):
         recognize(state)

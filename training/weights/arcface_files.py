@@ -10,9 +10,7 @@ Of C classes, rank r of w has C // w rows, and one more where r < C % w, in orde
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.arcface_torch import Architecture, recognize, require_finite
-from training.weights.source import some
+from training.weights.source import WeightsError, find_state_dict, load_content, some
 
 _RANK_FILE = re.compile(r"checkpoint_gpu_(\d+)\.pt")
 _OLD_FILE = re.compile(r"rank_(\d+)_softmax_weight(_mom)?\.pt")
@@ -76,15 +74,18 @@ def read_arcface_torch(sources: Sequence[Path], *, num_classes: int | None = Non
     ranks: dict[int, dict[str, Any]] = {}
     rows: dict[int, Tensor] = {}
     velocity: dict[int, Tensor] = {}
+    beside: list[str] = []
     for path in _files(sources):
         content = _load(path)
         if isinstance(content, Tensor):
             rank, is_momentum = _old_name(path)
             _add(velocity if is_momentum else rows, rank, content, path)
         elif content.keys() >= _IN_RANK_FILE:
+            _require_rank_file(content, path)
             _add(ranks, _rank_name(path), content, path)
         else:
-            backbones[path] = _state_dict(content, path)
+            backbones[path], others = _state_dict(content, path)
+            beside += others
     if ranks and (rows or velocity):
         raise ArcFaceTorchError(
             "found checkpoint_gpu files and rank_…_softmax_weight files: they are of different "
@@ -99,8 +100,12 @@ def read_arcface_torch(sources: Sequence[Path], *, num_classes: int | None = Non
     centers = _join(rows, "the centers", num_classes=num_classes)
     if ranks:
         _require_one_moment(ranks)
-        backbones = {Path("checkpoint_gpu_0.pt"): ranks[0]["state_dict_backbone"]} | backbones
+        first = Path("checkpoint_gpu_0.pt")
+        own, _ = _state_dict(ranks[0]["state_dict_backbone"], first)
+        backbones = {first: own} | backbones
     weights = _one_backbone(backbones)
+    if beside:
+        weights.notes.append(f"not used: {some(beside)}")
     if centers is not None:
         _add_head(weights, centers, velocity)
     if ranks:
@@ -197,17 +202,9 @@ def _files(sources: Iterable[Path]) -> Iterator[Path]:
 
 def _load(path: Path) -> Tensor | dict[str, Any]:
     try:
-        # Mapped, so that of every rank's copy of the backbone only what is used is read.
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ArcFaceTorchError(
-            f"{path} cannot be read as tensors alone: {reason[:300]}. Expected what torch.save "
-            "writes of tensors; a file with Python objects in it would run their code: where you "
-            "trust it, save its state dict alone"
-        ) from error
+        content = load_content(path)
+    except WeightsError as error:
+        raise ArcFaceTorchError(str(error)) from error
     if isinstance(content, (Tensor, dict)):
         return content
     raise ArcFaceTorchError(
@@ -215,15 +212,44 @@ def _load(path: Path) -> Tensor | dict[str, Any]:
     )
 
 
-def _state_dict(content: dict[str, Any], path: Path) -> Mapping[str, Tensor]:
-    """A state dict, alone or in the checkpoints of MagFace, AdaFace and of a rank."""
-    for key in ("state_dict_backbone", "state_dict"):
-        content = content.get(key, content)
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        names = ", ".join(map(str, list(content)[:4])) or "nothing"
-        raise ArcFaceTorchError(f"{path} holds no tensors but {names}: expected a state dict")
-    return tensors
+def _state_dict(content: dict[str, Any], path: Path) -> tuple[Mapping[str, Tensor], list[str]]:
+    """A backbone's, alone or in anyone's checkpoint; and what else has tensors there."""
+    try:
+        return find_state_dict(content, path)
+    except WeightsError as error:
+        raise ArcFaceTorchError(str(error)) from error
+
+
+def _require_rank_file(content: dict[str, Any], path: Path) -> None:
+    optimizer, head = content["state_optimizer"], content["state_dict_softmax_fc"]
+    state, groups = ({}, [])
+    if isinstance(optimizer, dict):
+        state, groups = optimizer.get("state"), optimizer.get("param_groups")
+    wrong = {
+        "epoch": not isinstance(content["epoch"], int),
+        "global_step": not isinstance(content["global_step"], int),
+        "state_dict_backbone": not isinstance(content["state_dict_backbone"], dict),
+        "state_dict_softmax_fc": not isinstance(head, dict),
+        "state_optimizer": not (
+            isinstance(state, dict)
+            and all(isinstance(one, dict) for one in state.values())
+            and isinstance(groups, list)
+            and groups
+            and all(_has_numbers(group) for group in groups)
+        ),
+    }
+    if any(wrong.values()):
+        keys = ", ".join(key for key, is_wrong in wrong.items() if is_wrong)
+        raise ArcFaceTorchError(
+            f"{path}: its {keys} are not what arcface_torch saves there: expected the file as its "
+            "train_v2.py wrote it. Of another, name its backbone's state dict alone"
+        )
+
+
+def _has_numbers(group: Any) -> bool:
+    """Whether it is a group of an optimizer, with its parameters' numbers."""
+    numbers = group.get("params") if isinstance(group, dict) else None
+    return isinstance(numbers, list) and bool(numbers) and all(isinstance(n, int) for n in numbers)
 
 
 def _rank_name(path: Path) -> int:
@@ -309,7 +335,8 @@ def _one_backbone(backbones: Mapping[Path, Mapping[str, Tensor]]) -> Weights:
         raise ArcFaceTorchError(f"{first}: {error}") from error
     for path, other in others:
         if other.keys() != state.keys() or any(
-            not torch.equal(other[key], value) for key, value in state.items()
+            other[key].dtype != value.dtype or not torch.equal(other[key], value)
+            for key, value in state.items()
         ):
             raise ArcFaceTorchError(
                 f"{path} and {first} are different backbones: name the files of one run"
@@ -349,11 +376,9 @@ def _add_head(weights: Weights, centers: Tensor, velocity: Mapping[int, Tensor])
 
 def _centers(content: dict[str, Any], rank: int) -> Tensor:
     head = content["state_dict_softmax_fc"]
-    if "weight" not in head:
-        raise ArcFaceTorchError(
-            f"the head of rank {rank} has {', '.join(head) or 'nothing'}: expected PartialFC's "
-            "weight"
-        )
+    if not isinstance(head.get("weight"), Tensor):
+        keys = ", ".join(map(str, head)) or "nothing"
+        raise ArcFaceTorchError(f"the head of rank {rank} has {keys}: expected PartialFC's weight")
     return head["weight"]
 
 
@@ -361,7 +386,13 @@ def _center_momentum(content: dict[str, Any]) -> Tensor | None:
     """Of the last parameter of its optimizer, where that is SGD."""
     optimizer = content["state_optimizer"]
     (last,) = optimizer["param_groups"][-1]["params"][-1:]
-    return optimizer["state"].get(last, {}).get("momentum_buffer")
+    return _buffer(optimizer["state"], last)
+
+
+def _buffer(state: Mapping[int, dict[str, Any]], number: int) -> Tensor | None:
+    """SGD's momentum of a parameter, where it has any."""
+    found = state.get(number, {}).get("momentum_buffer")
+    return found if isinstance(found, Tensor) else None
 
 
 def _add_momentum(weights: Weights, content: dict[str, Any]) -> None:
@@ -375,7 +406,7 @@ def _add_momentum(weights: Weights, content: dict[str, Any]) -> None:
     buffers = {
         name: buffer
         for name, number in zip(names, numbers)
-        if (buffer := state.get(number, {}).get("momentum_buffer")) is not None
+        if (buffer := _buffer(state, number)) is not None
     }
     expected = {name: p.shape for name, p in trained(network).items()}
     if len(names) == len(numbers) and expected == {n: b.shape for n, b in buffers.items()}:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Sequence
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from models.arcface_torch import MAGFACE_PREFIXES, recognize, require_finite, split_prefix
+from models.arcface_torch import LANDMARK, MAGFACE_PREFIXES, recognize, require_finite, split_prefix
 from training.distributed import World, together
 from training.saving.files import faults, newest
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 _BACKBONE = "backbone."
 _NAMED = 6  # tensors that a line names
+_DEEPEST = 4  # nested dicts that are looked into
+_TORCH_CODE = re.compile(r"GLOBAL ([\w.]+)")
+_TORCH_REASON = re.compile(r"WeightsUnpickler error: (.*)")
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class WeightsError(ValueError):
@@ -74,6 +80,56 @@ def read_backbone(path: Path) -> Backbone:
     return Backbone(backbone)
 
 
+def load_content(path: Path) -> Any:
+    """What a file of safetensors or of torch.save holds, on the CPU; no code in it runs.
+
+    Raises WeightsError for a file that cannot be read, or needs code to be run.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        # Mapped, so that of what nobody uses, such as an optimizer's state, nothing is read.
+        return torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except ImportError as error:
+        raise WeightsError(f"{path} needs safetensors: pip install safetensors") from error
+    except Exception as error:  # what parsers raise for damaged bytes has no bounds
+        raise WeightsError(f"{path} cannot be read as weights: {_reason(error, path)}") from error
+
+
+def find_state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors by name, alone or under any keys of nested dicts; and what else has tensors.
+
+    Raises WeightsError where there are no tensors, or several backbones.
+    """
+    there = dict(_state_dicts(content))
+    if not there:
+        keys = some(list(map(str, content))) if isinstance(content, dict) else ""
+        found = (
+            f"a dict of {keys or 'nothing'}" if keys or content == {} else type(content).__name__
+        )
+        raise WeightsError(
+            f"{path} holds {found}: expected the state dict of a backbone, tensors by name"
+        )
+    backbones = [at for at, tensors in there.items() if any(k.endswith(LANDMARK) for k in tensors)]
+    if len(backbones) > 1:
+        keys = ", ".join(".".join(at) or "the file itself" for at in backbones)
+        raise WeightsError(
+            f"{path} holds several backbones, under {keys}: expected one, save it alone"
+        )
+    chosen = backbones[0] if backbones else max(there, key=lambda at: len(there[at]))
+    beside = (
+        name
+        for at, tensors in there.items()
+        if at != chosen
+        for name in ([".".join(at[:2])] if at else tensors)
+    )
+    return there[chosen], list(dict.fromkeys(beside))
+
+
 def some(names: Sequence[str], *, between: str = ", ") -> str:
     """The first names of a list, and how many more there are."""
     more = f"{between}and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
@@ -106,29 +162,40 @@ def _require_whole(path: Path, world: World) -> None:
 
 
 def _read_file(path: Path) -> Backbone:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError as error:
-        raise WeightsError(f"{path} needs safetensors: pip install safetensors") from error
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
-    named = content.items() if isinstance(content, dict) else ()
-    tensors = {name: tensor for name, tensor in named if isinstance(tensor, Tensor)}
-    if not tensors:
-        found = f"a dict of {', '.join(map(str, content))}" if named else type(content).__name__
-        raise WeightsError(
-            f"{path} holds {found}: expected the state dict of a backbone alone, tensors by name. "
-            "Checkpoints of arcface_torch are for tools/import_arcface_torch.py"
-        )
+    tensors, beside = find_state_dict(load_content(path), path)
     backbone = _take_names(tensors, path)
     _require_finite(backbone.tensors, path)
-    return backbone
+    return Backbone(backbone.tensors, (*_not_used(beside), *backbone.notes))
+
+
+def _state_dicts(
+    content: Any, at: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """The keys that lead to every dict with tensors, and those."""
+    if not isinstance(content, Mapping) or len(at) > _DEEPEST:
+        return
+    named = {key: t for key, t in content.items() if isinstance(key, str)}
+    tensors = {key: t for key, t in named.items() if isinstance(t, Tensor)}
+    if tensors:
+        yield at, tensors
+    for key, inner in content.items():
+        yield from _state_dicts(inner, (*at, str(key)))
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """In one line, without what torch tells of its own options."""
+    text = _ESCAPES.sub("", str(error))
+    if code := _TORCH_CODE.search(text):
+        return (
+            f"it holds {code[1]} beside tensors or instead of them, and to read that would run "
+            "code of the file. Expected tensors, numbers and text alone: where you trust it, save "
+            f"its state dict: content = torch.load({str(path)!r}, weights_only=False), then "
+            "torch.save(content['state_dict'], 'weights.pth'), with the key that it has there, or "
+            "content.state_dict() of a whole model"
+        )
+    reason = _TORCH_REASON.search(text)
+    brief = (reason[1] if reason else text.strip().partition("\n")[0])[:300]
+    return f"{brief or type(error).__name__}. Copy or download it again, it may be damaged"
 
 
 def _take_names(tensors: dict[str, Tensor], path: Path) -> Backbone:

@@ -210,11 +210,11 @@ class Code:
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("model.pt", b"no file of torch", "model.pt cannot be read as tensors alone"),
-        ("model.pt", b"", "model.pt cannot be read as tensors alone"),
-        ("model.pt", Code(), "cannot be read as tensors alone: .*would run their code"),
+        ("model.pt", b"no file of torch", "model.pt cannot be read as weights"),
+        ("model.pt", b"", "model.pt cannot be read as weights"),
+        ("model.pt", Code(), "holds .*Code beside tensors .*would run code"),
         ("model.pt", [1, 2], "holds a list: expected a state dict"),
-        ("model.pt", {"lr": 0.1}, "holds no tensors but lr"),
+        ("model.pt", {"lr": 0.1}, "holds a dict of lr: expected the state dict"),
         ("model.pt", {"input_layer.0.weight": torch.zeros(1)}, "model.pt: found the IR network"),
         ("model.pt", SMALL.create().state_dict() | {"bn2.bias": NAN}, "NaN or infinity in bn2"),
         ("weights.pt", torch.zeros(2, 8), "whose only its name tells: expected rank_RANK"),
