@@ -127,16 +127,16 @@ def main() -> None:
         print(json.dumps(found))
         return
     rows: list[dict[str, Any]] = []
+    about = about_cpu() | {"bounds": BOUNDS}
+    path = RESULTS / f"memory_prediction_cpu_{about['date']}.json"
     with tempfile.TemporaryDirectory() as folder:
         make_synthetic(Path(folder), identities=8, images=16, pairs=80, seed=0)
         for case in CASES:
             settings = {"faces": folder, "overrides": list(case)}
             rows.append({"overrides": list(case)} | in_own_process(__file__, settings, {}))
+            path.write_text(json.dumps(about | {"results": rows}, indent=1) + "\n")
             print(f"{rows[-1]['predicted'] / rows[-1]['peak']:.3f}  {' '.join(case)}", flush=True)
     _print(rows)
-    about = about_cpu()
-    path = RESULTS / f"memory_prediction_cpu_{about['date']}.json"
-    path.write_text(json.dumps(about | {"bounds": BOUNDS, "results": rows}, indent=1) + "\n")
     print(f"wrote {path}")
 
 

@@ -34,6 +34,7 @@ from training.precision import Precision
 # benchmarks/memory_prediction.py.
 _LOADED_LATER = 60_000_000
 _TO_VERIFY = 140_000_000  # the same, of what only verification uses
+_TO_AUGMENT = 50_000_000  # of DALI
 _LARGE = 32 << 20  # bytes: the largest block that glibc's malloc may keep
 
 _MEMINFO = Path("/proc/meminfo")
@@ -121,7 +122,7 @@ def predict(config: Config, world: World, precision: Precision, *, num_classes: 
         verification += _TO_VERIFY if on_cpu else 0
     states = _state_bytes(backbone, config.optim)
     return Prediction(
-        libraries=resident_memory() + _LOADED_LATER if on_cpu else 0,
+        libraries=_library_bytes(config.data) if on_cpu else 0,
         backbone=_backbone_bytes(backbone, config.optim),
         activations=sum(activations),
         centers=head.centers,
@@ -289,6 +290,12 @@ def _kept(forward: Callable[[], Tensor], *, besides: Iterable[Tensor]) -> _Block
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
     return _Blocks.of(kept.values())
+
+
+def _library_bytes(data: DataConfig) -> int:
+    """What the process has by now, and what its libraries take later in any run."""
+    needs_dali = Augmentation(data.augment, mirrored_before=True).needs_graph
+    return resident_memory() + _LOADED_LATER + (_TO_AUGMENT if needs_dali else 0)
 
 
 def _backbone_bytes(backbone: nn.Module, optim: OptimConfig) -> int:
