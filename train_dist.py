@@ -73,7 +73,10 @@ def main() -> None:
         action="store_true",
         help="check the run, predict its memory, time some steps of it and say what to change",
     )
+    parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()  # overrides may stand on both sides of an option
+    if arguments.local_rank is not None:  # from torch.distributed.launch
+        os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
     protect_console()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler()])
     keep_early_warnings()

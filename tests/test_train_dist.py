@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+import train_dist
 from tools.make_synthetic import make_synthetic
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +85,39 @@ def test_what_cannot_fit_is_refused_in_one_line_that_says_what_takes_the_memory(
     assert "available" in line
     assert "Try more ranks" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["--local-rank=1", "--local_rank=1"])
+@pytest.mark.parametrize("told", [None, "0"], ids=["alone", "environment"])
+def test_the_option_of_torch_distributed_launch_gives_way_to_the_environment(
+    monkeypatch, option, told
+):
+    monkeypatch.setenv("LOCAL_RANK", "")  # so that it is put back
+    monkeypatch.delenv("LOCAL_RANK")
+    if told:
+        monkeypatch.setenv("LOCAL_RANK", told)
+    monkeypatch.setattr(sys, "argv", ["train_dist.py", option, "c.py", "optim.lr=1"])
+    for name in ("protect_console", "keep_early_warnings"):
+        monkeypatch.setattr(train_dist, name, lambda: None)
+    monkeypatch.setattr(train_dist, "Stops", nullcontext)  # which takes the signals for itself
+    seen = []
+    monkeypatch.setattr(train_dist, "run", lambda arguments, stops: seen.append(arguments))
+    with pytest.raises(SystemExit):
+        train_dist.main()
+    assert os.environ["LOCAL_RANK"] == (told or "1")
+    assert (seen[0].config, seen[0].overrides) == ("c.py", ["optim.lr=1"])
+
+
+@pytest.mark.slow
+def test_torch_distributed_launch_starts_ranks_as_torchrun_does(faces, tmp_path):
+    output = tmp_path / "run"
+    done = run(
+        *("-m", "torch.distributed.launch", "--standalone", "--nproc_per_node=2"),
+        *("train_dist.py", "configs/demo.py", f"data.train={faces}", f"run.output={output}"),
+        *("eval.sets=[]", "run.epochs=1", "run.device=cpu", "data.global_batch=16"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ranks      2 on cpu" in done.stdout
 
 
 def test_help_tells_of_overrides_and_the_dry_run():

@@ -253,8 +253,10 @@ def exit_code(number: int, environment: Mapping[str, str]) -> int:
 
 def resume_command(argv: Sequence[str], environment: Mapping[str, str]) -> str:
     """The command line that goes on with a run which was started as this process was."""
-    # Where the run began matters no more: it has checkpoints of its own.
-    script = shlex.join(word for word in argv if not word.startswith("run.resume="))
+    # Where the run began matters no more: it has checkpoints of its own. The local rank comes from
+    # torch.distributed.launch, and torchrun says it in the environment.
+    dropped = ("run.resume=", "--local-rank=", "--local_rank=")
+    script = shlex.join(word for word in argv if not word.startswith(dropped))
     if "TORCHELASTIC_RUN_ID" not in environment:
         return f"python {script}"
     ranks, machines = environment["LOCAL_WORLD_SIZE"], environment["GROUP_WORLD_SIZE"]

@@ -369,3 +369,10 @@ def test_the_command_that_goes_on():
 def test_the_command_that_goes_on_does_not_begin_where_the_run_began():
     command = resume_command(["train_dist.py", "c.py", "run.resume=never", "optim.lr=0.2"], {})
     assert command == "python train_dist.py c.py optim.lr=0.2"
+
+
+@pytest.mark.parametrize("option", ["--local-rank=1", "--local_rank=1"])
+def test_the_command_that_goes_on_does_not_name_the_place_of_a_rank(option):
+    ranks = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+    command = resume_command(["train_dist.py", option, "c.py"], ranks)
+    assert command == "torchrun --standalone --nproc_per_node=2 train_dist.py c.py"
