@@ -158,7 +158,7 @@ def measure(*, batch: int, threads: int, batches: int, rounds: int) -> tuple[Cos
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batches", type=int, default=8, help="of each graph in a round")

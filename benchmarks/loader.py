@@ -200,7 +200,7 @@ def measure(ways: dict[str, Pass], rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
     parser.add_argument("--rec", type=Path, help="a .rec of 112×112 images")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()

@@ -114,7 +114,7 @@ def write_network(*, path: str, name: str, num_features: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a measurement's settings, as JSON
     arguments = parser.parse_args()
     if arguments.one:

@@ -121,7 +121,7 @@ def compare(*, rec: str, model: str, batch: int, repeats: int) -> dict[str, list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--rec", type=Path, help="a .rec of 112×112 images (default: drawn faces)")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a measurement's settings, as JSON

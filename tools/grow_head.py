@@ -187,7 +187,7 @@ def _write(output: Path, state: dict[str, Any], documents: dict[str, Any]) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
     parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's")
     parser.add_argument("--rec", type=Path, required=True, help="the .rec of the new identities")
     parser.add_argument("-o", "--output", type=Path, required=True, help="a new folder")

@@ -81,7 +81,7 @@ def augmented(encoded: Sequence[np.ndarray], entries: Sequence[str], draw: Draw)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
     parser.add_argument("config", type=Path, help="a configuration file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for train_dist.py")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the picture to write")

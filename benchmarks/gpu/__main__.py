@@ -35,7 +35,7 @@ NOT_SHOWN = ("seconds_p5", "seconds_p95", "flops", "bytes")  # in the file only
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(LIMITS)}: all")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: sizes that take no time")

@@ -88,7 +88,7 @@ def collect(folder: Path, *, python: str, arch: str, cuda: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
     parser.add_argument("output", type=Path)
     parser.add_argument("--python", default="3.12", help="of that machine (default 3.12)")
     parser.add_argument("--arch", default="x86_64", help="its processor (default x86_64)")
