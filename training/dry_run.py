@@ -20,7 +20,7 @@ from training.config import Config, check_batch
 from training.data import count_classes, open_training_data
 from training.distributed import World, together
 from training.doctor import diagnose
-from training.forecast import WARM_UP, warm_up_steps
+from training.forecast import WARM_UP, duration, warm_up_steps
 from training.loop import Trainer
 from training.memory import Prediction, predict
 from training.metrics import pace, peak_memory
@@ -46,6 +46,7 @@ class _Readings(NamedTuple):
     real: Reading
     findings: dict[str, str]  # the doctor's, about the real ones
     peak: int  # bytes that a rank had of the device, on a CPU all of the process
+    steps: int  # of the whole run
     room: Room  # on run.output's disk; the main rank's
 
 
@@ -72,6 +73,7 @@ def dry_run(config: Config, world: World, precision: Precision) -> int:
     with memory_explained(config, world, prediction):
         readings = _rehearse(config, world, precision, num_classes=num_classes)
     console.print(_speed_table(readings))
+    console.print(_time(config, readings))
     later = prediction.checkpoint + prediction.verification
     # DALI's memory is its own: torch does not see what it takes of an accelerator.
     unseen = 0 if world.device.type == "cpu" else prediction.loader
@@ -107,7 +109,8 @@ def _rehearse(config: Config, world: World, precision: Precision, *, num_classes
     findings = diagnose(real, trainer.settings())
     peak = max(of_all_ranks(peak_memory(world.device)))
     room = together(lambda: world.is_main and _ask_for_room(config, trainer))
-    return _Readings(synthetic, real, findings, peak, room)
+    steps = config.run.epochs * trainer.loader.steps_per_epoch
+    return _Readings(synthetic, real, findings, peak, steps, room)
 
 
 def _ask_for_room(config: Config, trainer: Trainer) -> Room:
@@ -164,6 +167,16 @@ def _speed_table(readings: _Readings) -> Table:
             name, f"{reading['images_per_s']:,.0f}", f"{reading['data_wait_fraction']:.1%}"
         )
     return table
+
+
+def _time(config: Config, readings: _Readings) -> str:
+    """How long the whole run takes at the pace of real batches."""
+    speed = readings.real["images_per_s"]
+    seconds = readings.steps * config.data.global_batch / speed
+    return (
+        f"time: about {duration(seconds)} for {readings.steps:,} steps at {speed:,.0f} images/s, "
+        "verification and checkpoints aside"
+    )
 
 
 def _bottlenecks(readings: _Readings) -> list[str]:

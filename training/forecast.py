@@ -73,10 +73,10 @@ class Forecast:
             left = self._verifications_left(done // self._steps_per_epoch)
             seconds += left * self._verification
             which = f"{left} verifications" if left > 1 else "a verification"
-            verifications = f" and {which} of {_duration(self._verification)}"
+            verifications = f" and {which} of {duration(self._verification)}"
         speed = config.data.global_batch / seconds_per_step
         return (
-            f"about {_duration(seconds)} for {steps:,} steps at {speed:,.0f} images/s"
+            f"about {duration(seconds)} for {steps:,} steps at {speed:,.0f} images/s"
             f"{verifications}, {aside} aside"
         )
 
@@ -90,7 +90,7 @@ class Forecast:
         return self._clock()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time as people say it: 40 s, 3 min, 5.2 h."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"

@@ -98,8 +98,13 @@ def seconds_a_batch(monkeypatch) -> Callable[[float], None]:
 
 def test_a_slow_loader_is_named_with_its_settings(world, config, seconds_a_batch, capsys):
     seconds_a_batch(1.5)
-    assert rehearse(world, config) == 0
+    assert rehearse(world, override(config, ["run.epochs=1000"])) == 0
     printed = capsys.readouterr().out
+    steps = int(
+        re.search(r"^time: about .* h for ([\d,]+) steps", printed, re.M)[1].replace(",", "")
+    )
+    assert steps % 1000 == 0
+    assert f"time: about {steps * 2.5 / 3600:.1f} h for" in printed
     assert "the loader is the bottleneck: without it steps are 2.5 times as fast" in printed
     assert "data.threads=1" in printed
     assert "data.decode=cpu" in printed
