@@ -87,7 +87,7 @@ def main() -> None:
             loss = stops.explain(error)
             if loss is None:
                 raise
-            print(f"train_dist: {loss}. The last checkpoint stays", file=sys.stderr)
+            print(f"train_dist: {loss}. Checkpoints that are complete stay", file=sys.stderr)
             sys.exit(NO_ANSWER_EXIT_CODE)
 
 

@@ -93,6 +93,24 @@ before(checkpoint.files, "complete", in_epoch_one)
 before(Trainer, "train_on", until_heard)
 """,
     "verification": 'before(training.loop, "fold_batch_norm", in_epoch_one)',
+    "start that takes too long": """
+def pass_the_time(*_):
+    trainers[0]._stops._max_hours = 1e-9
+    while True:
+        time.sleep(0.01)
+before(training.loop.resume, "choose_checkpoint", pass_the_time)
+""",
+    "impatience": """
+def press_twice(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    while trainers[0]._stops._interrupted == float("inf"):
+        time.sleep(0.01)
+    trainers[0]._stops._interrupted -= 60
+    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        time.sleep(0.01)
+before(training.metrics, "plot_curves", press_twice)
+""",
     "closing": """
 def at_the_end(*_):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -242,7 +260,7 @@ def test_when_a_rank_is_killed_the_other_says_so(dead, command):
     assert ended.exit_codes[dead] == -signal.SIGKILL
     assert ended.exit_codes[alive] == NO_ANSWER_EXIT_CODE, ended.told
     why = f"rank {dead} is gone: it ended by an error of its own, or was killed"
-    assert f"train_dist: {why}. The last checkpoint stays" in ended.told
+    assert f"train_dist: {why}. Checkpoints that are complete stay" in ended.told
     assert "Traceback" not in ended.told
     assert files.faults(files.newest(ended.output)) == []
     told = ("failed", why) if alive == 0 else ("running", "")
@@ -255,3 +273,20 @@ def test_at_the_end_what_is_left_is_finished(command):
     assert files.newest(ended.output).name == f"step_{STEPS:09d}"
     assert ended.state["finished"]
     assert (ended.output / "curves.png").exists()
+
+
+def test_at_the_end_a_second_press_quits_and_the_run_is_finished(command):
+    ended = command("impatience")
+    assert ended.exit_codes == [0], ended.told
+    assert "interrupted twice: quitting at once; the run is saved" in ended.told
+    assert (ended.state["status"], ended.state["finished"]) == ("finished", True)
+    assert not (ended.output / "curves.png").exists()
+    assert json.loads((ended.output / "lock.json").read_text())["released"]
+
+
+def test_a_time_limit_shorter_than_the_start_ends_what_starts_the_run_until_it_is_finished(command):
+    ended = command("start that takes too long")
+    assert ended.exit_codes == [1], ended.told
+    assert "before a step was done: nothing was to be saved" in ended.told
+    assert (ended.state["status"], ended.state["exit_code"]) == ("stopped", 1)
+    assert not ended.state["finished"]

@@ -81,7 +81,7 @@ class Trainer:
         data = open_training_data(config, world)
         self._records = data.records
         num_classes = together(lambda: count_classes(data.records, config.head.num_classes))
-        self.output, self._lock = Path(config.run.output), None  # the main rank's
+        self.output, self._lock, self._state = Path(config.run.output), None, None
         together(lambda: world.is_main and require_free(self.output))
         facts = agree(config, world, precision, data, num_classes=num_classes)
         self.loader, decoding = create_loader(config, world, data)
@@ -107,7 +107,7 @@ class Trainer:
                 config, world, distillation, num_classes=num_classes, precision=precision
             )
         self.steps_done, self._saved_at, self._averaged_at = 0, -1, -1
-        self._taken, self._changed = [], []
+        self._taken, self._changed, self.last_checkpoint = [], [], None
         anew = not checkpoint.checkpoints(self.output) and config.run.resume in ("auto", "never")
         if config.run.init_from and anew:
             with self._memory_explained():
@@ -116,15 +116,14 @@ class Trainer:
                 )
         # Only now: what cannot be built leaves no folder behind.
         together(lambda: world.is_main and self._claim(data, num_classes, facts))
-        self.last_checkpoint = resume.choose_checkpoint(self.output, config, facts=facts)
-        if self.last_checkpoint:
-            self._changed = resume.require_settings(self.last_checkpoint, self.output, config)
-            self._take_up(self.last_checkpoint)
+        self._resume(facts)
         self.rollback = Rollback(config.run.max_nonfinite, self._times_gone_back())
         self._saver = checkpoint.Saver(
             self.output, config=config, train_step=self.step, facts=facts, lock=self._lock
         )
-        self._state = self._begin_state() if world.is_main else None
+        if self._state:
+            self._state.begin(self.steps_done, self.last_checkpoint)
+            self._saver.on_saved = self._state.saved
         self._graphed = None
         if config.step.cuda_graph == "full":
             self._graphed = GraphedStep(self.step, world.device)
@@ -140,7 +139,7 @@ class Trainer:
         return memory_explained(self.config, self.world, self.prediction)
 
     def _claim(self, data: TrainingData, num_classes: int, facts: dict[str, Any]) -> None:
-        """Make run.output this run's, and write down who its classes are."""
+        """Make run.output this run's, and write down who its classes are; the main rank's."""
         self._disk = resume.open_output(self.output)
         self._lock = Lock(self.output)
         self._lock.acquire()
@@ -149,6 +148,15 @@ class Trainer:
             data.records, num_classes=num_classes, identity_map=self.config.data.identity_map
         )
         write_identities(self.output, identities)
+        self._state = RunState(
+            self.output,
+            steps_per_epoch=self.loader.steps_per_epoch,
+            total_steps=self.schedule.total_steps,
+            memory_predicted=self.prediction.total,
+            memory_available=self._available,
+            lock=self._lock,
+        )
+        self._stops.on_quit = self._watchdog.on_hang = self._part
 
     def _times_gone_back(self) -> int:
         """How often the run had gone back when its checkpoint was written."""
@@ -162,20 +170,19 @@ class Trainer:
         self.steps_done = checkpoint.load(path, train_step=self.step)
         self._saved_at = self._averaged_at = self.steps_done
 
-    def _begin_state(self) -> RunState:
-        """Say in state.json that the run is here; from now on it follows what happens."""
-        state = RunState(
-            self.output,
-            steps_per_epoch=self.loader.steps_per_epoch,
-            total_steps=self.schedule.total_steps,
-            memory_predicted=self.prediction.total,
-            memory_available=self._available,
-            lock=self._lock,
-        )
-        state.begin(self.steps_done, self.last_checkpoint)
-        self._saver.on_saved = state.saved
-        self._stops.on_quit = self._watchdog.on_hang = self._part
-        return state
+    def _resume(self, facts: dict[str, Any]) -> None:
+        """Go on from the newest whole checkpoint, if there is one."""
+        try:
+            path = resume.choose_checkpoint(self.output, self.config, facts=facts)
+            if path:
+                self._changed = resume.require_settings(path, self.output, self.config)
+                self._take_up(path)
+        except Exception as error:
+            if self._state:
+                if isinstance(error, resume.NoneWholeError):
+                    self._state.begin(0, None)  # a run that was finished no longer is
+                self._state.end("failed", why=f"{type(error).__name__}: {error}", exit_code=1)
+            raise
 
     def _part(self, status: str, *, why: str, exit_code: int) -> None:
         """What a run leaves behind that a thread is about to end; the main rank's."""
@@ -257,10 +264,9 @@ class Trainer:
                     with closing(self.loader.stream(*at)) as stream:
                         scores = self._run(stream, scores)
                 self._require_saved()
-            self._note_end("finished", why="all steps are done", exit_code=os.EX_OK)
+                self._note_end("finished", why="all steps are done", exit_code=os.EX_OK)
             return scores
-        except Stopped as stopped:
-            self._note_end("stopped", why=str(stopped), exit_code=stopped.reason.exit_code)
+        except Stopped:
             raise
         except Exception as error:
             loss = self._stops.explain(error)
@@ -397,6 +403,7 @@ class Trainer:
     def _stop(self, reason: Reason) -> None:
         """Save and raise Stopped, on all ranks after the same step."""
         self._require_saved()
+        self._note_end("stopped", why=str(reason), exit_code=reason.exit_code)
         raise Stopped(reason)
 
     def _require_saved(self) -> None:

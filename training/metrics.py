@@ -242,8 +242,9 @@ class Reporter:
 
     def sum_up(self, checkpoint: Path | None) -> None:
         """Draw the curves; say how verification went and where everything lies."""
+        drawn = False
         try:
-            self._curves.attempt(lambda: plot_curves(self.metrics_path, self.curves_path))
+            drawn = self._curves.attempt(lambda: plot_curves(self.metrics_path, self.curves_path))
         except ValueError as error:
             self.say(f"no curves: {error}")
         history: dict[str, list[float]] = {}
@@ -254,7 +255,8 @@ class Reporter:
             self.say(f"verification {name}: accuracy {accuracy[0]:.4f} → {accuracy[-1]:.4f}")
         self.say(f"TensorBoard  tensorboard --logdir {self.tensorboard_path}")
         self.say(f"checkpoint   {checkpoint}")
-        self.say(f"curves       {self.curves_path}")
+        if drawn:
+            self.say(f"curves       {self.curves_path}")
         self.say(f"log          {self._log.path}")
 
     def close(self) -> None:

@@ -309,7 +309,9 @@ def test_what_a_console_cannot_show_is_in_run_log(tmp_path, monkeypatch, caplog)
 def test_the_sum_says_how_verification_went_and_needs_no_curves(tmp_path, capsys):
     reporter = Reporter(tmp_path, at=Position(0, 0.0, 9005))
     reporter.sum_up(None)
-    assert "no curves: " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "no curves: " in told
+    assert "curves.png" not in told, "there is none"
     better = {"lfw": SCORES["lfw"] | {"accuracy": 0.99}}
     reporter.verification(Position(0, 0.0, 9005), SCORES)
     reporter.verification(Position(5, 0.25, 9005), better)
@@ -319,10 +321,11 @@ def test_the_sum_says_how_verification_went_and_needs_no_curves(tmp_path, capsys
     assert reporter.curves_path.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path, caplog):
+def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path, caplog, capsys):
     reporter = Reporter(tmp_path, at=Position(0, 0.0, 9005))
     reporter.training(Position(5, 0.25, 9005), read())
     reporter.curves_path.mkdir()
     reporter.sum_up(None)
     reporter.close()
     assert "curves.png: [Errno 21] Is a directory" in caplog.text
+    assert "curves       " not in capsys.readouterr().out

@@ -14,10 +14,15 @@ ANSWER = 10.0  # seconds in which every rank that lives has answered; torchrun k
 
 
 class Reason(NamedTuple):
-    """Why a run stops, and what its command returns once it is saved."""
+    """Why a run stops, and what its command returns."""
 
     text: str
-    exit_code: int
+    exit_code: int  # once the run is saved
+    if_undone: int | None = None  # the exit code where no step was done; None: the same
+
+    @property
+    def exit_code_undone(self) -> int:
+        return self.exit_code if self.if_undone is None else self.if_undone
 
     def __str__(self) -> str:
         return self.text

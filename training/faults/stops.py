@@ -1,7 +1,7 @@
 """Stops that lose nothing: signals and a time budget end a run on all ranks after the same step.
 
-Ctrl-C, SIGTERM, SIGHUP, SIGUSR1, `run.max_hours` and the death of the launcher ask for a stop. A
-second Ctrl-C quits at once.
+Ctrl-C, SIGTERM, SIGHUP, SIGUSR1, `run.max_hours` and the death of the launcher ask for a stop. Only
+a second Ctrl-C quits at once: other signals may follow the first without meaning it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Stops:
     """
 
     def __init__(self) -> None:
-        self._rank = int(os.environ.get("RANK", 0))
+        rank = os.environ.get("RANK", "0")
+        self._rank = int(rank) if rank.isdecimal() else 0  # `join_world` refuses others
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._began = time.monotonic()
         self._max_hours = 0.0
@@ -62,6 +63,7 @@ class Stops:
         self._asked_at = math.inf  # seconds; when there first was one
         self._interrupted = math.inf  # when the first Ctrl-C came
         self._closing, self._leaving = threading.Event(), threading.Event()
+        self._code_if_saved: int | None = None  # of the command, once the run is saved
         self.on_quit: Callable[..., None] = lambda status, *, why, exit_code: None
 
     def follow(self, config: RunConfig, world: World) -> None:
@@ -93,9 +95,11 @@ class Stops:
         """Around the steps: what follows them is short, and lost if it is not finished."""
         try:
             yield
-        except Stopped:
+        except Stopped as stopped:
+            self._code_if_saved = stopped.reason.exit_code
             self._closing.set()
             raise
+        self._code_if_saved = os.EX_OK
         self._closing.set()
         assert self._agreement
         try:  # answer before it is asked for, so that no rank waits for one that is done
@@ -164,7 +168,10 @@ class Stops:
             if self._launcher and os.getppid() != self._launcher:
                 self._want(f"the launcher of rank {self._rank} is gone", NO_ANSWER_EXIT_CODE)
             if self._max_hours and time.monotonic() > self._began + self._max_hours * 3600:
-                self._want(f"run.max_hours={self._max_hours:g} are over", os.EX_OK)
+                # Where that is before a step, whoever starts the run until it is finished would
+                # do so without end.
+                why = f"run.max_hours={self._max_hours:g} are over"
+                self._want(why, os.EX_OK, if_undone=1)
             silent = self._agreement and not self._agreement.known
             if silent and time.monotonic() > self._asked_at + 2 * ANSWER:
                 self._quit(f"{self._reason}, but rank 0 does not answer", NO_ANSWER_EXIT_CODE)
@@ -187,22 +194,24 @@ class Stops:
         if number not in _SIGNALS:
             return
         now = time.monotonic()
-        # torchrun passes a second Ctrl-C on as SIGTERM; schedulers repeat SIGTERM alone.
-        if now > self._interrupted + _ECHO:
+        # A terminal that closes or a container that stops adds SIGHUP or SIGTERM to a Ctrl-C, and
+        # means the same. So does torchrun, which makes SIGTERM of a second Ctrl-C: it kills by
+        # itself what has not ended after 30 seconds.
+        if number == signal.SIGINT and now > self._interrupted + _ECHO:
             self._quit("interrupted twice", 128 + signal.SIGINT)
         if number == signal.SIGINT:
             self._interrupted = min(self._interrupted, now)
         name = signal.Signals(number).name
         self._want(f"{name} on rank {self._rank}", exit_code(number, os.environ))
 
-    def _want(self, text: str, code: int) -> None:
+    def _want(self, text: str, code: int, *, if_undone: int | None = None) -> None:
         if self._reason is None:
-            self._reason, self._asked_at = Reason(text, code), time.monotonic()
+            self._reason, self._asked_at = Reason(text, code, if_undone), time.monotonic()
 
     def _agree(self) -> None:
         if self._agreement is None:
             # A launcher that takes this rank's end for a success lets the others wait for it.
-            if self._reason and self._reason.exit_code:
+            if self._reason and self._reason.exit_code_undone:
                 self._end_undone(self._reason)
             if self._reason and time.monotonic() > self._asked_at + ANSWER:
                 self._end_undone(self._reason._replace(exit_code=NO_ANSWER_EXIT_CODE))
@@ -225,12 +234,15 @@ class Stops:
         """End the process, whatever its main thread does: it is still before the first step."""
         if self._rank == 0:
             _tell(f"stopped: {reason}, before a step was done: nothing was to be saved")
-        self._exit("stopped", f"{reason}, before a step was done", reason.exit_code)
+        self._exit("stopped", f"{reason}, before a step was done", reason.exit_code_undone)
 
     def _quit(self, why: str, code: int) -> NoReturn:
         """End the process, whatever its main thread waits for."""
-        _tell(f"{why}: quitting without saving; the last checkpoint stays")
-        self._exit("failed", f"{why}: quit without saving", code)
+        if self._code_if_saved is None:
+            _tell(f"{why}: quitting without saving; checkpoints that are complete stay")
+            self._exit("failed", f"{why}: quit without saving", code)
+        _tell(f"{why}: quitting at once; the run is saved")
+        self._exit("stopped", why, self._code_if_saved)
 
     def _exit(self, status: str, why: str, code: int) -> NoReturn:
         # By a thread: a disk that hangs would keep what is to end it.

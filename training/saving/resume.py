@@ -20,6 +20,10 @@ from training.saving.files import CheckpointError, checkpoints, faults, is_compl
 from training.saving.settings import compare_settings
 
 
+class NoneWholeError(CheckpointError):
+    """A run has checkpoints, and all of them are damaged."""
+
+
 def open_output(output: Path) -> Disk:
     """Create a run's folder if need be, and find out what its disk can do.
 
@@ -158,7 +162,7 @@ def _named(config: Config, own: list[Path]) -> list[Path] | CheckpointError:
 def newest_whole(candidates: list[Path]) -> Path:
     """The last of these folders whose checksums hold; call it on every rank.
 
-    Raises CheckpointError where there is none.
+    Raises NoneWholeError where there is none.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     told = []
@@ -172,7 +176,7 @@ def newest_whole(candidates: list[Path]) -> Path:
         told.append(f"{path} is damaged: {'; '.join(found)}")
         if rank == 0:
             logging.warning("%s. Trying the checkpoint before it", told[-1])
-    raise CheckpointError(
+    raise NoneWholeError(
         f"no checkpoint is whole. {'. '.join(told)}. Restore one of them from a copy, or start "
         "again in another run.output"
     )

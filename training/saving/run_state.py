@@ -33,7 +33,9 @@ class RunState:
     """What state.json says; the main rank's.
 
     The file is replaced as a whole. Where it cannot be written, that is said, and the run goes on.
-    Safe to use from several threads.
+    The first end that is told counts, whatever befalls a process that is about to leave; and a run
+    that was finished before this process stays so, as long as no step of it is missing. Safe to use
+    from several threads.
 
     Args:
         output: the run's folder, which must be this run's.
@@ -55,12 +57,18 @@ class RunState:
         self._path, self._steps_per_epoch, self._folder = output / NAME, steps_per_epoch, lock
         self._outlet, self._lock = Outlet(str(self._path)), threading.RLock()
         self.before = _read(self._path)
+        step = self.before.get("step", 0)
+        if self.before.get("finished") and step >= total_steps:
+            status, why, exit_code = "finished", self.before.get("why"), os.EX_OK
+        else:
+            status, why, exit_code = "running", "", None
         self._content: dict[str, Any] = {
-            "status": "running",
-            "why": "",
-            "exit_code": None,
-            "step": 0,
+            "status": status,
+            "why": why,
+            "exit_code": exit_code,
+            "step": step,
             "total_steps": total_steps,
+            "checkpoint": self.before.get("checkpoint"),
             "host": os.uname().nodename,
             "pid": os.getpid(),
             "memory_predicted_mb": round(memory_predicted / 1e6),
@@ -70,7 +78,12 @@ class RunState:
 
     def begin(self, step: int, checkpoint: Path | None) -> None:
         """The run goes on from here."""
-        self._write(status="running", step=step, checkpoint=checkpoint and str(checkpoint))
+        with self._lock:
+            if self._content["status"] in ("stopped", "failed"):
+                return  # a thread is about to end the process
+            if step < self._content["total_steps"]:
+                self._content |= {"status": "running", "why": "", "exit_code": None}
+            self._write(step=step, checkpoint=checkpoint and str(checkpoint))
 
     def saved(self, checkpoint: Path) -> None:
         """A checkpoint is complete."""
@@ -80,7 +93,9 @@ class RunState:
 
     def end(self, status: str, *, why: str, exit_code: int, **known: int) -> None:
         """The run ends. known: the step, where it is another than that of the checkpoint."""
-        self._write(status=status, why=why, exit_code=exit_code, **known)
+        with self._lock:
+            if self._content["status"] == "running":
+                self._write(status=status, why=why, exit_code=exit_code, **known)
 
     def _write(self, **known: Any) -> None:
         if self._folder:
@@ -119,9 +134,10 @@ def describe_silent_end(before: dict[str, Any]) -> str | None:
 def _read(path: Path) -> dict[str, Any]:
     """Empty where there is none that can be read."""
     try:
-        return dict(json.loads(path.read_text()))
+        content = dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return {}
+    return content if isinstance(content.get("step"), int) else {}
 
 
 def _replace(path: Path, content: dict[str, Any]) -> None:

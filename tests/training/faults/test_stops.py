@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from training.distributed import World, join_world, leave_world
 from training.faults import agreement, stops
 from training.faults.agreement import Agreement, Reason
 from training.faults.stops import Stops, exit_code, resume_command
+from training.launch import LaunchError, read_place
 
 ROOT = Path(__file__).parents[3]
 
@@ -191,6 +192,54 @@ def test_one_press_that_arrives_twice_does_not_quit(world, clock, heard):
         os.kill(os.getpid(), signal.SIGINT)
         wait_until(lambda: len(heard) == 2)
         assert reason_to_stop(running) == "SIGINT on rank 0"
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1], ids=lambda n: n.name
+)
+def test_only_a_second_press_quits(number, world, clock, heard, monkeypatch):
+    """A terminal is closed, a container is stopped while the run is being saved."""
+    quits = []
+    monkeypatch.setattr(Stops, "_quit", lambda self, why, code: quits.append(why))
+    with entered(world) as running:
+        for count, sent in enumerate((signal.SIGINT, number, number), start=1):
+            os.kill(os.getpid(), sent)
+            wait_until(lambda count=count: len(heard) == count)
+            clock.now += stops._ECHO + 0.1
+        assert reason_to_stop(running) == "SIGINT on rank 0"
+        assert quits == []
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: quits)
+
+
+@pytest.mark.parametrize("reason", [None, Reason("SIGTERM on rank 0", 143)])
+def test_a_second_press_after_all_is_saved_changes_nothing(
+    reason, world, clock, heard, monkeypatch, capfd
+):
+    """What the command returns is what it would have returned."""
+    exits = []
+    monkeypatch.setattr(Stops, "_exit", lambda self, status, why, code: exits.append(code))
+    with Stops() as running:
+        running.follow(RunConfig(), world)
+        with suppress(stops.Stopped), running.stepping():
+            if reason:
+                raise stops.Stopped(reason)
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: heard)
+        clock.now += stops._ECHO + 0.1
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: exits)
+    assert exits == [143 if reason else 0]
+    assert capfd.readouterr().err == "interrupted twice: quitting at once; the run is saved\n"
+
+
+@pytest.mark.parametrize("rank", ["", "abc", "-1"])
+def test_a_rank_that_is_no_number_is_for_others_to_refuse(rank, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    with Stops():
+        pass
+    with pytest.raises(LaunchError, match=f"RANK='{rank}': expected a number"):
+        read_place(os.environ | {"WORLD_SIZE": "1"}, gpus=0, address=False)
 
 
 def test_a_hang_up_that_is_ignored_stays_so(world, heard):

@@ -13,6 +13,7 @@ from training.config import Config, override
 from training.loop import Trainer
 from training.precision import choose_precision
 from training.saving import run_state
+from training.saving.files import CheckpointError, checkpoints
 from training.saving.run_state import RunState, describe_silent_end
 
 
@@ -25,11 +26,11 @@ def read(output: Path) -> dict:
     return json.loads((output / "state.json").read_text())
 
 
-def create(output: Path) -> RunState:
+def create(output: Path, *, total_steps: int = 15) -> RunState:
     return RunState(
         output,
         steps_per_epoch=5,
-        total_steps=15,
+        total_steps=total_steps,
         memory_predicted=10**9,
         memory_available=2 * 10**9,
     )
@@ -78,6 +79,57 @@ def test_an_error_is_written_down(data, world, tmp_path, monkeypatch):
     state = read(tmp_path)
     assert (state["status"], state["why"]) == ("failed", "OverflowError: a bug of ours")
     assert (state["step"], state["exit_code"], state["finished"]) == (3, 1, False)
+
+
+def test_the_first_end_counts(tmp_path):
+    """A thread ends the process for a second Ctrl-C, while the main thread is elsewhere."""
+    state = create(tmp_path)
+    state.begin(0, None)
+    state.end("finished", why="all steps are done", exit_code=0, step=15)
+    state.end("failed", why="interrupted twice", exit_code=130)
+    assert (read(tmp_path)["status"], read(tmp_path)["exit_code"]) == ("finished", 0)
+    state = create(tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    state.end("stopped", why="SIGTERM", exit_code=143)
+    state.begin(0, None)
+    assert read(tmp_path / "other")["status"] == "stopped"
+
+
+def test_a_finished_run_that_is_started_again_stays_finished_whatever_ends_it(
+    data, world, tmp_path
+):
+    config = tiny.config(data, tmp_path)
+    build(config, world).run()
+    again = build(config, world)
+    assert read(tmp_path)["finished"]
+    again._stops.on_quit("stopped", why="SIGTERM on rank 0", exit_code=143)
+    assert (read(tmp_path)["status"], read(tmp_path)["step"]) == ("finished", 15)
+    with pytest.raises(CheckpointError, match="other settings"):
+        build(override(config, ["optim.lr=0.3"]), world)
+    assert read(tmp_path)["finished"], "the folder is what it was"
+
+
+def test_more_epochs_make_a_finished_run_an_unfinished_one(tmp_path):
+    state = create(tmp_path)
+    state.begin(15, tmp_path / "step_000000015")
+    state.end("finished", why="all steps are done", exit_code=0)
+    longer = create(tmp_path, total_steps=20)
+    longer.end("stopped", why="SIGTERM, before a step was done", exit_code=143)
+    expected = {"status": "stopped", "finished": False, "step": 15, "total_steps": 20}
+    assert read(tmp_path) | expected == read(tmp_path)
+    assert read(tmp_path)["checkpoint"].endswith("step_000000015")
+
+
+def test_a_finished_run_whose_checkpoints_are_damaged_is_not_finished(data, world, tmp_path):
+    config = tiny.config(data, tmp_path)
+    build(config, world).run()
+    for path in checkpoints(tmp_path):
+        (path / "about.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        build(config, world)
+    state = read(tmp_path)
+    assert (state["status"], state["finished"], state["checkpoint"]) == ("failed", False, None)
+    assert "no checkpoint is whole" in state["why"]
 
 
 def test_what_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
