@@ -60,6 +60,8 @@ def check_path(
         raise PathError(f"{called!r} is no name of a file ({error}): expected {expected}") from None
     if stat.S_ISDIR(mode) and not folder:
         raise PathError(f"{called} is a folder: expected {expected}")
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise PathError(f"{called} is a pipe, a socket or a device: expected {expected}")
     if not stat.S_ISDIR(mode) and not file:
         raise PathError(f"{called} is a file: expected {expected}")
 

@@ -74,6 +74,13 @@ def test_what_cannot_be_used_is_named_with_the_reason(tmp_path, monkeypatch, how
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, folder):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PathError, match="a is a pipe, a socket or a device: expected a set"):
+        check_path(tmp_path / "pipe", called="a", expected="a set", folder=folder)
+
+
 def test_what_can_be_used_passes(tmp_path):
     (tmp_path / "file").touch()
     check_path(tmp_path / "file", called="a", expected="b")
