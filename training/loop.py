@@ -32,8 +32,8 @@ from training.optim import set_learning_rate
 from training.out_of_memory import memory_explained, require_memory
 from training.precision import Precision, set_determinism
 from training.saving import checkpoint, resume
-from training.saving.files import CheckpointError, Scores, counters, read_about, retain
-from training.saving.lock import Lock, require_free
+from training.saving.files import CheckpointError, Scores, counters, read_about, remove_beyond
+from training.saving.lock import require_free
 from training.saving.room import Room, require_room
 from training.saving.run_state import RunState, describe_silent_end
 from training.schedules import create_schedule
@@ -108,7 +108,8 @@ class Trainer:
             )
         self.steps_done, self._saved_at, self._averaged_at = 0, -1, -1
         self._taken, self._changed, self.last_checkpoint = [], [], None
-        anew = not checkpoint.checkpoints(self.output) and config.run.resume in ("auto", "never")
+        begun = together(lambda: checkpoint.checkpoints(self.output))
+        anew = not begun and config.run.resume in ("auto", "never")
         if config.run.init_from and anew:
             with self._memory_explained():
                 self._taken = warm_start(
@@ -140,9 +141,7 @@ class Trainer:
 
     def _claim(self, data: TrainingData, num_classes: int, facts: dict[str, Any]) -> None:
         """Make run.output this run's, and write down who its classes are; the main rank's."""
-        self._disk = resume.open_output(self.output)
-        self._lock = Lock(self.output)
-        self._lock.acquire()
+        self._lock, self._disk = resume.open_output(self.output)
         resume.claim(self.output, self.config, facts=facts)
         identities = Identities.of(
             data.records, num_classes=num_classes, identity_map=self.config.data.identity_map
@@ -427,7 +426,8 @@ class Trainer:
         """
         with self._watchdog.paused("going back"):
             self.wait_for_checkpoint()
-            (paths,) = resume.from_main([checkpoint.checkpoints(self.output)])
+            own = together(lambda: checkpoint.checkpoints(self.output))
+            (paths,) = resume.from_main([own])
             saved = {int(path.name[-9:]): path for path in paths}
             step = self.rollback.target(saved, first_skipped=self.steps_done - skipped)
             if step is None:
@@ -442,7 +442,7 @@ class Trainer:
             useful = [saved[older] for older in sorted(saved) if older <= step]
             self._take_up(resume.newest_whole(useful))
             if self.world.is_main:  # the others have the same weights, of which nothing comes
-                retain(self.output, step=self.steps_done, keep=self.config.run.keep)
+                remove_beyond(self.output, self.steps_done)
             self.rollback.times += 1
             scaler = self.step.scaler
             if scaler.is_enabled():

@@ -237,7 +237,7 @@ def write(
         all_written = True
         still_ours()
         _on_main(lambda: files.complete(final, documents=documents, digests=digests), group)
-    except (CheckpointException, OSError) as error:
+    except (CheckpointException, CheckpointError, OSError) as error:
         still_ours()
         if not all_written and dist.get_rank(group) == 0:
             shutil.rmtree(final, ignore_errors=True)
@@ -339,12 +339,12 @@ class _DigestingFileSystem(FileSystem):
 
 
 def _on_main(work: Callable[[], None], group: dist.ProcessGroup | None) -> None:
-    """Do `work` on rank 0; where the disk fails it, every rank raises OSError."""
-    outcome: list[OSError | None] = [None]
+    """Do `work` on rank 0; where the disk fails it, every rank raises what it raised."""
+    outcome: list[OSError | CheckpointError | None] = [None]
     if dist.get_rank(group) == 0:
         try:
             work()
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             outcome = [error]
     dist.broadcast_object_list(outcome, src=0, group=group)
     if outcome[0] is not None:
@@ -358,8 +358,8 @@ def _report(saved: Future[Any]) -> None:
         logging.error("%s", error)
 
 
-def _causes(error: CheckpointException | OSError) -> str:
+def _causes(error: CheckpointException | CheckpointError | OSError) -> str:
     """What went wrong on the ranks, without their traces."""
-    if isinstance(error, OSError):
+    if not isinstance(error, CheckpointException):
         return str(error)
     return "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))

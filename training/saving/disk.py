@@ -10,8 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.sync import sync
 
@@ -21,6 +25,11 @@ _NO_RENAME = {  # what file systems answer that cannot do it
 }
 _TRIAL = "probe_"  # then the process's number
 _BYTES = bytes(range(256)) * 16
+_PAUSES = (0.5, 2.0, 5.0)  # seconds before each further try of what a disk did not answer
+
+NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,8 @@ class Disk:
 def probe(folder: Path) -> Disk:
     """Try in a folder of its own in `folder` what saving does there; nothing is left of it.
 
+    For whoever holds the folder alone, as what others left of this is removed.
+
     Raises OSError where no checkpoint could be written.
     """
     for left in folder.glob(f"{_TRIAL}*"):  # by a process that was killed here
@@ -70,6 +81,38 @@ def probe(folder: Path) -> Disk:
         raise
     shutil.rmtree(trial, ignore_errors=True)
     return Disk(syncs_files, syncs_folders, renames, deletes=not trial.exists())
+
+
+def persistently(read: Callable[[], T]) -> T:
+    """What `read` returns; where a disk fails, as network disks do for a moment, it tries again.
+
+    Raises OSError: at once where a file is not there, else after the last try.
+    """
+    for pause in _PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno in NOT_THERE:
+                raise
+            time.sleep(pause)
+    return read()
+
+
+def write_aside(file: Path, text: str, *, aside: Path) -> None:
+    """Write a file so that it has, even after a power cut, its old text or the whole new one.
+
+    aside: where it is written first; nothing is left there. Raises OSError.
+    """
+    try:
+        with aside.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            sync(stream.fileno())
+        replace(aside, file)
+    except OSError:
+        with suppress(OSError):  # the first error is the one to tell
+            aside.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path) -> bool:

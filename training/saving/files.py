@@ -11,6 +11,8 @@ refuse. Beside the files of torch.distributed.checkpoint it has
 and, once its state has been verified, which may take long and may fail,
 
     scores.json      the scores of every set and their mean accuracy; not in the manifest
+
+A file that the disk does not give is not damaged: that is tried again, then refused.
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from pipeline.sync import sync
-from training.saving.disk import replace, sync_folder
+from training.saving.disk import NOT_THERE, persistently, replace, sync_folder
 
 _MANIFEST, _SCORES = "manifest.json", "scores.json"
+_DAMAGED = "manifest.damaged"  # the manifest of one that was passed over
 _NAME = re.compile(r"step_\d{9}")
 _OLD_PARTIAL = "partial_*"  # what earlier versions called a checkpoint that was not complete
 _SOUND = 2  # checkpoints to go back to that stay, whatever run.keep says
@@ -37,10 +41,15 @@ _BLOCK = 1 << 24  # bytes read at once
 
 
 Scores = Mapping[str, Mapping[str, float]]  # verification set → score → value
+T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
     """A checkpoint that does not fit the run: says which, what differs and how to mend it."""
+
+
+class UnreadableError(CheckpointError):
+    """A file that is there and that the disk does not give: it may be whole."""
 
 
 class Digest(TypedDict):
@@ -87,13 +96,27 @@ def folder_of(output: Path, step: int) -> Path:
 
 def is_complete(path: Path) -> bool:
     """Whether all of a checkpoint was written; whether its bytes hold is `faults`' to check."""
-    return (path / _MANIFEST).is_file()
+    manifest = path / _MANIFEST
+    return stat.S_ISREG(_ask(manifest, lambda: manifest.stat().st_mode) or 0)
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    found = (output / "checkpoints").glob("step_*")
-    return sorted(path for path in found if _NAME.fullmatch(path.name) and is_complete(path))
+    """The complete checkpoints of a run, oldest first.
+
+    Raises CheckpointError where it cannot be known which there are.
+    """
+    folder = output / "checkpoints"
+    names = _ask(folder, lambda: os.listdir(folder))
+    if names is None and os.path.lexists(folder):
+        there = "a file"
+        if folder.is_symlink():
+            there = f"a link to {os.readlink(folder)}, where no folder is"
+        raise CheckpointError(
+            f"{folder} is {there}: expected the folder of the run's checkpoints. Mount or restore "
+            "it, or remove this to begin without them"
+        )
+    paths = (folder / name for name in sorted(names or []) if _NAME.fullmatch(name))
+    return [path for path in paths if is_complete(path)]
 
 
 def newest(output: Path) -> Path | None:
@@ -111,10 +134,12 @@ def read_about(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError where about.json cannot be read.
     """
+    content, scores = read(path / "about.json"), _scores(path)
     try:
-        about = json.loads((path / "about.json").read_text())
-        return {"scores": None, "accuracy": None, **about, **_scores(path)}
-    except (OSError, ValueError) as error:
+        if content is None:
+            raise ValueError("it is missing")
+        return {"scores": None, "accuracy": None, **json.loads(content), **scores}
+    except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} has no readable about.json ({error}): expected a checkpoint's own folder, "
             "RUN/checkpoints/step_…"
@@ -125,13 +150,16 @@ def faults(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:
     """What is wrong with a checkpoint's files, a line each; nothing where it is whole.
 
     Reads every file, or this rank's share of them: over 1 GB/s a rank where the disk is as fast.
+
+    Raises UnreadableError where the disk does not give them: what they hold is not known then.
     """
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text())["files"]
-        expected = {name: (int(d["bytes"]), str(d["blake2b"])) for name, d in manifest.items()}
-    except FileNotFoundError:
+    content = read(path / _MANIFEST)
+    if content is None:
         return [f"{_MANIFEST} is missing"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    try:
+        manifest = json.loads(content)["files"]
+        expected = {name: (int(d["bytes"]), str(d["blake2b"])) for name, d in manifest.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{_MANIFEST} cannot be read ({type(error).__name__}: {error})"]
     # Dealt out by size, so that shards fall on different ranks.
     mine = sorted(expected, key=lambda name: (expected[name], name))[rank::world_size]
@@ -142,7 +170,8 @@ def faults(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:
 def clear(final: Path) -> None:
     """Make way for a checkpoint: remove one of the same step, and what interrupted saves left.
 
-    Raises OSError where its own place cannot be cleared.
+    What `pass_over` was called for goes, too. Raises OSError where its own place cannot be cleared,
+    CheckpointError where it cannot be known which others are complete.
     """
     if final.exists():
         remove(final)
@@ -189,15 +218,33 @@ def retain(output: Path, *, step: int, keep: int) -> None:
     two that were saved when their last step counted: one of them is what a run goes back to, before
     the last step that counted.
 
-    What lies beyond `step` was found damaged when the run went on from before it.
+    What lies beyond `step` stays: who knows that it is worth nothing calls `pass_over` or
+    `remove_beyond`.
     """
-    everything = checkpoints(output)
-    reached = [path for path in everything if path <= folder_of(output, step)]
+    reached = [path for path in checkpoints(output) if path <= folder_of(output, step)]
     sound = [path for path in reached if not counters(path).get("skipped_in_a_row", 0)]
     kept = {*reached[-keep:], *sound[-_SOUND:], _best(reached)}
-    for path in everything:
+    for path in reached:
         if path not in kept:
             remove(path)
+
+
+def remove_beyond(output: Path, step: int) -> None:
+    """Remove the checkpoints after `step`, of a run that goes back to it for good."""
+    for path in reversed(checkpoints(output)):
+        if path > folder_of(output, step):
+            remove(path)
+
+
+def pass_over(path: Path) -> None:
+    """Let a checkpoint that is damaged count no more; its files stay until the next save."""
+    replace(path / _MANIFEST, path / _DAMAGED)
+    sync_folder(path)
+
+
+def read(file: Path) -> bytes | None:
+    """What a file of a run holds; None where there is none. Raises UnreadableError."""
+    return _ask(file, file.read_bytes)
 
 
 def least_kept(keep: int) -> int:
@@ -214,24 +261,32 @@ def write_scores(path: Path, scores: Scores) -> None:
 
 
 def counters(path: Path) -> dict[str, int]:
-    """What a run had counted when it saved a checkpoint; nothing where that cannot be read."""
+    """What a run had counted when it saved a checkpoint; nothing where that is damaged."""
     return _about(path).get("counters", {})
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """What identifies the run that saved a checkpoint; nothing where that is damaged."""
+    return _about(path).get("facts", {})
 
 
 def _about(path: Path) -> dict[str, Any]:
     """As `read_about`, but empty where there is nothing to read: damage is `faults`' to tell."""
     try:
         return read_about(path)
+    except UnreadableError:
+        raise
     except CheckpointError:
         return {}
 
 
 def _scores(path: Path) -> dict[str, Any]:
     """What scores.json says; damaged, it counts as missing: then the state is verified again."""
+    content = read(path / _SCORES)
     try:
-        known = json.loads((path / _SCORES).read_text())
+        known = json.loads(content or b"")
         return {"scores": dict(known["scores"]), "accuracy": float(known["accuracy"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return {}
 
 
@@ -241,17 +296,29 @@ def _best(paths: list[Path]) -> Path | None:
 
 
 def _fault(file: Path, size: int, blake2b: str) -> str | None:
-    try:
-        found = file.stat().st_size
-        if found != size:
-            return f"{file.name} has {found:,} bytes instead of {size:,}"
-        if _digest(file)["blake2b"] != blake2b:
-            return f"{file.name} does not have its checksum: bytes in it have changed"
-    except FileNotFoundError:
+    found = _ask(file, lambda: file.stat().st_size)
+    if found is not None and found != size:
+        return f"{file.name} has {found:,} bytes instead of {size:,}"
+    digest = _ask(file, lambda: _digest(file))
+    if digest is None:
         return f"{file.name} is missing"
-    except OSError as error:
-        return f"{file.name} cannot be read ({error})"
+    if digest["blake2b"] != blake2b:
+        return f"{file.name} does not have its checksum: bytes in it have changed"
     return None
+
+
+def _ask(path: Path, question: Callable[[], T]) -> T | None:
+    """What the disk answers about a path; None where there is none. Raises UnreadableError."""
+    try:
+        return persistently(question)
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return None
+        raise UnreadableError(
+            f"{path} cannot be read, tried several times ({error}): it may be whole, so it is "
+            "neither passed over nor removed. Look after the disk and start again; or move "
+            f"{path.parent} away to go on without it"
+        ) from error
 
 
 def _new_hash() -> hashlib.blake2b:

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from training.saving.disk import replace
+from training.saving.disk import write_aside
 from training.saving.files import CheckpointError
 
 FILE = "lock.json"
@@ -74,6 +74,8 @@ class Lock:
             if not _is_this_process(holder):
                 raise _in_use(self._folder, holder)
             break
+        for left in self._folder.glob("lock.*.unfinished"):  # by a process that was killed here
+            left.unlink(missing_ok=True)
         atexit.register(self.release)
         self._thread.start()
 
@@ -127,9 +129,9 @@ class Lock:
         return _is_this_process(_read(self._path) or {})
 
     def _write(self, *, released: bool = False) -> None:
+        holder = _this_process(os.getpid()) | {"released": released}
         aside = self._path.with_suffix(f".{os.getpid()}.unfinished")
-        aside.write_text(json.dumps(_this_process(os.getpid()) | {"released": released}))
-        replace(aside, self._path)
+        write_aside(self._path, json.dumps(holder), aside=aside)
 
 
 def require_free(folder: Path) -> None:
@@ -220,14 +222,27 @@ def _is_this_process(holder: Holder) -> bool:
 
 
 def _read(path: Path) -> Holder | None:
-    """What the file says; nothing where it is written by half, None where there is none."""
+    """What the file says; nothing where it is damaged or half written, None where there is none."""
     try:
         holder = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError:
         return {}
-    return holder if isinstance(holder, dict) else {}
+    return holder if _names_a_process(holder) else {}
+
+
+def _names_a_process(holder: Any) -> bool:
+    """Whether it says all that `_this_process` does."""
+    if not isinstance(holder, dict):
+        return False
+    texts = [holder.get(key) for key in ("token", "host", "host_id", "since")]
+    pid, started = holder.get("pid"), holder.get("started", 0)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and (isinstance(pid, int) and 0 < pid < 1 << 31)
+        and (started is None or isinstance(started, str))
+    )
 
 
 def _stamp(path: Path) -> tuple[int, bytes]:

@@ -13,29 +13,40 @@ import torch.distributed as dist
 
 from pipeline.named_path import PathError
 from training.config import Config
+from training.distributed import together
 from training.named_files import check_named_files
-from training.saving import lock
-from training.saving.disk import Disk, probe, replace
+from training.saving import files, lock
+from training.saving.disk import Disk, probe, write_aside
 from training.saving.files import CheckpointError, checkpoints, faults, is_complete, read_about
 from training.saving.settings import compare_settings
+
+_LEFT_BY_STARTS = re.compile(
+    rf"run\.unfinished|{re.escape(lock.FILE)}|lock\.\d+\.unfinished|probe_\d+"
+)
 
 
 class NoneWholeError(CheckpointError):
     """A run has checkpoints, and all of them are damaged."""
 
 
-def open_output(output: Path) -> Disk:
-    """Create a run's folder if need be, and find out what its disk can do.
+def open_output(output: Path) -> tuple[lock.Lock, Disk]:
+    """Create a run's folder if need be, hold it, and find out what its checkpoints' disk can do.
 
-    Raises CheckpointError where it holds what is not a run's, or where nothing can be saved.
+    Raises CheckpointError where it holds what is not a run's, where a process holds it, or where
+    nothing can be saved.
     """
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"run.output={output} is a file: choose a folder")
+    folder, held = output / "checkpoints", lock.Lock(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
         _refuse_others(output)
-        return probe(output)
+        held.acquire()  # first: what another process tries out must not be removed
+        folder.mkdir(exist_ok=True)
+        probe(output)
+        return held, probe(folder)  # which may be a link to another disk
     except OSError as error:
+        held.release()
         raise CheckpointError(
             f"run.output={output}: nothing can be saved there ({error}). Make room, allow writing, "
             "or choose a folder on another disk"
@@ -48,10 +59,14 @@ def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
     `facts` are what identifies the run: model, number of classes, dataset. They are written down
     at first, and bind from the first checkpoint on: a try that saved nothing owns no folder.
     """
-    path, begun = output / "run.json", bool(checkpoints(output))
-    if begun and path.exists():
+    path, begun = output / "run.json", checkpoints(output)
+    written = _read_facts(path)
+    if begun:
+        if written is None:
+            logging.warning("%s is missing or damaged: the checkpoints say the same", path)
         _require_same(
-            json.loads(path.read_text()),
+            # Where the newest is damaged, the one before it says the same.
+            written or next(filter(None, map(files.facts, reversed(begun))), {}),
             facts,
             what=f"run.output={output} holds another run",
             remedy="Choose another run.output, or restore that configuration to go on",
@@ -62,22 +77,31 @@ def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
             f"run.output={output} already holds this run and run.resume=never: choose another "
             "run.output, or run.resume=auto to go on"
         )
-    if not (begun and path.exists()):
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(facts, indent=2))
-        replace(unfinished, path)
+    if not begun or written is None:
+        write_aside(path, json.dumps(facts, indent=2), aside=path.with_suffix(".unfinished"))
+
+
+def _read_facts(path: Path) -> dict[str, Any] | None:
+    """What run.json says; None where it is missing or damaged, as by a power cut."""
+    content = files.read(path)
+    try:
+        facts = json.loads(content or b"")
+    except ValueError:
+        return None
+    return facts if isinstance(facts, dict) else None
 
 
 def _refuse_others(output: Path) -> None:
     """Raise CheckpointError where a folder holds files and no run."""
     # Checkpoints say themselves whose they are: run.json may be lost where somebody removed the
     # folder while the run went on.
-    if (output / "run.json").exists() or checkpoints(output):
+    if checkpoints(output) or (output / "run.json").exists():
         return
-    # A start that ended here and now leaves these.
-    ours = {lock.FILE, "run.unfinished"}
-    there = sorted(e.name for e in output.iterdir() if e.name not in ours)
-    there = [name for name in there if not re.fullmatch(r"lock\.\d+\.unfinished|probe_\d+", name)]
+    left = {name for name in os.listdir(output) if _LEFT_BY_STARTS.fullmatch(name)}
+    folder = output / "checkpoints"
+    if folder.is_dir() and all(map(_LEFT_BY_STARTS.fullmatch, os.listdir(folder))):
+        left.add(folder.name)
+    there = sorted({*os.listdir(output)} - left)
     if there:
         raise CheckpointError(
             f"run.output={output} is not empty ({', '.join(there[:4])}) and holds no run: choose "
@@ -90,12 +114,13 @@ def choose_checkpoint(output: Path, config: Config, *, facts: dict[str, Any]) ->
 
     None is for a run that starts anew. Call it on every rank: each checks a share of the files, and
     all get the same answer. Where a checkpoint is damaged, a warning names file and fault, and the
-    one before it is taken.
+    one before it is taken; of the run's own it counts no more, and the next save removes it.
 
-    Raises CheckpointError, on every rank, where none is whole, where run.resume names none or an
-    older one of this very run, and where the one it names is of another model, head or dataset.
+    Raises CheckpointError, on every rank, where none is whole, where one cannot be read, where
+    run.resume names none or an older one of this very run, and where the one it names is of another
+    model, head or dataset.
     """
-    own, named = checkpoints(output), config.run.resume
+    own, named = together(lambda: checkpoints(output)), config.run.resume
     candidates = own if named in ("auto", "never") else _named(config, own)
     (candidates,) = from_main([candidates])
     if isinstance(candidates, CheckpointError):
@@ -109,6 +134,9 @@ def choose_checkpoint(output: Path, config: Config, *, facts: dict[str, Any]) ->
         what=f"{path} is of another run",
         remedy="Choose another run.resume, or restore that configuration to go on",
     )
+    if path in own:
+        damaged = own[own.index(path) + 1 :]
+        together(lambda: dist.get_rank() == 0 and [files.pass_over(newer) for newer in damaged])
     return path
 
 
@@ -162,13 +190,15 @@ def _named(config: Config, own: list[Path]) -> list[Path] | CheckpointError:
 def newest_whole(candidates: list[Path]) -> Path:
     """The last of these folders whose checksums hold; call it on every rank.
 
-    Raises NoneWholeError where there is none.
+    Raises, on every rank, NoneWholeError where there is none, UnreadableError where one cannot be
+    read.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     told = []
     for path in reversed(candidates):
+        mine = together(lambda path=path: faults(path, rank=rank, world_size=world_size))
         everyone: list[list[str]] = [[] for _ in range(world_size)]
-        dist.all_gather_object(everyone, faults(path, rank=rank, world_size=world_size))
+        dist.all_gather_object(everyone, mine)
         # Without a manifest all ranks say the same.
         found = list(dict.fromkeys(fault for theirs in everyone for fault in theirs))
         if not found:

@@ -43,7 +43,7 @@ class Room:
 def require_room(
     config: Config, train_step: TrainStep, *, steps_done: int, steps_per_epoch: int
 ) -> Room:
-    """How much of run.output's disk the checkpoints from here to the last step take.
+    """How much of their disk the checkpoints from here to the last step take.
 
     Call it on the main rank. The folder need not exist yet.
 
@@ -58,7 +58,7 @@ def require_room(
         each=checkpoint_bytes(train_step),
         at_once=min(most, len(existing) + saves) if saves else 0,
         held=sum(file.stat().st_size for path in existing for file in path.iterdir()),
-        free=_free(output),
+        free=_free(output / "checkpoints"),  # which may be a link to another disk
     )
     if room.free is None or room.missing <= room.free:
         return room

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from training.saving import files
+from training.saving import disk, files
 
 SHARD, CONTENT = "__0_0.distcp", bytes(range(256)) * 300
 
@@ -92,12 +97,92 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3
 
 
-def test_what_lies_beyond_the_step_goes_and_does_not_count(tmp_path):
-    """The run went on from step 2, as step 9 was damaged."""
+def test_what_lies_beyond_the_step_does_not_count_and_stays(tmp_path):
+    """Until it is known to be worth nothing: nothing says here that step 9 is damaged."""
     for step, accuracy in [(1, 0.1), (2, 0.2), (9, 0.9), (3, None)]:
         make(tmp_path, step, accuracy)
     files.retain(tmp_path, step=3, keep=1)
-    assert [path.name[-1] for path in files.checkpoints(tmp_path)] == ["2", "3"]
+    assert [path.name[-1] for path in files.checkpoints(tmp_path)] == ["2", "3", "9"]
+    files.remove_beyond(tmp_path, 2)
+    assert [path.name[-1] for path in files.checkpoints(tmp_path)] == ["2"]
+
+
+def test_one_that_is_passed_over_counts_no_more_and_goes_with_the_next_save(tmp_path):
+    make(tmp_path, 1)
+    damaged = make(tmp_path, 9)
+    files.pass_over(damaged)
+    assert [path.name[-1] for path in files.checkpoints(tmp_path)] == ["1"]
+    assert (damaged / SHARD).exists()
+    make(tmp_path, 2)
+    assert not damaged.exists()
+
+
+def fail_to_read(patch: pytest.MonkeyPatch, part: str, *, times: int, number: int) -> list[str]:
+    """The first reads of paths with this part in them fail, as on a network disk that was away."""
+    failed: list[str] = []
+
+    def failing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *args: Any, **more: Any) -> Any:
+            if part in str(path) and len(failed) < times:
+                failed.append(str(path))
+                raise OSError(number, os.strerror(number), str(path))
+            return real(path, *args, **more)
+
+        return call
+
+    patch.setattr(files.os, "listdir", failing(os.listdir))
+    patch.setattr(files.os, "stat", failing(os.stat))
+    patch.setattr(io, "open", failing(io.open))
+    patch.setattr(disk.time, "sleep", lambda seconds: None)
+    return failed
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES, errno.ENOMEM])
+@pytest.mark.parametrize("part", ["checkpoints", "manifest.json", SHARD])
+def test_what_the_disk_does_not_give_for_a_moment_is_not_damaged(
+    tmp_path, monkeypatch, part, number
+):
+    path = make(tmp_path, 9)
+    failed = fail_to_read(monkeypatch, part, times=2, number=number)
+    assert files.checkpoints(tmp_path) == [path]
+    assert files.faults(path) == []
+    assert len(failed) == 2
+
+
+@pytest.mark.parametrize("part", ["checkpoints", "manifest.json", SHARD])
+def test_what_the_disk_does_not_give_at_all_is_refused_with_the_reason(tmp_path, monkeypatch, part):
+    """Neither damaged nor absent, and nothing is cleared away as if it were."""
+    path = make(tmp_path, 9)
+    with monkeypatch.context() as patch:
+        fail_to_read(patch, part, times=999, number=errno.EIO)
+        with pytest.raises(files.UnreadableError, match=r"cannot be read, .*it may be whole.*move"):
+            files.checkpoints(tmp_path) and files.faults(path)
+        if part == "manifest.json":
+            with pytest.raises(files.UnreadableError):
+                files.clear(files.folder_of(tmp_path, 12))
+    assert files.faults(path) == []
+
+
+@pytest.mark.parametrize("part", ["about.json", "scores.json"])
+def test_a_read_error_costs_the_best_checkpoint_not_its_place(tmp_path, monkeypatch, part):
+    for step in (1, 2, 3, 4):
+        files.write_scores(make(tmp_path, step), {"set": {"accuracy": 0.9 - 0.1 * step}})
+    with monkeypatch.context() as patch:
+        fail_to_read(patch, part, times=999, number=errno.ESTALE)
+        with pytest.raises(files.UnreadableError):
+            files.retain(tmp_path, step=4, keep=2)
+    files.retain(tmp_path, step=4, keep=2)
+    assert [path.name[-1] for path in files.checkpoints(tmp_path)] == ["1", "3", "4"]
+
+
+@pytest.mark.parametrize("how", ["a dangling link", "a file"])
+def test_a_folder_of_checkpoints_that_is_none_is_refused(tmp_path, how):
+    """As where the disk that it is a link to is not mounted: the run would start over."""
+    folder = tmp_path / "checkpoints"
+    folder.symlink_to("nowhere") if how == "a dangling link" else folder.touch()
+    there = "a link to nowhere, where no" if how == "a dangling link" else "a file"
+    with pytest.raises(files.CheckpointError, match=f"{folder} is {there}.*Mount or restore it"):
+        files.checkpoints(tmp_path)
 
 
 def test_one_of_the_same_step_is_replaced_and_remains_are_cleared(tmp_path):

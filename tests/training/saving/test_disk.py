@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import mmap
 import os
 import shutil
@@ -15,7 +16,7 @@ from tests.training import tiny
 from tests.training.saving.test_checkpoint import CONFIG, same, tensors, train_step
 from training.loop import Trainer
 from training.precision import choose_precision
-from training.saving import checkpoint, disk, files, resume
+from training.saving import checkpoint, disk, files, lock, resume
 from training.saving.files import CheckpointError
 
 ALL = " ".join(FAULTS)
@@ -112,6 +113,34 @@ def test_where_nothing_can_be_saved_it_is_said_before_the_first_step(
     monkeypatch.setattr(os, call, fail)
     with pytest.raises(CheckpointError, match=rf"run/?: nothing can be saved there.*{number}"):
         resume.open_output(tmp_path / "run")
+
+
+def test_a_full_disk_of_the_checkpoints_is_found_before_the_first_step(tmp_path, monkeypatch):
+    real = disk.probe
+    monkeypatch.setattr(resume, "probe", lambda folder: fill(folder) or real(folder))
+
+    def fill(folder):
+        if folder.name == "checkpoints":
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    with pytest.raises(CheckpointError, match=r"nothing can be saved there \(.*No space.*checkpoi"):
+        resume.open_output(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "lock.json").read_text())["released"]
+    monkeypatch.setattr(resume, "probe", real)
+    held, _ = resume.open_output(tmp_path / "run")  # what that start left is no stranger's
+    held.release()
+
+
+def test_nothing_is_tried_out_in_a_folder_that_another_process_holds(tmp_path):
+    """Of two starts at once the second must not clear away what the first is trying out."""
+    other = lock._this_process.__wrapped__(os.getppid())
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / lock.FILE).write_text(json.dumps(other))
+    trial = tmp_path / "probe_1"
+    trial.mkdir()
+    with pytest.raises(CheckpointError, match=f"in use by process {os.getppid()}"):
+        resume.open_output(tmp_path)
+    assert trial.exists()
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

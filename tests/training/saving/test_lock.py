@@ -194,6 +194,44 @@ def test_a_lock_that_was_written_by_half_holds_nobody_up(tmp_path, monkeypatch):
         hold(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "odd"),
+    [
+        *[("pid", None), ("pid", "1"), ("pid", 10**30), ("pid", -1), ("started", 5)],
+        *[("host", 1), ("since", None), ("token", None), ("host_id", [])],
+    ],
+)
+def test_a_lock_that_names_no_process_holds_nobody_up(tmp_path, monkeypatch, key, odd):
+    """Somebody has edited it, or another program has a file of this name."""
+    watch(monkeypatch, lambda number: None)
+    whole = held_by(tmp_path, os.getppid())
+    lacking = {name: value for name, value in whole.items() if name != key}
+    for holder in (whole | {key: odd}, lacking):
+        (tmp_path / locks.FILE).write_text(json.dumps(holder))
+        locks.require_free(tmp_path)
+        hold(tmp_path).release()
+        assert holder_of(tmp_path)["released"]
+
+
+@pytest.mark.parametrize("content", ["[1]", "7", '"text"', "\udcff"])
+def test_a_lock_that_is_something_else_holds_nobody_up(tmp_path, monkeypatch, content):
+    watch(monkeypatch, lambda number: None)
+    (tmp_path / locks.FILE).write_text(content, errors="surrogateescape")
+    hold(tmp_path).release()
+
+
+def test_what_is_written_aside_does_not_stay(tmp_path, monkeypatch):
+    """Neither where the disk is full, nor of a process that was killed meanwhile."""
+    (tmp_path / "lock.7.unfinished").write_text("{")
+    lock = hold(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError(28, "No space")))
+        lock.release()
+    assert [file.name for file in tmp_path.iterdir()] == [locks.FILE]
+    lock.release()
+    assert holder_of(tmp_path)["released"]
+
+
 def test_of_two_that_take_a_folder_at_once_one_is_refused(tmp_path, monkeypatch):
     held_by(tmp_path, 1, token="gone", started="1", released=True)
     watch(monkeypatch, lambda number: held_by(tmp_path, 2, token="faster"))

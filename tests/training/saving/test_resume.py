@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.saving.test_checkpoint import CONFIG, train_step
-from tests.training.saving.test_checkpoint_files import damage
+from tests.training.saving.test_checkpoint_files import damage, fail_to_read
 from training.saving import checkpoint, resume
 from training.saving.files import CheckpointError
 
@@ -61,6 +64,25 @@ def test_the_one_before_a_damaged_one_is_taken_with_a_warning(run, harm, fault, 
     assert fault in record.getMessage()
 
 
+def test_a_damaged_one_is_left_until_the_next_save_and_one_that_was_not_read_for_good(
+    run, monkeypatch
+):
+    """A network disk that is away for a moment costs nothing; for longer, it is the user's turn."""
+    newest = shard(run, 10)
+    fail_to_read(monkeypatch, newest.name, times=1, number=errno.ESTALE)
+    assert choose(run) == "10"
+    with monkeypatch.context() as patch:
+        fail_to_read(patch, newest.name, times=999, number=errno.EIO)
+        with pytest.raises(CheckpointError, match=rf"{newest} cannot be read, .*start again"):
+            choose(run)
+    assert choose(run) == "10"
+    damage(newest)
+    assert choose(run) == choose(run) == "5"
+    assert newest.exists()
+    checkpoint.save(run, step=7, config=CONFIG, train_step=train_step(), facts=FACTS)
+    assert not newest.parent.exists()
+
+
 def test_where_all_are_damaged_the_run_does_not_start_over_in_silence(run):
     damage(shard(run, 5))
     damage(shard(run, 10))
@@ -109,3 +131,37 @@ def test_never_refuses_a_folder_with_checkpoints_alone(run):
     resume.claim(run, CONFIG, facts=FACTS)
     with pytest.raises(CheckpointError, match=r"holds another run: its model\.name is"):
         resume.claim(run, CONFIG, facts=FACTS | {"model.name": "other"})
+
+
+@pytest.mark.parametrize("content", [None, "", '{"model.name": "ire', "[]"])
+def test_a_lost_or_damaged_run_json_is_written_again_and_checkpoints_say_whose_they_are(
+    run, caplog, content
+):
+    """As a power cut leaves it."""
+    path = run / "run.json"
+    for facts in (FACTS | {"model.name": "other"}, FACTS):
+        if content is not None:
+            path.write_text(content)
+        if facts is FACTS:
+            damage(run / "checkpoints" / "step_000000010" / "about.json")
+            resume.claim(run, CONFIG, facts=facts)
+        else:
+            with pytest.raises(CheckpointError, match=r"holds another run: its model\.name is"):
+                resume.claim(run, CONFIG, facts=facts)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(FACTS))
+    assert f"{path} is missing or damaged" in caplog.text
+
+
+def test_where_nothing_was_saved_a_damaged_run_json_is_written_again(tmp_path, monkeypatch):
+    """Synced before it has its name: whoever loses power finds the old one or the new one."""
+    path, calls = tmp_path / "run.json", []
+    path.write_text("")
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *args, name=name, real=real: calls.append(name) or real(*args)
+        )
+    resume.claim(tmp_path, CONFIG, facts=FACTS)
+    assert json.loads(path.read_text())["model.name"] == "iresnet10"
+    assert calls == ["fsync", "replace"]
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]

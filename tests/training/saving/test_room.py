@@ -92,6 +92,18 @@ def test_what_a_run_has_already_counts_as_its_own(step, tmp_path, monkeypatch):
         ask(tmp_path, step, free=found.each - 1, monkeypatch=monkeypatch, done=20)
 
 
+def test_the_room_is_that_of_the_disk_where_checkpoints_lie(step, tmp_path, monkeypatch):
+    """Which may be a link to another one."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (tmp_path / "checkpoints").symlink_to(scratch)
+    asked = []
+    found = SimpleNamespace(f_bavail=10**9, f_frsize=1, f_blocks=9)
+    monkeypatch.setattr(room.os, "statvfs", lambda path: asked.append(path.resolve()) or found)
+    room.require_room(with_run(output=str(tmp_path)), step, steps_done=0, steps_per_epoch=10)
+    assert asked == [scratch]
+
+
 def test_a_finished_run_needs_none_and_an_unknown_disk_is_not_judged(step, tmp_path, monkeypatch):
     assert ask(tmp_path, step, free=0, monkeypatch=monkeypatch, done=200).missing == 0
     assert "an unknown amount free" in str(ask(tmp_path, step, free=None, monkeypatch=monkeypatch))
