@@ -22,8 +22,8 @@ _ABOUT_DISKS = {
 }
 _MAY_NOT = ("may not be used by this user", "Allow it (chmod, chown), or name another")
 _ABOUT_NAMES = {
-    errno.ENOENT: ("does not exist", "Look at how it is spelled"),
-    errno.ENOTDIR: ("leads through a file as if it were a folder", "Look at how it is spelled"),
+    errno.ENOENT: ("does not exist", "Check the path"),
+    errno.ENOTDIR: ("leads through a file as if it were a folder", "Check the path"),
     errno.EEXIST: ("is there already", "Name another, or remove it"),
     errno.EISDIR: ("is a folder", "Name a file"),
     errno.EACCES: _MAY_NOT,

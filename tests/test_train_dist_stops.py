@@ -214,7 +214,7 @@ def test_the_time_is_over_and_all_is_saved(configure):
     with started(*TORCHRUN, "train_dist.py", path) as process:
         told, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, complaints
-    assert "stopped: run.max_hours=1 are over" in told
+    assert "stopped: run.max_hours=1 is reached" in told
     assert newest(output) == f"step_{steps(output)[-1]:09d}"
 
 

@@ -202,7 +202,7 @@ def main() -> None:
     for path in written:
         print(f"wrote         {path}")
     if arguments.format == "safetensors" and arguments.license == "unknown":
-        print("license       unknown, says the model card: --license names it")
+        print("license       the model card says unknown: set it with --license")
 
 
 if __name__ == "__main__":

@@ -252,7 +252,8 @@ class Reporter:
             for name, scores in line.get("verification", {}).items():
                 history.setdefault(name, []).append(scores["accuracy"])
         for name, accuracy in history.items():
-            self.say(f"verification {name}: accuracy {accuracy[0]:.4f} → {accuracy[-1]:.4f}")
+            first = f"{accuracy[0]:.4f} → " if len(accuracy) > 1 else ""
+            self.say(f"verification {name}: accuracy {first}{accuracy[-1]:.4f}")
         self.say(f"TensorBoard  tensorboard --logdir {self.tensorboard_path}")
         self.say(f"checkpoint   {checkpoint}")
         if drawn:

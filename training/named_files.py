@@ -20,7 +20,7 @@ _SETTINGS = {
     "data.train": _Expected("a .rec file, or the folder of its train.rec", folder=True),
     "data.identity_map": _Expected("a .csv with the columns file, label, identity, or a .json"),
     "data.leave_out": _Expected("a text file of identities and records"),
-    "eval.sets": _Expected("a verification set such as lfw.bin"),
+    "eval.sets": _Expected("a verification set such as lfw.bin, or eval.sets=[] for none"),
     "distill.teacher": _Expected(
         "a checkpoint's folder (RUN/checkpoints/step_…), a .pth or .pt of arcface_torch, or an "
         ".onnx",

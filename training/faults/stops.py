@@ -170,7 +170,7 @@ class Stops:
             if self._max_hours and time.monotonic() > self._began + self._max_hours * 3600:
                 # Where that is before a step, whoever starts the run until it is finished would
                 # do so without end.
-                why = f"run.max_hours={self._max_hours:g} are over"
+                why = f"run.max_hours={self._max_hours:g} is reached"
                 self._want(why, os.EX_OK, if_undone=1)
             silent = self._agreement and not self._agreement.known
             if silent and time.monotonic() > self._asked_at + 2 * ANSWER:

@@ -144,7 +144,7 @@ def require_settings(path: Path, output: Path, config: Config) -> list[str]:
     """What differs from the configuration that `path` was saved with, a line each.
 
     Call it on every rank. Raises CheckpointError, on every rank, where a run would go on in its own
-    `output` with settings that decide what its weights come to be; one that begins in another may.
+    `output` with settings that change the result; one that begins in another may.
     """
     try:
         saved = json.loads((path / "config.json").read_text()) if dist.get_rank() == 0 else {}
@@ -156,8 +156,8 @@ def require_settings(path: Path, output: Path, config: Config) -> list[str]:
     differ = compare_settings(saved, config)
     if differ.binding and path.parent.resolve() == (output / "checkpoints").resolve():
         raise CheckpointError(
-            f"{path} was saved with other settings: {'; '.join(differ.binding)}. They decide what "
-            "the weights come to be: restore them to go on; or begin another run there, with "
+            f"{path} was saved with other settings: {'; '.join(differ.binding)}. They change the "
+            "result: set them back to continue, or start a new run with them from this checkpoint: "
             f"another run.output and run.resume={path}"
         )
     return [*differ.binding, *differ.free]

@@ -1,7 +1,7 @@
 """Which settings may differ where a run goes on from a checkpoint, and which may not.
 
-Those of `FREE` say where, how fast and how closely watched a run is. Those of `BINDING` decide what
-its weights come to be: changed half-way, no configuration says how they came about.
+Those of `FREE` say where, how fast and how closely watched a run is. Those of `BINDING` change the
+result: if they change half-way, no configuration says how the weights were made.
 """
 
 from __future__ import annotations

@@ -301,7 +301,7 @@ def test_the_time_is_over(world, clock):
         clock.now += 1800
         assert take_step(running) is None
         clock.now += 1
-        assert reason_to_stop(running) == "run.max_hours=0.5 are over"
+        assert reason_to_stop(running) == "run.max_hours=0.5 is reached"
 
 
 def test_a_time_below_zero_is_refused():
