@@ -176,6 +176,8 @@ class Trainer:
             if path:
                 self._changed = resume.require_settings(path, self.output, self.config)
                 self._take_up(path)
+                total = self.schedule.total_steps
+                resume.require_steps(path, self.output, done=self.steps_done, total=total)
         except Exception as error:
             if self._state:
                 if isinstance(error, resume.NoneWholeError):
@@ -390,14 +392,15 @@ class Trainer:
         return known or self.verify()
 
     def _known_scores(self) -> Scores:
-        """What the main rank's checkpoint or metrics.jsonl says of the present state."""
+        """The present state's scores on all sets, where checkpoint or metrics.jsonl has them."""
         if self.reporter is None or self.last_checkpoint is None:
             return {}
-        if scores := read_about(self.last_checkpoint)["scores"]:
-            return scores
-        scores = self.reporter.verified(self.steps_done)
-        self._saver.add_scores(self.steps_done, scores)
-        return scores
+        scores = read_about(self.last_checkpoint)["scores"]
+        if not scores:
+            scores = self.reporter.verified(self.steps_done)
+            self._saver.add_scores(self.steps_done, scores)
+        sets = {Path(path).stem for path in self.config.eval.sets}
+        return scores if sets <= scores.keys() else {}
 
     def _stop(self, reason: Reason) -> None:
         """Save and raise Stopped, on all ranks after the same step."""

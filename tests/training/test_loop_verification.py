@@ -103,6 +103,24 @@ def test_scores_that_only_the_journal_has_reach_the_checkpoint(config, world):
     assert verified(again.output)[10] == [0.9], "told once"
 
 
+def test_another_set_is_verified_though_the_scores_of_the_old_ones_are_known(config, world):
+    build(config, world, Examiner(0.5, 0.6, 0.7)).run()
+    examine = Examiner(0.8)
+    build(override(config, ["eval.sets=[other.bin]"]), world, examine).run()
+    assert examine.calls == 1, "the finished run's last state"
+
+
+def test_a_finished_run_is_no_start_for_one_without_further_steps(config, world, tmp_path):
+    """It would be finished at once, never trained with what it was asked for."""
+    build(config, world, Examiner(0.5, 0.6, 0.7)).run()
+    last = files.newest(Path(config.run.output))
+    begin = [f"run.output={tmp_path / 'new'}", f"run.resume={last}", "head.sample_rate=0.5"]
+    with pytest.raises(files.CheckpointError, match=r"10 steps, and this run has 10.*init_from"):
+        build(override(config, begin), world, Examiner())
+    further = override(config, [*begin, "run.epochs=3"])
+    build(further, world, Examiner(0.6, 0.7)).run()
+
+
 def test_scores_in_about_json_are_read_as_older_runs_wrote_them(config, world):
     first = build(config, world, Examiner(0.1, 0.2, 0.9))
     first.run()

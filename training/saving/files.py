@@ -125,7 +125,11 @@ def newest(output: Path) -> Path | None:
 
 
 def best(output: Path) -> Path | None:
-    """The one with the best mean verification accuracy, if any; of equals the newest."""
+    """The one with the best mean verification accuracy, if any; of equals the newest.
+
+    Only those count that were verified on the same sets as the newest of them: scores of others
+    say nothing about which is better.
+    """
     return _best(checkpoints(output))
 
 
@@ -291,8 +295,13 @@ def _scores(path: Path) -> dict[str, Any]:
 
 
 def _best(paths: list[Path]) -> Path | None:
-    scored = [(_about(path).get("accuracy"), path) for path in paths]
-    return max(((a, path) for a, path in scored if a is not None), default=(None, None))[1]
+    scored = [
+        (about["accuracy"], path, sorted(about.get("scores") or ()))
+        for path in sorted(paths)
+        if (about := _about(path)).get("accuracy") is not None
+    ]
+    comparable = [(a, path) for a, path, sets in scored if sets == scored[-1][2]]
+    return max(comparable, default=(None, None))[1]
 
 
 def _fault(file: Path, size: int, blake2b: str) -> str | None:

@@ -154,13 +154,27 @@ def require_settings(path: Path, output: Path, config: Config) -> list[str]:
     if not saved:
         return []
     differ = compare_settings(saved, config)
-    if differ.binding and path.parent.resolve() == (output / "checkpoints").resolve():
+    if differ.binding and _is_of(path, output):
         raise CheckpointError(
             f"{path} was saved with other settings: {'; '.join(differ.binding)}. They change the "
             "result: set them back to continue, or start a new run with them from this checkpoint: "
             f"another run.output and run.resume={path}"
         )
     return [*differ.binding, *differ.free]
+
+
+def require_steps(path: Path, output: Path, *, done: int, total: int) -> None:
+    """Raise CheckpointError where a run that begins at another's checkpoint has no step to do."""
+    if done >= total and not _is_of(path, output):
+        raise CheckpointError(
+            f"run.resume={path} has done {done} steps, and this run has {total}: nothing would be "
+            f"trained. Raise run.epochs, or start from its weights: run.init_from={path}"
+        )
+
+
+def _is_of(path: Path, output: Path) -> bool:
+    """Whether a checkpoint is one of the run in `output`."""
+    return path.parent.resolve() == (output / "checkpoints").resolve()
 
 
 def _named(config: Config, own: list[Path]) -> list[Path] | CheckpointError:

@@ -97,6 +97,16 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3
 
 
+def test_the_best_is_found_among_those_verified_on_the_sets_in_use(tmp_path):
+    """Scores on an easier set, from before eval.sets changed, keep no checkpoint."""
+    sets = [("easy", 0.99), ("easy", 0.98), ("hard", 0.7), ("hard", 0.6), ("hard", 0.65)]
+    for step, (name, accuracy) in enumerate(sets, start=1):
+        files.write_scores(make(tmp_path, step), {name: {"accuracy": accuracy}})
+        files.retain(tmp_path, step=step, keep=1)
+    assert files.best(tmp_path) == files.folder_of(tmp_path, 3)
+    assert [path.name[-1] for path in files.checkpoints(tmp_path)] == ["3", "4", "5"]
+
+
 def test_what_lies_beyond_the_step_does_not_count_and_stays(tmp_path):
     """Until it is known to be worth nothing: nothing says here that step 9 is damaged."""
     for step, accuracy in [(1, 0.1), (2, 0.2), (9, 0.9), (3, None)]:
