@@ -155,9 +155,9 @@ def test_a_run_that_begins_at_anothers_checkpoint_writes_nothing_there(config, w
     (first.last_checkpoint / "scores.json").unlink()
     before = sorted(first.output.rglob("*"))
     elsewhere = [f"run.output={tmp_path / 'other'}", f"run.resume={first.last_checkpoint}"]
-    examiner = Examiner(0.9)
-    build(override(config, elsewhere), world, examiner).run()
-    assert examiner.calls == 1
+    examiner = Examiner(0.9, 0.9)
+    build(override(config, [*elsewhere, "run.epochs=3"]), world, examiner).run()
+    assert examiner.calls == 2, "where it begins, and at its end"
     assert sorted(first.output.rglob("*")) == before
 
 
