@@ -64,6 +64,7 @@ def test_embeddings_are_torchs_for_every_batch_size_and_layout(tmp_path, weight)
 
 
 @needs_onnx
+@pytest.mark.usefixtures("world")
 def test_as_a_teacher_it_sees_pixels_from_minus_one_to_one(tmp_path, weight):
     path = tmp_path / "x.onnx"
     write_onnx(path, weight)
@@ -115,6 +116,7 @@ def test_an_onnxruntime_without_the_devices_provider_is_refused(monkeypatch):
         OnnxNetwork(Path("x.onnx"), device=torch.device("xpu", 0), image_size=SIZE)
 
 
+@pytest.mark.usefixtures("world")
 def test_the_fingerprint_needs_no_onnxruntime_and_takes_in_external_weights(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     path = tmp_path / "x.onnx"
