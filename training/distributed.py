@@ -82,6 +82,13 @@ def leave_world() -> None:
     dist.destroy_process_group()
 
 
+def of_all_ranks(value: T) -> list[T]:
+    """What every rank has, by rank; call it on every rank."""
+    values: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def together(work: Callable[[], T]) -> T:
     """Do `work` on every rank; where it raises on any, every rank raises, so that none waits.
 
@@ -96,9 +103,7 @@ def together(work: Callable[[], T]) -> T:
             pickle.dumps(caught)
         except (pickle.PicklingError, TypeError, AttributeError):
             error = RuntimeError(f"{type(caught).__name__}: {caught}")
-    everyone: list[Exception | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, error)
-    for failure in (error, *everyone):
+    for failure in (error, *of_all_ranks(error)):
         if failure is not None:
             raise failure
     return cast(T, result)
@@ -106,8 +111,7 @@ def together(work: Callable[[], T]) -> T:
 
 def require_agreement(facts: dict[str, Any]) -> None:
     """Raise ValueError, on every rank, naming the first fact that is not the same on all."""
-    everyone: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, facts)
+    everyone = of_all_ranks(facts)
     for name in facts:
         values = [theirs.get(name) for theirs in everyone]
         for rank, value in enumerate(values):

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 from pipeline.dali_loader import Batch
 from training.config import Config, check_batch
 from training.data import count_classes, open_training_data
-from training.distributed import World, together
+from training.distributed import World, of_all_ranks, together
 from training.doctor import diagnose
 from training.forecast import WARM_UP, duration, warm_up_steps
 from training.loop import Trainer
@@ -28,7 +28,6 @@ from training.out_of_memory import (
     does_not_fit,
     least_available,
     memory_explained,
-    of_all_ranks,
 )
 from training.precision import Precision
 from training.saving.files import newest

@@ -10,13 +10,11 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 
 from training.config import Config
-from training.distributed import World
+from training.distributed import World, of_all_ranks
 from training.memory import Prediction, available_memory
 
 _SIGNS = re.compile(
@@ -38,8 +36,6 @@ _WAYS = {
     "checkpoint": ("ranks",),
     "verification": ("eval.batch_size",),
 }
-
-T = TypeVar("T")
 
 
 class OutOfMemoryError(ValueError):
@@ -122,13 +118,6 @@ def least_available(world: World) -> int:
     """Bytes that a rank may take in all, of that with the fewest; call it on every rank."""
     own = available_memory(world.device, local_world_size=world.local_world_size)
     return min(of_all_ranks(own))
-
-
-def of_all_ranks(value: T) -> list[T]:
-    """What every rank has, by rank; call it on every rank."""
-    values: list[T] = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _explain(

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from pipeline.collection import Collection
 from pipeline.dali_loader import Batch
+from training.distributed import of_all_ranks
 from training.step import StepResult
 
 MOST = 2  # times that a run goes back
@@ -77,9 +78,7 @@ def gather_bad_steps(result: StepResult, batch: Batch, records: Collection) -> l
         loss_scale=result.loss_scale.item(),
         records=tuple(records.describe(int(i)) for i in batch.records[:_RECORDS]),
     )
-    everyone = [mine] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone
+    return of_all_ranks(mine)
 
 
 def diagnose(steps: Sequence[BadStep], *, step: int, skipped_in_a_row: int, times: int) -> str:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pipeline.named_path import PathError
 from training.config import Config
-from training.distributed import together
+from training.distributed import of_all_ranks, together
 from training.named_files import check_named_files
 from training.saving import files, lock
 from training.saving.disk import Disk, probe, write_aside
@@ -211,10 +211,8 @@ def newest_whole(candidates: list[Path]) -> Path:
     told = []
     for path in reversed(candidates):
         mine = together(lambda path=path: faults(path, rank=rank, world_size=world_size))
-        everyone: list[list[str]] = [[] for _ in range(world_size)]
-        dist.all_gather_object(everyone, mine)
         # Without a manifest all ranks say the same.
-        found = list(dict.fromkeys(fault for theirs in everyone for fault in theirs))
+        found = list(dict.fromkeys(fault for theirs in of_all_ranks(mine) for fault in theirs))
         if not found:
             return path
         told.append(f"{path} is damaged: {'; '.join(found)}")
