@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import runpy
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +23,18 @@ from omegaconf.errors import OmegaConfBaseException
 from heads import create_margin
 from models import MODELS
 from pipeline.named_path import PathError, check_path
+from training.setting_range import (
+    Amount,
+    Count,
+    CountOrZero,
+    Decay,
+    Fraction,
+    Positive,
+    Range,
+    Remainder,
+    Share,
+    out_of_range,
+)
 from training.setting_value import SettingValueError, parse_value
 
 # Where a leading tilde is expanded.
@@ -43,8 +55,13 @@ class ConfigError(ValueError):
 
 
 def _check(holds: bool, key: str, value: object, allowed: str) -> None:
-    if not holds or value in (math.inf, -math.inf):
+    if not holds:
         raise ConfigError(f"{key}={value!r}: expected {allowed}")
+
+
+def _check_ranges(section: str, settings: object) -> None:
+    for name, value, allowed in out_of_range(settings):
+        raise ConfigError(f"{section}.{name}={value!r}: expected {allowed}")
 
 
 @dataclass(frozen=True)
@@ -52,27 +69,21 @@ class RunConfig:
     """Where a run lives and how long it goes on."""
 
     output: str = "runs/default"  # folder for checkpoints, metrics and TensorBoard
-    epochs: int = 20
-    seed: int = 0
+    epochs: Annotated[int, Range(1, 10**6)] = 20
+    seed: Annotated[int, Range(0, (1 << 63) - 1)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     resume: str = "auto"  # never: refuse a folder that holds a run; PATH: where a new run begins
     init_from: str = ""  # weights a new run starts from: checkpoint, run, .pth, .pt, .safetensors
     deterministic: bool = False  # the same losses to the bit, run after run; slower on GPUs
-    save_every: int = 1  # epochs between checkpoints; the last epoch is always saved
-    save_steps: int = 0  # steps between checkpoints inside an epoch; 0: none
-    keep: int = 2  # newest checkpoints that stay, two at least; so does the best one verified
-    max_hours: float = 0.0  # then save and stop, leaving some for the saving; 0: no limit
-    hang_minutes: float = 10.0  # without a step, and the run ends saying where it hangs; 0: never
-    max_nonfinite: int = 50  # skipped steps in a row, and the run goes back to a checkpoint; 0: any
+    save_every: Count = 1  # epochs between checkpoints; the last epoch is always saved
+    save_steps: CountOrZero = 0  # steps between checkpoints inside an epoch; 0: none
+    keep: Count = 2  # newest checkpoints that stay, two at least; so does the best one verified
+    max_hours: Amount = 0.0  # then save and stop, leaving some for the saving; 0: no limit
+    hang_minutes: Amount = 10.0  # without a step, and the run ends saying where it hangs; 0: never
+    max_nonfinite: CountOrZero = 50  # skipped steps in a row, then back to a checkpoint; 0: any
 
     def __post_init__(self) -> None:
-        _check(0 <= self.seed < 1 << 63, "run.seed", self.seed, "in [0, 2**63)")
-        _check(self.epochs >= 1, "run.epochs", self.epochs, "at least 1")
-        _check(self.save_every >= 1, "run.save_every", self.save_every, "at least 1")
-        _check(self.save_steps >= 0, "run.save_steps", self.save_steps, "0 (none) or more")
-        _check(self.keep >= 1, "run.keep", self.keep, "at least 1")
-        for name in ("max_hours", "hang_minutes", "max_nonfinite"):
-            _check(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "0 (off) or more")
+        _check_ranges("run", self)
         _check(bool(self.resume), "run.resume", self.resume, "auto, never or a folder")
         _check(bool(self.output), "run.output", self.output, "a folder")
 
@@ -82,22 +93,23 @@ class DataConfig:
     """What is read, and how it is turned into batches."""
 
     train: Any = ""  # a .rec file, or the folder that holds train.rec; or several of them
-    weights: tuple[float, ...] = ()  # how often an epoch shows each of several; none: once
+    weights: tuple[Amount, ...] = ()  # how often an epoch shows each of several; none: once
     identity_map: str = ""  # a .csv or .json: which labels of several files are one person
     leave_out: str = ""  # a text file: identities and records to leave out
     labels: Literal["stored", "dense"] = "stored"  # dense: numbered from 0 on, without gaps
-    global_batch: int = 512  # samples a step over all ranks
-    image_size: int = 112  # pixels
+    global_batch: Annotated[int, Range(2, 1 << 24)] = 512  # samples a step over all ranks
+    image_size: Annotated[int, Range(16, 1024)] = 112  # pixels
     order: Literal["global", "block", "balanced"] = "global"
-    block_records: int = 256  # order=block: consecutive records that are read together
-    window_blocks: int = 1024  # order=block: blocks whose records are mixed
-    images_per_identity: int = 4  # order=balanced: of each identity of a batch
+    block_records: Count = 256  # order=block: consecutive records that are read together
+    window_blocks: Count = 1024  # order=block: blocks whose records are mixed
+    images_per_identity: Count = 4  # order=balanced: of each identity of a batch
     augment: tuple[str, ...] = ("flip",)  # recipes of pipeline.augment in order, or "name:0.3"
     decode: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
-    threads: int = 0  # CPU threads for DALI a rank; 0: its share of the cores
-    max_bad_fraction: float = 0.001  # of the images; 1 accepts any damage, even a truncated file
+    threads: Annotated[int, Range(0, 1024)] = 0  # of a rank, for DALI; 0: its share of the cores
+    max_bad_fraction: Fraction = 0.001  # of the images; 1 accepts any damage, even a truncated file
 
     def __post_init__(self) -> None:
+        _check_ranges("data", self)
         several = isinstance(self.train, (list, tuple)) and len(self.train) > 0
         named = all(isinstance(path, str) and path for path in self.files)
         _check(
@@ -113,21 +125,8 @@ class DataConfig:
             self.labels,
             "stored with data.identity_map, which numbers the identities itself",
         )
-        for weight in self.weights:
-            _check(weight >= 0, "data.weights", weight, "0 or more: epochs' worth of a file")
-        _check(self.global_batch >= 2, "data.global_batch", self.global_batch, "at least 2")
         size = self.image_size
-        _check(size > 0 and size % 16 == 0, "data.image_size", size, "pixels, a multiple of 16")
-        for name in ("block_records", "window_blocks", "images_per_identity"):
-            value = getattr(self, name)
-            _check(value >= 1, f"data.{name}", value, "at least 1")
-        _check(self.threads >= 0, "data.threads", self.threads, "0 (automatic) or more")
-        _check(
-            0 <= self.max_bad_fraction <= 1,
-            "data.max_bad_fraction",
-            self.max_bad_fraction,
-            "a fraction from 0 to 1",
-        )
+        _check(size % 16 == 0, "data.image_size", size, "pixels, a multiple of 16")
 
     @property
     def files(self) -> tuple[Any, ...]:
@@ -140,17 +139,15 @@ class ModelConfig:
     """The backbone; its names are those of models.create_model."""
 
     name: str = "iresnet50"
-    embedding_dim: int = 512
-    width: float = 1.0
-    dropout: float = 0.0
+    embedding_dim: Annotated[int, Range(1, 16_384)] = 512
+    width: Annotated[float, Range(0.25, 16)] = 1.0
+    dropout: Remainder = 0.0
     sync_bn: bool = False  # BatchNorm statistics over all ranks; GPUs only, which wait at each
     compile: bool = False  # fuse what stands between the convolutions; a minute at the start
 
     def __post_init__(self) -> None:
-        _check(self.embedding_dim >= 1, "model.embedding_dim", self.embedding_dim, "at least 1")
-        _check(0 <= self.dropout < 1, "model.dropout", self.dropout, "a probability below 1")
-        fits = self.width > 0 and 64 * self.width % 16 == 0
-        _check(fits, "model.width", self.width, "a positive multiple of 0.25")
+        _check_ranges("model", self)
+        _check(64 * self.width % 16 == 0, "model.width", self.width, "a multiple of 0.25")
         # Ranks that fail to compile would leave the others waiting for their statistics.
         _check(not (self.compile and self.sync_bn), "model.compile", True, "false with sync_bn")
 
@@ -161,31 +158,20 @@ class HeadConfig:
 
     loss: str = "arcface"
     loss_args: dict[str, Any] = field(default_factory=dict)  # e.g. margin, scale, gradient
-    margin_warmup_epochs: float = 0.0  # over which the margin grows from nothing to the whole
-    sample_rate: float = 1.0  # share of the class centers that take part in a step
-    sample_rate_from: dict[int, float] = field(default_factory=dict)  # epoch → rate from then on
-    sample_heads: int = 0  # instead of a rate: train on those of so many heads that hold the labels
-    random_heads: int = 0  # and on so many others
+    margin_warmup_epochs: Amount = 0.0  # over which the margin grows from nothing to the whole
+    sample_rate: Share = 1.0  # share of the class centers that take part in a step
+    sample_rate_from: dict[CountOrZero, Share] = field(default_factory=dict)  # by first epoch
+    sample_heads: CountOrZero = 0  # instead of a rate: of so many heads, those that hold the labels
+    random_heads: CountOrZero = 0  # and on so many others
     heads_scope: Literal["batch", "sample"] = "batch"  # who sees a head: all samples, or its own
-    subcenters: int = 1  # centers a class, of which the nearest counts
-    lr: float | None = None  # of the centers, for a global batch of 512; None: optim.lr
-    weight_decay: float | None = None  # of the centers; None: optim.weight_decay
-    num_classes: int | None = None  # None: the largest label of the data + 1
+    subcenters: Annotated[int, Range(1, 1000)] = 1  # centers a class, of which the nearest counts
+    lr: Positive | None = None  # of the centers, for a global batch of 512; None: optim.lr
+    weight_decay: Decay | None = None  # of the centers; None: optim.weight_decay
+    num_classes: Count | None = None  # None: the largest label of the data + 1
     backend: Literal["auto", "torch", "triton"] = "auto"
 
     def __post_init__(self) -> None:
-        _check(self.lr is None or self.lr > 0, "head.lr", self.lr, "a positive rate, or none")
-        decay = self.weight_decay
-        _check(decay is None or decay >= 0, "head.weight_decay", decay, "0 or more, or none")
-        _check(0 < self.sample_rate <= 1, "head.sample_rate", self.sample_rate, "in (0, 1]")
-        for epoch, rate in self.sample_rate_from.items():
-            key = f"head.sample_rate_from[{epoch}]"
-            _check(epoch >= 0 and 0 < rate <= 1, key, rate, "a rate in (0, 1] from an epoch >= 0")
-        warmup = self.margin_warmup_epochs
-        _check(warmup >= 0, "head.margin_warmup_epochs", warmup, "0 or more")
-        _check(self.subcenters >= 1, "head.subcenters", self.subcenters, "at least 1")
-        _check(self.sample_heads >= 0, "head.sample_heads", self.sample_heads, "0 (off) or more")
-        _check(self.random_heads >= 0, "head.random_heads", self.random_heads, "0 or more")
+        _check_ranges("head", self)
         _check(
             not self.random_heads or self.sample_heads > 0,
             "head.random_heads",
@@ -195,12 +181,6 @@ class HeadConfig:
         if self.sample_heads:
             rates = {self.sample_rate, *self.sample_rate_from.values()}
             _check(rates == {1.0}, "head.sample_heads", self.sample_heads, "0 with a sample rate")
-        _check(
-            self.num_classes is None or self.num_classes >= 1,
-            "head.num_classes",
-            self.num_classes,
-            "at least 1, or none to take it from the data",
-        )
 
     def sample_rate_at(self, epoch: int) -> float:
         """The share of the class centers that takes part in the steps of an epoch."""
@@ -212,29 +192,25 @@ class HeadConfig:
 class OptimConfig:
     """The backbone's optimizer, and the schedule of its rate."""
 
-    lr: float = 0.1  # for a global batch of 512; scaled in proportion to data.global_batch
-    momentum: float = 0.9  # of SGD
-    weight_decay: float = 5e-4
+    lr: Positive = 0.1  # for a global batch of 512; scaled in proportion to data.global_batch
+    momentum: Remainder = 0.9  # of SGD
+    weight_decay: Decay = 5e-4
     decay_norm_and_bias: bool = True  # False: no decay of BatchNorm, PReLU and biases
     name: Literal["sgd", "adamw"] = "sgd"
-    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW: decay of both moving averages
+    betas: tuple[Remainder, Remainder] = (0.9, 0.999)  # of AdamW: decay of both moving averages
     backend: Literal["torch", "apex"] = "torch"  # whose fused kernels; apex: NVIDIA's, built by you
     schedule: Literal["polynomial", "step", "cosine"] = "polynomial"
-    warmup_epochs: float = 0.0
-    power: float = 2.0  # schedule=polynomial
-    decay_epochs: tuple[float, ...] = ()  # schedule=step: when the rate falls
-    decay_factor: float = 0.1  # schedule=step: to which share of what it was
-    min_lr: float = 0.0  # schedule=cosine: share of the peak that is left at the end
-    clip: float = 5.0  # largest norm of the backbone's gradient; 0: any
+    warmup_epochs: Amount = 0.0
+    power: Positive = 2.0  # schedule=polynomial
+    decay_epochs: tuple[Amount, ...] = ()  # schedule=step: when the rate falls
+    decay_factor: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1  # schedule=step
+    min_lr: Remainder = 0.0  # schedule=cosine: share of the peak that is left at the end
+    clip: Amount = 5.0  # largest norm of the backbone's gradient; 0: any
 
     def __post_init__(self) -> None:
-        _check(self.lr > 0, "optim.lr", self.lr, "a positive rate")
-        _check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
-        _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
-        fit = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _check(fit, "optim.betas", self.betas, "two, each in [0, 1)")
-        _check(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
-        _check(self.power > 0, "optim.power", self.power, "a positive power")
+        _check_ranges("optim", self)
+        several = isinstance(self.betas, (tuple, list)) and len(self.betas) == 2
+        _check(several, "optim.betas", self.betas, "two numbers")
         _check(
             bool(self.decay_epochs) == (self.schedule == "step"),
             "optim.decay_epochs",
@@ -247,15 +223,12 @@ class OptimConfig:
             self.decay_epochs,
             f"each later than the one before and than optim.warmup_epochs={self.warmup_epochs}",
         )
-        _check(0 < self.decay_factor < 1, "optim.decay_factor", self.decay_factor, "in (0, 1)")
-        _check(0 <= self.min_lr < 1, "optim.min_lr", self.min_lr, "a share of the peak in [0, 1)")
         _check(
             self.min_lr == 0 or self.schedule == "cosine",
             "optim.min_lr",
             self.min_lr,
             f"0 unless optim.schedule=cosine; found optim.schedule={self.schedule}",
         )
-        _check(self.clip >= 0, "optim.clip", self.clip, "a positive norm, or 0 for none")
 
 
 @dataclass(frozen=True)
@@ -269,15 +242,14 @@ class DistillConfig:
     teacher: str = ""  # a checkpoint's folder, a .pth or .pt of arcface_torch, an .onnx; none: off
     model: str = ""  # of a .pth or .pt: the name of its network
     loss: Literal["cosine", "l2"] = "cosine"
-    weight: float = 1.0  # of this loss beside the head's, at the first step
-    weight_end: float | None = None  # at the last step, linear in between; none: the same
+    weight: Amount = 1.0  # of this loss beside the head's, at the first step
+    weight_end: Amount | None = None  # at the last step, linear in between; none: the same
     cached: bool = False
 
     def __post_init__(self) -> None:
         named = bool(self.teacher)
         _check(named or not self.cached, "distill.cached", self.cached, "false without a teacher")
-        _check(self.weight >= 0, "distill.weight", self.weight, "0 or more")
-        _check(self.last_weight >= 0, "distill.weight_end", self.weight_end, "0 or more, or none")
+        _check_ranges("distill", self)
         if self.teacher.endswith((".pth", ".pt")):
             allowed = f"the name of distill.teacher's network, one of {sorted(MODELS)}"
             _check(self.model in MODELS, "distill.model", self.model, allowed)
@@ -293,12 +265,12 @@ class StepConfig:
     """How a step is computed."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    micro_batches: int = 1  # parts that a rank's batch is computed in: less memory, same gradient
+    micro_batches: Count = 1  # parts that a rank's batch is computed in: less memory, same gradient
     cuda_graph: Literal["off", "head", "full"] = "head"  # what is recorded and replayed on GPUs
     compress_gradients: bool = True  # on GPUs, average gradients in the step's 16 bits
 
     def __post_init__(self) -> None:
-        _check(self.micro_batches >= 1, "step.micro_batches", self.micro_batches, "at least 1")
+        _check_ranges("step", self)
 
 
 @dataclass(frozen=True)
@@ -306,22 +278,21 @@ class EvalConfig:
     """Verification during training."""
 
     sets: tuple[str, ...] = ()  # InsightFace .bin files
-    every: int = 1  # epochs; also before the first step and after the last
-    batch_size: int = 128  # images a rank
+    every: Count = 1  # epochs; also before the first step and after the last
+    batch_size: Annotated[int, Range(1, 1 << 20)] = 128  # images a rank
 
     def __post_init__(self) -> None:
-        _check(self.every >= 1, "eval.every", self.every, "at least 1")
-        _check(self.batch_size >= 1, "eval.batch_size", self.batch_size, "at least 1")
+        _check_ranges("eval", self)
 
 
 @dataclass(frozen=True)
 class LogConfig:
     """What is told on the way."""
 
-    every: int = 50  # steps between lines; nothing is read from the device in between
+    every: Count = 50  # steps between lines; nothing is read from the device in between
 
     def __post_init__(self) -> None:
-        _check(self.every >= 1, "log.every", self.every, "at least 1")
+        _check_ranges("log", self)
 
 
 @dataclass(frozen=True)
@@ -400,8 +371,8 @@ def check_batch(config: Config, world_size: int) -> None:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Run a configuration file, which must define `config`, and apply ``key=value`` overrides.
 
-    Raises ConfigError for a file without a Config, an unknown key, or a value that is of the wrong
-    type or out of range.
+    Raises ConfigError for a file without a Config or that raises, with its line; an unknown key; a
+    value that is of the wrong type or out of range.
     """
     there = sorted(str(other) for other in Path("configs").glob("*.py"))
     expected = f"a Python file that defines `config`, here are {', '.join(there) or 'none'}"
@@ -411,11 +382,27 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(str(error)) from error
     try:
         config = runpy.run_path(str(path)).get("config")
-    except TypeError as error:  # a keyword that no section has, or a string where a number belongs
-        raise ConfigError(f"{path}: {error}") from error
+    except Exception as error:  # whatever its author's code may raise
+        raise ConfigError(f"{_place(error, str(path))}: {_in_words(error)}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{path} must define `config`, a training.config.Config")
     return override(config, overrides)
+
+
+def _place(error: Exception, path: str) -> str:
+    """The file and, where it can be known, its line that an error comes from."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or path}, line {error.lineno or 1}"
+    steps = traceback.extract_tb(error.__traceback__)
+    lines = [step.lineno for step in steps if step.filename == path]
+    return f"{path}, line {lines[-1]}" if lines else path
+
+
+def _in_words(error: Exception) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    if isinstance(error, ConfigError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:

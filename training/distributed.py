@@ -15,6 +15,7 @@ from training.faults.store import serve_store
 from training.launch import read_place
 
 T = TypeVar("T")
+_NAMED = 8  # ranks that a line names
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,25 @@ def together(work: Callable[[], T]) -> T:
 
 
 def require_agreement(facts: dict[str, Any]) -> None:
-    """Raise ValueError, on every rank, naming the first fact that is not the same on all."""
+    """Raise ValueError, on every rank, naming the facts that differ and who has which value."""
     everyone = of_all_ranks(facts)
+    differences = []
     for name in facts:
-        values = [theirs.get(name) for theirs in everyone]
-        for rank, value in enumerate(values):
-            if value != values[0]:
-                raise ValueError(
-                    f"the ranks disagree on {name}: rank 0 has {values[0]!r}, rank {rank} has "
-                    f"{value!r}; start every rank from the same software, files and configuration"
-                )
+        having: dict[str, list[int]] = {}
+        for rank, theirs in enumerate(everyone):
+            having.setdefault(repr(theirs.get(name)), []).append(rank)
+        if len(having) > 1:
+            told = ", ".join(f"{_ranks(ranks)} {value}" for value, ranks in having.items())
+            differences.append(f"{name} ({told})")
+    if differences:
+        raise ValueError(
+            f"the ranks disagree on {'; '.join(differences)}. Start every rank from the same "
+            "software, files and configuration"
+        )
+
+
+def _ranks(ranks: list[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]} has"
+    more = f" and {len(ranks) - _NAMED} more" if len(ranks) > _NAMED else ""
+    return f"ranks {', '.join(map(str, ranks[:_NAMED]))}{more} have"

@@ -30,9 +30,10 @@ def agree(
         "head.subcenters": config.head.subcenters,
         **{f"model.{key}": value for key, value in model.items() if key != "compile"},
     }
+    settings = dict(line.split("=", 1) for line in config.lines())
+    require_agreement(settings)  # first: much of what follows depends on them
     everyone = {
         **{f"the version of {name}": version for name, version in versions().items()},
-        "configuration": config.lines(),
         "precision": (world.device.type, str(precision.compute_dtype)),
     }
     require_agreement(everyone | facts)

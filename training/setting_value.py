@@ -10,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+_OCTAL = re.compile(r"[-+]?0[0-9_]+")
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?")
 
 
@@ -44,8 +45,8 @@ def parse_value(text: str, kind: Any, current: Any, *, inner: str = "") -> Any:
         tree = OmegaConf.structured(make_dataclass("Setting", [("value", kind)])(current))
         OmegaConf.update(tree, f"value.{inner}" if inner else "value", value, merge=False)
         return OmegaConf.to_object(tree).value
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise SettingValueError(str(error).splitlines()[0]) from error
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise SettingValueError(str(error).partition("\n")[0]) from error
 
 
 def _texts(text: str) -> tuple[str, ...]:
@@ -66,5 +67,9 @@ def _from_yaml(text: str) -> Any:
             raise SettingValueError(
                 f"expected a number; YAML reads {event.value} in base 60, as hours and minutes. "
                 "In a mapping, put a space after the colon"
+            )
+        if plain and _OCTAL.fullmatch(event.value):
+            raise SettingValueError(
+                f"expected a number without leading zeros; YAML reads {event.value} in base 8"
             )
     return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]

@@ -1,6 +1,7 @@
 """The configuration fails early and says what is allowed."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -50,20 +51,33 @@ def test_overrides_reach_every_kind_of_value():
         ("optim.lr=fast", "'fast'.*Float"),
         ("data.global_batch=1.5", "1.5.*Integer"),
         ("data.decode=tpu", r"expected one of \['auto', 'gpu', 'hybrid', 'cpu'\]"),
-        ("optim.lr=inf", "a positive rate"),
+        ("optim.lr=inf", "above 0 and at most 1,000"),
         ("model.name=resnet51", r"model\.name='resnet51': expected one of .*'iresnet50'"),
         ("head.loss=arcfase", "head.loss.*arcfase.*cosface"),
         ("head.loss_args.angle=0.5", "head.loss_args: .*angle"),
         ("head.loss_args.name=0.5", "head.loss_args: .*name"),
-        ("optim.lr=-1", r"optim\.lr=-1.0: expected a positive rate"),
-        ("head.sample_rate_from={3: 1.5}", r"head\.sample_rate_from\[3\]=1.5: expected a rate"),
+        ("optim.lr=-1", r"optim\.lr=-1.0: expected above 0"),
+        (
+            "head.sample_rate_from={3: 1.5}",
+            r"head\.sample_rate_from\[3\]=1.5: expected above 0 and at most 1",
+        ),
         ("head.sample_rate_from={last: 0.5}", "head.sample_rate_from.*last"),
+        ("head.sample_rate_from={-1: 0.5}", r"sample_rate_from\[-1\]=-1: expected at least 0"),
+        ("optim.betas=[0.9, 1.0]", r"optim\.betas\[1\]=1.0: expected at least 0 and below 1"),
+        ("data.weights=[1, -1]", r"data\.weights\[1\]=-1.0: expected at least 0"),
+        ("model.embedding_dim=1000000000", "at least 1 and at most 16,384"),
+        ("model.width=1000000000", "at least 0.25 and at most 16"),
+        ("model.width=0.3", "a multiple of 0.25"),
+        ("head.subcenters=9223372036854775808", "at least 1 and at most 1,000"),
+        ("head.num_classes=9223372036854775808", "at most 1,000,000,000"),
+        ("run.seed=9223372036854775808", "at most 9,223,372,036,854,775,807"),
+        ("optim.lr=nan", r"optim\.lr=nan: expected above 0"),
         ("head.margin_warmup_epochs=-1", "head.margin_warmup_epochs"),
         ("head.subcenters=0", "head.subcenters=0: expected at least 1"),
         ("head.heads_scope=rank", "head.heads_scope.*rank"),
         ("head.backend=cuda", "head.backend.*cuda"),
-        ("head.sample_rate=0", r"head\.sample_rate=0.0: expected in \(0, 1\]"),
-        ("data.max_bad_fraction=2", "a fraction from 0 to 1"),
+        ("head.sample_rate=0", r"head\.sample_rate=0.0: expected above 0 and at most 1"),
+        ("data.max_bad_fraction=2", "at least 0 and at most 1"),
         ("optim.warmup_epochs=20", r"expected less than run\.epochs=20"),
         ("data=3", "expected section.key=value"),
         ("optim.lr", "expected key=value"),
@@ -117,11 +131,57 @@ def test_a_file_that_is_missing_or_defines_no_config_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         load_config(tmp_path / "none.py")
     (tmp_path / "typo.py").write_text("from training.config import *; DataConfig(batch=3)")
-    with pytest.raises(ConfigError, match=r"typo\.py: .*unexpected keyword argument 'batch'"):
+    with pytest.raises(ConfigError, match=r"typo\.py, line 1: .*unexpected keyword.*'batch'"):
         load_config(tmp_path / "typo.py")
     (tmp_path / "empty.py").write_text("answer = 42\n")
     with pytest.raises(ConfigError, match="must define `config`"):
         load_config(tmp_path / "empty.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("x = 1\n\nconfig = None.data\n", "line 3: AttributeError: 'NoneType'"),
+        ("x = 1\nconfig = Config(\n", "line 2: SyntaxError: '\\(' was never closed"),
+        ("import nowhere_at_all\n", "line 1: ModuleNotFoundError: No module named"),
+        ("def f():\n    raise KeyError\n\nf()\n", "line 2: KeyError$"),
+        ("import json\njson.loads('{')\n", "line 2: JSONDecodeError: Expecting property"),
+        (
+            "\nfrom training.config import *\nRunConfig(epochs=0)\n",
+            "line 3: run.epochs=0",
+        ),
+        (
+            "from training.config import *\nRunConfig(epochs='3')\n",
+            "line 2: run.epochs",
+        ),
+        ("from training.config import *\nDataConfig(weights=3)\n", "line 2: TypeError"),
+    ],
+)
+def test_a_file_that_raises_is_named_with_its_own_line(tmp_path, text, complaint):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"mine\.py, {complaint}") as caught:
+        load_config(path)
+    assert "training/" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\0\0", "é = 'é'".encode("latin-1")])
+def test_a_file_that_is_no_text_is_named(tmp_path, content):
+    (tmp_path / "mine.py").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"mine\.py"):
+        load_config(tmp_path / "mine.py")
+
+
+def test_every_number_among_the_settings_has_a_range():
+    """None is left to an allocator: a field with a number in its type states what it may be."""
+    sections = [type(getattr(BASE, section.name)) for section in dataclasses.fields(BASE)]
+    without = [
+        f"{section.__name__}.{field.name}"
+        for section in sections
+        for field in dataclasses.fields(section)
+        if re.search(r"\b(int|float)\b", re.sub(r"Annotated\[.*", "", field.type))
+    ]
+    assert not without
 
 
 def test_a_configuration_cannot_be_changed_once_built():

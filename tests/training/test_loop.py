@@ -395,7 +395,7 @@ def test_several_files_are_trained_on_as_one(data, world, tmp_path):
         (["data.train=[a.rec,a.rec]"], "expected each file once"),
         (["data.weights=[1,2]"], "expected one for each of data.train, which are 1"),
         (["data.weights=[1]", "data.order=balanced"], "expected none with data.order=balanced"),
-        (["data.weights=[-1]"], "expected 0 or more"),
+        (["data.weights=[-1]"], "expected at least 0"),
     ],
 )
 def test_files_and_weights_that_do_not_fit_are_named(overrides, message, data, world, tmp_path):

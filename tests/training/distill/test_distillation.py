@@ -178,8 +178,8 @@ def test_a_teacher_of_another_length_is_refused_with_the_remedy(taught):
 @pytest.mark.parametrize(
     ("override_", "complaint"),
     [
-        ("distill.weight=-1", r"distill\.weight=-1\.0: expected 0 or more"),
-        ("distill.weight_end=-1", r"distill\.weight_end=-1\.0: expected 0 or more, or none"),
+        ("distill.weight=-1", r"distill\.weight=-1\.0: expected at least 0"),
+        ("distill.weight_end=-1", r"distill\.weight_end=-1\.0: expected at least 0"),
         ("distill.loss=kl", r"distill\.loss.*kl"),
         ("distill.teacher=x.pth", r"distill\.model='': expected the name of .*'iresnet50'"),
     ],
