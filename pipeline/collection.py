@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.index import RecordIndex
 from pipeline.recordio import RecordError
+from pipeline.sidecar import damaged_sidecar
 
 
 class Collection:
@@ -158,9 +159,12 @@ def _seen(
     """(labels of the collection,) bool: which of them a kept record has."""
     seen = np.zeros(1 + max(int(mapped.max(initial=-1)) for mapped in labels), bool)
     for index, mapped, chosen in zip(indexes, labels, kept):
-        found = index.records["label"]
+        found = index.records["label"] if chosen is None else index.records["label"][chosen]
+        if len(found) and not 0 <= found.min() <= found.max() < len(mapped):
+            labels = f"labels from {found.min()} to {found.max()}"
+            raise damaged_sidecar(index.path, f"{labels}, expected 0 to {len(mapped) - 1}")
         present = np.zeros(len(mapped), bool)
-        present[found if chosen is None else found[chosen]] = True
+        present[found] = True
         seen[mapped[present]] = True
     return seen
 

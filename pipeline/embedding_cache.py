@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.collection import Collection
-from pipeline.index import RecordIndex, fingerprint, output_folder, sidecar_folders
-from pipeline.record_file import map_bytes
+from pipeline.index import RecordIndex
+from pipeline.record_file import fingerprint, map_bytes
+from pipeline.sidecar import output_folder, sidecar_folders
 from pipeline.sync import sync
 
 CACHE_SUFFIX = ".fsemb"

@@ -60,32 +60,47 @@ def _read(path: Path) -> list[tuple[str, str, int, str]]:
 def _read_csv(path: Path) -> list[tuple[str, str, int, str]]:
     """(place, file, label, identity) of each line."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    columns = {"file", "label", "identity"}
-    if not columns <= set(reader.fieldnames or ()):
-        raise RecordError(
-            f"{path}: columns {reader.fieldnames}, expected {', '.join(sorted(columns))}"
-        )
+    columns = ("file", "label", "identity")
     try:
-        rows = [(f"line {reader.line_num}", row) for row in reader]
+        found = reader.fieldnames or []
+        rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise RecordError(f"{path}, line {reader.line_num}: {error}. Write it as CSV") from None
+    if not set(columns) <= set(found):
+        raise RecordError(f"{path}: columns {found}, expected {', '.join(columns)}")
+    for line, row in rows:
+        if None in row or None in row.values():
+            raise RecordError(
+                f"{path}, line {line}: {'more' if None in row else 'fewer'} columns than the "
+                f"{len(found)} of the first line; put a name that holds a comma in quotes"
+            )
     return [
-        (place, row["file"], _label(row["label"], f"{path}, {place}"), row["identity"])
-        for place, row in rows
+        (
+            f"line {line}",
+            row["file"],
+            _label(row["label"], f"{path}, line {line}"),
+            row["identity"],
+        )
+        for line, row in rows
     ]
 
 
 def _read_json(path: Path) -> list[tuple[str, str, int, str]]:
+    text = read_text(path)
     try:
-        listed = json.loads(read_text(path))
+        listed = json.loads(text)
         pairs = [
             (file, label, name) for file, names in listed.items() for label, name in names.items()
         ]
-    except (json.JSONDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise RecordError(f"{path}: expected {{file: {{label: identity}}}}; {error}") from None
+    for file, label, name in pairs:
+        if not isinstance(name, (str, int)):
+            raise RecordError(
+                f"{path}, {file}, {label}: found {json.dumps(name)}, expected a name or a number"
+            )
     return [
-        (f"{file}", file, _label(label, f"{path}, {file}"), str(name))
-        for file, label, name in pairs
+        (file, file, _label(label, f"{path}, {file}"), str(name)) for file, label, name in pairs
     ]
 
 

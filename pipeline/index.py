@@ -1,145 +1,33 @@
 """Where every image of a .rec file is and whose it is.
 
-The answer lives in a sidecar, `train.fsidx`: 4096 bytes of JSON about the file, then one `RECORD`
-of 24 bytes an image, to be memory-mapped. It is built by one pass over the .rec and trusted only
-while the .rec has the size, the time and the sampled bytes it had then. MXNet's .idx is not needed,
-but one that stands beside the .rec and is newer than the sidecar must agree with it.
+The answer lives in a sidecar, see sidecar.py, which one pass over the .rec builds. MXNet's .idx is
+not needed, but one that stands beside the .rec and is newer than the sidecar must agree with it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache_folder import cache_folders
-from pipeline.classify import RECORD, Progress, Scan, Summary, map_file, scan_rec
-from pipeline.record_file import RecordFile, fingerprint, map_bytes
+from pipeline.classify import Progress, Summary, map_file, scan_rec
+from pipeline.record_file import RecordFile
 from pipeline.recordio import MAGIC, RecordError, read_record, unpack_image
-from pipeline.sync import sync
+from pipeline.sidecar import (
+    SIDECAR_SUFFIX,
+    output_folder,
+    read_sidecar,
+    sidecar_folders,
+    write_sidecar,
+)
 
-SIDECAR_SUFFIX = ".fsidx"
-_FORMAT = "facestream-index-2"
-_PREAMBLE = 4096
-_IN_MEMORY = 64 << 20  # bytes of records; more are mapped, and checked in samples
 _LINES = 1 << 13  # of an .idx, formatted at once: few enough to stay in the processor's cache
 _LONGEST_HEADER = 1 << 20  # bytes before an image, labels and all: far more than any has
 
 _log = logging.getLogger("facestream.pipeline")
-
-
-def sidecar_folders(rec: str | Path) -> list[Path]:
-    """Where the sidecar may be: beside the .rec, or in a cache when that folder is read-only."""
-    beside = Path(rec).absolute().parent
-    own = hashlib.blake2b(os.fsencode(beside), digest_size=8).hexdigest()
-    return [beside, *(cache / own for cache in cache_folders())]
-
-
-def output_folder(rec: str | Path) -> Path:
-    """The first of `sidecar_folders` that can be written, created if need be.
-
-    Raises OSError where none can.
-    """
-    beside, *caches, last = sidecar_folders(rec)
-    # A folder marked read-only is left alone even by root, whom the system would let write.
-    if beside.stat().st_mode & 0o222 and os.access(beside, os.W_OK):
-        return beside
-    for cache in caches:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            _log.debug("no cache in %s: %s", cache, error)
-            continue
-        if os.access(cache, os.W_OK):
-            return cache
-    last.mkdir(parents=True, exist_ok=True)
-    return last
-
-
-def write_sidecar(
-    rec: str | Path, found: Scan, folder: Path, *, seen: os.stat_result | None = None
-) -> Path:
-    """Write the sidecar for `rec` into `folder`, complete or not at all.
-
-    seen: `rec.stat()` from before the scan, so that a file still being written is scanned again
-    when it is next opened; by default the file is taken to be as it was scanned.
-    """
-    rec = Path(rec)
-    seen = seen or rec.stat()
-    body = np.frombuffer(found.images.tobytes(), np.uint8)
-    about = {
-        "format": _FORMAT,
-        "rec": rec.name,
-        "size": seen.st_size,
-        "mtime_ns": seen.st_mtime_ns,
-        "fingerprint": fingerprint(rec),
-        "records": digest_records(body),
-        "summary": asdict(found.summary),
-    }
-    preamble = json.dumps(about).encode()
-    assert len(preamble) < _PREAMBLE, "the list of damaged spans is bounded"
-    target = folder / (rec.stem + SIDECAR_SUFFIX)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        unfinished = Path(scratch) / target.name
-        with unfinished.open("wb") as file:
-            file.write(preamble.ljust(_PREAMBLE - 1) + b"\n")
-            file.write(body)
-            file.flush()
-            sync(file.fileno())  # after a power cut, too, it is complete or not there
-        unfinished.replace(target)
-    return target
-
-
-def digest_records(body: np.ndarray) -> str:
-    """Of the records' (bytes,) uint8; of many, of the first and last and 62 stretches between."""
-    digest = hashlib.blake2b(digest_size=16)
-    piece = 1 << 18
-    begins = np.linspace(0, max(0, len(body) - piece), 64, dtype=np.int64)
-    for begin in begins if len(body) > _IN_MEMORY else range(0, len(body), piece):
-        digest.update(body[begin : begin + piece])
-    return digest.hexdigest()
-
-
-def _read_sidecar(path: Path, rec: Path) -> tuple[np.ndarray, Summary] | None:
-    """The sidecar's content, or None where it is missing, damaged, outdated or another file's.
-
-    The .rec must have the size, the modification time and the fingerprint noted at the scan. The
-    sidecar's own age says nothing: downloads set times of long ago. So a set that was moved or
-    copied with its times (cp -p, rsync -t, tar) needs no scan, in whatever order its files came,
-    and one copied without them needs one. What goes unnoticed: bytes replaced between the
-    fingerprint's blocks by a writer that puts size and modification time back.
-    """
-    now = rec.stat()
-    try:
-        with path.open("rb") as file:
-            preamble = file.read(_PREAMBLE)
-        about = json.loads(preamble)
-        made_for = (about["format"], about["size"], about["fingerprint"])
-        seen = about["mtime_ns"]
-        # Archives and some file systems drop what is below a second.
-        same_time = now.st_mtime_ns in (seen, seen - seen % 10**9)
-        damaged = tuple(tuple(span) for span in about["summary"].pop("damaged"))
-        summary = Summary(damaged=damaged, **about["summary"])
-        size = _PREAMBLE + summary.images * RECORD.itemsize
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    if path.stat().st_size != size or not same_time:
-        return None
-    if made_for != (_FORMAT, now.st_size, fingerprint(rec)):
-        return None
-    if size - _PREAMBLE <= _IN_MEMORY:
-        body = np.fromfile(path, np.uint8, offset=_PREAMBLE)
-    else:
-        body = map_bytes(path, offset=_PREAMBLE)
-    return (body.view(RECORD), summary) if digest_records(body) == about.get("records") else None
 
 
 class RecordIndex:
@@ -203,7 +91,7 @@ def open_index(rec: str | Path, progress: Progress | None = None) -> RecordIndex
     idx = rec.with_suffix(".idx")
     for folder in sidecar_folders(rec):
         sidecar = folder / (rec.stem + SIDECAR_SUFFIX)
-        content = _read_sidecar(sidecar, rec)
+        content = read_sidecar(sidecar, rec)
         if content:
             index = RecordIndex(rec, *content)
             if idx.is_file() and idx.stat().st_mtime_ns > sidecar.stat().st_mtime_ns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.index import fingerprint
+from pipeline.record_file import fingerprint
 
 
 def manifest_path(rec: Path) -> Path:

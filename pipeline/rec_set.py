@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.classify import MAX_EXACT_LABEL, scan_rec
-from pipeline.index import write_idx, write_sidecar
+from pipeline.index import write_idx
 from pipeline.recordio import PART_HEADER, RecordError, RecordWriter, pack_image
+from pipeline.sidecar import write_sidecar
 
 Labels = float | Sequence[float]
 

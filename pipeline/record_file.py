@@ -10,6 +10,7 @@ import hashlib
 import mmap
 import os
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,8 @@ class RecordFile:
             return
         for begin in range(offset, offset + length, _PIECE):
             piece = min(_PIECE, offset + length - begin)
-            os.posix_fadvise(self._descriptor, begin, piece, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError):  # of a place that cannot be: to read it will say so
+                os.posix_fadvise(self._descriptor, begin, piece, os.POSIX_FADV_WILLNEED)
 
     def check_unchanged(self) -> None:
         """Raise RecordError where the file was cut off, removed or written anew since then.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pipeline.collection import find_file
 from pipeline.index import RecordIndex
 from pipeline.named_path import read_text
 from pipeline.recordio import RecordError
+
+_NUMBER = re.compile("[0-9]{1,18}")
 
 
 def read_filter(path: str | Path, indexes: Sequence[RecordIndex]) -> list[np.ndarray | None]:
@@ -29,7 +32,7 @@ def read_filter(path: str | Path, indexes: Sequence[RecordIndex]) -> list[np.nda
             continue
         place = f"{path}, line {number}"
         *file, kind, value = words if len(words) > 1 else ("", "")
-        if kind not in ("identity", "record") or len(file) > 1 or not value.isdigit():
+        if kind not in ("identity", "record") or len(file) > 1 or not _NUMBER.fullmatch(value):
             raise RecordError(
                 f"{place}: found {line.strip()!r}, expected `identity LABEL` or `record OFFSET`, "
                 "with the file in front where there are several"

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from heads.centers import initial_centers
 from models import create_model
 from pipeline.collection import Collection
-from pipeline.index import fingerprint
+from pipeline.record_file import fingerprint
 from tools.command import command
 from training.data import open_shared_index
 from training.distributed import World, join_world, leave_world

@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.index import fingerprint
 from pipeline.rec_names import manifest_path
+from pipeline.record_file import fingerprint
 
 
 def write_manifest(

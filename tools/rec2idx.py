@@ -20,11 +20,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.classify import Scan, scan_rec
-from pipeline.index import RecordIndex, open_index, output_folder, write_idx, write_sidecar
+from pipeline.index import RecordIndex, open_index, write_idx
 from pipeline.named_path import PathError
 from pipeline.rec_names import read_names
 from pipeline.recordio import RecordError
 from pipeline.repair import repair
+from pipeline.sidecar import output_folder, write_sidecar
 from tools.command import command
 
 

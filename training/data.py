@@ -10,8 +10,9 @@ import numpy as np
 from pipeline.balanced_order import BalancedOrder
 from pipeline.collection import Collection, dense_labels, stack_labels
 from pipeline.identity_map import read_identity_map
-from pipeline.index import RecordIndex, fingerprint, open_index
+from pipeline.index import RecordIndex, open_index
 from pipeline.order import BlockOrder, GlobalOrder, Order, WeightedOrder
+from pipeline.record_file import fingerprint
 from pipeline.record_filter import read_filter
 from pipeline.shuffle_report import ShuffleReport, report_shuffle
 from training.config import Config, ConfigError, DataConfig
@@ -56,8 +57,7 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     if data.labels == "dense":
         labels = dense_labels(indexes, labels, kept)
     records = Collection(indexes, labels, kept)
-    if world.is_main:
-        _warn_of_empty_classes(records, config.head.num_classes)
+    together(lambda: world.is_main and _warn_of_empty_classes(records, config.head.num_classes))
     shown = _shown(data, records)
     return TrainingData(records, create_order(config, records, shown), sum(shown))
 

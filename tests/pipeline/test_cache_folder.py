@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.cache_folder import _LIBRARIES, cache_folders, provide_caches
-from pipeline.index import open_index, output_folder, sidecar_folders
+from pipeline.index import open_index
 from pipeline.recordio import RecordWriter, pack_image
+from pipeline.sidecar import output_folder, sidecar_folders
 from tools import rec2idx
 
 NOBODY = 54321  # a number that no account has

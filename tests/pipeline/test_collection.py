@@ -11,6 +11,7 @@ import pytest
 from pipeline.collection import Collection, dense_labels, stack_labels
 from pipeline.identity_map import read_identity_map
 from pipeline.index import RecordIndex, open_index
+from pipeline.named_path import PathError
 from pipeline.order import GlobalOrder, WeightedOrder
 from pipeline.record_filter import read_filter
 from pipeline.recordio import RecordError, RecordWriter, pack_image
@@ -80,11 +81,14 @@ def test_a_name_in_two_files_is_one_person(indexes, tmp_path, form):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na,0\n", "columns .*expected file, identity, label"),
+        ("file,label\na,0\n", "columns .*expected file, label, identity"),
         ("file,label,identity\nc,0,ann\n", "line 2: 'c' names none"),
         ("file,label,identity\ntrain.rec,0,ann\n", "'train.rec' names none or several"),
         ("file,label,identity\na,7,ann\n", "line 2: label 7 of a, expected one from 0 to 2"),
         ("file,label,identity\na,x,ann\n", "line 2: label 'x', expected a whole number"),
+        ("file,label,identity\na,1\n", "line 2: fewer columns than the 3 of the first line"),
+        ("file,label,identity\na,1,Doe, Ann\n", "line 2: more columns than the 3.*in quotes"),
+        ("file,label,identity\na,1," + "x" * 200_000, "line 1: field larger than field limit"),
     ],
 )
 def test_a_wrong_map_is_named(indexes, tmp_path, text, message):
@@ -95,6 +99,22 @@ def test_a_wrong_map_is_named(indexes, tmp_path, text, message):
     path = tmp_path / "people.json"
     path.write_text('["a"]')
     with pytest.raises(RecordError, match=r"expected \{file: \{label: identity\}\}"):
+        read_identity_map(path, indexes)
+
+
+@pytest.mark.parametrize("name", ["people.csv", "people.json", "drop.txt"])
+def test_a_list_in_another_encoding_is_named(indexes, tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes("file,label,identity\na,0,Zoé\n".encode("latin-1"))
+    read = read_filter if name == "drop.txt" else read_identity_map
+    with pytest.raises(PathError, match=rf"{name} is not text: .*Save it as UTF-8"):
+        read(path, indexes)
+
+
+def test_a_name_in_json_is_a_text_or_a_number(indexes, tmp_path):
+    path = tmp_path / "people.json"
+    path.write_text('{"a": {"0": null}}')
+    with pytest.raises(RecordError, match=r"people\.json, a, 0: found null, expected a name"):
         read_identity_map(path, indexes)
 
 
@@ -118,6 +138,7 @@ def test_what_a_list_names_is_left_out(indexes, tmp_path):
         ("a identity x", "expected `identity LABEL` or `record OFFSET`"),
         ("identity", "expected `identity LABEL` or `record OFFSET`"),
         ("identity 0", "line 1: which of the 2 files"),
+        ("a identity ²", "expected `identity LABEL` or `record OFFSET`"),
         ("a identity 1", "a/train.rec has no image of identity 1"),
         ("b record 3", "b/train.rec has no image of record 3"),
     ],

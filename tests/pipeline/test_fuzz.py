@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.classify import scan_rec
 from pipeline.index import RecordIndex
 from pipeline.recordio import MAGIC, RecordError, RecordWriter, pack_image
+from tests.damage import mutate
 
 RECORDS, MUTATIONS = 24, 2000
 
@@ -27,24 +28,6 @@ def write_small(path: Path) -> list[tuple[int, int]]:
             begins.append(writer.write(pack_image(image, float(number), number + 1)))
     ends = [*begins[1:], path.stat().st_size]
     return list(zip(begins, ends))[1:]
-
-
-def mutate(data: bytes, rng: np.random.Generator) -> tuple[bytes, tuple[int, int]]:
-    """Flip, zero, cut or duplicate some bytes; and where what was touched begins and ends."""
-    begin = int(rng.integers(0, len(data)))
-    end = min(len(data), begin + int(rng.integers(1, 120)))
-    kind = rng.integers(0, 5)
-    if kind == 0:
-        flipped = bytearray(data)
-        flipped[begin] ^= 1 << int(rng.integers(0, 8))
-        return bytes(flipped), (begin, begin + 1)
-    if kind == 1:
-        return data[:begin] + bytes(end - begin) + data[end:], (begin, end)
-    if kind == 2:
-        return data[:begin] + data[end:], (begin, end)
-    if kind == 3:
-        return data[:end] + data[begin:end] + data[end:], (begin, end)
-    return data[:begin], (begin, len(data))
 
 
 def test_two_thousand_damaged_files(tmp_path):

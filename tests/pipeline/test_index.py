@@ -11,16 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.classify import scan_rec
-from pipeline.index import (
-    check_idx,
-    digest_records,
-    open_index,
-    read_idx,
-    sidecar_folders,
-    write_idx,
-    write_sidecar,
-)
+from pipeline.index import check_idx, open_index, read_idx, write_idx
 from pipeline.recordio import MAGIC, RecordError, RecordWriter, pack_image
+from pipeline.sidecar import digest, sidecar_folders, write_sidecar
 
 ROOT = Path(__file__).parents[2]
 LFW = ROOT.parent / "shared/data/faces_lfw_dev"
@@ -152,7 +145,7 @@ def test_a_sidecar_of_40_million_records_is_opened_without_being_read(small):
     with sidecar.open("r+b") as file:
         file.truncate(4096)
         file.truncate(4096 + 40_000_000 * 24)
-        about["records"] = digest_records(np.memmap(sidecar, np.uint8, mode="r", offset=4096))
+        about["digest"] = digest(about, np.memmap(sidecar, np.uint8, mode="r", offset=4096))
         file.write(json.dumps(about).encode().ljust(4096))
     script = """
 import resource, sys

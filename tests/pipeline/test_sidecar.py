@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from pipeline.classify import scan_rec
-from pipeline.index import fingerprint, open_index, write_sidecar
+from pipeline.index import open_index
+from pipeline.record_file import fingerprint
 from pipeline.recordio import RecordWriter, pack_image
+from pipeline.sidecar import write_sidecar
 
 SECOND = 10**9
 DAY = 86_400 * SECOND

@@ -17,8 +17,8 @@ import numpy as np
 
 from pipeline.collection import Collection
 from pipeline.identity_map import read_identity_names
-from pipeline.index import fingerprint
 from pipeline.rec_names import read_names
+from pipeline.record_file import fingerprint
 from training.saving.disk import replace
 
 FILE = "identities.json"
