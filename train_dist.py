@@ -17,7 +17,6 @@ import os
 import sys
 from dataclasses import asdict
 
-from rich.logging import RichHandler
 from torch import nn
 
 from evaluation.verification import NonFiniteEmbeddingsError, PairSetError, Verifier
@@ -34,6 +33,7 @@ from training.named_files import check_named_files
 from training.out_of_memory import OutOfMemoryError
 from training.precision import Precision, choose_precision
 from training.reporting.console import protect_console
+from training.reporting.lines import ConsoleHandler
 from training.reporting.run_log import keep_early_warnings
 from training.saving.files import CheckpointError
 
@@ -67,7 +67,8 @@ def build_evaluate(config: Config, world: World, precision: Precision) -> Evalua
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="a Python file that defines `config`, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    # Without a default argparse calls them required.
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -78,7 +79,7 @@ def main() -> None:
     if arguments.local_rank is not None:  # from torch.distributed.launch
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
     protect_console()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler()])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[ConsoleHandler()])
     keep_early_warnings()
     with Stops() as stops:
         try:

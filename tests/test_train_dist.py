@@ -50,7 +50,7 @@ def test_two_ranks_under_torchrun_train_verify_save_and_draw_curves(faces, tmp_p
     assert "Speed" in done.stdout
     assert "samples/sec" in done.stdout
     for line in ("TensorBoard", "checkpoint", "curves", "verification"):
-        assert f"\n{line} " in done.stdout
+        assert f"  {line} " in done.stdout
     assert (output / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert (output / "checkpoints" / "step_000000008" / ".metadata").exists()
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

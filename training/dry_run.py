@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Column, Table
 
 from pipeline.dali_loader import Batch
@@ -70,7 +72,7 @@ def dry_run(config: Config, world: World, precision: Precision) -> int:
         console.print(does_not_fit(config, prediction, available=available))
         return 1
     with memory_explained(config, world, prediction):
-        readings = _rehearse(config, world, precision, num_classes=num_classes)
+        readings = _rehearse(config, world, precision, num_classes=num_classes, console=console)
     console.print(_speed_table(readings))
     console.print(_time(config, readings))
     later = prediction.checkpoint + prediction.verification
@@ -88,7 +90,9 @@ def dry_run(config: Config, world: World, precision: Precision) -> int:
     return 0
 
 
-def _rehearse(config: Config, world: World, precision: Precision, *, num_classes: int) -> _Readings:
+def _rehearse(
+    config: Config, world: World, precision: Precision, *, num_classes: int, console: Console
+) -> _Readings:
     """Steps on synthetic and on real batches, by a trainer that is built as for the run."""
     _forget_peak(world.device)
     with _temporary_folder(world) as folder:
@@ -97,12 +101,17 @@ def _rehearse(config: Config, world: World, precision: Precision, *, num_classes
             world,
             precision=precision,
             evaluate=lambda backbone: {},
+            rehearses=config,
         )
         try:
+            if trainer.reporter:
+                trainer.reporter.close()  # its bar is the run's, and would stand still
             noise = _synthetic_batches(config, world, num_classes)
-            synthetic = _measure(trainer, noise, warm_up=warm_up_steps(config))
+            synthetic = _measure(
+                trainer, noise, warm_up=warm_up_steps(config), name="synthetic", console=console
+            )
             with closing(trainer.loader.stream(0)) as stream:
-                real = _measure(trainer, stream, warm_up=WARM_UP)
+                real = _measure(trainer, stream, warm_up=WARM_UP, name="real", console=console)
         finally:
             trainer.close()
     findings = diagnose(real, trainer.settings())
@@ -123,12 +132,14 @@ def _ask_for_room(config: Config, trainer: Trainer) -> Room:
     )
 
 
-def _measure(trainer: Trainer, batches: Iterator[Batch], *, warm_up: int) -> Reading:
-    """The pace of steps on these batches."""
+def _measure(
+    trainer: Trainer, batches: Iterator[Batch], *, warm_up: int, name: str, console: Console
+) -> Reading:
+    """The pace of steps on these batches; `console` shows how far it is."""
     # Batches come in rounds of the loader's threads: fewer steps might see none of its waits.
     counted = max(STEPS - WARM_UP, trainer.loader.threads)
     stopwatch = Stopwatch(trainer.world.device)
-    for step in range(warm_up + counted):
+    for step in _shown(console, warm_up + counted, f"timing steps on {name} batches"):
         if step == warm_up:
             stopwatch.laps()  # forgets what was before
         batch = next(batches)
@@ -137,6 +148,14 @@ def _measure(trainer: Trainer, batches: Iterator[Batch], *, warm_up: int) -> Rea
         trainer.train_on(batch, stopwatch.lap)
     global_batch = trainer.config.data.global_batch
     return pace(stopwatch.laps(), steps=counted, images=global_batch, steps_left=0)
+
+
+def _shown(console: Console, count: int, what: str) -> Iterable[int]:
+    """Numbers below `count`, as they are taken; a line of it where nobody watches a bar."""
+    if console.is_terminal:
+        return track(range(count), description=what, console=console, transient=True)
+    console.print(f"{what}: {count}")
+    return range(count)
 
 
 def _synthetic_batches(config: Config, world: World, num_classes: int) -> Iterator[Batch]:
@@ -172,9 +191,13 @@ def _time(config: Config, readings: _Readings) -> str:
     """How long the whole run takes at the pace of real batches."""
     speed = readings.real["images_per_s"]
     seconds = readings.steps * config.data.global_batch / speed
+    sessions, limit = "", config.run.max_hours * 3600
+    if 0 < limit < seconds:
+        count = math.ceil(seconds / limit)
+        sessions = f", in {count} sessions of run.max_hours={config.run.max_hours:g}"
     return (
-        f"time: about {duration(seconds)} for {readings.steps:,} steps at {speed:,.0f} images/s, "
-        "verification and checkpoints aside"
+        f"time: about {duration(seconds)} for {readings.steps:,} steps at {speed:,.0f} images/s"
+        f"{sessions}, verification and checkpoints aside"
     )
 
 

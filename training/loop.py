@@ -55,6 +55,7 @@ class Trainer:
         precision: what the step computes in.
         evaluate: scores a backbone on the verification sets; called on every rank.
         stops: entered, and following on every rank; without them nothing stops the run.
+        rehearses: the run that a dry run is for, whose `config` differs; it is introduced instead.
 
     Raises:
         ValueError: a subclass of it for whatever cannot be run: configuration, files, checkpoint.
@@ -68,6 +69,7 @@ class Trainer:
         precision: Precision,
         evaluate: Evaluate,
         stops: Stops | None = None,
+        rehearses: Config | None = None,
     ) -> None:
         self.config, self.world = config, world
         self.precision, self._evaluate = precision, evaluate
@@ -129,12 +131,15 @@ class Trainer:
         if config.step.cuda_graph == "full":
             self._graphed = GraphedStep(self.step, world.device)
         self._meters = Meters(world.device)
-        self.reporter = Reporter(self.output, at=self._position()) if world.is_main else None
+        self.reporter = None
+        if world.is_main:
+            scaled = self.step.scaler.is_enabled()
+            self.reporter = Reporter(self.output, at=self._position(), scales_losses=scaled)
         self._doctor = Doctor(self.settings())
         self._forecast = Forecast(
             config, steps_per_epoch=self.loader.steps_per_epoch, device=world.device
         )
-        self._introduce(data, decoding)
+        self._introduce(rehearses or config, data, decoding)
 
     def _memory_explained(self) -> AbstractContextManager:
         return memory_explained(self.config, self.world, self.prediction)
@@ -203,7 +208,7 @@ class Trainer:
             "head.backend": self.step.head.backend.name,
         }
 
-    def _introduce(self, data: TrainingData, decoding: str) -> None:
+    def _introduce(self, config: Config, data: TrainingData, decoding: str) -> None:
         """Say what is about to run, with everything that was derived."""
         if self.reporter is None:
             return
@@ -227,15 +232,27 @@ class Trainer:
             *([f"teacher    {self.step.distillation}"] if self.step.distillation else []),
             *(f"start      {line}" for line in self._taken),
             *(f"changed    {line}" for line in self._changed),
-            f"output     {self.output}"
-            + (f", resumed from {self.last_checkpoint.name}" if self.last_checkpoint else ""),
-            f"disk       {self._disk}",
+            *self._whereabouts(config),
         ]
-        for line in (*self.config.lines(), *lines):
+        defaults = Config().lines()
+        for line in config.lines():
+            (self.reporter.note if line in defaults else self.reporter.say)(line)
+        for line in lines:
             self.reporter.say(line)
         if self.steps_done >= self.schedule.total_steps:
             self.reporter.say(f"finished, nothing to do: step {self.steps_done} was the last")
-        self.reporter.text("config", "\n".join(f"    {line}" for line in self.config.lines()))
+        self.reporter.text("config", "\n".join(f"    {line}" for line in config.lines()))
+
+    def _whereabouts(self, config: Config) -> list[str]:
+        """Where the run is kept."""
+        if config is not self.config:
+            return [f"output     {config.run.output}, which a dry run leaves as it is"]
+        resumed = f", resumed from {self.last_checkpoint.name}" if self.last_checkpoint else ""
+        return [
+            f"output     {self.output}{resumed}",
+            f"disk       {self._disk}",
+            f"log        {self.output / 'run.log'}, with the settings left at their defaults, too",
+        ]
 
     def _position(self) -> Position:
         return Position(

@@ -1,7 +1,8 @@
 """What a run tells: meters that stay on the device, and the places their readings go.
 
-A reading is a flat mapping, written to TensorBoard as train/<name> and to metrics.jsonl as one line
-with the integer `step` and the `epoch`, which has a fraction. Its names do not change:
+A reading is a flat mapping, written to metrics.jsonl as one line with the integer `step` and the
+`epoch`, which has a fraction, and to TensorBoard as training/reporting/tags.py names it. Its names
+do not change:
 
     loss, distillation,                   means over the steps since the last reading that were
     gradient_norm, embedding_norm         not skipped; NaN where all were, null as JSON
@@ -31,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -43,8 +43,10 @@ from rich.progress import (
 
 from evaluation.plots import plot_curves
 from training.reporting.board import Board
+from training.reporting.lines import open_console, show
 from training.reporting.outlet import AppendedFile, Outlet
 from training.reporting.run_log import RunLog
+from training.reporting.tags import Tags
 from training.step import StepResult
 from training.stopwatch import Laps
 
@@ -133,10 +135,15 @@ class Reporter:
 
     None of them fails whoever speaks: see training.reporting. Whoever prints to the console must
     have `reporting.console.protect_console` see to that.
+
+    Args:
+        folder: the run's.
+        at: where it begins.
+        scales_losses: whether steps scale their losses, which the console's lines then tell.
     """
 
-    def __init__(self, folder: Path, *, at: Position) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+    def __init__(self, folder: Path, *, at: Position, scales_losses: bool = False) -> None:
+        self.console, self._scales_losses = open_console(), scales_losses
         self.metrics_path = folder / "metrics.jsonl"
         self.tensorboard_path = folder / "tensorboard"
         self.curves_path = folder / "curves.png"
@@ -147,6 +154,7 @@ class Reporter:
         self._reading = Outlet(f"reading {self.metrics_path}")
         # A run from its start has not even been verified: nothing of a try before it is shown.
         self._board = Board(self.tensorboard_path, first_step=at.step + 1 if at.step else 0)
+        self._tags = Tags()
         self._curves = Outlet(str(self.curves_path))
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]:.2f}"),
@@ -167,7 +175,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """A line for the person who watches, and for who looks into run.log afterwards."""
         self._log.write(text)
-        self.console.print(text, markup=False)
+        show(self.console, text)
 
     def note(self, text: str) -> None:
         """A line for run.log alone."""
@@ -180,7 +188,7 @@ class Reporter:
     def training(self, at: Position, reading: Mapping[str, float]) -> None:
         """One reading, named as at the head of this file; the console's line is arcface_torch's."""
         self._write(at, reading)
-        self._board.scalars({f"train/{name}": v for name, v in reading.items()}, at.step)
+        self._board.scalars(self._tags.named(reading), at.step)
         told = f"{reading['images_per_s']:.0f} images/s  loss {reading['loss']:.3f}"
         self._progress.update(self._task, told=f"{told}  lr {reading['lr']:.4f}")
         shares = {
@@ -188,11 +196,11 @@ class Reporter:
             for name, share in reading.items()
             if name.startswith("share_")
         }
+        scale = f"Fp16 Grad Scale: {reading['loss_scale']:.9g}   " if self._scales_losses else ""
         self.say(
             f"Speed {reading['images_per_s']:.2f} samples/sec   Loss {reading['loss']:.4f}   "
             f"LearningRate {reading['lr']:.6f}   Epoch: {at.epoch:.2f}   "
-            f"Global Step: {at.step}/{at.total_steps}   "
-            f"Fp16 Grad Scale: {reading['loss_scale']:.9g}   "
+            f"Global Step: {at.step}/{at.total_steps}   {scale}"
             f"Required: {reading['seconds_left'] / 3600:.2f} hours   "
             f"Memory: {reading['memory_mb']:.0f} MB   "
             + " ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
@@ -232,9 +240,8 @@ class Reporter:
         columns = len(shown) // rows
         _, channels, height, width = shown.shape
         grid = shown.reshape(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
-        self._board.image(
-            "train/images", grid.reshape(channels, rows * height, columns * width), at.step
-        )
+        picture = grid.reshape(channels, rows * height, columns * width)
+        self._board.image("data/images", picture, at.step)
 
     def text(self, name: str, text: str) -> None:
         """A text for TensorBoard, such as the resolved configuration."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from pipeline.dali_loader import Batch, Loader
 from tests.clock import Clock
@@ -48,6 +51,10 @@ def test_it_ends_with_a_verdict_and_leaves_nothing_behind(
     assert re.search(r"^fits: at its peak [\d,]+ of [\d,]+ MB a rank", printed, re.MULTILINE)
     assert re.search("^disk: a checkpoint takes 3 MB, at most 3 lie there at once", printed, re.M)
     assert re.search("^the loader (keeps up|is the bottleneck)", printed, re.MULTILINE)
+    assert f"output     {config.run.output}, which a dry run leaves as it is\n" in printed
+    assert str(scratch) not in printed, "its own folder is nobody's business"
+    for batches in ("synthetic", "real"):
+        assert re.search(rf"^timing steps on {batches} batches: \d+$", printed, re.MULTILINE)
     left = [folder.name for folder in scratch.iterdir()]
     assert set(left) <= {"torchinductor_root"}, "what torch compiles it may keep"
     assert not Path(config.run.output).exists()
@@ -98,13 +105,15 @@ def seconds_a_batch(monkeypatch) -> Callable[[float], None]:
 
 def test_a_slow_loader_is_named_with_its_settings(world, config, seconds_a_batch, capsys):
     seconds_a_batch(1.5)
-    assert rehearse(world, override(config, ["run.epochs=1000"])) == 0
+    hours = ["run.epochs=1000", "run.max_hours=1.5"]
+    assert rehearse(world, override(config, hours)) == 0
     printed = capsys.readouterr().out
     steps = int(
         re.search(r"^time: about .* h for ([\d,]+) steps", printed, re.M)[1].replace(",", "")
     )
     assert steps % 1000 == 0
     assert f"time: about {steps * 2.5 / 3600:.1f} h for" in printed
+    assert f", in {math.ceil(steps * 2.5 / 5400)} sessions of run.max_hours=1.5, " in printed
     assert "the loader is the bottleneck: without it steps are 2.5 times as fast" in printed
     assert "data.threads=1" in printed
     assert "data.decode=cpu" in printed
@@ -130,3 +139,11 @@ def test_ranks_rehearse_together_and_the_main_one_speaks(config, tmp_path, capfd
     printed = capfd.readouterr().out
     assert printed.count("memory, predicted") == printed.count("fits: ") == 1
     assert not Path(config.run.output).exists()
+
+
+def test_a_bar_moves_while_steps_are_timed_where_somebody_watches():
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100)
+    assert list(module._shown(console, 3, "timing steps")) == [0, 1, 2]
+    assert "timing steps" in shown.getvalue()
+    assert "100%" in shown.getvalue()

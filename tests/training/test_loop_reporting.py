@@ -70,7 +70,7 @@ def test_places_that_cannot_be_written_are_said_once_each(config, world, tmp_pat
     assert "step 10 is not saved" not in (away / "run.log").read_text()
 
 
-def test_run_log_says_what_the_run_is_and_why_it_ended(config, world, tmp_path):
+def test_run_log_says_what_the_run_is_and_why_it_ended(config, world, tmp_path, capsys):
     def fail() -> None:
         raise RuntimeError("a bug")
 
@@ -82,3 +82,8 @@ def test_run_log_says_what_the_run_is_and_why_it_ended(config, world, tmp_path):
         assert lines.count(line) == 2, "the whole configuration, each time"
     assert lines.count("RuntimeError: a bug") == 1
     assert "saving" in lines[-1]
+    shown = [line[21:] for line in capsys.readouterr().out.splitlines()]
+    settings = [line for line in shown if line in config.lines()]
+    assert len(settings) == 2 * len(set(settings)) > 0, "each time"
+    assert not set(settings) & set(Config().lines()), "only what differs from the defaults"
+    assert set(lines) - set(shown) <= {*Config().lines(), "RuntimeError: a bug"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from training.reporting.lines import timed
 from training.reporting.outlet import AppendedFile
 
 
@@ -26,9 +26,7 @@ class RunLog(logging.Handler):
 
     def write(self, text: str, *, at: float | None = None) -> None:
         """Add lines as they were shown. at: when, in seconds since the epoch; None: now."""
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-        lines = "".join(f"{when}  {line}\n" for line in text.splitlines())
-        self._file.append(lines.encode(errors="backslashreplace"))
+        self._file.append(f"{timed(text, at=at)}\n".encode(errors="backslashreplace"))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Add a warning or an error, as logging wants it."""

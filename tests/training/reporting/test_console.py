@@ -12,10 +12,10 @@ from typing import TextIO
 
 import pytest
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import Progress
 
 from training.reporting.console import Stream, protect_console
+from training.reporting.lines import ConsoleHandler
 
 ROOT = Path(__file__).parents[3]
 
@@ -71,8 +71,9 @@ def test_rich_prints_bars_and_warnings_into_a_broken_pipe(monkeypatch, told):
     with Progress(console=console, refresh_per_second=100) as progress:
         progress.add_task("train", total=3)
         console.print("a line")
-    handler = RichHandler(console=console)
-    handler.emit(logging.LogRecord("root", logging.WARNING, "", 0, "a warning", None, None))
+    ConsoleHandler().emit(
+        logging.LogRecord("root", logging.WARNING, "", 0, "a warning", None, None)
+    )
     print("plain")
     assert len(told) == 1
 
