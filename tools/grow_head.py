@@ -36,6 +36,7 @@ from training.out_of_memory import OutOfMemoryError, asked_for, is_shortage
 from training.precision import choose_precision
 from training.saving.checkpoint import create_writer
 from training.saving.files import complete, read_about
+from training.saving.resume import FILES
 from training.weights.center_transfer import aim_centers
 from training.weights.identities import FILE, Identities, read_identities
 from training.weights.mean_embeddings import mean_embeddings
@@ -169,6 +170,8 @@ def _documents(
     facts = about["facts"] | {"number of classes": count, "grown from": str(source)}
     if "dataset" in facts:  # an import has none
         facts["dataset"] += f" {fingerprint(index.path)}"
+    if FILES in facts:
+        facts[FILES] += f" and {index.path}"
     documents = {"config.json": config, "about.json": about | {"facts": facts}}
     return documents if people is None else documents | {FILE: people.as_dict()}
 

@@ -9,6 +9,7 @@ from training.data import TrainingData
 from training.distributed import World, require_agreement
 from training.precision import Precision
 from training.saving.checkpoint import versions
+from training.saving.resume import FILES, OF_FILES
 
 
 def agree(
@@ -18,7 +19,7 @@ def agree(
 
     Raises ValueError, on every rank, naming what is not the same on all.
     """
-    model = config.as_dict()["model"]
+    model, files = config.as_dict()["model"], _files(config)
     facts = {
         "dataset": data.fingerprint,
         "records and labels": data.records.digest(),
@@ -36,5 +37,18 @@ def agree(
         **{f"the version of {name}": version for name, version in versions().items()},
         "precision": (world.device.type, str(precision.compute_dtype)),
     }
-    require_agreement(everyone | facts)
-    return facts
+    # Digests alone would not say which files they are of.
+    told = {f"{key} of {files}" if key in OF_FILES else key: facts[key] for key in facts}
+    require_agreement(everyone | told)
+    return facts | {FILES: files}
+
+
+def _files(config: Config) -> str:
+    """The settings that say which images are trained on, and as whose."""
+    chosen = {
+        "data.train": ",".join(map(str, config.data.files)),
+        "data.identity_map": config.data.identity_map,
+        "data.leave_out": config.data.leave_out,
+        "data.labels": config.data.labels if config.data.labels == "dense" else "",
+    }
+    return " ".join(f"{key}={value}" for key, value in chosen.items() if value)

@@ -11,6 +11,7 @@ from models.normalize import normalize
 from tests.ranks import run_ranks
 from tests.training import tiny
 from training.config import Config, override
+from training.data import TrainingData
 from training.distributed import World
 from training.loop import Trainer
 from training.optim import set_learning_rate
@@ -117,6 +118,20 @@ def test_ranks_that_were_started_differently_say_so_instead_of_hanging(data, tmp
     )
     told = "the ranks disagree on run.seed (rank 0 has '0', rank 1 has '1'). Start"
     assert all(message.startswith(told) for message in messages), "only what differs"
+
+
+def read_other_bytes(world: World, config: Config) -> str:
+    """As from the disks of two machines, where one name leads to two sets."""
+    TrainingData.fingerprint = f"digest{world.rank}"
+    with pytest.raises(ValueError, match="ranks disagree") as caught:
+        prepare(config, world)
+    return str(caught.value)
+
+
+def test_ranks_that_read_different_sets_are_told_which_files_those_are(data, tmp_path):
+    config = tiny.config(data, tmp_path / "run")
+    for told in run_ranks(read_other_bytes, config, world_size=2, folder=tmp_path):
+        assert f"the ranks disagree on dataset of data.train={data}: rank 0 has 'digest0'" in told
 
 
 def stretch(world: World, config: Config) -> tuple[int, np.ndarray, list[float], np.ndarray]:

@@ -20,6 +20,9 @@ from training.saving.disk import Disk, probe, write_aside
 from training.saving.files import CheckpointError, checkpoints, faults, is_complete, read_about
 from training.saving.settings import compare_settings
 
+# Facts that say little by themselves are told with the files that they are digests of. Those may be
+# moved: they are not compared.
+FILES, OF_FILES = "data files", ("dataset", "records and labels")
 _LEFT_BY_STARTS = re.compile(
     rf"run\.unfinished|{re.escape(lock.FILE)}|lock\.\d+\.unfinished|probe_\d+"
 )
@@ -234,9 +237,15 @@ def _require_same(held: dict[str, Any], facts: dict[str, Any], *, what: str, rem
     """Raise CheckpointError naming all of the facts held that differ."""
     facts = json.loads(json.dumps(facts))
     differ = [
-        f"its {key} is {held[key]!r}, this one's is {facts[key]!r}"
+        f"its {key} is {_told(held, key)}, this one's is {_told(facts, key)}"
         for key in facts
-        if key in held and held[key] != facts[key]
+        if key in held and held[key] != facts[key] and key != FILES
     ]
     if differ:
         raise CheckpointError(f"{what}: {'; '.join(differ)}. {remedy}")
+
+
+def _told(facts: dict[str, Any], key: str) -> str:
+    if key in OF_FILES and FILES in facts:
+        return f"that of {facts[FILES]} ({facts[key]})"
+    return repr(facts[key])

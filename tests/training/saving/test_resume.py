@@ -125,6 +125,24 @@ def test_another_model_head_or_dataset_is_named(run, tmp_path, fact):
         choose(tmp_path / "new", str(run), facts)
 
 
+def test_another_dataset_is_named_by_its_files(run, tmp_path):
+    """Which may lie elsewhere now; in checkpoints of older versions they are not named."""
+    held = {"dataset": "5f3a", resume.FILES: "data.train=runs/demo_data"}
+    moved = held | {resume.FILES: "data.train=/elsewhere"}
+    other = {"dataset": "77c0", resume.FILES: "data.train=data/mine data.leave_out=bad.txt"}
+    (run / "run.json").write_text(json.dumps(held))
+    resume.claim(run, CONFIG, facts=moved)
+    told = (
+        r"its dataset is that of data\.train=runs/demo_data \(5f3a\), "
+        r"this one's is that of data\.train=data/mine data\.leave_out=bad\.txt \(77c0\)"
+    )
+    with pytest.raises(CheckpointError, match=told):
+        resume.claim(run, CONFIG, facts=other)
+    (run / "run.json").write_text(json.dumps({"dataset": "5f3a"}))
+    with pytest.raises(CheckpointError, match=r"its dataset is '5f3a', this one's is that of"):
+        resume.claim(run, CONFIG, facts=other)
+
+
 def test_never_refuses_a_folder_with_checkpoints_alone(run):
     """As where somebody has removed the folder while the run went on: run.json is gone."""
     config = replace(CONFIG, run=replace(CONFIG.run, resume="never"))
