@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import simplejpeg
 from PIL import Image
 
 _STARTS = {
@@ -55,6 +56,17 @@ def _jpeg_kind(image: bytes | memoryview) -> str:
         else:
             at += 2 + int.from_bytes(image[at + 2 : at + 4], "big")
     return "unknown"
+
+
+def image_size(image: bytes | memoryview) -> tuple[int, int] | None:
+    """(height, width) in pixels, by the header; None where it does not say."""
+    try:
+        if bytes(image[:2]) == b"\xff\xd8":
+            return simplejpeg.decode_jpeg_header(image)[:2]
+        with Image.open(io.BytesIO(image)) as opened:
+            return opened.height, opened.width
+    except Exception:  # Pillow's readers of damaged files fail in every way there is
+        return None
 
 
 def to_baseline(image: bytes | memoryview) -> bytes:

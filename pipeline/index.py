@@ -169,6 +169,14 @@ def write_idx(path: str | Path, keys: np.ndarray, offsets: np.ndarray) -> None:
         file.writelines(_format_lines(keys[order], offsets[order]))
 
 
+def idx_lists(path: Path, keys: np.ndarray, offsets: np.ndarray) -> bool:
+    """Whether a file has the very bytes that `write_idx` would write."""
+    order = np.argsort(keys, kind="stable")
+    with path.open("rb") as file:
+        lines = _format_lines(keys[order], offsets[order])
+        return all(file.read(len(piece)) == piece for piece in lines) and not file.read(1)
+
+
 def _format_lines(keys: np.ndarray, offsets: np.ndarray) -> Iterator[bytes]:
     """``key<TAB>offset`` in decimal, _LINES lines at a time.
 

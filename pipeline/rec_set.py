@@ -13,8 +13,10 @@ InsightFace's own files, so above 2^24 records they are rounded; nothing here re
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,17 +26,26 @@ from pipeline.recordio import PART_HEADER, RecordError, RecordWriter, pack_image
 from pipeline.sidecar import write_sidecar
 
 Labels = float | Sequence[float]
+Sizes = Counter[tuple[int, int]]  # how many images are (height, width) pixels
+
+_USUAL = (112, 112)  # in the property file of a set whose images do not say
 
 
-def pack_set(
-    folder: Path, identities: Iterable[Sequence[bytes]], *, image_size: int = 112
-) -> tuple[int, int]:
-    """Write a training set; returns (identities, images) written.
+class Packed(NamedTuple):
+    """What was written."""
+
+    identities: int
+    images: int
+    sizes: Sizes  # of those images whose headers say
+
+
+def pack_set(folder: Path, identities: Iterable[Sequence[bytes]]) -> Packed:
+    """Write a training set.
 
     Args:
-        folder: is created; gets train.rec, train.idx, property and the sidecar.
+        folder: is created; gets train.rec, train.idx, property and the sidecar. The property file
+            has the size that most images have.
         identities: the encoded images of each identity in turn, numbered from 0.
-        image_size: pixels, for the property file.
 
     Raises:
         RecordError: when `folder` already holds a train.rec, or there is nothing to pack.
@@ -42,12 +53,10 @@ def pack_set(
     labelled = (
         [(float(label), image) for image in images] for label, images in enumerate(identities)
     )
-    return write_set(folder, labelled, image_size=image_size)
+    return write_set(folder, labelled)
 
 
-def write_set(
-    folder: Path, identities: Iterable[Sequence[tuple[Labels, bytes]]], *, image_size: int = 112
-) -> tuple[int, int]:
+def write_set(folder: Path, identities: Iterable[Sequence[tuple[Labels, bytes]]]) -> Packed:
     """`pack_set` for images that bring their labels: the first is the identity, which must be the
     place in `identities`. An identity may be empty: its number stays taken.
     """
@@ -57,22 +66,27 @@ def write_set(
         raise RecordError(f"{rec} exists: name another folder, or remove it first")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         unfinished = Path(scratch) / rec.name
-        ranges, offsets = _write_records(unfinished, identities)
+        ranges, offsets, sizes = _write_records(unfinished, identities)
         images = len(offsets) - len(ranges) - 1
         if images == 0:
             raise RecordError(f"no images to pack into {rec}")
         unfinished.rename(rec)
     write_idx(folder / "train.idx", np.arange(len(offsets)), np.array(offsets))
-    (folder / "property").write_text(f"{len(ranges)},{image_size},{image_size}\n")
+    height, width = max(sizes, key=sizes.__getitem__, default=_USUAL)
+    (folder / "property").write_text(f"{len(ranges)},{height},{width}\n")
     write_sidecar(rec, scan_rec(rec), folder)
-    return len(ranges), images
+    return Packed(len(ranges), images, sizes)
 
 
 def _write_records(
     path: Path, identities: Iterable[Sequence[tuple[Labels, bytes]]]
-) -> tuple[list[tuple[int, int]], list[int]]:
-    """Returns (first key, key after the last) of each identity, and all records' offsets."""
+) -> tuple[list[tuple[int, int]], list[int], Sizes]:
+    """Returns (first key, key after the last) of each identity, all records' offsets, and sizes."""
+    # Importing Pillow takes as long as scanning some hundred megabytes, which rec2idx only does.
+    from pipeline.image_kind import image_size
+
     ranges: list[tuple[int, int]] = []
+    sizes: Sizes = Counter()
     with RecordWriter(path) as writer:
         # The header record comes first and speaks of what follows: it is filled in last.
         offsets = [writer.write(pack_image(b"", [0.0, 0.0], 0))]
@@ -83,6 +97,8 @@ def _write_records(
             for labels, image in images:
                 if not image:
                     raise RecordError(f"an image of identity {label} is empty: remove it")
+                if size := image_size(image):
+                    sizes[size] += 1
                 offsets.append(writer.write(pack_image(image, labels, len(offsets))))
             ranges.append((first, len(offsets)))
         end_of_images = len(offsets)
@@ -91,4 +107,4 @@ def _write_records(
     with path.open("r+b") as file:
         file.seek(PART_HEADER.size)
         file.write(pack_image(b"", [end_of_images, len(offsets)], 0))
-    return ranges, offsets
+    return ranges, offsets, sizes

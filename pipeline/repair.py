@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.index import RecordIndex
-from pipeline.rec_set import Labels, write_set
+from pipeline.rec_set import Labels, Packed, write_set
 from pipeline.recordio import read_record, unpack_image
 
 
-def repair(
-    index: RecordIndex, folder: Path, *, without: Collection[int] = (), image_size: int = 112
-) -> tuple[int, int]:
-    """Write the intact images of `index` into `folder`; returns (identities, images).
+def repair(index: RecordIndex, folder: Path, *, without: Collection[int] = ()) -> Packed:
+    """Write the intact images of `index` into `folder`.
 
     The images keep their bytes, their labels and their order within an identity; keys, header and
     identity records are written anew, so that they speak of what is there. An identity without an
@@ -26,7 +24,6 @@ def repair(
         index: the file, opened.
         folder: gets train.rec and what belongs to it (see pipeline/rec_set.py).
         without: offsets of records to leave out.
-        image_size: pixels, for the property file.
     """
     kept = np.flatnonzero(~np.isin(index.records["offset"], list(without)))
     # A set that was packed identity by identity is in this order already.
@@ -40,7 +37,7 @@ def repair(
         for first, last in pairwise(starts):
             yield [_image(index, i) for i in order[first:last]]
 
-    return write_set(folder, identities(), image_size=image_size)
+    return write_set(folder, identities())
 
 
 def _image(index: RecordIndex, i: int) -> tuple[Labels, bytes]:

@@ -1,7 +1,9 @@
 """Write the .idx and the sidecar of a .rec file:  python tools/rec2idx.py train.rec [-o DIR]
 
-Reads what MXNet wrote and writes what MXNet reads, without mxnet. By default the .idx lists images
-only, so that readers which take every line for an image see no header or identity records.
+Reads what MXNet wrote and writes what MXNet reads, without mxnet. By default a new .idx lists
+images only, so that readers which take every line for an image see no header or identity records;
+one that is there and lists all of them stays so. What it replaces is kept as train.idx.old1, and
+so on.
 
 --verify decodes every image too and lists those that fail; the exit code is then 1 if any does.
 --repair DIR writes a new set into DIR, of what is intact (and, with --verify, decodes), with the
@@ -20,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.classify import Scan, scan_rec
-from pipeline.index import RecordIndex, open_index, write_idx
+from pipeline.index import RecordIndex, idx_lists, open_index, write_idx
 from pipeline.named_path import PathError
 from pipeline.rec_names import read_names
 from pipeline.recordio import RecordError
@@ -33,13 +35,18 @@ def rec2idx(
     rec: Path,
     *,
     folder: Path | None = None,
-    every_record: bool = False,
+    every_record: bool | None = None,
     skip_bad_labels: bool = False,
 ) -> Scan:
     """Scan `rec` and write `<stem>.idx` and the sidecar into `folder`.
 
-    By default the folder is the .rec's own, or a cache when that one is read-only. Returns what was
-    found; raises RecordError for a file that is missing, empty or not RecordIO.
+    Args:
+        rec: a .rec file.
+        folder: by default the .rec's own, or a cache when that one is read-only.
+        every_record: list header and identity records, too; None: where the .idx there does.
+        skip_bad_labels: pass over records whose label is none.
+
+    Returns what was found. Raises RecordError for a file that is missing, empty or not RecordIO.
     """
     seen = rec.stat() if rec.exists() else None
     with _progress("scan", in_bytes=True) as told:
@@ -47,13 +54,20 @@ def rec2idx(
     folder = folder or output_folder(rec)
     folder.mkdir(parents=True, exist_ok=True)
     idx = folder / f"{rec.stem}.idx"
+    if every_record is None:
+        every_record = idx.is_file() and idx_lists(idx, found.keys, found.offsets)
     listed = found.is_image | every_record
-    if idx.exists():
-        print(f"kept          the former {idx.name} as {_put_aside(idx).name}")
-    write_idx(idx, found.keys[listed], found.offsets[listed])
+    keys, offsets = found.keys[listed], found.offsets[listed]
+    done = "up to date"
+    if not (idx.is_file() and idx_lists(idx, keys, offsets)):
+        if idx.exists():
+            print(f"kept          the former {idx.name} as {_put_aside(idx).name}")
+        write_idx(idx, keys, offsets)
+        done = "wrote"
     sidecar = write_sidecar(rec, found, folder, seen=seen)
     print_summary(rec, found)
-    print(f"wrote         {idx} ({int(listed.sum())} lines), {sidecar}")
+    print(f"{done:<14}{idx} ({len(keys)} lines)")
+    print(f"wrote         {sidecar}")
     print(f"read by       {_readers(found, every_record=every_record)}")
     return found
 
@@ -65,7 +79,7 @@ def _readers(found: Scan, *, every_record: bool) -> str:
         more = " and arcface_torch" if 0 in found.keys else "; arcface_torch wants a record 0"
         return f"DALI's own reader, MXNet{more}"
     if every_record:
-        return "MXNet and arcface_torch; for DALI's own reader write it without --all"
+        return "MXNet and arcface_torch; for DALI's own reader write it with --images-only"
     return "DALI's own reader; for MXNet and arcface_torch write it with --all"
 
 
@@ -106,13 +120,13 @@ def verify(index: RecordIndex, *, size: int | None = None) -> list[int]:
     return [failure.offset for failure in failures]
 
 
-def write_repaired(index: RecordIndex, folder: Path, *, without: list[int], size: int) -> None:
+def write_repaired(index: RecordIndex, folder: Path, *, without: list[int]) -> None:
     """Write what is intact, less the records at the offsets `without`, and whose it is."""
     # Importing Pillow, which both need, takes as long as scanning some hundred megabytes.
     from pipeline.image_kind import image_kind
     from tools.manifest import write_manifest
 
-    identities, images = repair(index, folder, without=without, image_size=size)
+    identities, images, sizes = repair(index, folder, without=without)
     names = read_names(index.path, damaged=index.summary.damaged_spans > 0)
     rec = folder / "train.rec"
     if names and len(names) <= identities:
@@ -127,6 +141,9 @@ def write_repaired(index: RecordIndex, folder: Path, *, without: list[int], size
             kinds=Counter(image_kind(clean.image(i).data) for i in range(len(clean))),
         )
     print(f"repaired      {images} images of {identities} identities in {rec}")
+    if len(sizes) > 1:
+        counts = ", ".join(f"{n} of {w} x {h}" for (h, w), n in sizes.most_common())
+        print(f"sizes         {counts}: --verify --size N leaves the others out")
 
 
 def _put_aside(idx: Path) -> Path:
@@ -158,20 +175,22 @@ def print_summary(rec: Path, found: Scan) -> None:
         print(f"              offset {offset}, {size} bytes: {why}")
 
 
-def _image_size(rec: Path) -> int:
-    """Pixels, as the property file beside `rec` has them: ``identities,height,width``."""
-    try:
-        return int((rec.parent / "property").read_text().split(",")[1])
-    except (OSError, ValueError, IndexError):
-        return 112
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rec", type=Path, help="the .rec file")
+    parser.add_argument("rec", type=Path, help="a .rec file, or the folder of its train.rec")
     parser.add_argument("-o", "--output", type=Path, help="folder for both, for other readers")
-    parser.add_argument(
-        "--all", action="store_true", help="list header and identity records in the .idx too"
+    listed = parser.add_mutually_exclusive_group()
+    listed.add_argument(
+        "--all",
+        action="store_true",
+        default=None,
+        help="list header and identity records in the .idx, too, for MXNet and arcface_torch",
+    )
+    listed.add_argument(
+        "--images-only",
+        action="store_false",
+        dest="all",
+        help="list images alone, for DALI's own reader, even where the .idx there lists all",
     )
     parser.add_argument(
         "--verify", action="store_true", help="decode every image; exit code 1 if any fails"
@@ -186,19 +205,19 @@ def main() -> None:
     if arguments.size and not arguments.verify:
         parser.error("--size goes with --verify, which looks at the images")
     undecodable: list[int] = []
+    rec = arguments.rec / "train.rec" if arguments.rec.is_dir() else arguments.rec
     with command("rec2idx", (RecordError, PathError)):
         found = rec2idx(
-            arguments.rec,
+            rec,
             folder=arguments.output,
             every_record=arguments.all,
             skip_bad_labels=arguments.repair is not None,
         )
-        index = RecordIndex(arguments.rec, found.images, found.summary)
+        index = RecordIndex(rec, found.images, found.summary)
         if arguments.verify:
             undecodable = verify(index, size=arguments.size)
         if arguments.repair:
-            size = arguments.size or _image_size(arguments.rec)
-            write_repaired(index, arguments.repair, without=undecodable, size=size)
+            write_repaired(index, arguments.repair, without=undecodable)
     sys.exit(1 if undecodable and not arguments.repair else 0)
 
 

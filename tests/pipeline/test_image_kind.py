@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.image_kind import image_kind, to_baseline
+from pipeline.image_kind import image_kind, image_size, to_baseline
 
 # A smooth picture, so that two encodings of it are near.
 RAMP = np.stack(np.broadcast_arrays(*np.ogrid[0:240:6, 0:240:5], 128), -1).astype(np.uint8)
@@ -62,3 +62,16 @@ def test_the_baseline_jpeg_shows_the_same_picture(image):
 def test_what_does_not_decode_is_refused(image):
     with pytest.raises(ValueError, match="does not decode"):
         to_baseline(image)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "WEBP", "TIFF"])
+def test_a_size_is_height_and_width_by_the_header(form):
+    assert image_size(encode(form=form)) == RAMP.shape[:2]
+
+
+@given(st.sampled_from(["JPEG", "PNG", "TIFF"]), st.integers(0, 60), st.integers(0, 255))
+def test_what_is_garbled_has_a_size_or_none(form, at, byte):
+    image = bytearray(encode(form=form))
+    image[at] = byte
+    assert image_size(bytes(image[: at + 40])) is None or image_size(bytes(image[: at + 40]))
+    assert image_size(b"no image") is None

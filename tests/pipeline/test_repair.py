@@ -33,7 +33,7 @@ def packed(tmp_path) -> Path:
 
 
 def test_an_intact_set_is_repaired_into_itself(packed, tmp_path):
-    assert repair(open_index(packed), tmp_path / "out") == (3, 6)
+    assert repair(open_index(packed), tmp_path / "out")[:2] == (3, 6)
     for name in ("train.rec", "train.idx", "property"):
         assert (tmp_path / "out" / name).read_bytes() == (packed / name).read_bytes()
 
@@ -45,7 +45,7 @@ def test_damage_is_left_out_and_the_bookkeeping_mended(packed, tmp_path):
     content[offsets[3]] ^= 0xFF  # the only image of identity 1
     content[offsets[5]] ^= 0xFF  # the second of identity 2
     rec.write_bytes(content)
-    assert repair(open_index(packed), tmp_path / "out") == (3, 4)
+    assert repair(open_index(packed), tmp_path / "out")[:2] == (3, 4)
     expected = [(b"a0", 0), (b"a1", 0), (b"c0", 2), (b"c2", 2)]
     assert images_of(tmp_path / "out") == expected
     header, *rest = records(tmp_path / "out" / "train.rec")
@@ -60,9 +60,9 @@ def test_damage_is_left_out_and_the_bookkeeping_mended(packed, tmp_path):
 def test_an_identity_whose_last_images_are_lost_keeps_its_number(packed, tmp_path):
     index = open_index(packed)
     lost = index.records["offset"][index.records["label"] == 2].tolist()
-    assert repair(index, tmp_path / "out", without=lost, image_size=64) == (3, 3)
+    assert repair(index, tmp_path / "out", without=lost)[:2] == (3, 3)
     assert records(tmp_path / "out" / "train.rec")[-1].labels.tolist() == [4, 4]
-    assert (tmp_path / "out" / "property").read_text() == "3,64,64\n"
+    assert (tmp_path / "out" / "property").read_text() == "3,112,112\n"
 
 
 def test_a_file_without_bookkeeping_gets_it_and_label_vectors_stay(tmp_path):
@@ -103,7 +103,7 @@ def test_whatever_the_damage_the_repaired_file_holds_what_the_index_held(
     (folder / "train.idx").unlink()
     try:
         kept = images_of(folder)
-        identities, images = repair(open_index(folder), folder / "out")
+        identities, images, _ = repair(open_index(folder), folder / "out")
     except RecordError:
         return  # a label or the only image was hit: refused, not repaired
     assert images == len(kept)

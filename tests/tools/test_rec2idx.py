@@ -16,7 +16,7 @@ from pipeline.rec_names import read_names
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordWriter, pack_image
 from tools.manifest import write_manifest
-from tools.rec2idx import rec2idx, write_repaired
+from tools.rec2idx import main, rec2idx, write_repaired
 
 ROOT = Path(__file__).parents[2]
 LFW = ROOT.parent / "shared/data/faces_lfw_dev"
@@ -51,7 +51,7 @@ def test_the_command_tells_what_it_found_and_wrote(rec):
         "identities    2",
         "1 header and 2 identity records",
         "damage        0 spans",
-        f"wrote         {rec.with_suffix('.idx')} (2 lines)",
+        f"wrote         {rec.with_suffix('.idx')} (2 lines)\n",
         "read by       DALI's own reader; for MXNet and arcface_torch write it with --all",
     ):
         assert told in done.stdout
@@ -62,7 +62,7 @@ def test_the_command_tells_what_it_found_and_wrote(rec):
 def test_the_last_line_says_who_reads_what_was_written(rec, tmp_path, capsys):
     rec2idx(rec, every_record=True)
     assert capsys.readouterr().out.endswith(
-        "read by       MXNet and arcface_torch; for DALI's own reader write it without --all\n"
+        "read by       MXNet and arcface_torch; for DALI's own reader write it with --images-only\n"
     )
     for first, readers in (
         (0, "MXNet and arcface_torch\n"),
@@ -85,10 +85,43 @@ def test_an_idx_that_was_there_is_kept_aside(rec, capsys):
     former = "0\t0\n7\t7\n"
     rec.with_suffix(".idx").write_text(former)
     rec2idx(rec)
-    rec2idx(rec)
     assert (rec.parent / "train.idx.old1").read_text() == former
-    assert (rec.parent / "train.idx.old2").read_text() == rec.with_suffix(".idx").read_text()
-    assert "kept" in capsys.readouterr().out
+    assert "kept          the former train.idx as train.idx.old1\n" in capsys.readouterr().out
+    rec2idx(rec, every_record=True)
+    assert len(read_idx(rec.parent / "train.idx.old2")[0]) == 2
+
+
+def test_an_idx_that_is_right_already_is_left_alone(rec, capsys):
+    idx = rec.with_suffix(".idx")
+    rec2idx(rec)
+    before = idx.stat()
+    rec2idx(rec)
+    assert (idx.stat().st_ino, idx.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert f"up to date    {idx} (2 lines)\n" in capsys.readouterr().out
+    assert not list(rec.parent.glob("*.old*"))
+    idx.write_bytes(idx.read_bytes() + b"9\t9\n")
+    rec2idx(rec)
+    assert len(list(rec.parent.glob("*.old*"))) == 1, "one line more is another file"
+
+
+def test_an_idx_of_all_records_loses_none_unless_that_is_asked_for(tmp_path, capsys):
+    """As pack_rec writes it, and as it comes with InsightFace's sets."""
+    pack_set(tmp_path, [[b"a"], [b"b", b"c"]])
+    before = (tmp_path / "train.idx").read_bytes()
+    rec2idx(tmp_path / "train.rec")
+    assert (tmp_path / "train.idx").read_bytes() == before
+    assert "read by       MXNet and arcface_torch" in capsys.readouterr().out
+    rec2idx(tmp_path / "train.rec", every_record=False)
+    assert len(read_idx(tmp_path / "train.idx")[0]) == 3
+    assert (tmp_path / "train.idx.old1").read_bytes() == before
+
+
+def test_a_folder_stands_for_its_train_rec(rec, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rec2idx", str(rec.parent)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert f"file          {rec} " in capsys.readouterr().out
 
 
 def test_damage_is_listed_with_its_place(rec, capsys):
@@ -173,7 +206,6 @@ def faces(tmp_path) -> Path:
     """Two identities of two JPEGs; the third image is cut off."""
     images = [jpeg(0), jpeg(1), jpeg(2)[:-90], jpeg(3)]
     pack_set(tmp_path, [images[:2], images[2:]])
-    (tmp_path / "property").write_text("2,16,16\n")
     return tmp_path / "train.rec"
 
 
@@ -205,7 +237,7 @@ def test_what_is_repaired_keeps_the_names_of_its_identities(faces, tmp_path, dam
     faces.write_bytes(content[:-60] if damage == "cut off" else content)
     found = rec2idx(faces)
     index = RecordIndex(faces, found.images, found.summary)
-    write_repaired(index, tmp_path / "out", without=[], size=16)
+    write_repaired(index, tmp_path / "out", without=[])
     assert read_names(tmp_path / "out" / "train.rec") == ["ann", "bob"]
 
 
@@ -214,7 +246,7 @@ def test_the_manifest_of_another_file_names_nobody(faces, tmp_path):
     with RecordWriter(faces) as writer:
         writer.write(pack_image(jpeg(7), 0.0, 0))
     faces.with_suffix(".idx").unlink()
-    write_repaired(open_index(faces), tmp_path / "out", without=[], size=16)
+    write_repaired(open_index(faces), tmp_path / "out", without=[])
     assert not (tmp_path / "out" / "train.json").exists()
 
 

@@ -28,7 +28,7 @@ from training.weights.identities import Identities, write_identities
 def write_people(folder: Path, names: Sequence[str], *, images: int = 5) -> Path:
     """A set whose identities have a color by their name; returns its .rec."""
     packed = [[_portrait(name, k) for k in range(images)] for name in names]
-    pack_set(folder, packed, image_size=SIZE)
+    pack_set(folder, packed)
     rec = folder / "train.rec"
     count = len(names) * images
     write_manifest(rec, source=[], options={}, names=names, images=count, kinds={})
