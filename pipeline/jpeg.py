@@ -91,14 +91,14 @@ def _decode_otherwise(encoded: bytes, out: np.ndarray, channels: str) -> str | N
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             if image.size != out.shape[1::-1]:  # before a header of billions of pixels is believed
                 return _of_size(image.size[::-1], len(out))
-            pixels = _in_8_bits(image)
+            pixels = in_8_bits(image)
     except Exception:  # Pillow's readers of damaged files fail in every way there is
         return f"cannot be decoded (it starts with {bytes(encoded[:4]).hex(' ')})"
     out[:] = pixels if channels == "RGB" else pixels[:, :, ::-1]
     return None
 
 
-def _in_8_bits(image: Image.Image) -> np.ndarray:
+def in_8_bits(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8; of 16 bits the upper ones, where Pillow would cut off what is above 255."""
     if image.mode.startswith("I;16"):
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)

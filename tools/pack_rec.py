@@ -5,9 +5,10 @@ tars, or another .rec; a folder of parquet files or tars stands for all of them,
 train split where files are named by splits, as in `train-00000.parquet`. OUT gets train.rec,
 train.idx (every record, as MXNet writes it), property and the sidecar, in InsightFace's layout, and
 train.json, the manifest. Identities are numbered in the order of their names, or of their numbers
-where all are numbers; the bytes of the images are stored as they are, unless --normalise is given
-or training does not decode their format (GIF, HEIC and the like become PNG). What is passed over is
-counted at the end.
+where all are numbers; the bytes of the images are stored as they are, unless --normalise, --crop or
+--resize is given or training does not decode their format (GIF, HEIC and the like become PNG). What
+is passed over is counted at the end, and so are the sizes of the images: training takes square ones
+of one size.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import argparse
 import re
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,28 +25,29 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.ahead import map_ahead
-from pipeline.image_kind import UNUSUAL, image_kind, to_baseline
 from pipeline.named_path import PathError
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordError
 from tools.command import command
 from tools.manifest import write_manifest
 from tools.sources.folders import read_folders
+from tools.sources.inspection import Inspection
 from tools.sources.passed_over import PassedOver
 from tools.sources.rec import BY, read_rec
 from tools.sources.sample import Identity, group
 from tools.sources.webdataset import read_webdataset
 
 _FORMATS = {".parquet": "parquet", ".tar": "webdataset", ".gz": "webdataset", ".tgz": "webdataset"}
+_LARGEST = 4096  # pixels of a side
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The command line's, None where not given; see `main`."""
 
-    image_size: int = 112
     normalise: bool = False
+    crop: int | None = None
+    resize: int | None = None
     image_column: str | None = None
     label_column: str | None = None
     keep: Path | None = None
@@ -107,52 +108,6 @@ def _one_split(files: list[Path]) -> list[Path]:
     return splits["train"]
 
 
-class Inspection:
-    """Counts the kinds of images on their way, and remembers the first place of each."""
-
-    def __init__(self, *, normalise: bool) -> None:
-        self.kinds: Counter[str] = Counter()
-        self.first: dict[str, str] = {}
-        self.names: list[str] = []
-        self._normalise = normalise
-
-    def watch(self, identities: Iterable[Identity]) -> Iterator[list[bytes]]:
-        """The images of each identity, unusual JPEGs made baseline ones if asked; on all cores."""
-        for identity, kinds in map_ahead(self._inspect, identities):
-            self.names.append(identity.name)
-            self.kinds.update(kinds)
-            for kind, place in zip(kinds, identity.places):
-                self.first.setdefault(kind, place)
-            yield identity.images
-
-    def _inspect(self, identity: Identity) -> tuple[Identity, list[str]]:
-        kinds = [image_kind(image) for image in identity.images]
-        if self._normalise:
-            for i, kind in enumerate(kinds):
-                if kind in UNUSUAL:
-                    try:
-                        identity.images[i] = to_baseline(identity.images[i])
-                    except ValueError as error:
-                        raise RecordError(f"{identity.places[i]}: {error}. Remove it") from error
-        return identity, kinds
-
-    def report(self) -> None:
-        print("images        " + ", ".join(f"{n} {kind}" for kind, n in self.kinds.most_common()))
-        for kind in UNUSUAL:
-            if self.kinds[kind]:
-                done = (
-                    "re-encoded as baseline"
-                    if self._normalise
-                    else ("kept as they are; they decode slower, --normalise re-encodes them")
-                )
-                print(f"{kind:<18}{self.kinds[kind]}, first {self.first[kind]}: {done}")
-        if self.kinds["unknown"]:
-            print(
-                f"unknown           {self.kinds['unknown']}, first {self.first['unknown']}: "
-                "check them with `python tools/rec2idx.py --verify`"
-            )
-
-
 def read_identities(
     sources: list[Path], form: str, options: Options, *, scratch: Path, passed_over: PassedOver
 ) -> Iterator[Identity]:
@@ -192,14 +147,16 @@ def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
     if rec.exists():  # known before anything is read
         raise RecordError(f"{rec} exists: name another folder, or remove it first")
     output.mkdir(parents=True, exist_ok=True)
-    inspection = Inspection(normalise=options.normalise)
     passed_over = PassedOver()
+    inspection = Inspection(
+        passed_over, normalise=options.normalise, crop=options.crop, resize=options.resize
+    )
     with tempfile.TemporaryDirectory(dir=output) as scratch:
         identities = read_identities(
             sources, form, options, scratch=Path(scratch), passed_over=passed_over
         )
         images = inspection.watch(track(identities, description="pack", transient=True))
-        packed, count = pack_set(output, images, image_size=options.image_size)
+        packed = pack_set(output, images)
     manifest = write_manifest(
         rec,
         source=sources,
@@ -208,22 +165,38 @@ def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
         }
         | {"format": form},
         names=inspection.names,
-        images=count,
+        images=packed.images,
         kinds=inspection.kinds,
     )
-    inspection.report()
+    for line in inspection.lines(packed.sizes):
+        print(line)
     for line in passed_over.lines():
         print(f"passed over   {line}")
     print(
-        f"packed {count} images of {packed} identities into {rec}; {manifest.name} says from what"
+        f"packed {packed.images} images of {packed.identities} identities into {rec}; "
+        f"{manifest.name} says from what"
     )
+
+
+def _pixels(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= _LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected pixels, from 1 to {_LARGEST}")
+    return int(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, nargs="+", help="folder, .parquet, .tar or .rec")
     parser.add_argument("output", type=Path, help="folder for train.rec and what belongs to it")
-    parser.add_argument("--image-size", type=int, default=112, help="pixels (default 112)")
+    parser.add_argument(
+        "--crop", type=_pixels, metavar="SIZE", help="take the middle SIZE × SIZE of each image"
+    )
+    parser.add_argument(
+        "--resize",
+        type=_pixels,
+        metavar="SIZE",
+        help="scale the shorter side to SIZE, after --crop, and take the middle of the longer one",
+    )
     parser.add_argument(
         "--normalise", action="store_true", help="re-encode progressive and CMYK JPEGs"
     )

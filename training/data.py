@@ -10,16 +10,19 @@ import numpy as np
 from pipeline.balanced_order import BalancedOrder
 from pipeline.collection import Collection, dense_labels, stack_labels
 from pipeline.identity_map import read_identity_map
+from pipeline.image_kind import image_size
 from pipeline.index import RecordIndex, open_index
 from pipeline.order import BlockOrder, GlobalOrder, Order, WeightedOrder
 from pipeline.record_file import fingerprint
 from pipeline.record_filter import read_filter
+from pipeline.recordio import RecordError
 from pipeline.shuffle_report import ShuffleReport, report_shuffle
 from training.config import Config, ConfigError, DataConfig
 from training.distributed import World, together
 from training.named_files import check_named_files
 
 _FAR_TOO_MANY = 10  # classes for each identity that has an image
+_LOOKED_AT = 8  # images, for their size
 
 
 class TrainingData(NamedTuple):
@@ -57,6 +60,7 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     if data.labels == "dense":
         labels = dense_labels(indexes, labels, kept)
     records = Collection(indexes, labels, kept)
+    together(lambda: world.is_main and _require_image_size(records, data.image_size))
     together(lambda: world.is_main and _warn_of_empty_classes(records, config.head.num_classes))
     shown = _shown(data, records)
     return TrainingData(records, create_order(config, records, shown), sum(shown))
@@ -66,6 +70,31 @@ def open_shared_index(path: str, world: World) -> RecordIndex:
     """Open the .rec on every rank; the first rank of each machine builds the sidecar if need be."""
     first = together(lambda: open_index(path) if world.local_rank == 0 else None)
     return together(lambda: open_index(path) if first is None else first)
+
+
+def _require_image_size(records: Collection, expected: int) -> None:
+    """Raise ConfigError where images from here and there all have another size.
+
+    Whether single ones have is seen when they are decoded.
+    """
+    chosen = np.unique(np.linspace(0, len(records) - 1, _LOOKED_AT).astype(int))
+    sizes = []
+    for source in records.sources(chosen):
+        try:
+            sizes.append(image_size(source()))
+        except RecordError:  # counted as bad later
+            sizes.append(None)
+    if None in sizes or (expected, expected) in sizes:
+        return
+    found = ", ".join(sorted({f"{width}×{height}" for height, width in sizes}))
+    height, width = sizes[0]
+    fits = len(set(sizes)) == 1 and height == width and height % 16 == 0
+    raise ConfigError(
+        f"data.image_size={expected}: images of data.train are {found} pixels. "
+        + (f"Set data.image_size={height}, or pack" if fits else "Pack")
+        + f" them again: `python tools/pack_rec.py {records.indexes[0].path} NEW --resize "
+        f"{expected}`"
+    )
 
 
 def _warn_of_empty_classes(records: Collection, configured: int | None) -> None:

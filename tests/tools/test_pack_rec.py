@@ -19,7 +19,7 @@ from pipeline.image_kind import image_kind
 from pipeline.index import open_index, read_idx
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordError, read_record, unpack_image
-from tools.pack_rec import Options, find_sources, pack
+from tools.pack_rec import Options, find_sources, main, pack
 from tools.sources.folders import read_folders
 from tools.sources.passed_over import PassedOver
 from tools.unpack_rec import unpack
@@ -29,7 +29,8 @@ ATT = ROOT.parent / "shared/data/att_112"
 
 
 def pack_folders(source: Path, output: Path) -> tuple[int, int]:
-    return pack_set(output, (identity.images for identity in read_folders(source, PassedOver())))
+    images = (identity.images for identity in read_folders(source, PassedOver()))
+    return pack_set(output, images)[:2]
 
 
 @pytest.fixture
@@ -263,3 +264,65 @@ def test_the_command_filters_a_rec(tmp_path, people):
     assert again.returncode == 1
     assert "train.rec exists" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+def picture(height: int, width: int, kind: str = "JPEG") -> bytes:
+    stored = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 90)).save(stored, kind)
+    return stored.getvalue()
+
+
+def folder_of(tmp_path: Path, *sizes: tuple[int, int]) -> Path:
+    """A face of each (height, width), of two identities in turn."""
+    for i, size in enumerate(sizes):
+        folder = tmp_path / "in" / f"p{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.jpg").write_bytes(picture(*size))
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told", "stated"),
+    [
+        ([(112, 112)] * 4, ["4 of 112×112"], "2,112,112"),
+        ([(96, 96)] * 2, ["2 of 96×96", "train on them with data.image_size=96, or"], "2,96,96"),
+        ([(112, 96)] * 2, ["2 of 96×112", "training takes square images"], "2,112,96"),
+        (
+            [(250, 250), (112, 112), (250, 250)],
+            ["2 of 250×250, 1 of 112×112", "training takes square images of one size"],
+            "2,250,250",
+        ),
+    ],
+)
+def test_the_sizes_of_the_images_are_told_with_the_remedy(tmp_path, capsys, sizes, told, stated):
+    pack([folder_of(tmp_path, *sizes)], tmp_path / "out", Options())
+    lines = [line[14:] for line in capsys.readouterr().out.splitlines() if line[:5] == "sizes"]
+    assert len(lines) == len(told)
+    assert all(line.startswith(start) for line, start in zip(lines, told))
+    assert (tmp_path / "out" / "property").read_text() == f"{stated}\n"
+
+
+def test_resized_and_cropped_sets_are_ready_for_training(tmp_path, capsys):
+    source = folder_of(tmp_path, (250, 250), (112, 112), (130, 96))
+    pack([source], tmp_path / "resized", Options(resize=112))
+    assert "reshaped      2\nsizes         3 of 112×112\n" in capsys.readouterr().out
+    index = open_index(tmp_path / "resized")
+    (kept,) = [i for i in range(3) if index.image(i).tobytes() == picture(112, 112)]
+    assert index.records["label"][kept] == 1
+    assert (tmp_path / "resized" / "property").read_text() == "2,112,112\n"
+    pack([source], tmp_path / "cropped", Options(crop=112))
+    told = capsys.readouterr().out
+    assert f"passed over   smaller than --crop 112: 1, first {source}/p0/2.jpg\n" in told
+    assert "sizes         2 of 112×112\n" in told
+    about = json.loads((tmp_path / "cropped" / "train.json").read_text())
+    assert (about["images"], about["options"]["crop"]) == (2, 112)
+    with pytest.raises(RecordError, match=r"no image is left to pack: smaller than --crop 300: 3"):
+        pack([source], tmp_path / "none", Options(crop=300))
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "112.5", "5000", "a"])
+def test_sizes_are_checked_before_anything_is_read(size, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pack_rec", str(tmp_path), "out", "--resize", size])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"'{size}': expected pixels, from 1 to 4096" in capsys.readouterr().err

@@ -75,7 +75,10 @@ def test_overrides_change_what_is_shown(config, tmp_path):
         (["data.augment=[flip:2]"], "'flip:2': expected flip or flip:P"),
         (["--images", "7"], "--images 7: expected at most 6"),
         (["--epochs", "0"], "expected at least 1 of each"),
-        (["data.image_size=64"], "is 112×112, not 64×64 pixels: set data.image_size"),
+        (
+            ["data.image_size=64"],
+            "images of data.train are 112×112 pixels. Set data.image_size=112",
+        ),
         (["data.train=/nowhere"], "/nowhere"),
     ],
 )

@@ -1,0 +1,129 @@
+"""What pack_rec looks at, and changes if asked, while images pass from their source to the .rec."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from pipeline.ahead import map_ahead
+from pipeline.image_kind import UNUSUAL, image_kind, to_baseline
+from pipeline.rec_set import Sizes
+from pipeline.recordio import RecordError
+from tools.sources.passed_over import Passed, PassedOver
+from tools.sources.reshape import ReshapeError, reshape
+from tools.sources.sample import Identity
+
+_SIZES_SHOWN = 3
+
+
+class Inspection:
+    """Counts the kinds of images on their way, and remembers the first place of each.
+
+    Args:
+        passed_over: gets the images that cannot be cropped or resized.
+        normalise: re-encode unusual JPEGs.
+        crop, resize: pixels, as for `reshape`; None: as they are.
+    """
+
+    def __init__(
+        self,
+        passed_over: PassedOver,
+        *,
+        normalise: bool = False,
+        crop: int | None = None,
+        resize: int | None = None,
+    ) -> None:
+        self.kinds: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+        self.names: list[str] = []
+        self._reshaped = 0
+        self._passed_over, self._normalise = passed_over, normalise
+        self._crop, self._resize = crop, resize
+
+    def watch(self, identities: Iterable[Identity]) -> Iterator[list[bytes]]:
+        """The images of each identity, reshaped and made baseline JPEGs if asked; on all cores."""
+        for identity, kinds, reshaped, passed in map_ahead(self._inspect, identities):
+            for one in passed:
+                self._passed_over.add(one)
+            if not identity.images:
+                continue
+            self.names.append(identity.name)
+            self.kinds.update(kinds)
+            self._reshaped += reshaped
+            for kind, place in zip(kinds, identity.places):
+                self.first.setdefault(kind, place)
+            yield identity.images
+        if not self.names and self._passed_over.counts:
+            raise RecordError(f"no image is left to pack: {'; '.join(self._passed_over.lines())}")
+
+    def _inspect(self, identity: Identity) -> tuple[Identity, list[str], int, list[Passed]]:
+        reshaped, passed = 0, []
+        if self._crop or self._resize:
+            identity, reshaped, passed = self._reshape(identity)
+        kinds = [image_kind(image) for image in identity.images]
+        if self._normalise:
+            for i, kind in enumerate(kinds):
+                if kind in UNUSUAL:
+                    try:
+                        identity.images[i] = to_baseline(identity.images[i])
+                    except ValueError as error:
+                        raise RecordError(f"{identity.places[i]}: {error}. Remove it") from error
+        return identity, kinds, reshaped, passed
+
+    def _reshape(self, identity: Identity) -> tuple[Identity, int, list[Passed]]:
+        """Of what is left; how many images are others now; and what cannot be packed."""
+        left, reshaped, passed = Identity(identity.name, [], []), 0, []
+        for image, place in zip(identity.images, identity.places):
+            try:
+                made = reshape(image, crop=self._crop, resize=self._resize)
+            except ReshapeError as error:
+                passed.append(Passed(str(error), place))
+                continue
+            left.images.append(made)
+            left.places.append(place)
+            reshaped += made is not image
+        return left, reshaped, passed
+
+    def lines(self, sizes: Sizes) -> list[str]:
+        """What was found. sizes: of what was packed."""
+        lines = [
+            "images        " + ", ".join(f"{n} {kind}" for kind, n in self.kinds.most_common())
+        ]
+        done = "kept as they are; they decode slower, --normalise re-encodes them"
+        if self._normalise:
+            done = "re-encoded as baseline"
+        lines += [
+            f"{kind:<18}{self.kinds[kind]}, first {self.first[kind]}: {done}"
+            for kind in UNUSUAL
+            if self.kinds[kind]
+        ]
+        if self.kinds["unknown"]:
+            lines.append(
+                f"unknown           {self.kinds['unknown']}, first {self.first['unknown']}: "
+                "check them with `python tools/rec2idx.py --verify`"
+            )
+        if self._reshaped:
+            lines.append(f"reshaped      {self._reshaped}")
+        return lines + [f"sizes         {line}" for line in about_sizes(sizes)]
+
+
+def about_sizes(sizes: Sizes) -> list[str]:
+    """How large images are, and what is to be done where training does not take them as they are.
+
+    sizes: how many images are (height, width) pixels.
+    """
+    if not sizes:
+        return []
+    shown = ", ".join(f"{n} of {w}×{h}" for (h, w), n in sizes.most_common(_SIZES_SHOWN))
+    more = len(sizes) - _SIZES_SHOWN
+    lines = [shown + (f", and {more} other sizes" if more > 0 else "")]
+    (height, width), _ = sizes.most_common(1)[0]
+    if len(sizes) > 1 or height != width or height % 16:
+        lines.append(
+            "training takes square images of one size, a multiple of 16. Pack them again with "
+            "--resize 112 (the shorter side is scaled, the middle of the longer one taken), with "
+            "--crop 112 (the middle is taken, nothing scaled), or with both, which crops first"
+        )
+    elif height != 112:
+        lines.append(f"train on them with data.image_size={height}, or pack with --resize 112")
+    return lines
