@@ -57,11 +57,12 @@ def export_safetensors(checkpoint: Path, output: Path, *, license: str) -> list[
 
 
 def export_arcface_torch(
-    checkpoint: Path, output: Path, *, world_size: int, epoch: int
+    checkpoint: Path, output: Path, *, world_size: int, epoch: int | None = None
 ) -> list[Path]:
     """Write arcface_torch's files for `world_size` GPUs into the folder `output`; returns them.
 
-    epoch: epochs done, from which arcface_torch would go on.
+    epoch: epochs done, from which arcface_torch would go on; None: those of the checkpoint, or 0
+        where it does not say.
 
     Raises CheckpointError for a checkpoint that is not there or damaged, and an `output` in use,
     ArcFaceTorchError for fewer classes than GPUs.
@@ -77,10 +78,8 @@ def export_arcface_torch(
     weights = _weights(tensors, config, step=about["step"])
     if weights.centers is not None and weights.momentum is None:
         print("note          no momentum of SGD in the checkpoint: the backbone's starts at zero")
-    if weights.step and not epoch:
-        print(
-            "note          at epoch 0: give --epoch if arcface_torch is to go on where this ended"
-        )
+    if epoch is None:
+        epoch = _epochs_done(about)
     has_head = weights.centers is not None  # without one there is nothing to resume
     rate, peak_rate = _rates(config, about, epoch=epoch) if has_head else (0.0, 0.0)
     return write_arcface_torch(
@@ -95,12 +94,33 @@ def export_arcface_torch(
     )
 
 
+def _steps_per_epoch(about: dict[str, Any]) -> int:
+    """0 where the checkpoint does not say: an import, or one of a version that did not."""
+    return about.get("counters", {}).get("steps_per_epoch", 0)
+
+
+def _epochs_done(about: dict[str, Any]) -> int:
+    """The whole ones, said where that is not all there is to say."""
+    step, per_epoch = about["step"], _steps_per_epoch(about)
+    if not per_epoch:
+        if step:
+            print(
+                "note          at epoch 0, as the checkpoint does not say how many are done: give "
+                "--epoch if arcface_torch is to go on where this ended"
+            )
+        return 0
+    epoch, into_epoch = divmod(step, per_epoch)
+    if into_epoch:
+        print(f"note          inside an epoch: arcface_torch begins its number {epoch} again")
+    return epoch
+
+
 def _rates(config: dict[str, Any], about: dict[str, Any], *, epoch: int) -> tuple[float, float]:
     """Of the step that comes next, and the highest, by the run's own schedule."""
     known = {field.name for field in fields(OptimConfig)} & config["optim"].keys()
     optim = OptimConfig(**{name: config["optim"][name] for name in known})
     step = about["step"]
-    steps_per_epoch = about.get("counters", {}).get("steps_per_epoch", 0)
+    steps_per_epoch = _steps_per_epoch(about)
     if not steps_per_epoch and epoch:
         steps_per_epoch = step // epoch  # of versions that did not keep it
     schedule = create_schedule(
@@ -134,6 +154,9 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     about = read_about(path)
     if damage := faults(path):
         raise CheckpointError(f"{path} is damaged: {'; '.join(damage)}. Take the one before it")
+    per_epoch = _steps_per_epoch(about)
+    epoch = f", epoch {about['step'] / per_epoch:.2f}" if per_epoch else ""
+    print(f"checkpoint    {path}: step {about['step']:,}{epoch}")
     return path, about, json.loads((path / "config.json").read_text())
 
 
@@ -186,10 +209,12 @@ def main() -> None:
     parser.add_argument("--license", default="unknown", help="for the model card, such as mit")
     parser.add_argument("--ranks", type=int, default=1, help="GPUs of arcface_torch (default 1)")
     parser.add_argument(
-        "--epoch", type=int, default=0, help="epochs done, where arcface_torch is to go on"
+        "--epoch",
+        type=int,
+        help="epochs done, where arcface_torch is to go on (default: the checkpoint's)",
     )
     arguments = parser.parse_args()
-    if arguments.ranks < 1 or arguments.epoch < 0:
+    if arguments.ranks < 1 or (arguments.epoch or 0) < 0:
         parser.error("--ranks must be at least 1, --epoch at least 0")
     source, output = arguments.checkpoint, arguments.output
     with command("export_weights"):

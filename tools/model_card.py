@@ -37,6 +37,9 @@ tags:
 
 ## Loading
 
+In Facestream's folder, whose `models` it imports. The scores above, and a threshold among them, are
+of an image's features and its mirror image's added up:
+
 ```python
 import torch
 from safetensors.torch import load_file
@@ -46,7 +49,9 @@ from models import create_model, normalize
 model = create_model("{name}", num_features={dim}, width={width:g}, image_size={size})
 model.load_state_dict(load_file("model.safetensors"))
 model.eval()
-embeddings = model(normalize(images, torch.float32))  # images: (B, 3, {size}, {size}) uint8 RGB
+# images: (B, 3, {size}, {size}) uint8 RGB
+features = sum(model(normalize(view, torch.float32)) for view in (images, images.flip(3)))
+embeddings = torch.nn.functional.normalize(features)  # whose products are cosines
 ```
 """
 

@@ -153,6 +153,21 @@ def test_a_rate_that_is_not_known_or_zero_is_said(config, world, tmp_path, capsy
     assert "lr is" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("number", "epoch"), [(10, 2), (12, 2)])
+def test_it_says_what_it_took_and_arcface_torch_goes_on_at_its_epoch(
+    config, world, tmp_path, capsys, number, epoch
+):
+    path = save_at(config, build(config, world), number, steps_per_epoch=5)
+    written = export_arcface_torch(Path(config.run.output), tmp_path / "theirs", world_size=1)
+    content = torch.load(written[1], weights_only=True)
+    assert (content["epoch"], content["global_step"]) == (epoch, number)
+    told = capsys.readouterr().out
+    assert f"checkpoint    {path}: step {number}, epoch {number / 5:.2f}\n" in told
+    assert ("inside an epoch: arcface_torch begins its number 2 again" in told) is (number == 12)
+    export_arcface_torch(path, tmp_path / "other", world_size=1, epoch=1)
+    assert "inside" not in capsys.readouterr().out, "where it is said by hand"
+
+
 def test_tensors_in_another_order_are_written_in_the_modules(config, world, tmp_path, monkeypatch):
     """As in the checkpoints of several ranks."""
     step, path = train(config, world)
@@ -200,7 +215,7 @@ def test_safetensors_load_strictly_and_embed_the_same(config, world, tmp_path):
     assert "| set | accuracy | tar_at_far |\n| --- | --- | --- |\n| lfw | 0.9978 | 0.5000 |" in text
 
 
-def test_the_cards_own_example_runs(config, world, tmp_path, monkeypatch):
+def test_the_cards_own_example_embeds_as_verification_does(config, world, tmp_path, monkeypatch):
     step, path = train(config, world)
     _, card = export_safetensors(path, tmp_path / "out", license="mit")
     example = card.read_text().split("```python\n")[1].split("```")[0]
@@ -209,7 +224,9 @@ def test_the_cards_own_example_runs(config, world, tmp_path, monkeypatch):
     names = {"images": images}
     with torch.no_grad():
         exec(example, names)
-        expected = step.backbone.eval()(images / 127.5 - 1)
+        pixels = images / 127.5 - 1
+        network = step.backbone.eval()
+        expected = torch.nn.functional.normalize(network(pixels) + network(pixels.flip(3)))
     torch.testing.assert_close(names["embeddings"], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -259,10 +276,10 @@ def test_subcenters_have_no_place_in_arcface_torch(config, world, tmp_path):
 
 def test_without_sgds_momentum_it_is_said_and_the_rest_is_there(config, world, tmp_path, capsys):
     _, path = train(replace(config, optim=replace(config.optim, name="adamw")), world)
-    export_arcface_torch(path, tmp_path / "out", world_size=2, epoch=0)
+    export_arcface_torch(path, tmp_path / "out", world_size=2)
     told = capsys.readouterr().out
     assert "no momentum of SGD in the checkpoint" in told
-    assert "at epoch 0: give --epoch" in told
+    assert "at epoch 0, as the checkpoint does not say how many are done: give --epoch" in told
     import_arcface_torch([tmp_path / "out"], tmp_path / "back", num_classes=CLASSES)
     assert "its optimizer has 0 such buffers" in capsys.readouterr().out
 
@@ -274,7 +291,11 @@ def test_the_command_writes(config, world, tmp_path):
         [*command, "-o", "out", "--license", "mit"], capture_output=True, text=True, cwd=tmp_path
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == ["wrote", "out/model.safetensors", "wrote", "out/README.md"]
+    assert done.stdout.splitlines() == [
+        f"checkpoint    {path}: step {STEPS}",
+        "wrote         out/model.safetensors",
+        "wrote         out/README.md",
+    ]
 
 
 def test_mistakes_end_in_one_line(config, world, tmp_path, monkeypatch):
