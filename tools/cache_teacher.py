@@ -89,7 +89,9 @@ def _write(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
     parser.add_argument("config", type=Path, help="a configuration file with distill.teacher")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for train_dist.py")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="as for train_dist.py"
+    )
     parser.add_argument("--batch", type=int, default=256, help="images at a time (default 256)")
     arguments = parser.parse_intermixed_args()
     with command("cache_teacher"):

@@ -83,7 +83,9 @@ def augmented(encoded: Sequence[np.ndarray], entries: Sequence[str], draw: Draw)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
     parser.add_argument("config", type=Path, help="a configuration file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for train_dist.py")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="as for train_dist.py"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the picture to write")
     parser.add_argument("--images", type=int, default=8, help="rows (default 8)")
     parser.add_argument("--epochs", type=int, default=8, help="augmented columns (default 8)")
