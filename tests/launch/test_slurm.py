@@ -1,0 +1,54 @@
+"""launch/slurm.sbatch, with commands that only write down how they were called."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "launch/slurm.sbatch"
+SRUN = '#!/bin/sh\nprintf "%s\\n" "$@" > srun.txt\nexit 1\n'  # as torchrun after a signal
+SCONTROL = '#!/bin/sh\necho "$@" >> scontrol.txt\nprintf "node7\\nnode8\\n"\n'
+
+
+def submit(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    for name, content in (("srun", SRUN), ("scontrol", SCONTROL)):
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        path.chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "42", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[7-8]"}
+    return subprocess.run(
+        ["bash", str(SCRIPT), *arguments],
+        cwd=tmp_path,
+        env=os.environ | slurm | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "queued"),
+    [("stopped", 1, True), ("finished", 0, False), ("failed", 1, False), (None, 1, False)],
+)
+def test_a_run_that_was_stopped_is_queued_again_and_no_other(tmp_path, status, code, queued):
+    output = tmp_path / "runs" / "x y"
+    if status:
+        output.mkdir(parents=True)
+        (output / "state.json").write_text(json.dumps({"status": status}))
+    done = submit(tmp_path, str(output), "configs/c.py", "head.loss_args={margin: 0.4}")
+    assert done.returncode == code, done.stderr
+    called = (tmp_path / "srun.txt").read_text().splitlines()
+    assert called[0] == "torchrun"
+    assert "--rdzv-endpoint=node7:29500" in called
+    assert called[-4:] == [
+        *("train_dist.py", "configs/c.py", f"run.output={output}", "head.loss_args={margin: 0.4}")
+    ]
+    asked = (tmp_path / "scontrol.txt").read_text().splitlines()
+    assert ("requeue 42" in asked) is queued
