@@ -12,12 +12,14 @@ import math
 import os
 import select
 import shlex
+import shutil
 import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -270,14 +272,24 @@ def resume_command(argv: Sequence[str], environment: Mapping[str, str]) -> str:
     dropped = ("run.resume=", "--local-rank=", "--local_rank=")
     script = shlex.join(word for word in argv if not word.startswith(dropped))
     if "TORCHELASTIC_RUN_ID" not in environment:
-        return f"python {script}"
+        return f"{_program('python', environment)} {script}"
     ranks, machines = environment["LOCAL_WORLD_SIZE"], environment["GROUP_WORLD_SIZE"]
+    torchrun = _program("torchrun", environment)
     if machines == "1":
-        return f"torchrun --standalone --nproc_per_node={ranks} {script}"
+        return f"{torchrun} --standalone --nproc_per_node={ranks} {script}"
     return (
-        f"torchrun --nnodes={machines} --nproc_per_node={ranks} {script}, on every machine and "
+        f"{torchrun} --nnodes={machines} --nproc_per_node={ranks} {script}, on every machine and "
         "with the rendezvous that was given before"
     )
+
+
+def _program(name: str, environment: Mapping[str, str]) -> str:
+    """What starts this Python's program: its name alone may be another's, or nobody's."""
+    ours = Path(sys.executable).with_name(name)
+    found = shutil.which(name, path=environment.get("PATH", ""))
+    if "PATH" not in environment or not ours.exists() or found == str(ours):
+        return name
+    return shlex.quote(os.path.relpath(ours) if ours.is_relative_to(Path.cwd()) else str(ours))
 
 
 def _ignored(number: int) -> bool:

@@ -415,6 +415,21 @@ def test_the_command_that_goes_on():
     assert several.startswith(f"torchrun --nnodes=4 --nproc_per_node=2 {quoted}, on every machine")
 
 
+def test_the_command_that_goes_on_works_where_the_environment_is_not_active(tmp_path, monkeypatch):
+    """As after `make demo`, which does not need it to be."""
+    programs = tmp_path / ".venv/bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "torchrun"):
+        (programs / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    ranks = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+    active, other = {"PATH": str(programs)}, {"PATH": "/usr/bin"}
+    assert resume_command(["t.py"], active) == "python t.py"
+    assert resume_command(["t.py"], other) == f"{programs / 'python'} t.py"
+    monkeypatch.chdir(tmp_path)
+    assert resume_command(["t.py"], other | ranks).startswith(".venv/bin/torchrun --standalone ")
+
+
 def test_the_command_that_goes_on_does_not_begin_where_the_run_began():
     command = resume_command(["train_dist.py", "c.py", "run.resume=never", "optim.lr=0.2"], {})
     assert command == "python train_dist.py c.py optim.lr=0.2"
