@@ -17,9 +17,10 @@ import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from rich.progress import track
 
@@ -36,6 +37,8 @@ from tools.sources.passed_over import PassedOver
 from tools.sources.rec import BY, read_rec
 from tools.sources.sample import Identity, group
 from tools.sources.webdataset import read_webdataset
+
+T = TypeVar("T")
 
 _FORMATS = {".parquet": "parquet", ".tar": "webdataset", ".gz": "webdataset", ".tgz": "webdataset"}
 _LARGEST = 4096  # pixels of a side
@@ -126,7 +129,12 @@ def read_identities(
         except ImportError as error:
             raise RecordError(f"parquet needs pyarrow: pip install pyarrow ({error})") from error
         samples = read_parquet(sources, image_column=options.image_column, label_column=label)
-    return group(track(samples, description="read", transient=True), scratch)
+    return group(_watched(samples, "read"), scratch)
+
+
+def _watched(things: Iterable[T], doing: str) -> Iterable[T]:
+    """The same, with a bar where somebody watches; elsewhere it would leave an empty line."""
+    return track(things, description=doing, transient=True, disable=not sys.stdout.isatty())
 
 
 def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
@@ -155,7 +163,7 @@ def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
         identities = read_identities(
             sources, form, options, scratch=Path(scratch), passed_over=passed_over
         )
-        images = inspection.watch(track(identities, description="pack", transient=True))
+        images = inspection.watch(_watched(identities, "pack"))
         packed = pack_set(output, images)
     manifest = write_manifest(
         rec,

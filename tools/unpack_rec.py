@@ -59,7 +59,9 @@ def unpack(rec: Path, folder: Path) -> tuple[int, int]:
 
     # Network disks take many files at once, so more threads than cores pay.
     written = map_ahead(write, groups, workers=4 * cores())
-    for _ in track(written, description="unpack", total=len(groups), transient=True):
+    unseen = not sys.stdout.isatty()  # where a bar would leave an empty line
+    bar = {"description": "unpack", "total": len(groups), "transient": True, "disable": unseen}
+    for _ in track(written, **bar):
         pass
     return len(groups), len(index)
 
