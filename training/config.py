@@ -345,12 +345,18 @@ class Config:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """``section.key=value`` for every key: what is printed, and what would override it."""
+        """``section.key=value`` for every key: what run.log has, and what would override it."""
         return [
             f"{section}.{key}={_as_given(value)}"
             for section, values in self.as_dict().items()
             for key, value in values.items()
         ]
+
+    def changes(self) -> list[str]:
+        """Those of `lines` that are not at their defaults; of data.train there is none."""
+        defaults = Config(data=DataConfig(train=self.data.train)).lines()
+        named = f"data.train={_as_given(self.data.train)}"
+        return [line for line in self.lines() if line == named or line not in defaults]
 
 
 def _as_given(value: Any) -> str:

@@ -234,9 +234,9 @@ class Trainer:
             *(f"changed    {line}" for line in self._changed),
             *self._whereabouts(config),
         ]
-        defaults = Config().lines()
+        changed = config.changes()
         for line in config.lines():
-            (self.reporter.note if line in defaults else self.reporter.say)(line)
+            (self.reporter.say if line in changed else self.reporter.note)(line)
         for line in lines:
             self.reporter.say(line)
         if self.steps_done >= self.schedule.total_steps:

@@ -203,3 +203,11 @@ def test_the_sample_rate_of_an_epoch_is_the_last_that_was_set():
     head = override(BASE, ["head.sample_rate=0.1", "head.sample_rate_from={4: 0.5, 6: 1.0}"]).head
     rates = [head.sample_rate_at(epoch) for epoch in range(8)]
     assert rates == [0.1] * 4 + [0.5] * 2 + [1.0] * 2
+
+
+def test_changes_are_what_is_not_at_its_default_and_the_data():
+    plain = Config(data=DataConfig(train="a.rec"))
+    assert plain.changes() == ["data.train=a.rec"]
+    changed = override(plain, ["optim.lr=0.2", "run.epochs=20", "head.loss_args={margin: 0.3}"])
+    told = ["data.train=a.rec", 'head.loss_args={"margin": 0.3}', "optim.lr=0.2"]
+    assert changed.changes() == told, "20 epochs are the default"
