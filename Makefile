@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NEEDED := requirements-dev.txt
 
-.PHONY: install demo test check-cuda lint format bench bench-gpu wheelhouse
+.PHONY: install demo test same-as check-cuda lint format bench bench-gpu wheelhouse
 
 install: $(STAMP)
 
@@ -32,6 +32,11 @@ demo: $(STAMP)
 # A process for each core, four at most, for memory; a file's tests stay together with what they share.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Whether this work tree trains as REV does, bit for bit; about three minutes: see CONTRIBUTING.md.
+REV ?= HEAD~1
+same-as: $(STAMP)
+	$(BIN)/python -m tests.same_as $(REV)
 
 # Devices never mix. An environment of its own, because a CUDA build of torch takes several GB.
 check-cuda:
