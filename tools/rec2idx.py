@@ -205,8 +205,8 @@ def main() -> None:
     if arguments.size and not arguments.verify:
         parser.error("--size goes with --verify, which looks at the images")
     undecodable: list[int] = []
-    rec = arguments.rec / "train.rec" if arguments.rec.is_dir() else arguments.rec
     with command("rec2idx", (RecordError, PathError)):
+        rec = arguments.rec / "train.rec" if arguments.rec.is_dir() else arguments.rec
         found = rec2idx(
             rec,
             folder=arguments.output,
