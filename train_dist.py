@@ -22,7 +22,7 @@ from torch import nn
 from evaluation.verification import NonFiniteEmbeddingsError, PairSetError, Verifier
 from pipeline.dali_loader import choose_threads
 from pipeline.recordio import RecordError
-from tools.command import command
+from training.command import command
 from training.config import Config, ConfigError, load_config
 from training.distributed import World, join_world, leave_world, together
 from training.dry_run import dry_run

@@ -25,7 +25,7 @@ from pipeline.ahead import map_ahead
 from pipeline.embedding_cache import EmbeddingCacheError, open_embeddings, write_embeddings
 from pipeline.index import RecordIndex
 from pipeline.jpeg import decode_batch
-from tools.command import command
+from training.command import command
 from training.config import Config, load_config
 from training.data import open_training_data
 from training.distill.teacher import Teacher, load_teacher

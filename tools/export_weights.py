@@ -24,12 +24,12 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.arcface_torch import Architecture
-from tools.command import command
-from tools.model_card import model_card
+from training.command import command
 from training.config import OptimConfig
 from training.saving.files import CheckpointError, checkpoints, faults, read_about
 from training.schedules import create_schedule
 from training.weights.arcface_files import Weights, write_arcface_torch
+from training.weights.model_card import model_card
 
 FORMATS = ("safetensors", "arcface_torch")
 _MOMENTUM = ("optimizer.state.", ".momentum_buffer")

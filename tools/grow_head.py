@@ -29,7 +29,7 @@ from heads.centers import initial_centers
 from models import create_model
 from pipeline.collection import Collection
 from pipeline.record_file import fingerprint
-from tools.command import command
+from training.command import command
 from training.data import open_shared_index
 from training.distributed import World, join_world, leave_world
 from training.out_of_memory import OutOfMemoryError, asked_for, is_shortage

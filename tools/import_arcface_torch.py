@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.command import command
+from training.command import command
 from training.config import Config, DataConfig, HeadConfig, ModelConfig, RunConfig
 from training.distributed import join_world, leave_world
 from training.saving import checkpoint

@@ -26,7 +26,7 @@ from evaluation.pair_set import write_bin
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordError
 from pipeline.synthetic import contact_sheet, encode_jpeg, make_pairs, render
-from tools.command import command
+from training.command import command
 
 _SHEET = (8, 6)  # identities, images of each
 

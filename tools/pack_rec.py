@@ -29,14 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.named_path import PathError
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordError
-from tools.command import command
-from tools.manifest import write_manifest
+from pipeline.records.manifest import write_manifest
 from tools.sources.folders import read_folders
 from tools.sources.inspection import Inspection
 from tools.sources.passed_over import PassedOver
 from tools.sources.rec import BY, read_rec
 from tools.sources.sample import Identity, group
 from tools.sources.webdataset import read_webdataset
+from training.command import command
 
 T = TypeVar("T")
 

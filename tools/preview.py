@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline import dali
 from pipeline.augment import Augmentation, Draw
 from pipeline.dali_decode import find_faults
-from tools.command import command
+from training.command import command
 from training.config import Config, load_config
 from training.data import open_training_data
 from training.distributed import join_world, leave_world

@@ -28,7 +28,7 @@ from pipeline.rec_names import read_names
 from pipeline.recordio import RecordError
 from pipeline.repair import repair
 from pipeline.sidecar import output_folder, write_sidecar
-from tools.command import command
+from training.command import command
 
 
 def rec2idx(
@@ -124,7 +124,7 @@ def write_repaired(index: RecordIndex, folder: Path, *, without: list[int]) -> N
     """Write what is intact, less the records at the offsets `without`, and whose it is."""
     # Importing Pillow, which both need, takes as long as scanning some hundred megabytes.
     from pipeline.image_kind import image_kind
-    from tools.manifest import write_manifest
+    from pipeline.records.manifest import write_manifest
 
     identities, images, sizes = repair(index, folder, without=without)
     names = read_names(index.path, damaged=index.summary.damaged_spans > 0)

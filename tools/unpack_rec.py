@@ -22,8 +22,8 @@ from pipeline.index import open_index
 from pipeline.named_path import PathError
 from pipeline.rec_names import read_names
 from pipeline.recordio import RecordError
-from tools.command import command
-from tools.folder_names import folder_name, on_disk
+from tools.sources.folder_names import folder_name, on_disk
+from training.command import command
 
 
 def unpack(rec: Path, folder: Path) -> tuple[int, int]:

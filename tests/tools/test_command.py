@@ -12,7 +12,7 @@ import torch
 from models import create_model
 from tests.pipeline.test_named_path import REASONS, forbid, spoil
 from tests.training import tiny
-from tools.command import command
+from training.command import command
 
 CONFIG = """
 from pathlib import Path

@@ -15,7 +15,7 @@ from pipeline.index import RecordIndex, open_index, read_idx
 from pipeline.rec_names import read_names
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordWriter, pack_image
-from tools.manifest import write_manifest
+from pipeline.records.manifest import write_manifest
 from tools.rec2idx import main, rec2idx, write_repaired
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pipeline.index import open_index
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordError, RecordWriter, pack_image
-from tools.folder_names import folder_name
-from tools.manifest import write_manifest
+from pipeline.records.manifest import write_manifest
 from tools.pack_rec import Options, pack
+from tools.sources.folder_names import folder_name
 from tools.unpack_rec import unpack
 
 ROOT = Path(__file__).parents[2]

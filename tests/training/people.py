@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from pipeline.rec_set import pack_set
+from pipeline.records.manifest import write_manifest
 from tests.training.tiny import SIZE
-from tools.manifest import write_manifest
 from training.assembly import create_step
 from training.config import Config
 from training.data import TrainingData, count_classes, open_training_data

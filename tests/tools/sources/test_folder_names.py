@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tools.folder_names import folder_name
+from tools.sources.folder_names import folder_name
 
 hostile = st.text(st.one_of(st.sampled_from("./\\%\0 :~n"), st.characters()), max_size=300)
 
