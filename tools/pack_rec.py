@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("source", type=Path, nargs="+", help="folder, .parquet, .tar or .rec")
     parser.add_argument("output", type=Path, help="folder for train.rec and what belongs to it")
     parser.add_argument(
-        "--crop", type=_pixels, metavar="SIZE", help="take the middle SIZE × SIZE of each image"
+        "--crop", type=_pixels, metavar="SIZE", help="take the middle SIZE x SIZE of each image"
     )
     parser.add_argument(
         "--resize",

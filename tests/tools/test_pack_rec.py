@@ -284,12 +284,12 @@ def folder_of(tmp_path: Path, *sizes: tuple[int, int]) -> Path:
 @pytest.mark.parametrize(
     ("sizes", "told", "stated"),
     [
-        ([(112, 112)] * 4, ["4 of 112×112"], "2,112,112"),
-        ([(96, 96)] * 2, ["2 of 96×96", "train on them with data.image_size=96, or"], "2,96,96"),
-        ([(112, 96)] * 2, ["2 of 96×112", "training takes square images"], "2,112,96"),
+        ([(112, 112)] * 4, ["4 of 112 x 112"], "2,112,112"),
+        ([(96, 96)] * 2, ["2 of 96 x 96", "train on them with data.image_size=96, or"], "2,96,96"),
+        ([(112, 96)] * 2, ["2 of 96 x 112", "training takes square images"], "2,112,96"),
         (
             [(250, 250), (112, 112), (250, 250)],
-            ["2 of 250×250, 1 of 112×112", "training takes square images of one size"],
+            ["2 of 250 x 250, 1 of 112 x 112", "training takes square images of one size"],
             "2,250,250",
         ),
     ],
@@ -305,7 +305,7 @@ def test_the_sizes_of_the_images_are_told_with_the_remedy(tmp_path, capsys, size
 def test_resized_and_cropped_sets_are_ready_for_training(tmp_path, capsys):
     source = folder_of(tmp_path, (250, 250), (112, 112), (130, 96))
     pack([source], tmp_path / "resized", Options(resize=112))
-    assert "reshaped      2\nsizes         3 of 112×112\n" in capsys.readouterr().out
+    assert "reshaped      2\nsizes         3 of 112 x 112\n" in capsys.readouterr().out
     index = open_index(tmp_path / "resized")
     (kept,) = [i for i in range(3) if index.image(i).tobytes() == picture(112, 112)]
     assert index.records["label"][kept] == 1
@@ -313,7 +313,7 @@ def test_resized_and_cropped_sets_are_ready_for_training(tmp_path, capsys):
     pack([source], tmp_path / "cropped", Options(crop=112))
     told = capsys.readouterr().out
     assert f"passed over   smaller than --crop 112: 1, first {source}/p0/2.jpg\n" in told
-    assert "sizes         2 of 112×112\n" in told
+    assert "sizes         2 of 112 x 112\n" in told
     about = json.loads((tmp_path / "cropped" / "train.json").read_text())
     assert (about["images"], about["options"]["crop"]) == (2, 112)
     with pytest.raises(RecordError, match=r"no image is left to pack: smaller than --crop 300: 3"):

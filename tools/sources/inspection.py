@@ -114,7 +114,7 @@ def about_sizes(sizes: Sizes) -> list[str]:
     """
     if not sizes:
         return []
-    shown = ", ".join(f"{n} of {w}×{h}" for (h, w), n in sizes.most_common(_SIZES_SHOWN))
+    shown = ", ".join(f"{n} of {w} x {h}" for (h, w), n in sizes.most_common(_SIZES_SHOWN))
     more = len(sizes) - _SIZES_SHOWN
     lines = [shown + (f", and {more} other sizes" if more > 0 else "")]
     (height, width), _ = sizes.most_common(1)[0]
