@@ -127,6 +127,13 @@ def test_help_tells_of_overrides_and_the_dry_run():
     assert "[--dry-run] config [section.key=value ...]" in usage
 
 
+def test_only_the_configuration_is_called_required(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_dist.py"])
+    with pytest.raises(SystemExit):
+        train_dist.main()
+    assert capsys.readouterr().err.endswith("the following arguments are required: config\n")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_gpu_trains_in_every_precision(faces, tmp_path, precision):

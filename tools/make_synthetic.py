@@ -96,7 +96,7 @@ def main() -> None:
         make_synthetic(arguments.output, **settings)
         recipe.write_text(json.dumps(settings | drawn))
     print(
-        f"{arguments.identities} identities × {arguments.images} images of {arguments.size} pixels "
+        f"{arguments.identities} identities x {arguments.images} images of {arguments.size} pixels "
         f"in {arguments.output}, {arguments.pairs} pairs of others in val.bin; "
         f"look at {arguments.output / 'faces.png'}"
     )
