@@ -305,7 +305,7 @@ def test_the_time_is_over(world, clock):
 
 
 def test_a_time_below_zero_is_refused():
-    with pytest.raises(ConfigError, match=r"run\.max_hours=-1: expected 0 \(off\) or more"):
+    with pytest.raises(ConfigError, match=r"run\.max_hours=-1: expected at least 0"):
         RunConfig(max_hours=-1)
 
 
