@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from pipeline.named_path import MALFORMED
+
 Curve = dict[int, float]  # step → value
 
 _COLORS = ("#2f6db5", "#d1602b", "#3c8d5a", "#8a5fa8", "#b08a1e", "#5b6470")
@@ -63,7 +65,7 @@ def _read(path: Path) -> dict[str, dict[str, Curve]]:
             continue
         try:
             _take(json.loads(text), curves)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except MALFORMED as error:
             raise ValueError(
                 f"{path}, line {number}: not a line of metrics ({type(error).__name__}: {error}). "
                 f'Expected an object such as {{"step": 20, "loss": 9.1}}, found {text[:80]!r}. '

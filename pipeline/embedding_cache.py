@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.collection import Collection
 from pipeline.index import RecordIndex
+from pipeline.named_path import MALFORMED
 from pipeline.record_file import fingerprint, map_bytes
 from pipeline.sidecar import output_folder, sidecar_folders
 from pipeline.sync import sync
@@ -138,7 +139,7 @@ def _read(path: Path, index: RecordIndex, teacher: str) -> np.ndarray:
     try:
         about = json.loads(preamble)
         dim = int(about.pop("dim"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise EmbeddingCacheError(f"{path} is no cache of embeddings. {_REMEDY}") from error
     expected = _about(index, teacher)
     for key, value in expected.items():

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.collection import find_file
 from pipeline.index import RecordIndex
-from pipeline.named_path import read_text
+from pipeline.named_path import MALFORMED, read_text
 from pipeline.recordio import RecordError
 
 
@@ -92,7 +92,7 @@ def _read_json(path: Path) -> list[tuple[str, str, int, str]]:
         pairs = [
             (file, label, name) for file, names in listed.items() for label, name in names.items()
         ]
-    except (ValueError, AttributeError, RecursionError) as error:
+    except MALFORMED as error:
         raise RecordError(f"{path}: expected {{file: {{label: identity}}}}; {error}") from None
     for file, label, name in pairs:
         if not isinstance(name, (str, int)):

@@ -32,6 +32,12 @@ _ABOUT_NAMES = {
     errno.ELOOP: ("is a link that leads back to itself", "Name the file that it was to lead to"),
 }
 
+# What it raises to take a document apart that is not as it was written.
+MALFORMED = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError),
+    *(OverflowError, RecursionError),
+)
+
 
 class PathError(ValueError):
     """A file or folder that cannot be used: says which, why, what was expected, how to mend it."""

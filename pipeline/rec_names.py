@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pipeline.named_path import MALFORMED
 from pipeline.record_file import fingerprint
 
 
@@ -25,5 +26,5 @@ def read_names(rec: Path, *, damaged: bool = False) -> list[str] | None:
         if not damaged and about["fingerprint"] != fingerprint(rec):
             return None
         return [str(name) for name in about["names"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED):
         return None

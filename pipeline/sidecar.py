@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.cache_folder import cache_folders
 from pipeline.classify import RECORD, Scan, Summary
+from pipeline.named_path import MALFORMED
 from pipeline.record_file import fingerprint, map_bytes
 from pipeline.recordio import RecordError
 from pipeline.sync import sync
@@ -122,7 +123,7 @@ def read_sidecar(path: Path, rec: Path) -> tuple[np.ndarray, Summary] | None:
     now, content = rec.stat(), fingerprint(rec)
     try:
         return _unpack(path, now, content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, *MALFORMED) as error:
         _log.warning("%s is damaged (%s): %s is scanned again", path, error, rec)
         return None
 

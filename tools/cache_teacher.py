@@ -25,7 +25,7 @@ from pipeline.ahead import map_ahead
 from pipeline.embedding_cache import EmbeddingCacheError, open_embeddings, write_embeddings
 from pipeline.index import RecordIndex
 from pipeline.jpeg import decode_batch
-from training.command import command
+from training.command import command, whole_number
 from training.config import Config, load_config
 from training.data import open_training_data
 from training.distill.teacher import Teacher, load_teacher
@@ -40,8 +40,6 @@ def cache_teacher(config: Config, world: World, *, batch: int) -> list[Path]:
     """Write what is missing; returns the caches written. Raises ValueError for what cannot be."""
     if not config.distill.teacher:
         raise ValueError("distill.teacher='': expected a teacher whose embeddings to write")
-    if batch < 1:
-        raise ValueError(f"--batch {batch}: expected at least 1")
     data = open_training_data(config, world)
     precision = choose_precision(world.device, config.step.precision)
     teacher = load_teacher(config, device=world.device, precision=precision)
@@ -92,7 +90,9 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="as for train_dist.py"
     )
-    parser.add_argument("--batch", type=int, default=256, help="images at a time (default 256)")
+    parser.add_argument(
+        "--batch", type=whole_number(1, 1 << 16), default=256, help="images at a time (default 256)"
+    )
     arguments = parser.parse_intermixed_args()
     with command("cache_teacher"):
         config = load_config(arguments.config, arguments.overrides)

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.arcface_torch import Architecture
-from training.command import command
+from training.command import command, whole_number
 from training.config import OptimConfig
 from training.saving.files import CheckpointError, checkpoints, faults, read_about
 from training.schedules import create_schedule
@@ -207,15 +207,14 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write into")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
     parser.add_argument("--license", default="unknown", help="for the model card, such as mit")
-    parser.add_argument("--ranks", type=int, default=1, help="GPUs of arcface_torch (default 1)")
+    ranks, epochs = whole_number(1, 1 << 16), whole_number(0, 10**6)
+    parser.add_argument("--ranks", type=ranks, default=1, help="GPUs of arcface_torch (default 1)")
     parser.add_argument(
         "--epoch",
-        type=int,
+        type=epochs,
         help="epochs done, where arcface_torch is to go on (default: the checkpoint's)",
     )
     arguments = parser.parse_args()
-    if arguments.ranks < 1 or (arguments.epoch or 0) < 0:
-        parser.error("--ranks must be at least 1, --epoch at least 0")
     source, output = arguments.checkpoint, arguments.output
     with command("export_weights"):
         if arguments.format == "safetensors":

@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training.command import command
+from training.command import command, whole_number
 from training.config import Config, DataConfig, HeadConfig, ModelConfig, RunConfig
 from training.distributed import join_world, leave_world
 from training.saving import checkpoint
@@ -115,7 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, nargs="+", help="a file, or a folder of them")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--num-classes", type=int, help="refuse files that have not so many")
+    parser.add_argument(
+        "--num-classes", type=whole_number(1, 10**9), help="refuse files that have not so many"
+    )
     arguments = parser.parse_args()
     with command("import_arcface_torch"):
         join_world("cpu")

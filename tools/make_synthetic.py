@@ -26,7 +26,7 @@ from evaluation.pair_set import write_bin
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordError
 from pipeline.synthetic import contact_sheet, encode_jpeg, make_pairs, render
-from training.command import command
+from training.command import command, whole_number
 
 _SHEET = (8, 6)  # identities, images of each
 
@@ -49,6 +49,8 @@ def make_synthetic(
     """
     folder.mkdir(parents=True, exist_ok=True)
     look = {"seed": seed, "size": size}
+    held_out = range(identities, identities + max(2, identities // 2))
+    chosen, same = make_pairs(held_out, pairs=pairs, seed=seed)  # refused before any is drawn
     with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
         drawn: Iterator[list[bytes]] = track(
             pool.imap(partial(_draw_identity, images=images, **look), range(identities)),
@@ -56,8 +58,6 @@ def make_synthetic(
             total=identities,
         )
         pack_set(folder, drawn)
-        held_out = range(identities, identities + max(2, identities // 2))
-        chosen, same = make_pairs(held_out, pairs=pairs, seed=seed)
         encoded = track(
             pool.imap(partial(_draw_one, **look), chosen, chunksize=32),
             "draw pairs",
@@ -71,11 +71,13 @@ def make_synthetic(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--identities", type=int, default=400, help="to train on (default 400)")
-    parser.add_argument("--images", type=int, default=25, help="of each identity (default 25)")
-    parser.add_argument("--pairs", type=int, default=1200, help="of other identities")
-    parser.add_argument("--size", type=int, default=112, help="pixels a side (default 112)")
-    parser.add_argument("--seed", type=int, default=0)
+    many = whole_number(1, 10**6)
+    parser.add_argument("--identities", type=many, default=400, help="to train on (default 400)")
+    parser.add_argument("--images", type=many, default=25, help="of each identity (default 25)")
+    parser.add_argument("--pairs", type=many, default=1200, help="of others, a multiple of 20")
+    pixels = whole_number(16, 1024)
+    parser.add_argument("--size", type=pixels, default=112, help="pixels a side (default 112)")
+    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0)
     arguments = parser.parse_args()
     settings = {key: value for key, value in vars(arguments).items() if key != "output"}
     with command("make_synthetic"):

@@ -36,7 +36,7 @@ from tools.sources.passed_over import PassedOver
 from tools.sources.rec import BY, read_rec
 from tools.sources.sample import Identity, group
 from tools.sources.webdataset import read_webdataset
-from training.command import command
+from training.command import command, whole_number
 
 T = TypeVar("T")
 
@@ -186,22 +186,17 @@ def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
     )
 
 
-def _pixels(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= _LARGEST:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected pixels, from 1 to {_LARGEST}")
-    return int(text)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, nargs="+", help="folder, .parquet, .tar or .rec")
     parser.add_argument("output", type=Path, help="folder for train.rec and what belongs to it")
+    pixels = whole_number(1, _LARGEST)
     parser.add_argument(
-        "--crop", type=_pixels, metavar="SIZE", help="take the middle SIZE x SIZE of each image"
+        "--crop", type=pixels, metavar="SIZE", help="take the middle SIZE x SIZE of each image"
     )
     parser.add_argument(
         "--resize",
-        type=_pixels,
+        type=pixels,
         metavar="SIZE",
         help="scale the shorter side to SIZE, after --crop, and take the middle of the longer one",
     )

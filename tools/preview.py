@@ -21,12 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline import dali
 from pipeline.augment import Augmentation, Draw
 from pipeline.dali_decode import find_faults
-from training.command import command
+from training.command import command, whole_number
 from training.config import Config, load_config
 from training.data import open_training_data
 from training.distributed import join_world, leave_world
 
 _BORDER = 2  # white pixels between images
+_PICTURES = (".png", ".jpg", ".jpeg")
+_LARGEST_SIDE = 16_384  # pixels: what programs that show pictures can do with
 
 
 def preview(config: Config, *, images: int, epochs: int) -> np.ndarray:
@@ -34,8 +36,13 @@ def preview(config: Config, *, images: int, epochs: int) -> np.ndarray:
 
     Raises ValueError for what cannot be trained on, and for images that cannot be shown.
     """
-    if images < 1 or epochs < 1:
-        raise ValueError(f"--images {images} --epochs {epochs}: expected at least 1 of each")
+    tile = config.data.image_size + 2 * _BORDER
+    height, width = images * tile, (1 + epochs) * tile
+    if max(height, width) > _LARGEST_SIDE:
+        raise ValueError(
+            f"--images {images} --epochs {epochs} make {width} × {height} pixels: expected at most "
+            f"{_LARGEST_SIDE} a side, fewer of them"
+        )
     world = join_world("cpu")
     try:
         data = open_training_data(config, world)
@@ -87,10 +94,13 @@ def main() -> None:
         "overrides", nargs="*", default=[], metavar="key=value", help="as for train_dist.py"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the picture to write")
-    parser.add_argument("--images", type=int, default=8, help="rows (default 8)")
-    parser.add_argument("--epochs", type=int, default=8, help="augmented columns (default 8)")
+    some = whole_number(1, 1000)
+    parser.add_argument("--images", type=some, default=8, help="rows (default 8)")
+    parser.add_argument("--epochs", type=some, default=8, help="augmented columns (default 8)")
     arguments = parser.parse_intermixed_args()
     with command("preview"):
+        if arguments.output.suffix.lower() not in _PICTURES:
+            raise ValueError(f"-o {arguments.output}: expected {' or '.join(_PICTURES)} at its end")
         config = load_config(arguments.config, arguments.overrides)
         grid = preview(config, images=arguments.images, epochs=arguments.epochs)
         Image.fromarray(np.ascontiguousarray(grid)).save(arguments.output)

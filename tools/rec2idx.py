@@ -28,7 +28,7 @@ from pipeline.rec_names import read_names
 from pipeline.recordio import RecordError
 from pipeline.repair import repair
 from pipeline.sidecar import output_folder, write_sidecar
-from training.command import command
+from training.command import command, whole_number
 
 
 def rec2idx(
@@ -199,7 +199,10 @@ def main() -> None:
         "--repair", type=Path, metavar="DIR", help="write what is intact as a new set into DIR"
     )
     parser.add_argument(
-        "--size", type=int, metavar="N", help="with --verify: images not N x N pixels fail, too"
+        "--size",
+        type=whole_number(1, 1 << 16),
+        metavar="N",
+        help="with --verify: images not N x N pixels fail, too",
     )
     arguments = parser.parse_args()
     if arguments.size and not arguments.verify:

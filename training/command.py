@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipeline.cache_folder import provide_caches
 from pipeline.named_path import refusal
+from training.setting_range import Range
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `low` to `high`."""
+    allowed = Range(low, high)
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number") from None
+        if number not in allowed:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {allowed}")
+        return number
+
+    return read
 
 
 @contextmanager

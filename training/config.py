@@ -360,7 +360,12 @@ class Config:
 
 
 def _as_given(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return value
+    # YAML takes no other characters as they are.
+    return "".join(
+        c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(value, ensure_ascii=False)
+    )
 
 
 def check_batch(config: Config, world_size: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import weakref
 from collections.abc import Callable, Iterable
@@ -28,6 +27,7 @@ from pipeline.dali_loader import choose_threads
 from training.config import Config, DataConfig, HeadConfig, OptimConfig
 from training.distributed import World
 from training.precision import Precision
+from training.saving.settings import saved_network
 
 # Bytes that a run's libraries take on a CPU after the prediction, whatever is trained: code that
 # they load or compile, threads, and what malloc keeps without use. Measured, see
@@ -334,15 +334,10 @@ def _teacher_bytes(config: Config, *, batch: int, precision: Precision, besides:
     name, dim, width = config.distill.model, config.model.embedding_dim, 1.0
     if path.is_dir():
         try:
-            saved = json.loads((path / "config.json").read_text())["model"]
-            name, dim, width = saved["name"], saved["embedding_dim"], saved["width"]
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # its reader says what is wrong
+            model, _ = saved_network(path)
+        except ValueError:  # its reader says what is wrong
             return 0
+        name, dim, width = model.name, model.embedding_dim, model.width
     with torch.device("meta"):
         network = create_model(name, num_features=dim, width=width, image_size=size)
     forward = _inference(network.eval(), batch=batch, image_size=size, precision=precision)

@@ -42,6 +42,7 @@ from rich.progress import (
 )
 
 from evaluation.plots import plot_curves
+from pipeline.named_path import MALFORMED
 from training.reporting.board import Board
 from training.reporting.lines import open_console, show
 from training.reporting.outlet import AppendedFile, Outlet
@@ -302,5 +303,5 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             line = json.loads(text)
             if isinstance(line["step"], int):
                 yield line
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except MALFORMED:
             continue  # written by half

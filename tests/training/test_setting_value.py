@@ -91,6 +91,49 @@ def test_what_is_no_value_is_refused(override_, complaint):
         override(BASE, [override_])
 
 
+PIECES = (
+    *("[", "]", "{", "}", ":", ": ", ", ", " ", "- ", "#", "\n", "\0", "'", '"', "&a ", "*a", "? "),
+    *(
+        "1",
+        "-1",
+        "0.5",
+        "012",
+        "12:30:45",
+        "1e999",
+        ".nan",
+        "9" * 30,
+        "0x1f",
+        "1_000",
+        "2020-01-01",
+    ),
+    *("null", "true", "no", "~", "${", "${oc.env:HOME}", "???", "!!int ", "!!python/name:os ", "é"),
+    *("margin", "scale", "flip", "auto", "arcface", "step"),
+)
+KEYS = [line.partition("=")[0] for line in BASE.lines()]
+INNER = ["", "", "", ".margin", ".0", ".", ".a.b", ".é"]
+
+
+@settings(max_examples=250)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(KEYS),
+            st.sampled_from(INNER),
+            st.one_of(st.text(max_size=8), st.lists(st.sampled_from(PIECES)).map("".join)),
+        ),
+        min_size=1,
+        max_size=2,
+    )
+)
+def test_any_text_gives_a_configuration_or_an_error_of_its_own(given_as):
+    items = [f"{key}{inner}={text}" for key, inner, text in given_as]
+    try:
+        config = override(BASE, items)
+    except ConfigError:
+        return
+    assert override(BASE, config.lines()) == config
+
+
 def test_a_leading_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert set(PATH_SETTINGS) == {"run.output", *named_files._SETTINGS}

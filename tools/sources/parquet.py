@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.named_path import MALFORMED
 from pipeline.recordio import RecordError
 from tools.sources.sample import Sample
 
@@ -126,7 +127,7 @@ def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
         about = json.loads((schema.metadata or {})[b"huggingface"])
         feature = about["info"]["features"][label_column]
         names = feature["names"] if feature.get("_type") == "ClassLabel" else None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except MALFORMED:
         return None
     if not isinstance(names, list) or not pa.types.is_integer(schema.field(label_column).type):
         return None

@@ -84,7 +84,7 @@ def _sample(place: str, fields: dict[str, bytes], label_key: str) -> Sample:
         raise RecordError(f"{place}: found only an image, expected a .cls or .json next to it")
     try:
         about = json.loads(_decode(place, ".json", fields["json"]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{place}: its .json is garbled: {error}") from None
     label = about.get(label_key) if isinstance(about, dict) else None
     if isinstance(label, bool) or not isinstance(label, (int, str)):

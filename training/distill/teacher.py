@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -16,11 +13,13 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from models import create_model, normalize
-from training.config import Config
+from training.config import Config, ModelConfig
 from training.distill.onnx_network import OnnxNetwork
 from training.distributed import together
 from training.named_files import check_named_files
 from training.precision import Precision
+from training.saving.settings import saved_network
+from training.weights.source import WeightsError, load_content
 
 
 class TeacherError(ValueError):
@@ -91,17 +90,16 @@ def _read_network(path: Path, config: Config) -> nn.Module:
 def _from_checkpoint(path: Path, config: Config) -> nn.Module:
     """The backbone of one of our checkpoints, built as the config.json in it says."""
     # Together, because a rank that fails alone would leave the others waiting in dcp.load.
-    saved = together(lambda: _read_saved_config(path))
-    size, model = saved["data"]["image_size"], saved["model"]
+    model, size = together(lambda: _read_saved_network(path))
     if size != config.data.image_size:
         raise TeacherError(
             f"distill.teacher={path} was trained on images of {size} pixels, and "
             f"data.image_size={config.data.image_size}: expected the same size"
         )
     network = create_model(
-        model["name"],
-        num_features=model["embedding_dim"],
-        width=model["width"],
+        model.name,
+        num_features=model.embedding_dim,
+        width=model.width,
         image_size=size,
     )
     try:
@@ -110,19 +108,19 @@ def _from_checkpoint(path: Path, config: Config) -> nn.Module:
     except CheckpointException as error:
         causes = sorted({_brief(cause) for cause, _ in error.failures.values()})
         raise TeacherError(
-            f"distill.teacher={path} does not hold the {model['name']} that its config.json speaks "
+            f"distill.teacher={path} does not hold the {model.name} that its config.json speaks "
             f"of: {'; '.join(causes)}. Name another checkpoint"
         ) from error
     return network
 
 
-def _read_saved_config(path: Path) -> dict[str, Any]:
+def _read_saved_network(path: Path) -> tuple[ModelConfig, int]:
     try:
-        return json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        return saved_network(path)
+    except ValueError as error:
         raise TeacherError(
-            f"distill.teacher={path} has no readable config.json: expected a checkpoint's own "
-            "folder, RUN/checkpoints/step_…"
+            f"distill.teacher={path} has no readable config.json ({error}): expected a "
+            "checkpoint's own folder, RUN/checkpoints/step_…"
         ) from error
 
 
@@ -131,8 +129,8 @@ def _from_state_dict(path: Path, config: Config) -> nn.Module:
     name, dim = config.distill.model, config.model.embedding_dim
     network = create_model(name, num_features=dim, image_size=config.data.image_size)
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+        network.load_state_dict(load_content(path))
+    except (WeightsError, RuntimeError, TypeError, AttributeError) as error:
         raise TeacherError(
             f"distill.teacher={path} does not fit distill.model={name} with embeddings of "
             f"model.embedding_dim={dim}: {_brief(error)}. Expected a state dict of that network "

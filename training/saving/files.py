@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
+from pipeline.named_path import MALFORMED
 from pipeline.sync import sync
 from training.saving.disk import NOT_THERE, persistently, replace, sync_folder
 
@@ -143,7 +144,7 @@ def read_about(path: Path) -> dict[str, Any]:
         if content is None:
             raise ValueError("it is missing")
         return {"scores": None, "accuracy": None, **json.loads(content), **scores}
-    except (ValueError, TypeError) as error:
+    except MALFORMED as error:
         raise CheckpointError(
             f"{path} has no readable about.json ({error}): expected a checkpoint's own folder, "
             "RUN/checkpoints/step_…"
@@ -163,7 +164,7 @@ def faults(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:
     try:
         manifest = json.loads(content)["files"]
         expected = {name: (int(d["bytes"]), str(d["blake2b"])) for name, d in manifest.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         return [f"{_MANIFEST} cannot be read ({type(error).__name__}: {error})"]
     # Dealt out by size, so that shards fall on different ranks.
     mine = sorted(expected, key=lambda name: (expected[name], name))[rank::world_size]
@@ -290,7 +291,7 @@ def _scores(path: Path) -> dict[str, Any]:
     try:
         known = json.loads(content or b"")
         return {"scores": dict(known["scores"]), "accuracy": float(known["accuracy"])}
-    except (ValueError, KeyError, TypeError):
+    except MALFORMED:
         return {}
 
 

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline.named_path import MALFORMED
 from training.saving.disk import write_aside
 from training.saving.files import CheckpointError
 
@@ -227,7 +228,7 @@ def _read(path: Path) -> Holder | None:
         holder = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except ValueError:
+    except MALFORMED:
         return {}
     return holder if _names_a_process(holder) else {}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.named_path import PathError
+from pipeline.named_path import MALFORMED, PathError
 from training.config import Config
 from training.distributed import of_all_ranks, together
 from training.named_files import check_named_files
@@ -89,7 +89,7 @@ def _read_facts(path: Path) -> dict[str, Any] | None:
     content = files.read(path)
     try:
         facts = json.loads(content or b"")
-    except ValueError:
+    except MALFORMED:
         return None
     return facts if isinstance(facts, dict) else None
 

@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.named_path import MALFORMED
 from training.faults.memory_killer import count_kills
 from training.reporting.outlet import Outlet
 from training.saving.lock import Lock
@@ -135,7 +136,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Empty where there is none that can be read."""
     try:
         content = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, *MALFORMED):
         return {}
     return content if isinstance(content.get("step"), int) else {}
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from heads import create_margin
-from training.config import Config, DataConfig
+from models import MODELS
+from pipeline.named_path import MALFORMED
+from training.config import Config, DataConfig, ModelConfig
 
 FREE = {
     "run": (
@@ -67,6 +70,25 @@ class Differences:
 
     free: tuple[str, ...]
     binding: tuple[str, ...]
+
+
+def saved_network(checkpoint: Path) -> tuple[ModelConfig, int]:
+    """The network in a checkpoint, and the pixels a side of its images, as config.json has them.
+
+    Raises ValueError where that file cannot be read or does not say it.
+    """
+    path = checkpoint / "config.json"
+    try:
+        saved = json.loads(path.read_text())
+        model, pixels = saved["model"], saved["data"]["image_size"]
+        if model["name"] not in MODELS:
+            raise ValueError(f"no network is called {model['name']!r}")
+        return (
+            ModelConfig(**{name: model[name] for name in ("name", "embedding_dim", "width")}),
+            DataConfig(train="unknown", image_size=pixels).image_size,
+        )
+    except (OSError, *MALFORMED) as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def compare_settings(saved: Mapping[str, Mapping[str, Any]], config: Config) -> Differences:

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.collection import Collection
 from pipeline.identity_map import read_identity_names
+from pipeline.named_path import MALFORMED
 from pipeline.rec_names import read_names
 from pipeline.record_file import fingerprint
 from training.saving.disk import replace
@@ -118,7 +119,7 @@ def read_identities(checkpoint: Path) -> Identities | None:
                     {file: np.array(found, np.int64) for file, found in about["files"].items()},
                     {int(number): str(name) for number, name in about["names"].items()},
                 )
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, *MALFORMED) as error:
                 raise IdentitiesError(
                     f"{path} does not say whose the head's rows are: {type(error).__name__}: "
                     f"{error}. Restore it, or remove it to start without known identities"
