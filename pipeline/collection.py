@@ -59,11 +59,6 @@ class Collection:
         record, chosen = i - int(self._starts[at]), self._kept[at]
         return self.indexes[at], record if chosen is None else int(chosen[record])
 
-    def image(self, i: int) -> np.ndarray:
-        """The encoded image of record i, (bytes,) uint8."""
-        index, record = self.locate(i)
-        return index.image(record)
-
     def labels(self, i: np.ndarray) -> np.ndarray:
         """(N,) record numbers to (N,) int64 labels of the collection."""
         found = np.empty(len(i), np.int64)

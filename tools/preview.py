@@ -3,14 +3,18 @@
     python tools/preview.py CONFIG [key=value ...] -o grid.png
 
 A row is an image; its first column is the original, the next ones are what the run of CONFIG sees
-at that place of epochs 0, 1, 2 … The images are the first that epoch 0 shows.
+at that place of epochs 0, 1, 2 … The images are the first that epoch 0 shows. All come from the
+run's own loader: decoded, mirrored and turned, or not, as in training.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +22,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import dali
-from pipeline.augment import Augmentation, Draw
-from pipeline.dali_decode import find_faults
+from pipeline.order import Order
+from training.assembly import create_loader
 from training.command import command, whole_number
 from training.config import Config, load_config
-from training.data import open_training_data
-from training.distributed import join_world, leave_world
+from training.data import TrainingData, open_training_data
+from training.distributed import World, join_world, leave_world
 
 _BORDER = 2  # white pixels between images
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -34,7 +37,7 @@ _LARGEST_SIDE = 16_384  # pixels: what programs that show pictures can do with
 def preview(config: Config, *, images: int, epochs: int) -> np.ndarray:
     """(H, W, 3) uint8: a row for each of `images`, the original and then `epochs` augmented ones.
 
-    Raises ValueError for what cannot be trained on, and for images that cannot be shown.
+    Raises ValueError for what cannot be trained on, or not on the device of run.device here.
     """
     tile = config.data.image_size + 2 * _BORDER
     height, width = images * tile, (1 + epochs) * tile
@@ -43,48 +46,46 @@ def preview(config: Config, *, images: int, epochs: int) -> np.ndarray:
             f"--images {images} --epochs {epochs} make {width} × {height} pixels: expected at most "
             f"{_LARGEST_SIDE} a side, fewer of them"
         )
-    world = join_world("cpu")
+    world = join_world(config.run.device)
     try:
         data = open_training_data(config, world)
+        batch = max(images, 2)  # none is smaller
+        if batch > data.epoch_records:
+            raise ValueError(
+                f"--images {images}: expected at most {data.epoch_records}, an epoch's"
+            )
+        shown = data._replace(order=_AlwaysFirst(data.order), epoch_records=batch)
+        originals = _epochs(config, world, shown, augment=())
+        augmented = _epochs(config, world, shown, augment=config.data.augment)
+        with closing(originals), closing(augmented):
+            columns = [next(originals), *islice(augmented, epochs)]
     finally:
         leave_world()
-    if images > data.epoch_records:
-        raise ValueError(f"--images {images}: expected at most {data.epoch_records}, an epoch's")
-    position = np.arange(images)
-    encoded = [data.records.image(i) for i in data.order(position, 0)]
-    size = config.data.image_size
-    for i, fault in find_faults(encoded, size).items():
-        raise ValueError(f"image {i} of epoch 0 {fault}: set data.image_size, or leave it out")
-    columns = [augmented(encoded, (), Draw(position, seed=0, epoch=0, size=size))]
-    for epoch in range(epochs):
-        draw = Draw(position, seed=config.run.seed, epoch=epoch, size=size)
-        columns.append(augmented(encoded, config.data.augment, draw))
-    grid = np.stack(columns, axis=1)  # (images, 1 + epochs, size, size, 3)
+    grid = np.stack(columns, axis=1)[:images]  # (images, 1 + epochs, size, size, 3)
     margins = ((0, 0), (0, 0), (_BORDER, _BORDER), (_BORDER, _BORDER), (0, 0))
     tiles = np.pad(grid, margins, constant_values=255)
     return np.concatenate(np.concatenate(tiles, axis=1), axis=1)
 
 
-def augmented(encoded: Sequence[np.ndarray], entries: Sequence[str], draw: Draw) -> np.ndarray:
-    """Decode images and put them through the recipes of `entries`: (B, H, W, 3) uint8."""
-    augmentation = Augmentation(entries)
-    arguments = augmentation.argument_types
+class _AlwaysFirst:
+    """The records of epoch 0 in every epoch; what is drawn for them goes on changing."""
 
-    @dali.pipeline_def(enable_conditionals=True)
-    def graph() -> object:
-        inputs, *nodes = dali.fn.external_source(
-            source=lambda: (list(encoded), *augmentation.arrays(draw)),
-            num_outputs=1 + len(arguments),
-            batch=True,
-            dtype=[dali.types.UINT8, *(dtype for dtype, _ in arguments)],
-            ndim=[1, *(ndim for _, ndim in arguments)],
-        )
-        images = dali.fn.decoders.image(inputs, device="cpu", output_type=dali.types.RGB)
-        return augmentation(images, nodes)
+    def __init__(self, order: Order) -> None:
+        self._order, self.locality = order, order.locality
 
-    pipeline = graph(batch_size=len(encoded), num_threads=1, device_id=None, prefetch_queue_depth=1)
-    pipeline.build()
-    return np.array(pipeline.run()[0].as_array())
+    def __call__(self, position: np.ndarray, epoch: int) -> np.ndarray:
+        return self._order(position, 0)
+
+
+def _epochs(
+    config: Config, world: World, shown: TrainingData, *, augment: Sequence[str]
+) -> Generator[np.ndarray, None, None]:
+    """(B, H, W, 3) uint8 of epochs 0, 1, 2 …, as the run's loader makes them."""
+    data = replace(config.data, global_batch=shown.epoch_records, augment=tuple(augment))
+    loader, _ = create_loader(replace(config, data=data), world, shown)
+    with closing(loader.stream(0)) as batches:
+        for batch in batches:
+            yield batch.images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def indexes(tmp_path) -> list[RecordIndex]:
 
 
 def contents(collection: Collection) -> list[str]:
-    return [bytes(collection.image(i)).decode() for i in range(len(collection))]
+    return [source().decode() for source in collection.sources(np.arange(len(collection)))]
 
 
 def test_files_follow_one_another_with_labels_of_their_own(indexes):

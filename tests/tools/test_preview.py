@@ -1,18 +1,23 @@
 """preview: originals beside what the run will see."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 
 from pipeline.dali_loader import Loader
 from pipeline.index import open_index
+from pipeline.order import GlobalOrder
 from pipeline.recordio import RecordWriter, pack_image
 from pipeline.synthetic import encode_jpeg, render
+from tools.preview import preview
+from training.config import Config, DataConfig, RunConfig
 
 ROOT = Path(__file__).parents[2]
 TILE = 112 + 2 * 2  # an image and its border
@@ -58,6 +63,27 @@ def test_the_grid_shows_originals_and_then_what_the_run_sees(config, tmp_path):
         for row in range(4):
             assert np.array_equal(tile(grid, row, column), seen[row])
     assert not np.array_equal(tile(grid, 0, 1), tile(grid, 0, 2)), "another epoch, other draws"
+
+
+def test_an_image_that_says_how_to_turn_it_is_shown_as_training_sees_it(tmp_path):
+    """The four orientations of cameras' JPEGs: neither decoder may follow them."""
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        for k, orientation in enumerate((1, 3, 6, 8)):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            out = io.BytesIO()
+            Image.fromarray(render(k, 0)).save(out, "JPEG", exif=exif.tobytes())
+            writer.write(pack_image(out.getvalue(), float(k), k))
+    data = DataConfig(train=str(tmp_path), augment=("flip",))
+    config = Config(run=RunConfig(device="cpu"), data=data)
+    grid = preview(config, images=4, epochs=1)
+    index = open_index(tmp_path)
+    order = GlobalOrder(len(index), seed=0)(np.arange(4), 0)
+    for row, record in enumerate(order.tolist()):
+        stored = simplejpeg.decode_jpeg(bytes(index.image(record)))
+        assert np.array_equal(tile(grid, row, 0), stored)
+        shown = tile(grid, row, 1)
+        assert np.array_equal(shown, stored) or np.array_equal(shown, stored[:, ::-1])
 
 
 def test_overrides_change_what_is_shown(config, tmp_path):
