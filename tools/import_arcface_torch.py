@@ -3,6 +3,8 @@
 SOURCE is model.pt or backbone.pth, checkpoint_gpu_{r}.pt or rank_{r}_softmax_weight(_mom).pt of all
 ranks, or a folder of them; MagFace's checkpoints and any IResNet under a prefix are read, too. OUT
 becomes a run's folder with one checkpoint: for run.init_from, run.resume or distill.teacher.
+Where the centers are in another file, or beside the backbone under a name of their own, --head says
+where: ElasticFace's NNNheader.pth, MagFace's own file, Lightning's and CVLface's.
 """
 
 from __future__ import annotations
@@ -25,18 +27,19 @@ from training.weights.arcface_files import ArcFaceTorchError, Weights, read_arcf
 
 
 def import_arcface_torch(
-    sources: Sequence[Path], output: Path, *, num_classes: int | None = None
+    sources: Sequence[Path], output: Path, *, num_classes: int | None = None, head: str = ""
 ) -> Path:
     """Write what `sources` hold as a checkpoint under `output`; returns its folder.
 
-    Call it in a process group of one. num_classes: C, if it is to be checked.
+    Call it in a process group of one. num_classes: C, if it is to be checked. head: FILE or
+    FILE:KEY of the centers, where `sources` do not have them.
 
     Raises ArcFaceTorchError for files that cannot be taken over and an `output` that is in use,
     CheckpointError where it cannot be written.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ArcFaceTorchError(f"{output} is not empty: name another folder, or remove it first")
-    weights = read_arcface_torch(sources, num_classes=num_classes)
+    weights = read_arcface_torch(sources, num_classes=num_classes, head=head)
     config = _config(weights, output)
     path = checkpoint.write(
         output,
@@ -118,12 +121,18 @@ def main() -> None:
     parser.add_argument(
         "--num-classes", type=whole_number(1, 10**9), help="refuse files that have not so many"
     )
+    parser.add_argument(
+        "--head", default="", metavar="FILE[:KEY]", help="where the centers are, (C, D) or (D, C)"
+    )
     arguments = parser.parse_args()
     with command("import_arcface_torch"):
         join_world("cpu")
         try:
             import_arcface_torch(
-                arguments.source, arguments.output, num_classes=arguments.num_classes
+                arguments.source,
+                arguments.output,
+                num_classes=arguments.num_classes,
+                head=arguments.head,
             )
         finally:
             leave_world()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.arcface_torch import Architecture, recognize, require_finite
+from training.weights.head_file import read_head
 from training.weights.source import WeightsError, find_state_dict, load_content, some
 
 _RANK_FILE = re.compile(r"checkpoint_gpu_(\d+)\.pt")
@@ -61,11 +62,14 @@ def trained(network: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
 
 
-def read_arcface_torch(sources: Sequence[Path], *, num_classes: int | None = None) -> Weights:
+def read_arcface_torch(
+    sources: Sequence[Path], *, num_classes: int | None = None, head: str = ""
+) -> Weights:
     """Read files, or folders of them, of one run.
 
     num_classes: C, if it is to be checked. The ranks tell theirs, but not whether one came after
         the last.
+    head: FILE or FILE:KEY of centers that are in none of arcface_torch's files; see `read_head`.
 
     Raises ArcFaceTorchError for a file that is none of these or has code in it, a network that is
     none of ours, a rank that is missing, and files of different runs.
@@ -103,9 +107,14 @@ def read_arcface_torch(sources: Sequence[Path], *, num_classes: int | None = Non
         first = Path("checkpoint_gpu_0.pt")
         own, _ = _state_dict(ranks[0]["state_dict_backbone"], first)
         backbones = {first: own} | backbones
-    weights = _one_backbone(backbones)
-    if beside:
-        weights.notes.append(f"not used: {some(beside)}")
+    weights, unused = _one_backbone(backbones)
+    if head and centers is not None:
+        raise ArcFaceTorchError(f"found centers in these files and in --head {head}: name one")
+    if head:
+        centers, name = _read_head(head, weights, num_classes)
+        unused = [key for key in unused if not f".{name}".endswith(f".{key}")]
+    if unused or beside:
+        weights.notes.append(f"not used: {some(list(dict.fromkeys([*beside, *unused])))}")
     if centers is not None:
         _add_head(weights, centers, velocity)
     if ranks:
@@ -321,8 +330,22 @@ def _require_one_moment(ranks: Mapping[int, dict[str, Any]]) -> None:
             )
 
 
-def _one_backbone(backbones: Mapping[Path, Mapping[str, Tensor]]) -> Weights:
-    """The first of them, which the others must be equal to."""
+def _read_head(given: str, weights: Weights, num_classes: int | None) -> tuple[Tensor, str]:
+    """The centers, and what they are called in their file."""
+    width = weights.architecture.num_features
+    try:
+        head = read_head(given, embedding_dim=width, num_classes=num_classes)
+    except WeightsError as error:
+        raise ArcFaceTorchError(str(error)) from error
+    turned = f", turned from ({width}, C)" if head.transposed else ""
+    weights.notes.append(f"head: {head.key or 'the one tensor'} of --head {given}{turned}")
+    return head.centers, head.key
+
+
+def _one_backbone(
+    backbones: Mapping[Path, Mapping[str, Tensor]],
+) -> tuple[Weights, list[str]]:
+    """The first of them, which the others must be equal to; and what is not used of it."""
     if not backbones:
         raise ArcFaceTorchError(
             "found no backbone: name model.pt, backbone.pth or checkpoint_gpu_0.pt, too"
@@ -332,7 +355,9 @@ def _one_backbone(backbones: Mapping[Path, Mapping[str, Tensor]]) -> Weights:
         found = recognize(state)
         require_finite(found.state)
     except ValueError as error:
-        raise ArcFaceTorchError(f"{first}: {error}") from error
+        alone = len(state) < 3 and all(tensor.ndim == 2 for tensor in state.values())
+        hint = f". A head alone is named by --head {first}" if alone else ""
+        raise ArcFaceTorchError(f"{first}: {error}{hint}") from error
     for path, other in others:
         if other.keys() != state.keys() or any(
             other[key].dtype != value.dtype or not torch.equal(other[key], value)
@@ -344,14 +369,12 @@ def _one_backbone(backbones: Mapping[Path, Mapping[str, Tensor]]) -> Weights:
     weights = Weights(found.architecture, found.state)
     if found.prefix:
         weights.notes.append(f"names: the prefix {found.prefix} was taken off")
-    if found.unused:
-        weights.notes.append(f"not used: {some(found.unused)}")
     if found.magface:
         weights.notes.append(
             "MagFace: its first convolution and BatchNorms were changed to take RGB in [-1, 1]; "
             "embeddings are its own but for what the border pixels add"
         )
-    return weights
+    return weights, list(found.unused)
 
 
 def _add_head(weights: Weights, centers: Tensor, velocity: Mapping[int, Tensor]) -> None:

@@ -105,7 +105,7 @@ def find_state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], list[s
 
     Raises WeightsError where there are no tensors, or several backbones.
     """
-    there = dict(_state_dicts(content))
+    there = dict(state_dicts(content))
     if not there:
         keys = some(list(map(str, content))) if isinstance(content, dict) else ""
         found = (
@@ -128,6 +128,20 @@ def find_state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], list[s
         for name in ([".".join(at[:2])] if at else tensors)
     )
     return there[chosen], list(dict.fromkeys(beside))
+
+
+def state_dicts(
+    content: Any, at: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """The keys that lead to every dict with tensors, and those."""
+    if not isinstance(content, Mapping) or len(at) > _DEEPEST:
+        return
+    named = {key: t for key, t in content.items() if isinstance(key, str)}
+    tensors = {key: t for key, t in named.items() if isinstance(t, Tensor)}
+    if tensors:
+        yield at, tensors
+    for key, inner in content.items():
+        yield from state_dicts(inner, (*at, str(key)))
 
 
 def some(names: Sequence[str], *, between: str = ", ") -> str:
@@ -166,20 +180,6 @@ def _read_file(path: Path) -> Backbone:
     backbone = _take_names(tensors, path)
     _require_finite(backbone.tensors, path)
     return Backbone(backbone.tensors, (*_not_used(beside), *backbone.notes))
-
-
-def _state_dicts(
-    content: Any, at: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """The keys that lead to every dict with tensors, and those."""
-    if not isinstance(content, Mapping) or len(at) > _DEEPEST:
-        return
-    named = {key: t for key, t in content.items() if isinstance(key, str)}
-    tensors = {key: t for key, t in named.items() if isinstance(t, Tensor)}
-    if tensors:
-        yield at, tensors
-    for key, inner in content.items():
-        yield from _state_dicts(inner, (*at, str(key)))
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -126,8 +126,8 @@ def test_a_backbone_alone_and_under_others_prefixes_is_read(tmp_path):
     weights = read_arcface_torch([tmp_path / "00001.pth"])
     assert weights.centers is None
     assert weights.notes[0] == "names: the prefix features.module. was taken off"
-    assert weights.notes[1] == "not used: parallel_fc.weight"
-    assert weights.notes[2].startswith("MagFace: ")
+    assert weights.notes[1].startswith("MagFace: ")
+    assert weights.notes[2] == "not used: parallel_fc.weight"
 
 
 def test_other_optimizers_leave_momentum_at_zero_and_it_is_said(tmp_path):
@@ -201,6 +201,79 @@ def test_momentum_is_numbered_by_the_module_whatever_the_order_of_the_state_dict
     after = read_arcface_torch([path])
     assert same(after.momentum, before.momentum)
     assert same(after.backbone, before.backbone)
+
+
+HEAD = torch.arange(CLASSES * 8.0).reshape(CLASSES, 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"kernel": HEAD.t()}, ""),  # ElasticFace's header
+        ({"state_dict": {"head.kernel": HEAD.t(), "head.t": torch.zeros(1)}}, ""),  # AdaFace's
+        ({"state_dict": {"partial_fc.weight": HEAD}}, ""),
+        (HEAD, ""),
+        ({"one": HEAD, "other": -HEAD}, ":one"),
+        ({"head": {"one": HEAD.t(), "other": -HEAD.t()}}, ":head.one"),
+        ({"head": {"weight": HEAD}, "optimizer": {"state": {"m": HEAD + 1}}}, ""),
+    ],
+)
+def test_heads_in_files_of_their_own_are_taken_by_class(tmp_path, content, key):
+    run = Run(tmp_path, world_size=1)
+    torch.save(run.backbone.state_dict(), tmp_path / "295672backbone.pth")
+    path = tmp_path / "295672header.pth"
+    torch.save(content, path)
+    for num_classes in (None, CLASSES):
+        weights = read_arcface_torch(
+            [tmp_path / "295672backbone.pth"], head=f"{path}{key}", num_classes=num_classes
+        )
+        assert torch.equal(weights.centers, HEAD)
+        assert weights.centers.is_contiguous()
+        assert any(note.startswith("head: ") for note in weights.notes)
+
+
+def test_magfaces_head_stands_beside_its_backbone(tmp_path):
+    state = {f"features.module.{k}": v for k, v in SMALL.create().state_dict().items()}
+    path = tmp_path / "00025.pth"
+    torch.save({"epoch": 25, "state_dict": state | {"module.fc.weight": HEAD.t()}}, path)
+    weights = read_arcface_torch([path], head=str(path))
+    assert torch.equal(weights.centers, HEAD)
+    assert not any(note.startswith("not used") for note in weights.notes)
+    assert "turned from (8, C)" in " ".join(weights.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "complaint"),
+    [
+        (torch.zeros(8, 8), "", "a row or a column. Save it with a class in each row"),
+        (torch.zeros(5, 8), "", "is of 5 classes, expected 11"),
+        (torch.zeros(11, 7), "", r"is \(11, 7\): expected \(C, 8\) or \(8, C\)"),
+        ({"a": HEAD, "b": HEAD}, "", r"holds 2 heads, with a \(11, 8\), b \(11, 8\): .*:KEY"),
+        ({"a": HEAD}, ":b", r"holds no b, with a \(11, 8\)"),
+        ({"a": torch.zeros(3)}, "", "holds no head, with no matrix"),
+        ({"a": torch.zeros(5, 8)}, ":a", "is of 5 classes, expected 11"),
+        ({"a": torch.full((CLASSES, 8), torch.nan)}, "", "NaN or infinity in the centers"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused_with_the_remedy(tmp_path, content, key, complaint):
+    torch.save(SMALL.create().state_dict(), tmp_path / "model.pt")
+    torch.save(content, tmp_path / "head.pt")
+    with pytest.raises(ArcFaceTorchError, match=complaint):
+        read_arcface_torch(
+            [tmp_path / "model.pt"], head=f"{tmp_path / 'head.pt'}{key}", num_classes=CLASSES
+        )
+
+
+def test_a_head_is_named_once_and_by_its_option(tmp_path):
+    folder = Run(tmp_path / "run", world_size=1)
+    (tmp_path / "run").mkdir()
+    torch.save({"kernel": HEAD.t()}, tmp_path / "header.pth")
+    with pytest.raises(ArcFaceTorchError, match=r"in these files and in --head .*: name one"):
+        read_arcface_torch([folder.save()], head=str(tmp_path / "header.pth"))
+    with pytest.raises(ArcFaceTorchError, match=r"A head alone is named by --head .*header\.pth"):
+        read_arcface_torch([tmp_path / "header.pth"])
+    with pytest.raises(ArcFaceTorchError, match=r"none\.pth is no file: expected FILE or FILE:KEY"):
+        read_arcface_torch([tmp_path / "run" / "model.pt"], head="none.pth")
 
 
 class Code:
