@@ -102,8 +102,8 @@ def write_embeddings(
             if not np.isfinite(halves).all():
                 raise EmbeddingCacheError(
                     f"the teacher's embeddings of records {done} to {done + len(rows) - 1} of "
-                    f"{index.path} are not finite in float16: is it the right network, and does "
-                    "it expect pixels in [-1, 1]?"
+                    f"{index.path} are not finite in float16: is it the right network, and is "
+                    "it given the pixels that it expects?"
                 )
             file.write(halves.tobytes())
             file.flush()

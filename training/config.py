@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from heads import create_margin
 from models import MODELS
+from models.input import Input, InputError
 from pipeline.named_path import PathError, check_path
 from training.setting_range import (
     Amount,
@@ -241,6 +242,7 @@ class DistillConfig:
 
     teacher: str = ""  # a checkpoint's folder, a .pth or .pt of arcface_torch, an .onnx; none: off
     model: str = ""  # of a .pth or .pt: the name of its network
+    input: dict[str, Any] = field(default_factory=dict)  # what a file takes, see models/input.py
     loss: Literal["cosine", "l2"] = "cosine"
     weight: Amount = 1.0  # of this loss beside the head's, at the first step
     weight_end: Amount | None = None  # at the last step, linear in between; none: the same
@@ -339,6 +341,15 @@ class Config:
             create_margin(self.head.loss, **self.head.loss_args)
         except ValueError as error:
             raise ConfigError(f"head.loss, head.loss_args: {error}") from error
+        try:
+            self.teacher_input  # noqa: B018
+        except InputError as error:
+            raise ConfigError(f"distill.input: {error}") from error
+
+    @property
+    def teacher_input(self) -> Input:
+        """How the teacher, where it is a file, wants its images."""
+        return Input.of(self.distill.input, size=self.data.image_size)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, fit for JSON."""

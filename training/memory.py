@@ -327,7 +327,7 @@ def _teacher_bytes(config: Config, *, batch: int, precision: Precision, besides:
 
     Its batch is not split into micro-batches. Of an ONNX file the size is taken for the weights.
     """
-    path, size = Path(config.distill.teacher), config.data.image_size
+    path, size = Path(config.distill.teacher), config.teacher_input.size
     if path.suffix == ".onnx":
         parts = (path, path.with_name(f"{path.name}.data"))
         return sum(part.stat().st_size for part in parts if part.is_file())

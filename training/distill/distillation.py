@@ -118,7 +118,7 @@ def create_distillation(
         targets,
         total_steps=total_steps,
         device=device,
-        source=f"teacher {distill.teacher} ({fingerprint}), {where}",
+        source=f"teacher {distill.teacher} ({fingerprint}), given {config.teacher_input}, {where}",
     )
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from models.input import Input
+
+_SAME = 1e-2  # of the largest value: how far rounding may part two embeddings of an image
 
 
 class OnnxError(ValueError):
@@ -15,18 +19,19 @@ class OnnxError(ValueError):
 
 
 class OnnxNetwork:
-    """Normalized images (B, 3, H, W) float32 to the file's first output, (B, D) float32.
+    """Images as an Input gives them, float32, to the file's first output, (B, D) float32.
 
     Args:
-        path: the .onnx file; its one input is NCHW float32 with a free batch size.
+        path: the .onnx file; its one input is float32 with a free batch size.
+        wanted: what its input is, as distill.input says.
         device: where images come from and embeddings go to, without a way over the host.
-        image_size: H and W in pixels.
 
     Raises:
-        OnnxError: onnxruntime is not installed or not for this device, or the file does not fit.
+        OnnxError: onnxruntime is not installed or not for this device, the file does not fit
+            `wanted`, or its embedding of an image depends on how many others there are.
     """
 
-    def __init__(self, path: Path, *, device: torch.device, image_size: int) -> None:
+    def __init__(self, path: Path, wanted: Input, *, device: torch.device) -> None:
         self._device = device
         provider = f"{device.type.upper()}ExecutionProvider"
         runtime = _import_onnxruntime(path, provider)
@@ -37,26 +42,52 @@ class OnnxNetwork:
             self._session = runtime.InferenceSession(
                 str(path), options, providers=[(provider, settings)]
             )
-            (self._input,) = (node.name for node in self._session.get_inputs())
+            inputs = [
+                _Described(node.name, node.type, node.shape) for node in self._session.get_inputs()
+            ]
             self._output = self._session.get_outputs()[0].name
-            black = np.full((2, 3, image_size, image_size), -1, np.float32)
-            (probe,) = self._session.run([self._output], {self._input: black})
         except Exception as error:  # onnxruntime's errors have no base of their own
             raise OnnxError(
-                f"{path} cannot embed two images: {_first_line(error)}. Expected one input "
-                f"(batch, 3, {image_size}, {image_size}) of float32 with a free batch size: "
-                "export it with a dynamic batch axis, for images of data.image_size"
+                f"{path} cannot be read by onnxruntime: {_first_line(error)}. Copy or export it "
+                "again, for this onnxruntime's version"
             ) from error
         # Where the provider's libraries do not load, onnxruntime goes on with the CPU's.
         used = self._session.get_providers()[0]
         if used != provider:
             raise OnnxError(f"{path}: onnxruntime could not start {provider}; {_ON_GPUS}")
-        if probe.ndim != 2 or probe.dtype != np.float32:
+        self._input = _only_input(path, inputs, wanted)
+        self._dim = self._probe(path, wanted)
+
+    def _probe(self, path: Path, wanted: Input) -> int:
+        """D, of batches of two and three images, which must have the same first two embeddings."""
+        generator = torch.Generator().manual_seed(0)
+        sides = (wanted.size, wanted.size)
+        noise = torch.randint(0, 256, (3, 3, *sides), dtype=torch.uint8, generator=generator)
+        images = wanted(noise).contiguous().numpy()
+        try:
+            two, three = (
+                self._session.run([self._output], {self._input: images[:n]})[0] for n in (2, 3)
+            )
+        except Exception as error:
             raise OnnxError(
-                f"{path} makes {probe.dtype} of shape {probe.shape} of two images, expected "
+                f"{path} cannot embed two images, or three: {_first_line(error)}. {_FREE_BATCH}"
+            ) from error
+        if two.ndim != 2 or two.dtype != np.float32:
+            raise OnnxError(
+                f"{path} makes {two.dtype} of shape {two.shape} of two images, expected "
                 "float32 embeddings (2, D): export the network without what follows them"
             )
-        self._dim = probe.shape[1]
+        if (len(two), len(three)) != (2, 3) or two.shape[1] != three.shape[1]:
+            raise OnnxError(
+                f"{path} makes {two.shape} of two images and {three.shape} of three: the batch is "
+                f"folded into the features. Reshape to (-1, D) there, or flatten. {_FREE_BATCH}"
+            )
+        if (abs(two - three[:2]) > _SAME * abs(two).max()).any():
+            raise OnnxError(
+                f"{path} embeds an image in another way beside two others than beside one: export "
+                "the network in evaluation mode (model.eval()), without normalizing over the batch"
+            )
+        return two.shape[1]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Embed (B, 3, H, W) float32 on the device as (B, D) float32 there."""
@@ -73,6 +104,7 @@ class OnnxNetwork:
         return embeddings
 
 
+_FREE_BATCH = "Export it with a free (dynamic) batch axis"
 _ON_GPUS = (
     "on GPUs it takes `pip install onnxruntime-gpu` for their CUDA version, and no onnxruntime "
     "beside it. Or cache the teacher's embeddings on a CPU: tools/cache_teacher.py"
@@ -94,6 +126,51 @@ def _import_onnxruntime(path: Path, provider: str) -> Any:
             f"{path}: this onnxruntime has {', '.join(available)}, expected {provider}: {_ON_GPUS}"
         )
     return onnxruntime
+
+
+class _Described(NamedTuple):
+    """An input as the file describes it."""
+
+    name: str
+    type: str
+    shape: list[Any]  # numbers where they are fixed
+
+
+def _only_input(path: Path, inputs: list[_Described], wanted: Input) -> str:
+    """The name of the file's input, where it takes what is wanted."""
+    if len(inputs) != 1:
+        names = ", ".join(node.name for node in inputs)
+        raise OnnxError(f"{path} has {len(inputs)} inputs, {names}: expected one, of images")
+    (node,) = inputs
+    called = f"{path}: its input {node.name} is {node.type} {node.shape}"
+    if node.type != "tensor(float)":
+        raise OnnxError(f"{called}, expected float32: export it so")
+    expected = wanted.shape(0)
+    if len(node.shape) != 4:
+        raise OnnxError(f"{called}, expected four axes, (batch, {_axes(expected[1:])})")
+    batch, *shape = node.shape
+    if isinstance(batch, int) and batch > 0:
+        raise OnnxError(f"{called}, with {batch} for the batch. {_FREE_BATCH}")
+    if any(isinstance(n, int) and n > 0 and n != m for n, m in zip(shape, expected[1:])):
+        raise OnnxError(
+            f"{called}, and distill.input says {wanted}, (batch, {_axes(expected[1:])}). "
+            + _remedy(shape)
+        )
+    return node.name
+
+
+def _remedy(shape: list[Any]) -> str:
+    """The settings that would fit a file whose images are of this shape, if any would."""
+    for layout, channels, sides in (("nchw", shape[0], shape[1:]), ("nhwc", shape[2], shape[:2])):
+        sizes = {side for side in sides if isinstance(side, int)}
+        if channels == 3 and len(sizes) <= 1:
+            size = "".join(f" distill.input.size={side}" for side in sizes)
+            return f"Set distill.input.layout={layout}{size}"
+    return "Expected three channels, and height and width alike"
+
+
+def _axes(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
 
 
 def _first_line(error: Exception) -> str:

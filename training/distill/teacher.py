@@ -12,7 +12,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from models import create_model, normalize
+from models import create_model
+from models.input import Input
 from training.config import Config, ModelConfig
 from training.distill.onnx_network import OnnxNetwork
 from training.distributed import together
@@ -39,27 +40,29 @@ def load_teacher(config: Config, *, device: torch.device, precision: Precision) 
     """Load what `config.distill` names onto a device; call it on every rank.
 
     A network of ours runs as the student does, in the compute dtype under autocast and with
-    BatchNorm's running statistics; an ONNX file runs in float32.
+    BatchNorm's running statistics; an ONNX file runs in float32. Images are given to it as
+    `config.teacher_input` says.
 
     Raises:
         PathError, TeacherError, OnnxError: the file is missing, unreadable or of another network.
     """
-    path, size = _path(config), config.data.image_size
+    path, wanted = _path(config), config.teacher_input
     if _is_onnx(path):
-        network: Callable[[Tensor], Tensor] = OnnxNetwork(path, device=device, image_size=size)
-        fingerprint, dtype = _file_digest(path), torch.float32
+        network: Callable[[Tensor], Tensor] = OnnxNetwork(path, wanted, device=device)
+        digest, dtype = _file_digest(path), torch.float32
     else:
         frozen = _read_network(path, config).requires_grad_(False).eval()
-        fingerprint, dtype = _weights_digest(frozen), precision.compute_dtype
+        digest, dtype = _weights_digest(frozen), precision.compute_dtype
         network = frozen.to(device)
 
     @torch.no_grad()
     def embed(images: Tensor) -> Tensor:
         with precision.autocast(device):
-            return network(normalize(images, dtype)).float()
+            return network(wanted(images, dtype)).float()
 
+    size = config.data.image_size
     black = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=device)
-    return Teacher(embed, dim=embed(black).shape[1], fingerprint=fingerprint)
+    return Teacher(embed, dim=embed(black).shape[1], fingerprint=_fingerprint(digest, config))
 
 
 def fingerprint_teacher(config: Config) -> str:
@@ -69,9 +72,16 @@ def fingerprint_teacher(config: Config) -> str:
     weights, so a checkpoint and a state dict of the same network have the same one.
     """
     path = _path(config)
-    if _is_onnx(path):
-        return _file_digest(path)
-    return _weights_digest(_read_network(path, config))
+    digest = _file_digest(path) if _is_onnx(path) else _weights_digest(_read_network(path, config))
+    return _fingerprint(digest, config)
+
+
+def _fingerprint(digest: str, config: Config) -> str:
+    """Of the weights, and of the pixels that they are given where those are not the usual ones."""
+    wanted = config.teacher_input
+    if wanted == Input(size=config.data.image_size):
+        return digest
+    return hashlib.blake2b(f"{digest} {wanted!r}".encode(), digest_size=8).hexdigest()
 
 
 def _path(config: Config) -> Path:
@@ -89,6 +99,11 @@ def _read_network(path: Path, config: Config) -> nn.Module:
 
 def _from_checkpoint(path: Path, config: Config) -> nn.Module:
     """The backbone of one of our checkpoints, built as the config.json in it says."""
+    if config.distill.input:
+        raise TeacherError(
+            f"distill.input={config.distill.input} with distill.teacher={path}: expected none for "
+            "a checkpoint of ours, which is given what it was trained on; set distill.input={}"
+        )
     # Together, because a rank that fails alone would leave the others waiting in dcp.load.
     model, size = together(lambda: _read_saved_network(path))
     if size != config.data.image_size:
@@ -126,8 +141,13 @@ def _read_saved_network(path: Path) -> tuple[ModelConfig, int]:
 
 def _from_state_dict(path: Path, config: Config) -> nn.Module:
     """A network of the name in distill.model, with arcface_torch's weights."""
-    name, dim = config.distill.model, config.model.embedding_dim
-    network = create_model(name, num_features=dim, image_size=config.data.image_size)
+    name, dim, wanted = config.distill.model, config.model.embedding_dim, config.teacher_input
+    if wanted.layout != "nchw" or wanted.size % 16:
+        raise TeacherError(
+            f"distill.input={config.distill.input} with distill.teacher={path}: {name} takes NCHW "
+            "and a size that is a multiple of 16"
+        )
+    network = create_model(name, num_features=dim, image_size=wanted.size)
     try:
         network.load_state_dict(load_content(path))
     except (WeightsError, RuntimeError, TypeError, AttributeError) as error:

@@ -50,7 +50,7 @@ BINDING = {
         *("name", "lr", "momentum", "betas", "weight_decay", "decay_norm_and_bias", "clip"),
         *("schedule", "warmup_epochs", "power", "decay_epochs", "decay_factor", "min_lr"),
     ),
-    "distill": ("teacher", "model", "loss", "weight", "weight_end", "cached"),
+    "distill": ("teacher", "model", "input", "loss", "weight", "weight_end", "cached"),
 }
 
 _UNSAID = ("run.output", "run.resume", "run.init_from")  # they differ wherever a new run begins

@@ -146,8 +146,9 @@ def test_a_teacher_is_asked_for_the_very_images_the_student_sees(taught):
     teacher = load_teacher(taught, device=CPU, precision=FP32)
     distilled = create(taught)
     assert torch.equal(distilled.targets(images, np.arange(B)), teacher.embed(images))
-    assert f"cosine loss × 1 → 1, teacher {taught.distill.teacher} ({teacher.fingerprint}), " in (
-        str(distilled)
+    assert (
+        f"cosine loss × 1 → 1, teacher {taught.distill.teacher} ({teacher.fingerprint}), "
+        f"given RGB in [-1, 1], {tiny.SIZE} pixels, NCHW, computed" in str(distilled)
     )
 
 
@@ -181,6 +182,7 @@ def test_a_teacher_of_another_length_is_refused_with_the_remedy(taught):
         ("distill.weight=-1", r"distill\.weight=-1\.0: expected at least 0"),
         ("distill.weight_end=-1", r"distill\.weight_end=-1\.0: expected at least 0"),
         ("distill.loss=kl", r"distill\.loss.*kl"),
+        ("distill.input={colour: bgr}", r"distill\.input: colour: expected some of size, color"),
         ("distill.teacher=x.pth", r"distill\.model='': expected the name of .*'iresnet50'"),
     ],
 )

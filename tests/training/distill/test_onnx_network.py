@@ -5,11 +5,13 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from models.input import Input
 from tests.training import tiny
-from training.config import Config, DataConfig, DistillConfig
+from training.config import Config, DataConfig, DistillConfig, override
 from training.distill.onnx_network import OnnxError, OnnxNetwork
 from training.distill.teacher import fingerprint_teacher, load_teacher
 from training.precision import choose_precision
@@ -22,27 +24,50 @@ needs_onnx = pytest.mark.skipif(
 )
 
 
-def write_onnx(path: Path, weight: torch.Tensor, batch: int | str = "batch", flat: bool = True):
-    """Mean color times a weight (3, DIM); with `flat` unset, a map of 1 × 1 instead of a vector."""
+def write_onnx(
+    path: Path,
+    weight: torch.Tensor,
+    *,
+    batch: int | str = "batch",
+    shape: tuple[int, ...] = (3, SIZE, SIZE),
+    kind: str = "FLOAT",
+    tail: str = "flat",
+):
+    """Mean color times a weight (3, DIM), then a tail: see _TAILS."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
-    nodes = [helper.make_node("GlobalAveragePool", ["images"], ["mean"])]
-    if flat:
-        nodes.append(helper.make_node("Flatten", ["mean"], ["color"]))
-        nodes.append(helper.make_node("MatMul", ["color", "weight"], ["embeddings"]))
-    else:
-        nodes.append(helper.make_node("Identity", ["mean"], ["embeddings"]))
-    shape = [batch, DIM] if flat else [batch, 3, 1, 1]
+    node = helper.make_node
+    nodes = [node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT)]
+    channels, axes = (shape[0], [*range(2, len(shape) + 1)])
+    if shape[-1] == 3:
+        channels, axes = 3, [1, 2]
+    nodes.append(node("ReduceMean", ["pixels"], ["color"], axes=axes, keepdims=0))
+    nodes.append(node("MatMul", ["color", "weight"], ["features"]))
+    nodes += [node(op, [*names], ["embeddings"], **more) for op, names, more in _TAILS[tail]]
+    rank = 4 if tail == "map" else 2
+    constants = {
+        "weight": weight[:channels].numpy(),
+        "one_row": np.array([1, -1]),
+        "last_two": np.array([2, 3]),
+    }
     graph = helper.make_graph(
         nodes,
         "network",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, shape)],
-        [numpy_helper.from_array(weight.numpy(), "weight")],
+        [helper.make_tensor_value_info("images", getattr(TensorProto, kind), [batch, *shape])],
+        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, [None] * rank)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     checker.check_model(model)
     path.write_bytes(model.SerializeToString())
+
+
+_TAILS = {
+    "flat": [("Identity", ["features"], {})],
+    "map": [("Unsqueeze", ["features", "last_two"], {})],
+    "folded": [("Reshape", ["features", "one_row"], {})],  # (1, B · D)
+    "normalized over the batch": [("Softmax", ["features"], {"axis": 0})],
+}
 
 
 @pytest.fixture
@@ -50,8 +75,8 @@ def weight():
     return torch.randn(3, DIM, generator=torch.Generator().manual_seed(0))
 
 
-def open_network(path):
-    return OnnxNetwork(path, device=CPU, image_size=SIZE)
+def open_network(path, **wanted):
+    return OnnxNetwork(path, Input(**{"size": SIZE, **wanted}), device=CPU)
 
 
 @needs_onnx
@@ -80,24 +105,53 @@ def test_as_a_teacher_it_sees_pixels_from_minus_one_to_one(tmp_path, weight):
 
 
 @needs_onnx
+@pytest.mark.usefixtures("world")
+def test_as_a_teacher_it_is_given_what_distill_input_says(tmp_path, weight):
+    """BGR of [0, 1], with a mean and a deviation of each channel, rows of pixels last but one."""
+    path = tmp_path / "x.onnx"
+    write_onnx(path, weight, shape=(SIZE, SIZE, 3))
+    mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
+    described = {"color": "bgr", "range": [0, 1], "mean": list(mean), "std": list(std)}
+    config = Config(
+        data=DataConfig(train="x.rec", image_size=SIZE),
+        distill=DistillConfig(teacher=str(path), input=described | {"layout": "nhwc"}),
+    )
+    teacher = load_teacher(config, device=CPU, precision=choose_precision(CPU, "fp32"))
+    images = torch.randint(0, 256, (4, 3, SIZE, SIZE), dtype=torch.uint8)
+    color = images.flip(1).double().mean((2, 3)) / 255
+    expected = (color - torch.tensor(mean)) / torch.tensor(std) @ weight.double()
+    torch.testing.assert_close(teacher.embed(images), expected.float())
+    assert teacher.fingerprint == fingerprint_teacher(config)
+    usual = override(config, ["distill.input={}"])
+    assert fingerprint_teacher(usual) != teacher.fingerprint, "its cache is of other embeddings"
+
+
+@needs_onnx
 @pytest.mark.parametrize(
-    ("changes", "size", "complaint"),
+    ("changes", "wanted", "complaint"),
     [
-        ({"batch": 1}, SIZE, "cannot embed two images: .*export it with a dynamic batch axis"),
-        ({}, 2 * SIZE, r"cannot embed two images: .*Expected one input \(batch, 3, 64, 64\)"),
-        ({"flat": False}, SIZE, r"of shape \(2, 3, 1, 1\) of two images, expected float32"),
+        ({"batch": 1}, {}, r"\[1, 3, 32, 32\], with 1 for the batch. Export it with a free"),
+        ({}, {"size": 64}, r"RGB in \[-1, 1\], 64 pixels.*Set distill.input.layout=nchw.*size=32"),
+        ({"shape": (SIZE, SIZE, 3)}, {}, "Set distill.input.layout=nhwc distill.input.size=32"),
+        ({"shape": (3, 64, SIZE)}, {}, "Expected three channels, and height and width alike"),
+        ({"shape": (1, SIZE, SIZE)}, {}, "Expected three channels, and height and width alike"),
+        ({"shape": (3, SIZE)}, {}, r"expected four axes, \(batch, 3, 32, 32\)"),
+        ({"kind": "FLOAT16"}, {}, r"is tensor\(float16\) .*, expected float32"),
+        ({"tail": "map"}, {}, r"of shape \(2, 8, 1, 1\) of two images, expected float32"),
+        ({"tail": "folded"}, {}, r"\(1, 16\) of two images and \(1, 24\) of three: the batch is"),
+        ({"tail": "normalized over the batch"}, {}, "in another way beside two others than beside"),
     ],
 )
-def test_networks_that_do_not_fit_are_refused(tmp_path, weight, changes, size, complaint):
+def test_networks_that_do_not_fit_are_refused_by_name(tmp_path, weight, changes, wanted, complaint):
     write_onnx(tmp_path / "x.onnx", weight, **changes)
     with pytest.raises(OnnxError, match=complaint):
-        OnnxNetwork(tmp_path / "x.onnx", device=CPU, image_size=size)
+        open_network(tmp_path / "x.onnx", **wanted)
 
 
 @needs_onnx
 def test_a_file_that_is_no_onnx_is_refused(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"no onnx")
-    with pytest.raises(OnnxError, match=r"x\.onnx cannot embed two images"):
+    with pytest.raises(OnnxError, match=r"x\.onnx cannot be read by onnxruntime"):
         open_network(tmp_path / "x.onnx")
 
 
@@ -113,7 +167,7 @@ def test_an_onnxruntime_without_the_devices_provider_is_refused(monkeypatch):
     runtime.get_available_providers = lambda: ["CPUExecutionProvider"]
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     with pytest.raises(OnnxError, match="expected XPUExecutionProvider: on GPUs it takes"):
-        OnnxNetwork(Path("x.onnx"), device=torch.device("xpu", 0), image_size=SIZE)
+        OnnxNetwork(Path("x.onnx"), Input(size=SIZE), device=torch.device("xpu", 0))
 
 
 @pytest.mark.usefixtures("world")

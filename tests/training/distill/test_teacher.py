@@ -8,7 +8,7 @@ import torch
 from models import create_model, normalize
 from pipeline.named_path import PathError
 from tests.training import tiny
-from training.config import DistillConfig
+from training.config import DistillConfig, override
 from training.distill.teacher import TeacherError, fingerprint_teacher, load_teacher
 from training.distributed import join_world, leave_world
 from training.loop import Trainer
@@ -135,3 +135,18 @@ def test_state_dicts_of_other_networks_and_other_things_are_refused(trainer, tmp
     path.write_bytes(b"no file of torch's")
     with pytest.raises(TeacherError, match=r"does not fit distill\.model=iresnet10"):
         load(config)
+
+
+def test_a_state_dict_may_be_given_other_pixels_and_a_checkpoint_may_not(trainer, images, tmp_path):
+    path = tmp_path / "backbone.pth"
+    torch.save(trainer.step.backbone.state_dict(), path)
+    bgr = override(taught_by(trainer.config, path, NAME), ["distill.input={color: bgr}"])
+    teacher = load(bgr)
+    assert torch.equal(teacher.embed(images), expected(trainer, images.flip(1)))
+    assert teacher.fingerprint == fingerprint_teacher(bgr)
+    assert teacher.fingerprint != fingerprint_teacher(override(bgr, ["distill.input={}"]))
+    with pytest.raises(TeacherError, match="iresnet10 takes NCHW"):
+        load(override(bgr, ["distill.input={layout: nhwc}"]))
+    saved = override(bgr, [f"distill.teacher={trainer.last_checkpoint}"])
+    with pytest.raises(TeacherError, match="expected none for a checkpoint of ours"):
+        load(saved)
