@@ -24,6 +24,7 @@ from heads import create_margin
 from models import MODELS
 from models.input import Input, InputError
 from pipeline.named_path import PathError, check_path
+from training.arcface_config import ArcFaceConfigError, translate
 from training.setting_range import (
     Amount,
     Count,
@@ -36,7 +37,7 @@ from training.setting_range import (
     Share,
     out_of_range,
 )
-from training.setting_value import SettingValueError, parse_value
+from training.setting_value import SettingValueError, as_given, parse_value
 
 # Where a leading tilde is expanded.
 PATH_SETTINGS = (
@@ -281,6 +282,7 @@ class EvalConfig:
 
     sets: tuple[str, ...] = ()  # InsightFace .bin files
     every: Count = 1  # epochs; also before the first step and after the last
+    every_steps: CountOrZero = 0  # of the run, beside the epochs; 0: none
     batch_size: Annotated[int, Range(1, 1 << 20)] = 128  # images a rank
 
     def __post_init__(self) -> None:
@@ -346,6 +348,13 @@ class Config:
         except InputError as error:
             raise ConfigError(f"distill.input: {error}") from error
 
+    def verifies_at(self, step: int, *, steps_per_epoch: int) -> bool:
+        """Whether the state after so many steps of the run is verified."""
+        epoch, into_epoch = divmod(step, steps_per_epoch)
+        if into_epoch == 0 and (epoch % self.eval.every == 0 or epoch == self.run.epochs):
+            return True
+        return self.eval.every_steps > 0 and step % self.eval.every_steps == 0
+
     @property
     def teacher_input(self) -> Input:
         """How the teacher, where it is a file, wants its images."""
@@ -358,7 +367,7 @@ class Config:
     def lines(self) -> list[str]:
         """``section.key=value`` for every key: what run.log has, and what would override it."""
         return [
-            f"{section}.{key}={_as_given(value)}"
+            f"{section}.{key}={as_given(value)}"
             for section, values in self.as_dict().items()
             for key, value in values.items()
         ]
@@ -366,17 +375,8 @@ class Config:
     def changes(self) -> list[str]:
         """Those of `lines` that are not at their defaults; of data.train there is none."""
         defaults = Config(data=DataConfig(train=self.data.train)).lines()
-        named = f"data.train={_as_given(self.data.train)}"
+        named = f"data.train={as_given(self.data.train)}"
         return [line for line in self.lines() if line == named or line not in defaults]
-
-
-def _as_given(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    # YAML takes no other characters as they are.
-    return "".join(
-        c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(value, ensure_ascii=False)
-    )
 
 
 def check_batch(config: Config, world_size: int) -> None:
@@ -402,6 +402,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         check_path(path, called=str(path), expected=expected)
     except PathError as error:
         raise ConfigError(str(error)) from error
+    _refuse_arcface_torch(path)
     try:
         config = runpy.run_path(str(path)).get("config")
     except Exception as error:  # whatever its author's code may raise
@@ -425,6 +426,23 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, ConfigError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _refuse_arcface_torch(path: str | Path) -> None:
+    """Raise ConfigError for a configuration of arcface_torch, with what would do the same here."""
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    try:
+        theirs = translate(Path(path), gpus=int(ranks) if ranks.isdecimal() else 1)
+    except ArcFaceConfigError as error:
+        raise ConfigError(f"{error}. It is a configuration of arcface_torch") from error
+    if theirs is None:
+        return
+    notes = "".join(f"\n  {note}" for note in theirs.notes)
+    raise ConfigError(
+        f"{path} is a configuration of arcface_torch, expected one of ours. `python "
+        f"tools/from_arcface_torch.py {path} -o OUT.py` writes it so; or, for as many ranks:\n\n"
+        f"{theirs.command('train_dist.py', 'configs/ms1mv2_r50.py')}\n\nnot the same:{notes}"
+    )
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:

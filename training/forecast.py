@@ -70,7 +70,7 @@ class Forecast:
         if config.eval.sets and self._verification is None:  # a resumed run begins without one
             aside = "verification and checkpoints"
         elif config.eval.sets:
-            left = self._verifications_left(done // self._steps_per_epoch)
+            left = self._verifications_left(done)
             seconds += left * self._verification
             which = f"{left} verifications" if left > 1 else "a verification"
             verifications = f" and {which} of {duration(self._verification)}"
@@ -80,9 +80,13 @@ class Forecast:
             f"{verifications}, {aside} aside"
         )
 
-    def _verifications_left(self, epoch: int) -> int:
-        last, every = self._config.run.epochs, self._config.eval.every
-        return sum(end % every == 0 or end == last for end in range(epoch + 1, last + 1))
+    def _verifications_left(self, done: int) -> int:
+        config, per_epoch = self._config, self._steps_per_epoch
+        end = config.run.epochs * per_epoch + 1
+        paces = (per_epoch, config.eval.every_steps)
+        steps = {step for pace in paces if pace for step in range(pace, end, pace)}
+        due = (config.verifies_at(step, steps_per_epoch=per_epoch) for step in steps if step > done)
+        return sum(due)
 
     def _now(self) -> float:
         if self._device.type != "cpu":

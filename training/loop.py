@@ -384,18 +384,19 @@ class Trainer:
             # Saved first: verifying may take long or fail, and must not cost the epoch.
             if epoch % config.run.save_every == 0 or last:
                 self.save()
-            if self._verification_due():
-                scores = self.verify()
-            stopwatch.skip()
         elif config.run.save_steps and into_epoch % config.run.save_steps == 0:
             self.save()
+        due = self._verification_due()
+        if due:
+            scores = self.verify()
+        if due or into_epoch == 0:
+            stopwatch.skip()
         return scores
 
     def _verification_due(self) -> bool:
-        """Whether the present state is one that is verified: an epoch's first or last."""
-        epoch, into_epoch = divmod(self.steps_done, self.loader.steps_per_epoch)
-        last = self.steps_done == self.schedule.total_steps
-        return into_epoch == 0 and (epoch % self.config.eval.every == 0 or last)
+        """Whether the present state is one that is verified."""
+        per_epoch = self.loader.steps_per_epoch
+        return self.config.verifies_at(self.steps_done, steps_per_epoch=per_epoch)
 
     def _first_scores(self) -> Scores:
         """The scores of the state that the run begins at, where its verification is due.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import make_dataclass
 from typing import Any, Literal, get_origin
@@ -47,6 +48,16 @@ def parse_value(text: str, kind: Any, current: Any, *, inner: str = "") -> Any:
         return OmegaConf.to_object(tree).value
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise SettingValueError(str(error).partition("\n")[0]) from error
+
+
+def as_given(value: Any) -> str:
+    """The text that `parse_value` makes this value of."""
+    if isinstance(value, str):
+        return value
+    # YAML takes no other characters as they are.
+    return "".join(
+        c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(value, ensure_ascii=False)
+    )
 
 
 def _texts(text: str) -> tuple[str, ...]:

@@ -52,6 +52,17 @@ def test_warm_steps_and_a_verification_foretell_the_run_once():
     assert cold + TIMED == 13
 
 
+def test_verifications_between_epochs_count():
+    """At 50, 100, … 400: epochs 3 and 4 end at two of them."""
+    clock = Clock()
+    config = replace(CONFIG, eval=replace(CONFIG.eval, every_steps=50))
+    forecast = create(clock, config)
+    with forecast.verification():
+        clock.now += 20
+    (said,) = take(forecast, clock, range(1, 40), 0.5)
+    assert "and 8 verifications of 20 s" in said
+
+
 def test_a_verification_among_the_timed_steps_is_no_part_of_them():
     clock = Clock()
     forecast = create(clock)

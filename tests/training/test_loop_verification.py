@@ -90,6 +90,14 @@ def test_what_ends_a_verification_costs_no_epoch_and_is_made_up_for(end, config,
     assert again.calls == 0, "what is known is not verified again"
 
 
+def test_a_run_is_verified_every_so_many_of_its_steps_too(config, world):
+    """Beside the ends of epochs, at 5 and 10; a state that is both counts once."""
+    trainer = build(override(config, ["eval.every_steps=3"]), world, Examiner(*[0.5] * 6))
+    trainer.run()
+    assert sorted(verified(trainer.output)) == [0, 3, 5, 6, 9, 10]
+    assert all(len(found) == 1 for found in verified(trainer.output).values())
+
+
 def test_scores_that_only_the_journal_has_reach_the_checkpoint(config, world):
     """As where the run was killed just after a verification was told."""
     first = build(config, world, Examiner(0.1, 0.2, 0.9))

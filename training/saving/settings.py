@@ -32,7 +32,7 @@ FREE = {
     "head": ("num_classes", "backend"),  # how many there are is one of the facts
     "optim": ("backend",),
     "step": ("precision", "micro_batches", "cuda_graph", "compress_gradients"),  # only to rounding
-    "eval": ("sets", "every", "batch_size"),
+    "eval": ("sets", "every", "every_steps", "batch_size"),
     "log": ("every",),
 }
 BINDING = {
