@@ -10,13 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -27,6 +25,7 @@ from models.arcface_torch import Architecture
 from training.command import command, whole_number
 from training.config import OptimConfig
 from training.saving.files import CheckpointError, checkpoints, faults, read_about
+from training.saving.metadata import load_state, read_metadata
 from training.schedules import create_schedule
 from training.weights.arcface_files import Weights, write_arcface_torch
 from training.weights.model_card import model_card
@@ -162,15 +161,13 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
 
 def _read_tensors(path: Path, *prefixes: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint with such names, whole and on the CPU, by name."""
-    saved = dcp.FileSystemReader(str(path)).read_metadata().state_dict_metadata
+    saved = read_metadata(path).state_dict_metadata
     tensors = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
         for key, entry in saved.items()
         if key.startswith(prefixes) and isinstance(entry, TensorStorageMetadata)
     }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as is meant
-        dcp.load(tensors, checkpoint_id=str(path), no_dist=True)
+    load_state(tensors, path, alone=True)
     return tensors
 
 

@@ -36,6 +36,7 @@ from training.out_of_memory import OutOfMemoryError, asked_for, is_shortage
 from training.precision import choose_precision
 from training.saving.checkpoint import create_writer
 from training.saving.files import complete, read_about
+from training.saving.metadata import load_state, read_metadata
 from training.saving.resume import FILES
 from training.weights.center_transfer import aim_centers
 from training.weights.identities import FILE, Identities, read_identities
@@ -116,9 +117,7 @@ def _read_with_room(source: Path, rows: int) -> dict[str, Any]:
     """All of a checkpoint by name, with zeros after the rows of the head."""
     state: dict[str, Any] = {}
     whole: dict[str, Tensor] = {}
-    for name, entry in (
-        dcp.FileSystemReader(str(source)).read_metadata().state_dict_metadata.items()
-    ):
+    for name, entry in read_metadata(source).state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
             state[name] = None  # a plain value
         elif name in (_CENTERS, _VELOCITY):
@@ -127,7 +126,7 @@ def _read_with_room(source: Path, rows: int) -> dict[str, Any]:
             state[name] = whole[name][:held]
         else:
             state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
-    dcp.load(state, checkpoint_id=str(source))
+    load_state(state, source)
     return state | whole
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -19,6 +18,7 @@ from training.distill.onnx_network import OnnxNetwork
 from training.distributed import together
 from training.named_files import check_named_files
 from training.precision import Precision
+from training.saving.metadata import load_state
 from training.saving.settings import saved_network
 from training.weights.source import WeightsError, load_content
 
@@ -104,7 +104,7 @@ def _from_checkpoint(path: Path, config: Config) -> nn.Module:
             f"distill.input={config.distill.input} with distill.teacher={path}: expected none for "
             "a checkpoint of ours, which is given what it was trained on; set distill.input={}"
         )
-    # Together, because a rank that fails alone would leave the others waiting in dcp.load.
+    # Together, because a rank that fails alone would leave the others waiting in load_state.
     model, size = together(lambda: _read_saved_network(path))
     if size != config.data.image_size:
         raise TeacherError(
@@ -119,7 +119,7 @@ def _from_checkpoint(path: Path, config: Config) -> nn.Module:
     )
     try:
         # Fills the network's own tensors; optimizer and head stay unread.
-        dcp.load({"backbone": network.state_dict()}, checkpoint_id=str(path))
+        load_state({"backbone": network.state_dict()}, path)
     except CheckpointException as error:
         causes = sorted({_brief(cause) for cause, _ in error.failures.values()})
         raise TeacherError(

@@ -31,6 +31,7 @@ from training.saving import files
 from training.saving.disk import replace
 from training.saving.files import CheckpointError, Digest, Scores, checkpoints, newest
 from training.saving.lock import Lock
+from training.saving.metadata import load_state, read_metadata
 from training.saving.resume import claim
 from training.saving.state import (
     HostCopy,
@@ -274,11 +275,11 @@ def load(path: Path, *, train_step: TrainStep) -> int:
     head = train_step.head
     state = share_head(read_state(train_step), head, rank_mesh(head.centers.device.type))
     state["step"] = 0
-    saved = dcp.FileSystemReader(str(path)).read_metadata().state_dict_metadata
+    saved = read_metadata(path).state_dict_metadata
     if not any(key.startswith("scaler.") for key in saved):
         state.pop("scaler", None)  # the run so far needed no loss scaling
     try:
-        dcp.load(state, checkpoint_id=str(path))
+        load_state(state, path)
     except CheckpointException as error:
         raise CheckpointError(
             f"{path} does not fit this run: {_causes(error)}. Choose another run.output, or "

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from heads import PartialFC
 from heads.centers import shard_of
 from training.distributed import World
+from training.saving.metadata import load_state
 from training.saving.state import rank_mesh
 
 _PIECE = 1 << 15  # rows that travel together
@@ -48,7 +48,7 @@ def take_centers(
     spread = DTensor.from_local(
         own, rank_mesh("cpu"), [Shard(0)], shape=torch.Size((held, width)), stride=(width, 1)
     )
-    dcp.load({"head": {"centers": spread}}, checkpoint_id=str(checkpoint))
+    load_state({"head": {"centers": spread}}, checkpoint)
     norms = []
     for first in range(0, held, _PIECE):
         piece = _gather_rows(own, first, min(first + _PIECE, held), held=held, world=world)

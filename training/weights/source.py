@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from models.arcface_torch import LANDMARK, MAGFACE_PREFIXES, recognize, require_finite, split_prefix
 from training.distributed import World, together
 from training.saving.files import faults, newest
+from training.saving.metadata import load_state, read_metadata
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 _BACKBONE = "backbone."
@@ -52,7 +52,7 @@ def find_weights(given: str | Path, world: World) -> Path:
 
 def tensor_shapes(checkpoint: Path) -> dict[str, torch.Size]:
     """The names and shapes of all tensors in a checkpoint."""
-    saved = dcp.FileSystemReader(str(checkpoint)).read_metadata().state_dict_metadata
+    saved = read_metadata(checkpoint).state_dict_metadata
     return {
         name: entry.size
         for name, entry in saved.items()
@@ -68,13 +68,13 @@ def read_backbone(path: Path) -> Backbone:
     """
     if path.is_file():
         return together(lambda: _read_file(path))
-    saved = dcp.FileSystemReader(str(path)).read_metadata().state_dict_metadata
+    saved = read_metadata(path).state_dict_metadata
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in saved.items()
         if name.startswith(_BACKBONE) and isinstance(entry, TensorStorageMetadata)
     }
-    dcp.load(tensors, checkpoint_id=str(path))
+    load_state(tensors, path)
     backbone = {name.removeprefix(_BACKBONE): tensor for name, tensor in tensors.items()}
     together(lambda: _require_finite(backbone, path))
     return Backbone(backbone)
