@@ -32,7 +32,7 @@ from heads.graph import StepGraphs, can_record
 from heads.margins import Margin, StepContext
 from heads.micro_batches import MicroBatches
 from heads.ranks import Ranks
-from heads.sampling import AllClasses, HeadClasses, RandomClasses, Sample
+from heads.sampling import HeadClasses, Sample, sampling_at
 from heads.workspace import Workspace
 
 DTYPES = (torch.float32, torch.float64)
@@ -66,8 +66,9 @@ class PartialFC(nn.Module):
         ceil(C/w) of them and possibly none: DTensor's Shard(0).
     embedding_dim: D.
     margin: what is done to the target cosine, from heads.margins.
-    sample_rate: in (0, 1], the share of a rank's centers that take part in a step; those of the
-        batch's own classes always do. May be set to another value between steps.
+    sample_rate: in [0, 1], the share of a rank's centers that take part in a step; those of the
+        batch's own classes always do, and at 0 they alone (see heads.sampling.BatchClasses). May be
+        set to another value between steps.
     head_sampling: instead of a rate, multi-head sampling over contiguous classes.
     subcenters: K centers a class, of which the nearest one counts (Sub-center ArcFace, Deng et al.,
         2020).
@@ -264,13 +265,12 @@ class PartialFC(nn.Module):
 
     @sample_rate.setter
     def sample_rate(self, rate: float) -> None:
-        check(0 < rate <= 1, "sample_rate", rate, "in (0, 1]")
+        check(0 <= rate <= 1, "sample_rate", rate, "in [0, 1]")
         check(self._head_sampling is None or rate == 1, "sample_rate", rate, "1 with head_sampling")
         if rate != self._sample_rate:
             if self._adding or self._update:
                 raise RuntimeError("sample_rate changed while gradients wait: call step() first")
-            random = AllClasses() if rate == 1 else RandomClasses(float(rate))
-            self.sampling = self._head_sampling or random
+            self.sampling = self._head_sampling or sampling_at(float(rate))
             self._sample_rate = rate
             self.forget_graphs()
 

@@ -87,13 +87,6 @@ class RandomClasses(Sampling):
     labels name at most N different classes, and all of them may live on this rank. So the shape
     never changes and no positive is ever lost. What N adds to the rate is filled with further
     random negatives, not with masked columns: those would cost as much and teach nothing.
-
-    The cost is O(S + N log N), whatever num_local is. The rows, in a rotation drawn at each step,
-    are cut into S runs as equal as integers allow, and each run gives one row at random: no row
-    comes twice, and the rows nearly ascend, so that they are read nearly in sequence. The rotation
-    lets any two rows meet and gives all of them the same chance, though some runs are one row
-    longer. The positives that no run gave then take the slots of negatives, at even distances. They
-    do not take those of their own runs: their neighbors would then hardly ever be their negatives.
     """
 
     rate: float
@@ -106,41 +99,41 @@ class RandomClasses(Sampling):
         return min(shard.num_local, max(round(self.rate * shard.num_local), num_labels))
 
     def draw(self, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
-        total, size = shard.num_local, self.size(shard, labels.shape[0])
-        local = _local_rows(labels, shard)
-        if size == total:
-            return Sample(None, local)
-        key = counter.mix(key + shard.first_class)
-        # Up to the last line, a row's number is its offset from the rotation.
-        rotation = counter.below(key, torch.zeros_like(key), total)
-        slots = torch.arange(size + 1, device=labels.device)
-        edges = slots * total // size  # (S + 1,)
-        drawn = edges[:-1] + counter.below(key, slots[1:], edges.diff())  # (S,)
+        return _draw(self.size(shard, labels.shape[0]), labels, shard, key)
 
-        # `total` stands for the labels that are not here, and sorts behind all others.
-        offsets = torch.where(local >= 0, (local - rotation) % total, total)  # (N,)
-        positives = offsets.sort().values  # (N,)
-        first = positives.diff(prepend=positives.new_full((1,), -1)) != 0
-        first &= positives < total  # once per class
-        # The run of offset u is the last one that begins at or before it.
-        run = (((positives + 1) * size - 1) // total).clamp_max(size - 1)  # (N,)
-        hit = drawn.index_select(0, run) == positives
-        missed = first & ~hit
 
-        # One slot past the last one takes what is to go nowhere, and is cut off.
-        held = torch.zeros(size + 1, dtype=torch.bool, device=labels.device)
-        held.scatter_(0, torch.where(hit, run, size), True)
-        free = ~held[:size]
-        # The missed take free slots at even distances. Nobody asks where none is missed.
-        number, most = missed.cumsum(0) - 1, missed.sum().clamp_min(1)
-        slot = torch.searchsorted(free.cumsum(0), number * free.sum() // most + 1)  # (N,)
-        drawn = torch.cat([drawn, drawn[:1]])  # (S + 1,)
-        drawn.scatter_(0, torch.where(missed, slot, size), positives)
+@dataclass(frozen=True)
+class BatchClasses(Sampling):
+    """The classes of the global batch and no others: arcface_torch's sample rate of 0.
 
-        # All labels of a class look at its first place among the sorted ones.
-        slot = torch.where(hit, run, slot)
-        slot = slot.index_select(0, torch.searchsorted(positives, offsets))
-        return Sample((drawn[:size] + rotation) % total, torch.where(local >= 0, slot, -1))
+    S = min(num_local, N), as for a tiny rate of RandomClasses. But nothing fills the slots that the
+    batch's classes leave: they hold rows that NOBODY sees and that stay as they are. A rank without
+    any of the batch's classes takes no part beyond that.
+
+    The negatives of a row are then the other classes of its batch. Where the whole batch is of one
+    class it has none: the loss is 0, and so are its gradients.
+    """
+
+    def size(self, shard: Shard, num_labels: int) -> int:
+        return min(shard.num_local, num_labels)
+
+    def draw(self, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
+        size = self.size(shard, labels.shape[0])
+        sample = _draw(size, labels, shard, key)
+        # One slot past the last one takes the labels that are not here, and is cut off.
+        column_groups = torch.full((size + 1,), NOBODY, dtype=torch.int32, device=labels.device)
+        here = torch.where(sample.positions >= 0, sample.positions, size)
+        column_groups = column_groups.scatter_(0, here, EVERYONE)[:size]
+        return sample._replace(
+            column_groups=column_groups, row_groups=torch.full_like(labels, EVERYONE).int()
+        )
+
+
+def sampling_at(rate: float) -> Sampling:
+    """Which classes a sample rate in [0, 1] takes."""
+    if rate == 1:
+        return AllClasses()
+    return RandomClasses(rate) if rate else BatchClasses()
 
 
 @dataclass(frozen=True)
@@ -231,6 +224,52 @@ class HeadClasses(Sampling):
             return groups
         numbers = torch.arange(first_head, first_head + len(place), device=place.device)
         return torch.where(wanted, numbers.int(), groups)
+
+
+def _draw(size: int, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
+    """`size` rows at random, those of the labels' classes among them; all rows where it is so many.
+
+    The cost is O(S + N log N), whatever num_local is. The rows, in a rotation drawn at each step,
+    are cut into S runs as equal as integers allow, and each run gives one row at random: no row
+    comes twice, and the rows nearly ascend, so that they are read nearly in sequence. The rotation
+    lets any two rows meet and gives all of them the same chance, though some runs are one row
+    longer. The positives that no run gave then take the slots of negatives, at even distances. They
+    do not take those of their own runs: their neighbors would then hardly ever be their negatives.
+    """
+    total, local = shard.num_local, _local_rows(labels, shard)
+    if size == total:
+        return Sample(None, local)
+    key = counter.mix(key + shard.first_class)
+    # Up to the last line, a row's number is its offset from the rotation.
+    rotation = counter.below(key, torch.zeros_like(key), total)
+    slots = torch.arange(size + 1, device=labels.device)
+    edges = slots * total // size  # (S + 1,)
+    drawn = edges[:-1] + counter.below(key, slots[1:], edges.diff())  # (S,)
+
+    # `total` stands for the labels that are not here, and sorts behind all others.
+    offsets = torch.where(local >= 0, (local - rotation) % total, total)  # (N,)
+    positives = offsets.sort().values  # (N,)
+    first = positives.diff(prepend=positives.new_full((1,), -1)) != 0
+    first &= positives < total  # once per class
+    # The run of offset u is the last one that begins at or before it.
+    run = (((positives + 1) * size - 1) // total).clamp_max(size - 1)  # (N,)
+    hit = drawn.index_select(0, run) == positives
+    missed = first & ~hit
+
+    # One slot past the last one takes what is to go nowhere, and is cut off.
+    held = torch.zeros(size + 1, dtype=torch.bool, device=labels.device)
+    held.scatter_(0, torch.where(hit, run, size), True)
+    free = ~held[:size]
+    # The missed take free slots at even distances. Nobody asks where none is missed.
+    number, most = missed.cumsum(0) - 1, missed.sum().clamp_min(1)
+    slot = torch.searchsorted(free.cumsum(0), number * free.sum() // most + 1)  # (N,)
+    drawn = torch.cat([drawn, drawn[:1]])  # (S + 1,)
+    drawn.scatter_(0, torch.where(missed, slot, size), positives)
+
+    # All labels of a class look at its first place among the sorted ones.
+    slot = torch.where(hit, run, slot)
+    slot = slot.index_select(0, torch.searchsorted(positives, offsets))
+    return Sample((drawn[:size] + rotation) % total, torch.where(local >= 0, slot, -1))
 
 
 def _local_rows(labels: Tensor, shard: Shard) -> Tensor:

@@ -34,7 +34,6 @@ from training.setting_range import (
     Positive,
     Range,
     Remainder,
-    Share,
     out_of_range,
 )
 from training.setting_value import SettingValueError, as_given, parse_value
@@ -161,8 +160,8 @@ class HeadConfig:
     loss: str = "arcface"
     loss_args: dict[str, Any] = field(default_factory=dict)  # e.g. margin, scale, gradient
     margin_warmup_epochs: Amount = 0.0  # over which the margin grows from nothing to the whole
-    sample_rate: Share = 1.0  # share of the class centers that take part in a step
-    sample_rate_from: dict[CountOrZero, Share] = field(default_factory=dict)  # by first epoch
+    sample_rate: Fraction = 1.0  # share of the centers in a step; 0: those of the batch's classes
+    sample_rate_from: dict[CountOrZero, Fraction] = field(default_factory=dict)  # by first epoch
     sample_heads: CountOrZero = 0  # instead of a rate: of so many heads, those that hold the labels
     random_heads: CountOrZero = 0  # and on so many others
     heads_scope: Literal["batch", "sample"] = "batch"  # who sees a head: all samples, or its own
@@ -339,6 +338,14 @@ class Config:
             f"each less than run.epochs={self.run.epochs}",
         )
         _check(self.model.name in MODELS, "model.name", self.model.name, f"one of {sorted(MODELS)}")
+        alike = self.data.order == "balanced" and self.data.images_per_identity
+        _check(
+            self.head.sample_rate > 0 or alike != self.data.global_batch,
+            "data.images_per_identity",
+            self.data.images_per_identity,
+            "less than data.global_batch with head.sample_rate=0, where the other classes of a "
+            "batch are its only negatives: without any the loss is always 0",
+        )
         try:
             create_margin(self.head.loss, **self.head.loss_args)
         except ValueError as error:

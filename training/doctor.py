@@ -37,7 +37,7 @@ _CAUSES = {
         limit=0.3,
         finding="the head takes",
         remedies={
-            "head.sample_rate": ("try smaller", ()),
+            "head.sample_rate": ("try smaller", (0,)),
             "head.backend": ("try triton on GPUs", ("triton",)),
             "step.cuda_graph": ("try head or full on GPUs", ("head", "full")),
         },

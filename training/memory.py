@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from heads import HeadClasses
 from heads.centers import shard_of
 from heads.memory import predict_memory
-from heads.sampling import AllClasses, RandomClasses, Sampling
+from heads.sampling import Sampling, sampling_at
 from models import create_model, normalize
 from pipeline.augment import Augmentation
 from pipeline.dali_decode import PREFETCH
@@ -352,7 +352,7 @@ def _sampling(head: HeadConfig, epochs: int) -> Sampling:
         )
     changes = [epoch for epoch in head.sample_rate_from if epoch < epochs]
     rate = max(head.sample_rate_at(epoch) for epoch in (0, *changes))
-    return AllClasses() if rate == 1 else RandomClasses(rate)
+    return sampling_at(rate)
 
 
 def _batches_ahead(data: DataConfig, device: torch.device, local_world_size: int) -> int:

@@ -111,6 +111,8 @@ def less_memory(config: Config, prediction: Prediction | None = None) -> str:
     first = dict.fromkeys(way for name in ranked for way in _WAYS.get(name, ()))
     usual = ("data.global_batch", "step.micro_batches", "head.sample_rate", "ranks")
     chosen = list(dict.fromkeys([*list(first)[:3], *usual]))
+    if config.head.sample_rate == 0:  # the smallest there is
+        chosen.remove("head.sample_rate")
     return f"Try {', '.join(ways[way] for way in chosen[:-1])}, or {ways[chosen[-1]]}"
 
 

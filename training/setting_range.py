@@ -37,7 +37,6 @@ Amount = Annotated[float, Range(0, 10**6)]
 Positive = Annotated[float, Range(0, 1000, above=True)]
 Decay = Annotated[float, Range(0, 100)]  # of weights
 Fraction = Annotated[float, Range(0, 1)]
-Share = Annotated[float, Range(0, 1, above=True)]  # of what is used at all
 Remainder = Annotated[float, Range(0, 1, below=True)]  # of what must change
 
 

@@ -399,6 +399,7 @@ def test_update_moves_the_rows_that_take_part(
 HEADS: list[tuple[int, dict[str, Any]]] = [
     (1, {"margin": ArcFace(), "sample_rate": 0.3}),
     (2, {"margin": ArcFace(), "sample_rate": 0.3}),
+    (2, {"margin": ArcFace(), "sample_rate": 0.0}),
     # One forward a step: two roundings of a cosine may fall on both sides of a hook's threshold.
     (1, {"margin": CurricularFace()}),
     (

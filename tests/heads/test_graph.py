@@ -26,6 +26,7 @@ OPTIONS = [
     {},
     {"sample_rate": 0.3},
     {"sample_rate": 0.3, "compute_dtype": torch.bfloat16},
+    {"sample_rate": 0.0},
     {"head_sampling": HeadClasses(heads=20, scope="sample")},
     {"subcenters": 2},
 ]

@@ -213,6 +213,42 @@ def test_a_batch_larger_than_the_rate_asks_for_keeps_every_positive():
     assert (head.centers != before[0]).any(1)[:30].all()
 
 
+def test_at_a_rate_of_zero_only_the_batchs_own_classes_take_part():
+    """Against the dense step over them; the rows in the slots that are left stay bit for bit."""
+    head = build(sample_rate=0.0, weight_decay=0.0)
+    for seed in range(3):
+        centers, _ = state(head)
+        head.velocity.zero_()
+        embeddings, labels = batch(seed)
+        loss = head(embeddings, labels)
+        loss.backward()
+        rows = labels.unique()
+        assert len(head.last_sample.rows) > len(rows), "a slot is left"
+        head.step(0.1)
+        expected = scalar_head(
+            embeddings, centers[rows], torch.searchsorted(rows, labels), margin=ArcFace()
+        )
+        torch.testing.assert_close(loss.detach(), expected.loss, rtol=1e-9, atol=0)
+        torch.testing.assert_close(embeddings.grad, expected.embedding_grad, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(head.velocity[rows], expected.center_grad, rtol=1e-9, atol=1e-9)
+        moved = (head.centers != centers).any(1)
+        assert moved.nonzero().squeeze(1).tolist() == rows.tolist()
+
+
+def test_a_batch_of_one_class_has_no_negatives_at_a_rate_of_zero():
+    """The loss is 0 and pulls nothing; it is a sound step all the same."""
+    head = build(sample_rate=0.0, weight_decay=0.0)
+    before = state(head)
+    embeddings, labels = batch()
+    loss = head(embeddings, labels.fill_(3))
+    loss.backward()
+    head.step(0.1)
+    assert loss == 0
+    assert not embeddings.grad.any()
+    assert unchanged(head, before)
+    assert head.nonfinite_steps == 0
+
+
 def test_a_head_restored_from_its_state_repeats_the_run_bit_for_bit():
     """Centers, velocity and the sampling's position are all in state_dict."""
     losses = []

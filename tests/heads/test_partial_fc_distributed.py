@@ -107,6 +107,26 @@ def check_five_sampled_steps_equal_the_dense_reference_over_the_sample(
             assert len(shared) < sizes[0] / 2, "negatives differ from rank to rank"
 
 
+def check_at_a_rate_of_zero_ranks_without_a_class_of_the_batch_stay_as_they_are(
+    rank: int, world_size: int, classes: int
+) -> None:
+    """All labels are of the first rank's classes: the loss is the dense one over these alone."""
+    head = build(classes, sample_rate=0.0)
+    embeddings, labels = global_batch(world_size, min(2, rows_per_rank(head)[0]))
+    before, rows = all_rows(head, head.centers), labels.unique()
+    positions = torch.searchsorted(rows, labels)
+    expected = scalar_head(embeddings, before[rows], positions, margin=ArcFace())
+    mine = my_share(embeddings, rank).requires_grad_()
+    loss = head(mine, my_share(labels, rank))
+    loss.backward()
+    head.step(0.5)
+    torch.testing.assert_close(loss.detach(), expected.loss, rtol=1e-9, atol=0)
+    wanted = my_share(expected.embedding_grad, rank)
+    torch.testing.assert_close(mine.grad, wanted, rtol=1e-9, atol=1e-9)
+    moved = (all_rows(head, head.centers) != before).any(1).nonzero().squeeze(1)
+    assert moved.tolist() == rows.tolist()
+
+
 def rows_per_rank(head: PartialFC) -> list[int]:
     per_rank = math.ceil(head.num_classes / head.ranks.world_size)
     return [
@@ -193,6 +213,7 @@ CHECKS = [
     check_rows_are_split_as_dtensor_splits_them,
     check_one_step_equals_the_dense_reference,
     check_five_sampled_steps_equal_the_dense_reference_over_the_sample,
+    check_at_a_rate_of_zero_ranks_without_a_class_of_the_batch_stay_as_they_are,
     check_a_fault_of_one_rank_stops_every_rank,
     check_center_gradients_that_overflow_on_one_rank_stop_every_rank,
     check_the_step_makes_three_collectives,

@@ -35,6 +35,7 @@ STEPS, RATE = 2, 0.05
 SAMPLINGS = {
     "all": {},
     "random": {"sample_rate": 0.4},
+    "the batch's own": {"sample_rate": 0.0},
     "heads, seen by the batch": {"head_sampling": HeadClasses(heads=11, random_heads=1)},
     "heads, seen by the sample": {
         "head_sampling": HeadClasses(heads=11, random_heads=1, scope="sample")

@@ -16,11 +16,13 @@ from heads.sampling import (
     EVERYONE,
     NOBODY,
     AllClasses,
+    BatchClasses,
     HeadClasses,
     RandomClasses,
     Sample,
     Sampling,
     Shard,
+    sampling_at,
 )
 from tests.graph_safety import GraphSafety, GraphUnsafeError
 
@@ -221,6 +223,27 @@ def test_all_classes_takes_all(num_local, first_class, labels):
     assert sample.row_groups is None
 
 
+@given(num_local=st.integers(0, 200), first_class=st.integers(0, 200), labels=LABELS)
+@example(num_local=200, first_class=0, labels=[7])
+@example(num_local=200, first_class=0, labels=[7] * 150)
+@example(num_local=3, first_class=0, labels=[1, 1, 400, 2])
+def test_batch_classes_shows_the_classes_of_the_batch_and_no_others(num_local, first_class, labels):
+    """Labels of other ranks alone, too: then a rank shows nothing."""
+    shard = shard_of(num_local, first_class, after=1000)
+    sample = draw(BatchClasses(), shard, labels)
+    rows = check(sample, shard, labels, min(num_local, len(labels)))
+    shown = [row for row, group in zip(rows, sample.column_groups.tolist()) if group == EVERYONE]
+    assert sorted(shown) == sorted({label - first_class for label in labels} & {*range(num_local)})
+    assert set(sample.column_groups.tolist()) <= {EVERYONE, NOBODY}
+    assert set(sample.row_groups.tolist()) == {EVERYONE}
+    assert sample.column_groups.dtype == sample.row_groups.dtype == torch.int32
+
+
+def test_a_rate_names_its_sampling():
+    samplings = [sampling_at(rate) for rate in (0.0, 0.1, 1.0)]
+    assert samplings == [BatchClasses(), RandomClasses(0.1), AllClasses()]
+
+
 def heads_on(shard: Shard, heads: int) -> dict[int, list[int]]:
     """The rows that each head has on this rank, for the heads that have any, class by class."""
     width = -(-shard.num_classes // heads)
@@ -316,6 +339,7 @@ def test_random_heads_differ_from_rank_to_rank():
 
 SAMPLINGS = [
     AllClasses(),
+    BatchClasses(),
     RandomClasses(0.1),
     RandomClasses(1.0),
     HeadClasses(50, 2, "batch"),

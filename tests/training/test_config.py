@@ -59,7 +59,7 @@ def test_overrides_reach_every_kind_of_value():
         ("optim.lr=-1", r"optim\.lr=-1.0: expected above 0"),
         (
             "head.sample_rate_from={3: 1.5}",
-            r"head\.sample_rate_from\[3\]=1.5: expected above 0 and at most 1",
+            r"head\.sample_rate_from\[3\]=1.5: expected at least 0 and at most 1",
         ),
         ("head.sample_rate_from={last: 0.5}", "head.sample_rate_from.*last"),
         ("head.sample_rate_from={-1: 0.5}", r"sample_rate_from\[-1\]=-1: expected at least 0"),
@@ -76,7 +76,7 @@ def test_overrides_reach_every_kind_of_value():
         ("head.subcenters=0", "head.subcenters=0: expected at least 1"),
         ("head.heads_scope=rank", "head.heads_scope.*rank"),
         ("head.backend=cuda", "head.backend.*cuda"),
-        ("head.sample_rate=0", r"head\.sample_rate=0.0: expected above 0 and at most 1"),
+        ("head.sample_rate=-0.1", r"head\.sample_rate=-0.1: expected at least 0 and at most 1"),
         ("data.max_bad_fraction=2", "at least 0 and at most 1"),
         ("optim.warmup_epochs=20", r"expected less than run\.epochs=20"),
         ("data=3", "expected section.key=value"),
@@ -197,6 +197,15 @@ def test_lines_can_be_given_back_as_overrides():
 def test_multi_head_sampling_and_a_rate_exclude_each_other():
     with pytest.raises(ConfigError, match=r"head\.sample_heads=10: expected 0 with"):
         override(BASE, ["head.sample_rate=0.1", "head.sample_heads=10"])
+
+
+def test_batches_of_one_identity_are_refused_where_they_would_have_no_negatives():
+    """A loss that is always 0 is said, not trained."""
+    alike = ["data.order=balanced", "data.global_batch=128", "data.images_per_identity=128"]
+    override(BASE, alike)
+    override(BASE, [*alike[:2], "data.images_per_identity=64", "head.sample_rate=0"])
+    with pytest.raises(ConfigError, match="without any the loss is always 0"):
+        override(BASE, [*alike, "head.sample_rate=0"])
 
 
 def test_the_sample_rate_of_an_epoch_is_the_last_that_was_set():

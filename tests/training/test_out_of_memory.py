@@ -138,6 +138,12 @@ def test_what_makes_the_largest_part_smaller_comes_first(data, tmp_path):
     config = tiny.config(data, tmp_path)
     assert less_memory(config, prediction(activations=9)).startswith("Try more step.micro_batches")
     assert less_memory(config, prediction(centers=9)).startswith("Try more ranks")
+
+
+def test_no_rate_below_none_is_proposed(data, tmp_path):
+    config = tiny.config(data, tmp_path)
+    config = replace(config, head=replace(config.head, sample_rate=0.0))
+    assert "head.sample_rate" not in less_memory(config, prediction(transients=9))
     assert less_memory(config, prediction(verification=9)).startswith("Try a smaller eval.batch")
 
 
