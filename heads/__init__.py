@@ -16,6 +16,7 @@ from heads.margins import (
     StepContext,
     Target,
     create_margin,
+    register_margin,
 )
 from heads.partial_fc import PartialFC
 from heads.sampling import HeadClasses
@@ -38,4 +39,5 @@ __all__ = [
     "StepContext",
     "Target",
     "create_margin",
+    "register_margin",
 ]

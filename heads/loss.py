@@ -56,6 +56,7 @@ def combine(negative: Tensor, target: Target, subcenter: Tensor, scale: float) -
     distance = negative - target_logit
     losses = torch.logaddexp(distance, torch.zeros_like(distance))
     pull = -torch.sigmoid(distance)  # d loss / d target logit
+    assert target.slope is not None, "a margin's call fills it in"
     terms = Terms(torch.logaddexp(negative, target_logit), pull * target.slope, subcenter)
     norm_grad = None
     if target.norm_slope is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_NAMES = ("Pipeline", "fn", "pipeline_def", "types")
+_NAMES = ("Pipeline", "fn", "math", "pipeline_def", "types")
 
 
 class DaliMissingError(ValueError):

@@ -194,7 +194,7 @@ class Faulty(ArcFace):
 
     offense: Callable[[Tensor], Any]
 
-    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
         self.offense(cosine)
         return super()._bend(cosine, norms, context)
 

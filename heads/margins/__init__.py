@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import fields
 
 from heads.margins.base import GRADIENTS, Margin, StepContext, Target
@@ -27,6 +28,7 @@ __all__ = [
     "StepContext",
     "Target",
     "create_margin",
+    "register_margin",
 ]
 
 MARGINS: dict[str, type[Margin]] = {
@@ -49,7 +51,10 @@ def create_margin(name: str, /, **params: object) -> Margin:
     Raises ValueError for an unknown name, an unknown parameter or a value outside its range.
     """
     if name not in MARGINS:
-        raise ValueError(f"unknown margin {name!r}, expected one of {', '.join(MARGINS)}")
+        raise ValueError(
+            f"unknown margin {name!r}, expected one of {', '.join(MARGINS)}, or one that "
+            "register_margin() made known: see docs/extending.md"
+        )
     allowed = [field.name for field in fields(MARGINS[name])]
     unknown = [param for param in params if param not in allowed]
     if unknown:
@@ -57,3 +62,28 @@ def create_margin(name: str, /, **params: object) -> Margin:
             f"margin {name!r} has no parameter {', '.join(unknown)}; it has {', '.join(allowed)}"
         )
     return MARGINS[name](**params)
+
+
+def register_margin(name: str, margin: type[Margin]) -> None:
+    """Make a margin of your own known by name to `create_margin` and head.loss.
+
+    The same class defined again, as where a notebook's cell or a configuration file runs twice,
+    takes its own place.
+
+    Raises ValueError for a name that is another margin's, and for what is no frozen dataclass
+    derived from Margin, with `bend` written out.
+    """
+    is_margin = isinstance(margin, type) and issubclass(margin, Margin)
+    if not (
+        is_margin and not inspect.isabstract(margin) and "__dataclass_params__" in vars(margin)
+    ):
+        raise ValueError(
+            f"margin {name!r}: found {margin!r}, expected a class derived from heads.Margin that "
+            "has its own bend() and stands under @dataclass(frozen=True, kw_only=True)"
+        )
+    known = MARGINS.get(name)
+    if known and (known.__module__, known.__qualname__) != (margin.__module__, margin.__qualname__):
+        raise ValueError(
+            f"there is a margin {name!r} already, {known.__qualname__}: choose another"
+        )
+    MARGINS[name] = margin

@@ -59,7 +59,8 @@ class Target(NamedTuple):
     All in the cosines' dtype. None: the margin keeps no state, or leaves the norm alone.
 
     cosine: (N,) margined target, at most 1; below -1 where a margin is subtracted.
-    slope: (N,) d cosine / d (cosine before the margin); never negative.
+    slope: (N,) d cosine / d (cosine before the margin); never negative. None from `Margin.bend`
+        alone: autograd finds it then.
     state: (k,) running values after this step, NaN where the batch held NaN. The head keeps the
         old ones then.
     norm_slope: (N,) d cosine / d norm.
@@ -68,7 +69,7 @@ class Target(NamedTuple):
     """
 
     cosine: Tensor
-    slope: Tensor
+    slope: Tensor | None = None
     state: Tensor | None = None
     norm_slope: Tensor | None = None
     penalty: Tensor | None = None
@@ -115,9 +116,12 @@ class Margin(ABC):
         Cosines beyond [-1, 1], where rounding leaves them, are taken as the nearer end; NaN stays.
         """
         assert context.state.shape == (len(self.initial_state()),), "the state is another margin's"
-        target = self._bend(cosine.clamp(-1.0, 1.0), norms, context.to(cosine.dtype))
+        cosine, context = cosine.clamp(-1.0, 1.0), context.to(cosine.dtype)
+        target = self.bend(cosine, norms, context)
         if self.gradient == "straight_through":
-            return target._replace(slope=torch.ones_like(target.slope))
+            return target._replace(slope=torch.ones_like(cosine))
+        if target.slope is None:
+            return target._replace(slope=self._slope(cosine, norms, context))
         return target
 
     def initial_state(self) -> tuple[float, ...]:
@@ -132,8 +136,21 @@ class Margin(ABC):
         return Negatives(filter_above=math.inf if self.filter_above is None else self.filter_above)
 
     @abstractmethod
-    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
-        """The margin proper, with its exact slope; the cosines (N,) lie in [-1, 1]."""
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+        """The margin proper: what becomes of the (N,) target cosines, which lie in [-1, 1].
+
+        A pure function of its arguments, in operations that a CUDA graph can hold. Where it leaves
+        the slope out, a row's cosine must not depend on other rows' but through what is detached.
+        """
+
+    def _slope(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Tensor:
+        """(N,) derivative of `bend`'s cosines, by autograd."""
+        # Held off the ends, where that of an angle is infinite; it multiplies a zero there.
+        least = torch.finfo(cosine.dtype).eps
+        with torch.enable_grad():
+            held = cosine.clamp(least - 1, 1 - least).requires_grad_()
+            (slope,) = torch.autograd.grad(self.bend(held, norms, context).cosine.sum(), held)
+        return slope
 
 
 def check(margin: Margin, name: str, fits: Callable[[float], bool], stated: str) -> None:

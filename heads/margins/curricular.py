@@ -47,7 +47,7 @@ class CurricularFace(Margin):
         easing = _easing(cosine, context)[0]
         return super().negatives(cosine, context)._replace(hard_above=hard_above, easing=easing)
 
-    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
         bent, slope = rotate(cosine, self.margin * context.factor)
         return Target(bent, slope, state=_easing(cosine, context))
 

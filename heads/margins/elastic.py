@@ -73,7 +73,7 @@ class ElasticArcFace(_Elastic):
         super().__post_init__()
         check_angle(self, "margin")
 
-    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
         return Target(*rotate(cosine, self._margins(cosine, context)))
 
 
@@ -96,5 +96,5 @@ class ElasticCosFace(_Elastic):
         super().__post_init__()
         check(self, "margin", lambda margin: 0 <= margin <= 1, "[0, 1]")
 
-    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
         return Target(cosine - self._margins(cosine, context), torch.ones_like(cosine))

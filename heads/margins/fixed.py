@@ -18,7 +18,7 @@ class Softmax(Margin):
     Its slope is 1, so both gradients are the same.
     """
 
-    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
         return Target(cosine, torch.ones_like(cosine))
 
 
@@ -37,7 +37,7 @@ class SphereFace(Margin):
         super().__post_init__()
         check(self, "margin", lambda margin: 1 <= margin <= 8, "[1, 8]")
 
-    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
         multiplier = 1 + (self.margin - 1) * context.factor
         return Target(*stretch(cosine, multiplier, torch.zeros_like(multiplier)))
 
@@ -55,7 +55,7 @@ class CosFace(Margin):
         super().__post_init__()
         check(self, "margin", lambda margin: 0 <= margin <= 1, "[0, 1]")
 
-    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
         return Target(cosine - self.margin * context.factor, torch.ones_like(cosine))
 
 
@@ -74,7 +74,7 @@ class ArcFace(Margin):
         super().__post_init__()
         check_angle(self, "margin")
 
-    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
         return Target(*rotate(cosine, self.margin * context.factor))
 
 
@@ -99,7 +99,7 @@ class Combined(Margin):
         check_angle(self, "m2")
         check(self, "m3", lambda margin: 0 <= margin <= 1, "[0, 1]")
 
-    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
         factor = context.factor
         bent, slope = stretch(cosine, 1 + (self.m1 - 1) * factor, self.m2 * factor)
         return Target(bent - self.m3 * factor, slope)

@@ -48,7 +48,7 @@ class MagFace(Margin):
         check(self, "lambda_g", lambda weight: weight >= 0, "[0, inf)")
         check_flag(self, "easy_margin")
 
-    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
         held = norms.clamp(self.l_a, self.u_a)
         inside = (norms >= self.l_a) & (norms <= self.u_a)
         growth = (self.u_margin - self.l_margin) / (self.u_a - self.l_a)
@@ -107,7 +107,7 @@ class AdaFace(Margin):
     def initial_state(self) -> tuple[float, ...]:
         return (20.0, 100.0)
 
-    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
         held = norms.clamp(1e-3, 100.0)
         std = held.std() if held.shape[0] > 1 else context.state[1]
         state = torch.lerp(context.state, torch.stack([held.mean(), std]), self.t_alpha)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ RECIPES: dict[str, Recipe] = {
     "quality": QUALITY,
     "erase": ERASE,
 }
+# What an argument input may be: of DALI's types, those that its operators take as arguments.
 _DALI_TYPES = {"bool": "BOOL", "int8": "INT8", "int32": "INT32", "float32": "FLOAT"}
 
 
@@ -99,10 +101,52 @@ class Augmentation:
         return images
 
 
+def register_recipe(name: str, recipe: Recipe) -> None:
+    """Make a recipe of your own known by name to data.augment.
+
+    The same functions defined again, as where a configuration file runs twice, take their own
+    place. They are tried out on three positions.
+
+    Raises ValueError for a name that is another recipe's or holds a colon, for draws that are no
+    arrays with an entry an image, of a type that DALI takes, and for those that `apply` does not
+    take.
+    """
+    if not (isinstance(recipe, Recipe) and all(map(inspect.isfunction, recipe))):
+        raise ValueError(
+            f"recipe {name!r}: found {recipe!r}, expected Recipe(draw, apply) of two functions"
+        )
+    known = RECIPES.get(name)
+    if known and _origin(known) != _origin(recipe):
+        raise ValueError(f"there is a recipe {name!r} already: choose another name")
+    if not name or ":" in name:
+        raise ValueError(f"recipe {name!r}: expected a name without a colon")
+    drawn = recipe.draw(Draw(np.arange(3), seed=0, epoch=0, size=112))
+    for argument, values in drawn.items():
+        one_each = isinstance(values, (list, np.ndarray)) and len(values) == 3
+        if not one_each or any(np.asarray(value).dtype.name not in _DALI_TYPES for value in values):
+            raise ValueError(
+                f"recipe {name!r} draws {argument}={values!r} for three images: expected three "
+                f"values or arrays of {', '.join(_DALI_TYPES)}, such as draw(...).astype('float32')"
+            )
+    try:
+        inspect.signature(recipe.apply).bind(None, **drawn)
+    except TypeError as error:
+        raise ValueError(
+            f"recipe {name!r} draws {', '.join(drawn)}, and its apply(images, …) does not take "
+            f"that: {error}"
+        ) from error
+    RECIPES[name] = recipe
+
+
+def _origin(recipe: Recipe) -> list[tuple[str, str]]:
+    return [(part.__module__, part.__qualname__) for part in recipe]
+
+
 def _parse(entry: str, entries: Sequence[str]) -> _Step:
     name, colon, number = entry.partition(":")
     if name not in RECIPES:
-        raise _refusal(entries, f"{entry!r} is none: each recipe once, of {sorted(RECIPES)}")
+        known = f"{sorted(RECIPES)}, or what register_recipe() made known: see docs/extending.md"
+        raise _refusal(entries, f"{entry!r} is none: each recipe once, of {known}")
     try:
         probability = float(number) if colon else 1.0
     except ValueError:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from heads.margins import (
     MARGINS,
@@ -26,6 +26,7 @@ from heads.margins import (
     StepContext,
     Target,
     create_margin,
+    register_margin,
 )
 from heads.negatives import Negatives
 from tests.graph_safety import GraphSafety
@@ -364,3 +365,78 @@ def test_create_margin_equals_the_class():
         assert create_margin(name) == kind()
         assert create_margin(name, scale=30, filter_above=0.3) == kind(scale=30, filter_above=0.3)
     assert set(MARGINS.values()) == {type(margin) for margin in CASES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsloped(Margin):
+    """Another margin, its slope left out."""
+
+    of: Margin
+
+    def initial_state(self) -> tuple[float, ...]:
+        return self.of.initial_state()
+
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+        return self.of.bend(cosine, norms, context)._replace(slope=None)
+
+
+@every_margin
+def test_a_slope_left_out_is_found_by_autograd(margin):
+    cosine, norms = rows()
+    cosine, norms = cosine.abs() - 0.3, norms  # apart from the borders where pieces meet
+    context = context_of(margin, len(cosine))
+    with torch.no_grad():
+        expected = margin(cosine, norms, context)
+        found = Unsloped(of=margin)(cosine, norms, context)
+    torch.testing.assert_close(found.slope, expected.slope, rtol=1e-6, atol=1e-6)
+    assert torch.equal(found.cosine, expected.cosine)
+    assert not found.slope.requires_grad
+
+
+@pytest.mark.parametrize("margin", [ArcFace(), SphereFace()], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_slope_found_by_autograd_is_finite_at_the_ends(margin, dtype):
+    ends = torch.tensor([-1.0, 1.0], dtype=dtype)
+    own = Unsloped(of=margin)
+    slope = own(ends, torch.ones_like(ends), context_of(own, 2, dtype)).slope
+    assert slope.isfinite().all()
+
+
+def test_a_slope_found_by_autograd_is_graph_safe():
+    own = Unsloped(of=ArcFace())
+    cosine, norms = rows()
+    with GraphSafety():
+        own(cosine, norms, context_of(own, len(cosine)))
+
+
+@pytest.fixture
+def margins_put_back():
+    before = dict(MARGINS)
+    yield
+    MARGINS.clear()
+    MARGINS.update(before)
+
+
+@pytest.mark.usefixtures("margins_put_back")
+def test_a_registered_margin_is_created_by_name():
+    register_margin("unsloped", Unsloped)
+    register_margin("unsloped", Unsloped)  # as a cell that runs twice
+    assert create_margin("unsloped", of=ArcFace(), scale=30) == Unsloped(of=ArcFace(), scale=30)
+
+
+class _NoDataclass(Margin):
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+        return Target(cosine)
+
+
+@pytest.mark.parametrize("wrong", [Margin, _NoDataclass, ArcFace(), nn.Linear], ids=repr)
+def test_what_is_no_margin_is_not_registered(wrong):
+    with pytest.raises(ValueError, match=r"expected a class derived from heads\.Margin"):
+        register_margin("wrong", wrong)
+    assert "wrong" not in MARGINS
+
+
+def test_a_margins_name_is_not_taken_by_another():
+    with pytest.raises(ValueError, match="there is a margin 'arcface' already, ArcFace: choose"):
+        register_margin("arcface", Unsloped)
+    assert MARGINS["arcface"] is ArcFace

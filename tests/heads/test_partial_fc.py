@@ -314,7 +314,7 @@ def test_a_non_finite_step_changes_nothing(poison, sample_rate):
 class Bottomless(Margin):
     """A margin whose losses are finite but whose float32 sum over the batch is not."""
 
-    def _bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
         return Target(cosine - 4e36, torch.ones_like(cosine))
 
 

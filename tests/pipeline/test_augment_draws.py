@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipeline.augment import RECIPES, Augmentation, Draw
+from pipeline.augment import RECIPES, Augmentation, Draw, Recipe, register_recipe
 from pipeline.augment.quality import gaussian_kernels, motion_kernels
 
 COUNT = 20_000
@@ -159,3 +159,41 @@ def test_what_is_no_probability_is_refused_with_the_key_and_what_is_allowed(entr
 def test_a_recipe_is_listed_once_whatever_its_probability():
     with pytest.raises(ValueError, match="each recipe once"):
         Augmentation(["flip", "flip:0.5"])
+
+
+def draw_shade(draw: Draw) -> dict:
+    return {"shade": draw.factors("shade.shade", 0.2)}
+
+
+def apply_shade(images, shade):
+    return images
+
+
+def test_a_registered_recipe_is_one_of_the_entries(monkeypatch):
+    monkeypatch.setitem(RECIPES, "shade", Recipe(draw_shade, apply_shade))
+    for _ in range(2):  # as a cell that runs twice
+        register_recipe("shade", Recipe(draw_shade, apply_shade))
+    (shade,) = Augmentation(["shade"]).arrays(Draw(np.arange(5), seed=0, epoch=0, size=112))
+    assert shade.shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "complaint"),
+    [
+        ("flip", Recipe(draw_shade, apply_shade), "there is a recipe 'flip' already"),
+        ("a:b", Recipe(draw_shade, apply_shade), "a name without a colon"),
+        ("", Recipe(draw_shade, apply_shade), "a name without a colon"),
+        ("mine", draw_shade, r"expected Recipe\(draw, apply\) of two functions"),
+        ("mine", Recipe(draw_shade, None), r"expected Recipe\(draw, apply\) of two functions"),
+        ("mine", Recipe(lambda draw: {"shade": draw("a")}, apply_shade), r"astype\('float32'\)"),
+        ("mine", Recipe(lambda draw: {"shade": np.ones(1, bool)}, apply_shade), "three images"),
+        ("mine", Recipe(lambda draw: {"shade": 0.5}, apply_shade), "three images"),
+        ("mine", Recipe(lambda draw: {}, apply_shade), "does not take that: missing a required"),
+    ],
+    ids=str,
+)
+def test_what_is_no_recipe_is_not_registered(name, recipe, complaint):
+    before = dict(RECIPES)
+    with pytest.raises(ValueError, match=complaint):
+        register_recipe(name, recipe)
+    assert before == RECIPES

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from training.config import Config
+from training.own_parts import own_parts
 from training.saving import files
 from training.saving.disk import replace
 from training.saving.files import CheckpointError, Digest, Scores, checkpoints, newest
@@ -224,6 +225,7 @@ def write(
         "counters": dict(counters or {}),
         "versions": versions(),
         "ranks": dist.get_world_size(group),
+        "own": own_parts(config),
     }
     documents = {"config.json": config.as_dict(), "about.json": about}
     still_ours = lock.require if lock else lambda: None
