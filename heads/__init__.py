@@ -19,7 +19,7 @@ from heads.margins import (
     register_margin,
 )
 from heads.partial_fc import PartialFC
-from heads.sampling import HeadClasses
+from heads.sampling import GroupClasses
 
 __all__ = [
     "MARGINS",
@@ -30,7 +30,7 @@ __all__ = [
     "CurricularFace",
     "ElasticArcFace",
     "ElasticCosFace",
-    "HeadClasses",
+    "GroupClasses",
     "MagFace",
     "Margin",
     "PartialFC",

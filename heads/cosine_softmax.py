@@ -36,7 +36,7 @@ _MIN_CHUNK = 1024
 KEPT_BYTES = 40 << 20
 
 
-class Gradients(NamedTuple):
+class ShardGradients(NamedTuple):
     """What the second pass leaves.
 
     embeddings: (G, D) gradient of the unit embeddings, this rank's classes' share of the sum.
@@ -63,7 +63,7 @@ class CenterGradient(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What the second pass must know of each row, all (G,); made by heads.loss."""
+    """What the second pass must know of each row, all (G,); made by heads.distributed_loss."""
 
     log_partition: Tensor  # log of the sum of all classes' exponentiated logits, margin included
     target: Tensor  # d(loss · G / scale) / d(target cosine before the margin)
@@ -190,7 +190,9 @@ class ChunkedSoftmax:
             total = torch.logaddexp(total, _logsumexp_inplace(logits))
         return total
 
-    def gradients(self, terms: Terms, *, share: float, into: CenterGradient | None) -> Gradients:
+    def gradients(
+        self, terms: Terms, *, share: float, into: CenterGradient | None
+    ) -> ShardGradients:
         """Second pass: gradients of `share` times the mean loss over the rows.
 
         into: a gradient for the same sample, its product in the centers' dtype, to which that of
@@ -230,7 +232,9 @@ class ChunkedSoftmax:
                 _add_product(centers.product[rows], read.T, self._read_embeddings)
                 centers.drift[rows] += drift
         embedding_grad.mul_(unit)
-        return Gradients(embedding_grad, centers, is_finite(centers, reach, self._compute_dtype))
+        return ShardGradients(
+            embedding_grad, centers, is_finite(centers, reach, self._compute_dtype)
+        )
 
     def _new_gradient(self) -> CenterGradient:
         """Memory for gradients that are not added up: over the copied rows, if there are any."""

@@ -28,10 +28,6 @@ class Negatives(NamedTuple):
     hard_above: Tensor | None = None
     easing: Tensor | None = None
 
-    @property
-    def bends(self) -> bool:
-        return self.hard_above is not None or self.filter_above < math.inf
-
     def bend(self, cosine: Tensor) -> tuple[Tensor, Tensor | None]:
         """(G, n) cosines → (G, n) bent, -inf where filtered, and their slopes, None for all 1."""
         bent, slope = cosine, None

@@ -32,7 +32,7 @@ from heads.graph import StepGraphs, can_record
 from heads.margins import Margin, StepContext
 from heads.micro_batches import MicroBatches
 from heads.ranks import Ranks
-from heads.sampling import HeadClasses, Sample, sampling_at
+from heads.sampling import GroupClasses, Sample, sampling_at
 from heads.workspace import Workspace
 
 DTYPES = (torch.float32, torch.float64)
@@ -69,7 +69,7 @@ class PartialFC(nn.Module):
     sample_rate: in [0, 1], the share of a rank's centers that take part in a step; those of the
         batch's own classes always do, and at 0 they alone (see heads.sampling.BatchClasses). May be
         set to another value between steps.
-    head_sampling: instead of a rate, multi-head sampling over contiguous classes.
+    group_sampling: instead of a rate, contiguous groups of classes (multi-head sampling).
     subcenters: K centers a class, of which the nearest one counts (Sub-center ArcFace, Deng et al.,
         2020).
     momentum, weight_decay: of the centers' SGD, applied as torch.optim.SGD applies them, but to the
@@ -112,7 +112,7 @@ class PartialFC(nn.Module):
         margin: Margin,
         sample_rate: float = 1.0,
         *,
-        head_sampling: HeadClasses | None = None,
+        group_sampling: GroupClasses | None = None,
         subcenters: int = 1,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
@@ -131,8 +131,8 @@ class PartialFC(nn.Module):
             ("subcenters", subcenters),
         ):
             check(isinstance(count, int) and count >= 1, name, count, "an integer of at least 1")
-        by_heads = head_sampling is None or isinstance(head_sampling, HeadClasses)
-        check(by_heads, "head_sampling", head_sampling, "HeadClasses(...) or None")
+        by_groups = group_sampling is None or isinstance(group_sampling, GroupClasses)
+        check(by_groups, "group_sampling", group_sampling, "GroupClasses(...) or None")
         check(isinstance(margin, Margin), "margin", margin, "a Margin, such as ArcFace()")
         check(0 <= momentum < 1, "momentum", momentum, "in [0, 1)")
         check(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "finite and at least 0")
@@ -167,7 +167,7 @@ class PartialFC(nn.Module):
         self.register_buffer("margin_factor", centers.new_ones(()), persistent=False)
 
         self._backend_wanted, self._cuda_graph = backend, cuda_graph
-        self._head_sampling = head_sampling
+        self._head_sampling = group_sampling
         self._sample_rate = math.nan
         self._start_over()
         self.sample_rate = sample_rate
@@ -266,7 +266,9 @@ class PartialFC(nn.Module):
     @sample_rate.setter
     def sample_rate(self, rate: float) -> None:
         check(0 <= rate <= 1, "sample_rate", rate, "in [0, 1]")
-        check(self._head_sampling is None or rate == 1, "sample_rate", rate, "1 with head_sampling")
+        check(
+            self._head_sampling is None or rate == 1, "sample_rate", rate, "1 with group_sampling"
+        )
         if rate != self._sample_rate:
             if self._adding or self._update:
                 raise RuntimeError("sample_rate changed while gradients wait: call step() first")

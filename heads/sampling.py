@@ -137,93 +137,96 @@ def sampling_at(rate: float) -> Sampling:
 
 
 @dataclass(frozen=True)
-class HeadClasses(Sampling):
-    """Multi-head sampling: the classes lie in heads, and a step trains those heads it needs.
+class GroupClasses(Sampling):
+    """Multi-head sampling: the classes lie in groups, "heads", and a step trains those it needs.
 
-    heads: >= 1. Head h owns the ceil(num_classes / heads) consecutive class ids from
-        h · ceil(num_classes / heads) on; the last may own fewer, and where the division leaves no
-        ids for a head it is empty.
-    random_heads: >= 0. Beside the heads of the batch's labels a step takes this many of the others
-        at random, out of those with classes on this rank, or all where there are not as many.
-    scope: "batch": every row sees all heads of the step. "sample": a row sees the head of its own
-        label and the random heads.
+    groups: >= 1. Group g owns the ceil(num_classes / groups) consecutive class ids from
+        g · ceil(num_classes / groups) on; the last may own fewer, and where the division leaves no
+        ids for a group it is empty.
+    random_groups: >= 0. Beside the groups of the batch's labels a step takes this many of the
+        others at random, out of those with classes on this rank, or all where there are not as
+        many.
+    scope: "batch": every row sees all groups of the step. "sample": a row sees the group of its own
+        label and the random groups.
 
     Raises ValueError for values outside these ranges.
 
-    S is the number of rows that the largest min(N + random_heads, heads on this rank) heads have
-    here, since N labels can lie in N heads. Where a step's heads have fewer, the slots left hold
-    rows of further heads that NOBODY sees. The rows of a head are consecutive.
+    S is the number of rows that the largest min(N + random_groups, groups on this rank) groups have
+    here, since N labels can lie in N groups. Where a step's groups have fewer, the slots left hold
+    rows of further groups that NOBODY sees. The rows of a group are consecutive.
     """
 
-    heads: int
-    random_heads: int = 0
+    groups: int
+    random_groups: int = 0
     scope: str = "batch"
 
     def __post_init__(self) -> None:
-        heads, extra = self.heads, self.random_heads
-        _check(_is_integer(heads) and heads >= 1, "HeadClasses: heads", heads, "an integer >= 1")
+        groups, extra = self.groups, self.random_groups
+        _check(
+            _is_integer(groups) and groups >= 1, "GroupClasses: groups", groups, "an integer >= 1"
+        )
         fits = _is_integer(extra) and extra >= 0
-        _check(fits, "HeadClasses: random_heads", extra, "an integer >= 0")
-        _check(self.scope in SCOPES, "HeadClasses: scope", self.scope, f"one of {SCOPES}")
+        _check(fits, "GroupClasses: random_groups", extra, "an integer >= 0")
+        _check(self.scope in SCOPES, "GroupClasses: scope", self.scope, f"one of {SCOPES}")
 
     def size(self, shard: Shard, num_labels: int) -> int:
-        width, first, count = self._local_heads(shard)
-        taken = min(count, num_labels + self.random_heads)
+        width, first, count = self._local_groups(shard)
+        taken = min(count, num_labels + self.random_groups)
         if taken == count:
             return shard.num_local
-        # Only the first and the last head can be cut short, and at most those two stay behind.
+        # Only the first and the last group can be cut short, and at most those two stay behind.
         stop = shard.first_class + shard.num_local
         ends = ((first + 1) * width - shard.first_class, stop - (first + count - 1) * width)
         return shard.num_local - min(ends) if taken == count - 1 else taken * width
 
     def draw(self, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
-        width, first_head, count = self._local_heads(shard)
+        width, first_group, count = self._local_groups(shard)
         size, local = self.size(shard, labels.shape[0]), _local_rows(labels, shard)
         known = (labels >= 0) & (labels < shard.num_classes)
         row_groups = torch.where(known, labels // width, EVERYONE).int()  # (N,)
         if count == 0:
             return Sample(None, local, row_groups.new_empty(0), row_groups)
 
-        # Heads are numbered from this rank's first; `count` stands for the other ranks' heads.
-        heads = torch.arange(count, device=labels.device)
-        # A label of another rank counts too, where its head reaches over the border.
-        head = torch.where(known, labels // width - first_head, -1)
-        head = torch.where((head >= 0) & (head < count), head, count)  # (N,)
+        # Groups are numbered from this rank's first; `count` stands for the other ranks' groups.
+        groups = torch.arange(count, device=labels.device)
+        # A label of another rank counts too, where its group reaches over the border.
+        group = torch.where(known, labels // width - first_group, -1)
+        group = torch.where((group >= 0) & (group < count), group, count)  # (N,)
         wanted = torch.zeros(count + 1, dtype=torch.bool, device=labels.device)
-        wanted = wanted.scatter_(0, head, True)[:count]
-        place, order = _rank_heads(wanted, counter.mix(key + shard.first_class))
-        groups = self._groups(place, wanted, first_head)  # (heads,)
+        wanted = wanted.scatter_(0, group, True)[:count]
+        place, order = _rank_groups(wanted, counter.mix(key + shard.first_class))
+        column_groups = self._column_groups(place, wanted, first_group)  # (groups,)
         if size == shard.num_local:
-            order = heads
+            order = groups
 
-        starts = ((heads + first_head) * width - shard.first_class).clamp_min(0)  # (heads,) rows
-        stops = ((heads + first_head + 1) * width - shard.first_class).clamp_max(shard.num_local)
+        starts = ((groups + first_group) * width - shard.first_class).clamp_min(0)  # (groups,) rows
+        stops = ((groups + first_group + 1) * width - shard.first_class).clamp_max(shard.num_local)
         sizes = stops - starts
-        ends = sizes.index_select(0, order).cumsum(0)  # slots, in the order of the heads
-        begins = torch.empty_like(ends).scatter_(0, order, ends) - sizes  # slots, by head
+        ends = sizes.index_select(0, order).cumsum(0)  # slots, in the order of the groups
+        begins = torch.empty_like(ends).scatter_(0, order, ends) - sizes  # slots, by group
         slots = torch.arange(size, device=labels.device)
-        owner = order.index_select(0, torch.searchsorted(ends, slots, right=True))  # (S,) heads
-        shift = starts - begins  # from a slot to its row, by head
+        owner = order.index_select(0, torch.searchsorted(ends, slots, right=True))  # (S,) groups
+        shift = starts - begins  # from a slot to its row, by group
         rows = None if size == shard.num_local else slots + shift.index_select(0, owner)
-        slot = local - shift.index_select(0, head.clamp_max(count - 1))
+        slot = local - shift.index_select(0, group.clamp_max(count - 1))
         positions = torch.where(local >= 0, slot, -1)
-        return Sample(rows, positions, groups.index_select(0, owner), row_groups)
+        return Sample(rows, positions, column_groups.index_select(0, owner), row_groups)
 
-    def _local_heads(self, shard: Shard) -> tuple[int, int, int]:
-        """Classes of a head; the first head with a class on this rank; how many there are."""
-        width = math.ceil(shard.num_classes / self.heads)
+    def _local_groups(self, shard: Shard) -> tuple[int, int, int]:
+        """Classes of a group; the first group with a class on this rank; how many there are."""
+        width = math.ceil(shard.num_classes / self.groups)
         first = shard.first_class // width
         stop = math.ceil((shard.first_class + shard.num_local) / width)
         return width, first, stop - first if shard.num_local else 0
 
-    def _groups(self, place: Tensor, wanted: Tensor, first_head: int) -> Tensor:
-        """(heads,) int32 column group of each head's classes."""
-        active = place < wanted.sum() + self.random_heads
-        groups = torch.where(active, EVERYONE, NOBODY).int()
+    def _column_groups(self, place: Tensor, wanted: Tensor, first_group: int) -> Tensor:
+        """(groups,) int32 column group of each group's classes."""
+        active = place < wanted.sum() + self.random_groups
+        columns = torch.where(active, EVERYONE, NOBODY).int()
         if self.scope == "batch":
-            return groups
-        numbers = torch.arange(first_head, first_head + len(place), device=place.device)
-        return torch.where(wanted, numbers.int(), groups)
+            return columns
+        numbers = torch.arange(first_group, first_group + len(place), device=place.device)
+        return torch.where(wanted, numbers.int(), columns)
 
 
 def _draw(size: int, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
@@ -278,12 +281,12 @@ def _local_rows(labels: Tensor, shard: Shard) -> Tensor:
     return torch.where((local >= 0) & (local < shard.num_local), local, -1)
 
 
-def _rank_heads(wanted: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """(heads,) place of each head in the order, and the order: the wanted, then at random."""
-    heads = torch.arange(wanted.shape[0], device=wanted.device)
-    chance = counter.bits(key, heads) >> 1  # 62 bits
-    order = torch.where(wanted, heads, chance + (1 << 62)).argsort()
-    return torch.empty_like(order).scatter_(0, order, heads), order
+def _rank_groups(wanted: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """(groups,) place of each group in the order, and the order: the wanted, then at random."""
+    groups = torch.arange(wanted.shape[0], device=wanted.device)
+    chance = counter.bits(key, groups) >> 1  # 62 bits
+    order = torch.where(wanted, groups, chance + (1 << 62)).argsort()
+    return torch.empty_like(order).scatter_(0, order, groups), order
 
 
 def _is_integer(value: object) -> bool:

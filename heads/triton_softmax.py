@@ -12,7 +12,7 @@ from torch import Tensor
 from heads import kernels
 from heads.cosine_softmax import (
     CenterGradient,
-    Gradients,
+    ShardGradients,
     Terms,
     bound_targets,
     coefficient_gain,
@@ -59,7 +59,9 @@ class TritonSoftmax:
             self._embeddings, self._centers, self._inverse, **self._classes
         )
 
-    def gradients(self, terms: Terms, *, share: float, into: CenterGradient | None) -> Gradients:
+    def gradients(
+        self, terms: Terms, *, share: float, into: CenterGradient | None
+    ) -> ShardGradients:
         """As ChunkedSoftmax.gradients."""
         global_batch, dim = self._embeddings.shape
         gain = coefficient_gain(global_batch, self._embeddings.dtype)
@@ -97,7 +99,7 @@ class TritonSoftmax:
             centers = into
         most = reach.amax() if reach.numel() else reach.sum()
         finite = is_finite(centers, most, product.dtype)
-        return Gradients(embedding_grad.mul_(unit), centers, finite)
+        return ShardGradients(embedding_grad.mul_(unit), centers, finite)
 
 
 def update_rows(

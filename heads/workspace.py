@@ -35,7 +35,3 @@ class Workspace:
             held = torch.empty(count, dtype=dtype, device=self._device)
             self._held[name, dtype] = held
         return held[:count].view(*shape)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(held.nbytes for held in self._held.values())

@@ -126,11 +126,6 @@ class Loader:
         self._epoch_stages = -(-self.steps_per_epoch * global_batch // self._stage)
 
     @property
-    def bad(self) -> dict[int, str]:
-        """The records that turned out undecodable, and what is wrong with each."""
-        return self._bad.faults
-
-    @property
     def uses_dali(self) -> bool:
         """Whether there is anything left for DALI to do."""
         wanted = self.decode == "gpu" or self._augmentation.needs_graph

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from heads import MARGINS, ArcFace, HeadClasses, Margin, PartialFC, StepContext, Target
+from heads import MARGINS, ArcFace, GroupClasses, Margin, PartialFC, StepContext, Target
 from models import create_model, normalize
 from tests.fake_cuda import DEVICE, OtherDeviceError, fake_cuda, strict
 from tests.graph_safety import GraphUnsafeError
@@ -30,7 +30,7 @@ CLASSES, DIM, BATCH, SIZE = 100, 16, 4, 32
 SAMPLINGS = {
     "all": {},
     "random": {"sample_rate": 0.2},
-    "heads": {"head_sampling": HeadClasses(heads=25, random_heads=1, scope="sample")},
+    "groups": {"group_sampling": GroupClasses(groups=25, random_groups=1, scope="sample")},
 }
 
 

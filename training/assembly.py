@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heads import HeadClasses, PartialFC, create_margin
+from heads import GroupClasses, PartialFC, create_margin
 from pipeline.dali_decode import choose_decode_device
 from pipeline.dali_loader import Loader, choose_threads
 from training.backbone import create_backbone
@@ -44,17 +44,17 @@ def create_head(
 ) -> PartialFC:
     """This rank's share of the class centers."""
     head, optim = config.head, config.optim
-    heads = None
-    if head.sample_heads:
-        heads = HeadClasses(
-            head.sample_heads, random_heads=head.random_heads, scope=head.heads_scope
+    groups = None
+    if head.sample_groups:
+        groups = GroupClasses(
+            head.sample_groups, random_groups=head.random_groups, scope=head.groups_scope
         )
     return PartialFC(
         num_classes=num_classes,
         embedding_dim=config.model.embedding_dim,
         margin=create_margin(head.loss, **head.loss_args),
         sample_rate=head.sample_rate_at(0),
-        head_sampling=heads,
+        group_sampling=groups,
         subcenters=head.subcenters,
         momentum=optim.momentum,
         weight_decay=optim.weight_decay if head.weight_decay is None else head.weight_decay,

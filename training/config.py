@@ -11,7 +11,7 @@ import logging
 import os
 import runpy
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +49,13 @@ PATH_SETTINGS = (
     "distill.teacher",
     "eval.sets",
 )
+
+# Settings that have another name now; saved configurations may have the old one.
+RENAMED = {
+    "head.sample_heads": "head.sample_groups",
+    "head.random_heads": "head.random_groups",
+    "head.heads_scope": "head.groups_scope",
+}
 
 
 class ConfigError(ValueError):
@@ -162,9 +169,9 @@ class HeadConfig:
     margin_warmup_epochs: Amount = 0.0  # over which the margin grows from nothing to the whole
     sample_rate: Fraction = 1.0  # share of the centers in a step; 0: those of the batch's classes
     sample_rate_from: dict[CountOrZero, Fraction] = field(default_factory=dict)  # by first epoch
-    sample_heads: CountOrZero = 0  # instead of a rate: of so many heads, those that hold the labels
-    random_heads: CountOrZero = 0  # and on so many others
-    heads_scope: Literal["batch", "sample"] = "batch"  # who sees a head: all samples, or its own
+    sample_groups: CountOrZero = 0  # instead of a rate: of so many groups, those of the labels
+    random_groups: CountOrZero = 0  # and so many others
+    groups_scope: Literal["batch", "sample"] = "batch"  # who sees a group: all samples, or its own
     subcenters: Annotated[int, Range(1, 1000)] = 1  # centers a class, of which the nearest counts
     lr: Positive | None = None  # of the centers, for a global batch of 512; None: optim.lr
     weight_decay: Decay | None = None  # of the centers; None: optim.weight_decay
@@ -174,14 +181,14 @@ class HeadConfig:
     def __post_init__(self) -> None:
         _check_ranges("head", self)
         _check(
-            not self.random_heads or self.sample_heads > 0,
-            "head.random_heads",
-            self.random_heads,
-            "0 without head.sample_heads",
+            not self.random_groups or self.sample_groups > 0,
+            "head.random_groups",
+            self.random_groups,
+            "0 without head.sample_groups",
         )
-        if self.sample_heads:
+        if self.sample_groups:
             rates = {self.sample_rate, *self.sample_rate_from.values()}
-            _check(rates == {1.0}, "head.sample_heads", self.sample_heads, "0 with a sample rate")
+            _check(rates == {1.0}, "head.sample_groups", self.sample_groups, "0 with a sample rate")
 
     def sample_rate_at(self, epoch: int) -> float:
         """The share of the class centers that takes part in the steps of an epoch."""
@@ -413,7 +420,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         config = runpy.run_path(str(path)).get("config")
     except Exception as error:  # whatever its author's code may raise
-        raise ConfigError(f"{_place(error, str(path))}: {_in_words(error)}") from error
+        hints = [_renamed(old) for old in RENAMED if f"'{old.partition('.')[2]}'" in str(error)]
+        said = "; ".join([_in_words(error), *hints])
+        raise ConfigError(f"{_place(error, str(path))}: {said}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{path} must define `config`, a training.config.Config")
     return override(config, overrides)
@@ -474,6 +483,8 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         if "." not in key:
             sections = ", ".join(changed)
             raise ConfigError(f"{item!r}: expected section.key=value, sections {sections}")
+        if key in RENAMED:
+            raise ConfigError(f"{key}={text!r}: {_renamed(key)}")
         section, name, inner = (*key.split(".", 2), "")[:3]
         if section not in changed or name not in changed[section]:
             raise ConfigError(f"{key}={text!r}: no such key{_known_keys(config, key)}")
@@ -487,6 +498,21 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         changed[section][name] = _expand_tilde(changed[section][name])
     sections = {name: type(getattr(config, name))(**values) for name, values in changed.items()}
     return Config(**sections)
+
+
+def by_names_of_now(saved: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A saved configuration, with the settings that are called otherwise now."""
+    return {
+        section: {
+            RENAMED.get(f"{section}.{key}", f"{section}.{key}").partition(".")[2]: value
+            for key, value in values.items()
+        }
+        for section, values in saved.items()
+    }
+
+
+def _renamed(key: str) -> str:
+    return f"{key} is called {RENAMED[key]} now"
 
 
 def _start_a_new_loss(head: dict[str, Any], overrides: Sequence[str]) -> None:

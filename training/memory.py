@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heads import HeadClasses
+from heads import GroupClasses
 from heads.centers import shard_of
 from heads.memory import predict_memory
 from heads.sampling import Sampling, sampling_at
@@ -346,9 +346,9 @@ def _teacher_bytes(config: Config, *, batch: int, precision: Precision, besides:
 
 def _sampling(head: HeadConfig, epochs: int) -> Sampling:
     """The one of a run's samplings that takes most."""
-    if head.sample_heads:
-        return HeadClasses(
-            head.sample_heads, random_heads=head.random_heads, scope=head.heads_scope
+    if head.sample_groups:
+        return GroupClasses(
+            head.sample_groups, random_groups=head.random_groups, scope=head.groups_scope
         )
     changes = [epoch for epoch in head.sample_rate_from if epoch < epochs]
     rate = max(head.sample_rate_at(epoch) for epoch in (0, *changes))

@@ -35,19 +35,6 @@ class StepContext(NamedTuple):
     key: Tensor
     index: Tensor
 
-    @classmethod
-    def neutral(cls, cosine: Tensor) -> StepContext:
-        """For (N,) cosines outside training: the whole margin, no state, key 0, rows in order.
-
-        Margins with running values want `._replace(state=...)`.
-        """
-        return cls(
-            factor=cosine.new_ones(()),
-            state=cosine.new_empty(0),
-            key=torch.zeros((), dtype=torch.int64, device=cosine.device),
-            index=torch.arange(cosine.shape[0], device=cosine.device),
-        )
-
     def to(self, dtype: torch.dtype) -> StepContext:
         """The same with factor and state in `dtype`."""
         return self._replace(factor=self.factor.to(dtype), state=self.state.to(dtype))

@@ -49,8 +49,12 @@ class Row(NamedTuple):
 
 def first_step(margin: Margin, rows: int, dtype: torch.dtype = torch.float64) -> StepContext:
     """The whole margin, key 0, and the state before any step."""
-    neutral = StepContext.neutral(torch.zeros(rows, dtype=dtype))
-    return neutral._replace(state=torch.tensor(margin.initial_state(), dtype=dtype))
+    return StepContext(
+        factor=torch.ones((), dtype=dtype),
+        state=torch.tensor(margin.initial_state(), dtype=dtype),
+        key=torch.zeros((), dtype=torch.int64),
+        index=torch.arange(rows),
+    )
 
 
 def scalar_targets(

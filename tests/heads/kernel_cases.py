@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from heads import AdaFace, ArcFace, CosFace, CurricularFace, HeadClasses, PartialFC, kernels
+from heads import AdaFace, ArcFace, CosFace, CurricularFace, GroupClasses, PartialFC, kernels
 from heads.negatives import Negatives
 from tests.graph_safety import GraphSafety
 
@@ -406,7 +406,7 @@ HEADS: list[tuple[int, dict[str, Any]]] = [
         2,
         {
             "margin": AdaFace(),
-            "head_sampling": HeadClasses(heads=30, random_heads=2, scope="sample"),
+            "group_sampling": GroupClasses(groups=30, random_groups=2, scope="sample"),
         },
     ),
     (2, {"margin": CosFace(), "subcenters": 2, "sample_rate": 0.3}),

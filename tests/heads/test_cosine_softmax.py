@@ -19,7 +19,7 @@ from heads.cosine_softmax import (
     chunk_size,
     coefficient_gain,
 )
-from heads.loss import Loss, combine, target_cosines
+from heads.distributed_loss import Loss, combine, target_cosines
 from heads.negatives import Negatives
 from heads.sampling import EVERYONE, NOBODY, Sample
 from heads.workspace import Workspace

@@ -14,7 +14,7 @@ from heads import (
     ArcFace,
     CurricularFace,
     ElasticArcFace,
-    HeadClasses,
+    GroupClasses,
     PartialFC,
     partial_fc,
 )
@@ -27,7 +27,7 @@ OPTIONS = [
     {"sample_rate": 0.3},
     {"sample_rate": 0.3, "compute_dtype": torch.bfloat16},
     {"sample_rate": 0.0},
-    {"head_sampling": HeadClasses(heads=20, scope="sample")},
+    {"group_sampling": GroupClasses(groups=20, scope="sample")},
     {"subcenters": 2},
 ]
 

@@ -12,7 +12,7 @@ from heads import (
     ArcFace,
     CurricularFace,
     ElasticArcFace,
-    HeadClasses,
+    GroupClasses,
     MagFace,
     Margin,
     PartialFC,
@@ -27,7 +27,7 @@ CLASSES, DIM, BATCH, COUNT = 50, 8, 4, 3
 OPTIONS = [
     {},
     {"sample_rate": 0.3},
-    {"head_sampling": HeadClasses(heads=25, scope="sample")},
+    {"group_sampling": GroupClasses(groups=25, scope="sample")},
     {"subcenters": 2, "sample_rate": 0.3},
 ]
 MARGINS = [ArcFace(), ElasticArcFace(), MagFace(), ArcFace(filter_above=0.3)]

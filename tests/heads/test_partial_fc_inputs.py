@@ -92,7 +92,7 @@ def test_wrong_inputs_are_named(embeddings, labels, message):
         {"embedding_dim": 0},
         {"num_classes": 50.5},
         {"subcenters": 0},
-        {"head_sampling": 5},
+        {"group_sampling": 5},
         {"backend": "cuda"},
         {"margin": "arcface"},
         {"sample_rate": 0.0},

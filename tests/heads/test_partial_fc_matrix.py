@@ -17,7 +17,7 @@ from heads import (
     CurricularFace,
     ElasticArcFace,
     ElasticCosFace,
-    HeadClasses,
+    GroupClasses,
     MagFace,
     Margin,
     PartialFC,
@@ -36,9 +36,9 @@ SAMPLINGS = {
     "all": {},
     "random": {"sample_rate": 0.4},
     "the batch's own": {"sample_rate": 0.0},
-    "heads, seen by the batch": {"head_sampling": HeadClasses(heads=11, random_heads=1)},
-    "heads, seen by the sample": {
-        "head_sampling": HeadClasses(heads=11, random_heads=1, scope="sample")
+    "groups, seen by the batch": {"group_sampling": GroupClasses(groups=11, random_groups=1)},
+    "groups, seen by the sample": {
+        "group_sampling": GroupClasses(groups=11, random_groups=1, scope="sample")
     },
     "sub-centers": {"subcenters": 2, "sample_rate": 0.4},
 }

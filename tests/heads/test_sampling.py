@@ -17,7 +17,7 @@ from heads.sampling import (
     NOBODY,
     AllClasses,
     BatchClasses,
-    HeadClasses,
+    GroupClasses,
     RandomClasses,
     Sample,
     Sampling,
@@ -244,9 +244,9 @@ def test_a_rate_names_its_sampling():
     assert samplings == [BatchClasses(), RandomClasses(0.1), AllClasses()]
 
 
-def heads_on(shard: Shard, heads: int) -> dict[int, list[int]]:
-    """The rows that each head has on this rank, for the heads that have any, class by class."""
-    width = -(-shard.num_classes // heads)
+def groups_on(shard: Shard, groups: int) -> dict[int, list[int]]:
+    """The rows that each group has on this rank, for the groups that have any, class by class."""
+    width = -(-shard.num_classes // groups)
     found: dict[int, list[int]] = {}
     for row in range(shard.num_local):
         found.setdefault((shard.first_class + row) // width, []).append(row)
@@ -257,82 +257,95 @@ def heads_on(shard: Shard, heads: int) -> dict[int, list[int]]:
     before=st.integers(0, 60),
     num_local=st.integers(0, 80),
     after=st.integers(0, 60),
-    heads=st.integers(1, 25),
-    random_heads=st.integers(0, 6),
+    groups=st.integers(1, 25),
+    random_groups=st.integers(0, 6),
     scope=st.sampled_from(["batch", "sample"]),
     labels=st.lists(st.integers(-3, 230), min_size=1, max_size=8),
     step=st.integers(0, 1000),
 )
-@example(before=3, num_local=7, after=5, heads=4, random_heads=0, scope="batch", labels=[4], step=0)
 @example(
-    before=5, num_local=0, after=5, heads=4, random_heads=1, scope="sample", labels=[1], step=0
+    before=3, num_local=7, after=5, groups=4, random_groups=0, scope="batch", labels=[4], step=0
 )
 @example(
-    before=0, num_local=9, after=1, heads=6, random_heads=1, scope="sample", labels=[9], step=0
-)
-@example(before=1, num_local=1, after=0, heads=1, random_heads=0, scope="batch", labels=[0], step=0)
-@example(
-    before=0, num_local=9, after=1, heads=5, random_heads=0, scope="sample", labels=[-4], step=0
+    before=5, num_local=0, after=5, groups=4, random_groups=1, scope="sample", labels=[1], step=0
 )
 @example(
-    before=0, num_local=9, after=1, heads=4, random_heads=0, scope="sample", labels=[9, 11], step=0
+    before=0, num_local=9, after=1, groups=6, random_groups=1, scope="sample", labels=[9], step=0
 )
-def test_head_classes_against_their_definition(
-    before, num_local, after, heads, random_heads, scope, labels, step
+@example(
+    before=1, num_local=1, after=0, groups=1, random_groups=0, scope="batch", labels=[0], step=0
+)
+@example(
+    before=0, num_local=9, after=1, groups=5, random_groups=0, scope="sample", labels=[-4], step=0
+)
+@example(
+    before=0,
+    num_local=9,
+    after=1,
+    groups=4,
+    random_groups=0,
+    scope="sample",
+    labels=[9, 11],
+    step=0,
+)
+def test_group_classes_against_their_definition(
+    before, num_local, after, groups, random_groups, scope, labels, step
 ):
-    """Every set derived again by loops, with heads cut by the rank's ends and a short last one."""
+    """Every set derived again by loops, with groups cut by the rank's ends and a short last one."""
     shard = shard_of(num_local, before, after)
-    sampling = HeadClasses(heads, random_heads, scope)
-    local_heads = heads_on(shard, heads)
-    width = -(-shard.num_classes // heads)
-    taken = min(len(local_heads), len(labels) + random_heads)
-    size = sum(sorted((len(rows) for rows in local_heads.values()), reverse=True)[:taken])
+    sampling = GroupClasses(groups, random_groups, scope)
+    local_groups = groups_on(shard, groups)
+    width = -(-shard.num_classes // groups)
+    taken = min(len(local_groups), len(labels) + random_groups)
+    size = sum(sorted((len(rows) for rows in local_groups.values()), reverse=True)[:taken])
     assert sampling.size(shard, len(labels)) == size
     sample = draw(sampling, shard, labels, step=step)
     rows = check(sample, shard, labels, size)
 
-    head_of_row = {row: head for head, held in local_heads.items() for row in held}
-    head_of_label = [label // width if 0 <= label < shard.num_classes else None for label in labels]
-    wanted = set(head_of_label) & set(local_heads)
+    group_of_row = {row: group for group, held in local_groups.items() for row in held}
+    group_of_label = [
+        label // width if 0 <= label < shard.num_classes else None for label in labels
+    ]
+    wanted = set(group_of_label) & set(local_groups)
     columns, row_groups = sample.column_groups.tolist(), sample.row_groups.tolist()
     assert sample.column_groups.dtype == sample.row_groups.dtype == torch.int32
     assert len(columns) == size
 
-    shown = [row for row, group in zip(rows, columns) if group != NOBODY]
-    active = {head_of_row[row] for row in shown}
-    assert sorted(shown) == sorted(row for head in active for row in local_heads[head])
+    shown = [row for row, column in zip(rows, columns) if column != NOBODY]
+    active = {group_of_row[row] for row in shown}
+    assert sorted(shown) == sorted(row for group in active for row in local_groups[group])
     assert wanted <= active
-    assert len(active) == min(len(local_heads), len(wanted) + random_heads)
+    assert len(active) == min(len(local_groups), len(wanted) + random_groups)
     common = active - wanted if scope == "sample" else active
     assert all(group >= EVERYONE for group in row_groups)
-    for head, group in zip(head_of_label, row_groups, strict=True):
+    for own_group, group in zip(group_of_label, row_groups, strict=True):
         seen = {row for row, column in zip(rows, columns) if column in (EVERYONE, group)}
-        own = {head} & active
-        assert seen == {row for each in common | own for row in local_heads[each]}
+        own = {own_group} & active
+        assert seen == {row for each in common | own for row in local_groups[each]}
 
 
-def test_the_rows_of_a_head_are_consecutive():
+def test_the_rows_of_a_group_are_consecutive():
     shard = shard_of(1000, first_class=130, after=70)
-    rows = draw(HeadClasses(40, random_heads=3), shard, [500, 131, 900], step=2).rows
-    assert (rows.diff() != 1).sum() <= 6  # up to seven heads
+    rows = draw(GroupClasses(40, random_groups=3), shard, [500, 131, 900], step=2).rows
+    assert (rows.diff() != 1).sum() <= 6  # up to seven groups
 
 
-def test_random_heads_are_uniform_over_the_heads_without_labels():
+def test_random_groups_are_uniform_over_the_groups_without_labels():
     steps = 3000
     counts = torch.zeros(16)
     for step in range(steps):
-        sample = draw(HeadClasses(16, 3, "sample"), shard_of(64), [17], step=step)
+        sample = draw(GroupClasses(16, 3, "sample"), shard_of(64), [17], step=step)
         common = sample.rows[sample.column_groups == EVERYONE] // 4
         counts += common.bincount(minlength=16) / 4
-    assert counts[4] == 0  # the label's own head
+    assert counts[4] == 0  # the label's own group
     others = torch.cat([counts[:4], counts[5:]])
     # Draws without replacement vary less than independent ones, by 15/14 of what chi_square takes.
     assert 0.4 < chi_square(others, steps, 3 / 15) < 1.8
 
 
-def test_random_heads_differ_from_rank_to_rank():
-    """Heads of one class: independent draws of 101 from 1000 share 10 ± 3."""
-    sampling = HeadClasses(2000, random_heads=100)
+def test_random_groups_differ_from_rank_to_rank():
+    """Groups of one class: independent draws of 101 from 1000 share 10 ± 3."""
+    sampling = GroupClasses(2000, random_groups=100)
     ranks = [draw(sampling, shard_of(1000, first, 1000 - first)).rows for first in (0, 1000)]
     assert overlap(*ranks) < 25
 
@@ -342,9 +355,9 @@ SAMPLINGS = [
     BatchClasses(),
     RandomClasses(0.1),
     RandomClasses(1.0),
-    HeadClasses(50, 2, "batch"),
-    HeadClasses(50, 2, "sample"),
-    HeadClasses(2, 2, "batch"),
+    GroupClasses(50, 2, "batch"),
+    GroupClasses(50, 2, "sample"),
+    GroupClasses(2, 2, "batch"),
 ]
 
 
@@ -372,10 +385,10 @@ def test_the_labels_are_left_as_they_were(sampling):
         (lambda: RandomClasses(math.nan), "rate=nan"),
         (lambda: RandomClasses("0.1"), "rate='0.1'"),
         (lambda: RandomClasses(True), "rate=True"),
-        (lambda: HeadClasses(0), "heads=0, expected an integer >= 1"),
-        (lambda: HeadClasses(2.0), "heads=2.0"),
-        (lambda: HeadClasses(2, -1), "random_heads=-1, expected an integer >= 0"),
-        (lambda: HeadClasses(2, 0, "row"), r"scope='row', expected one of \('batch', 'sample'\)"),
+        (lambda: GroupClasses(0), "groups=0, expected an integer >= 1"),
+        (lambda: GroupClasses(2.0), "groups=2.0"),
+        (lambda: GroupClasses(2, -1), "random_groups=-1, expected an integer >= 0"),
+        (lambda: GroupClasses(2, 0, "row"), r"scope='row', expected one of \('batch', 'sample'\)"),
     ],
 )
 def test_values_out_of_range_are_refused(build, message):

@@ -229,7 +229,7 @@ def test_records_that_are_no_images_cost_one_sample_each_and_are_reported(tmp_pa
     assert torch.equal(images[0], torch.from_numpy(picture(order[0]).transpose(2, 0, 1)))
     offset = index.records["offset"][7]
     assert f"offset {offset} cannot be decoded" in caplog.text
-    assert small.bad.keys() == {6, 7}
+    assert small._bad.faults.keys() == {6, 7}
 
 
 def test_too_many_bad_records_end_the_run_with_the_place_and_the_remedy(tmp_path, way):
@@ -276,7 +276,7 @@ def test_a_bad_sector_costs_the_records_on_it(tmp_path, monkeypatch, way):
     made = way(index, max_bad_fraction=0.05)
     _, labels = take(made.stream(0), 4)
     assert 7 not in labels.tolist()
-    assert "Input/output error" in made.bad[7]
+    assert "Input/output error" in made._bad.faults[7]
 
 
 def test_damage_inside_a_split_record_costs_that_record(tmp_path, way):
@@ -295,7 +295,7 @@ def test_damage_inside_a_split_record_costs_that_record(tmp_path, way):
     made = way(index, max_bad_fraction=0.05)
     _, labels = take(made.stream(0), 4)
     assert 7 not in labels.tolist()
-    assert "the rest is missing" in made.bad[7]
+    assert "the rest is missing" in made._bad.faults[7]
 
 
 @pytest.mark.dali
@@ -311,7 +311,7 @@ def test_what_fails_elsewhere_is_not_blamed_on_images(index, monkeypatch):
     next(stream)
     with pytest.raises(RuntimeError, match="the consumer's"):
         stream.throw(RuntimeError("the consumer's"))
-    assert not made.bad
+    assert not made._bad.faults
 
 
 class Device:

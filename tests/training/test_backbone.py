@@ -12,6 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from models import create_model
 from tests.ranks import run_ranks
 from tests.training import tiny
+from training import backbone as backbone_module
 from training.backbone import bucket_size, compression, create_backbone
 from training.config import Config, ConfigError, override
 from training.distributed import World
@@ -40,6 +41,39 @@ def test_gpus_send_gradients_in_the_steps_16_bits_and_cpus_whole():
     assert compression(gpu, precision(torch.bfloat16)) is default_hooks.bf16_compress_hook
     assert compression(gpu, precision(torch.float32)) is None
     assert compression(cpu, precision(torch.bfloat16)) is None
+
+
+def gradients_of(world: World, config: Config) -> dict[str, tuple[str, torch.Tensor]]:
+    """With and without compression: how they are averaged in words, and the gradients, flat.
+
+    On a CPU, which is taken for a device that compresses.
+    """
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        hook = default_hooks.bf16_compress_hook
+        patch.setattr(backbone_module, "compression", lambda device, precision: hook)
+        for wanted in ("true", "false"):
+            settings = override(config, [f"step.compress_gradients={wanted}"])
+            backbone, about = create_backbone(settings, world, precision(torch.bfloat16))
+            generator = torch.Generator().manual_seed(world.rank)
+            images = torch.randn(4, 3, tiny.SIZE, tiny.SIZE, generator=generator)
+            backbone(images).square().sum().backward()
+            grads = [parameter.grad.flatten() for parameter in backbone.parameters()]
+            found[wanted] = (about, torch.cat(grads))
+    return found
+
+
+def test_gradients_travel_narrow_only_where_it_is_wanted(tmp_path):
+    """step.compress_gradients=false averages in float32; both give every rank the same."""
+    config = tiny.config(tmp_path, tmp_path / "run")
+    ranks = run_ranks(gradients_of, config, world_size=2, folder=tmp_path)
+    for wanted, width in (("true", "bfloat16"), ("false", "float32")):
+        (about, grad), (_, other) = (rank[wanted] for rank in ranks)
+        assert f"gradients averaged in {width}" in about
+        assert torch.equal(grad, other)
+        assert torch.equal(grad, grad.bfloat16().float()) == (width == "bfloat16")
+    narrow, whole = ranks[0]["true"][1], ranks[0]["false"][1]
+    torch.testing.assert_close(narrow, whole, rtol=0.02, atol=0.01 * float(whole.abs().max()))
 
 
 def test_statistics_over_all_ranks_need_gpus(tmp_path):

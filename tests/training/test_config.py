@@ -74,7 +74,7 @@ def test_overrides_reach_every_kind_of_value():
         ("optim.lr=nan", r"optim\.lr=nan: expected above 0"),
         ("head.margin_warmup_epochs=-1", "head.margin_warmup_epochs"),
         ("head.subcenters=0", "head.subcenters=0: expected at least 1"),
-        ("head.heads_scope=rank", "head.heads_scope.*rank"),
+        ("head.groups_scope=rank", "head.groups_scope.*rank"),
         ("head.backend=cuda", "head.backend.*cuda"),
         ("head.sample_rate=-0.1", r"head\.sample_rate=-0.1: expected at least 0 and at most 1"),
         ("data.max_bad_fraction=2", "at least 0 and at most 1"),
@@ -194,9 +194,31 @@ def test_lines_can_be_given_back_as_overrides():
     assert override(BASE, changed.lines()) == changed
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("head.sample_heads=4", "head.sample_groups"),
+        ("head.random_heads=1", "head.random_groups"),
+        ("head.heads_scope=sample", "head.groups_scope"),
+    ],
+)
+def test_a_setting_that_has_another_name_now_is_refused_with_it(old, new, tmp_path):
+    """On the command line and in a configuration file."""
+    key, _, value = old.partition("=")
+    with pytest.raises(ConfigError, match=f"{key}='{value}': {key} is called {new} now"):
+        override(BASE, [old])
+    path = tmp_path / "old.py"
+    path.write_text(
+        "from training.config import Config, HeadConfig\n"
+        f"config = Config(head=HeadConfig({key.partition('.')[2]}=1))\n"
+    )
+    with pytest.raises(ConfigError, match=f"{key} is called {new} now$"):
+        load_config(path)
+
+
 def test_multi_head_sampling_and_a_rate_exclude_each_other():
-    with pytest.raises(ConfigError, match=r"head\.sample_heads=10: expected 0 with"):
-        override(BASE, ["head.sample_rate=0.1", "head.sample_heads=10"])
+    with pytest.raises(ConfigError, match=r"head\.sample_groups=10: expected 0 with"):
+        override(BASE, ["head.sample_rate=0.1", "head.sample_groups=10"])
 
 
 def test_batches_of_one_identity_are_refused_where_they_would_have_no_negatives():

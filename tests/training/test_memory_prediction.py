@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from heads.centers import shard_of
 from heads.memory import predict_memory
-from heads.sampling import HeadClasses, RandomClasses
+from heads.sampling import GroupClasses, RandomClasses
 from models import create_model, normalize
 from pipeline.dali_decode import PREFETCH
 from pipeline.dali_loader import Loader
@@ -128,7 +128,7 @@ def test_centers_and_momentum_are_those_of_the_head():
     [
         (["head.sample_rate=0.1", "head.sample_rate_from={2: 0.5}"], RandomClasses(0.5), 1),
         (["head.sample_rate=0.1", "step.micro_batches=3"], RandomClasses(0.1), 3),
-        (["head.sample_heads=50", "head.random_heads=4"], HeadClasses(50, random_heads=4), 1),
+        (["head.sample_groups=50", "head.random_groups=4"], GroupClasses(50, random_groups=4), 1),
     ],
 )
 def test_transients_are_those_of_the_largest_sample_of_a_run(overrides, sampling, forwards):

@@ -31,7 +31,7 @@ NO_FILES = {
     "data.decode",
     "model.name",
     "head.loss",
-    "head.heads_scope",
+    "head.groups_scope",
     "head.backend",
     "optim.name",
     "optim.backend",

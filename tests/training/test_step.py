@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from heads import AdaFace, ArcFace, ElasticArcFace, HeadClasses, PartialFC
+from heads import AdaFace, ArcFace, ElasticArcFace, GroupClasses, PartialFC
 from models import create_model
 from tests.graph_safety import GraphSafety
 from tests.host_reads import no_host_reads
@@ -192,12 +192,12 @@ class Run:
     [
         {},
         {"margin": ElasticArcFace(plus=True), "sample_rate": 0.4, "dropout": 0.3},
-        {"margin": AdaFace(), "head_sampling": HeadClasses(heads=10, scope="sample")},
+        {"margin": AdaFace(), "group_sampling": GroupClasses(groups=10, scope="sample")},
         {"parts": 3, "sample_rate": 0.4},
         {"numbers": precision(torch.bfloat16, scaled=True)},
         {"optim": OptimConfig(name="adamw", decay_norm_and_bias=False)},
     ],
-    ids=["plain", "elastic, dropout", "heads", "parts", "scaled", "adamw"],
+    ids=["plain", "elastic, dropout", "groups", "parts", "scaled", "adamw"],
 )
 def test_a_recorded_step_replays_to_the_same_bits(options, monkeypatch):
     plain, recorded = build(**options), build(**options)

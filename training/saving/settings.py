@@ -15,7 +15,7 @@ from typing import Any
 from heads import create_margin
 from models import MODELS
 from pipeline.named_path import MALFORMED
-from training.config import Config, DataConfig, ModelConfig
+from training.config import Config, DataConfig, ModelConfig, by_names_of_now
 
 FREE = {
     "run": (
@@ -44,7 +44,7 @@ BINDING = {
     "model": ("name", "embedding_dim", "width", "dropout", "sync_bn"),
     "head": (
         *("loss", "loss_args", "margin_warmup_epochs", "subcenters", "lr", "weight_decay"),
-        *("sample_rate", "sample_rate_from", "sample_heads", "random_heads", "heads_scope"),
+        *("sample_rate", "sample_rate_from", "sample_groups", "random_groups", "groups_scope"),
     ),
     "optim": (
         *("name", "lr", "momentum", "betas", "weight_decay", "decay_norm_and_bias", "clip"),
@@ -97,6 +97,7 @@ def compare_settings(saved: Mapping[str, Mapping[str, Any]], config: Config) -> 
     saved: its config.json. What it lacks is newer than it is and counts as the default; what is no
     setting any more is named among the free.
     """
+    saved = by_names_of_now(saved)
     now = json.loads(json.dumps(config.as_dict()))
     usual = json.loads(json.dumps(Config(data=DataConfig(train=config.data.train)).as_dict()))
     then = {
