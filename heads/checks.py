@@ -8,13 +8,54 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from heads.sampling import Shard
+from heads.margins import Margin
+from heads.sampling import GroupClasses, Shard
 
 
 def check(fits: bool, name: str, value: object, expected: str) -> None:
     """Raises ValueError naming the argument unless it `fits`."""
     if not fits:
         raise ValueError(f"PartialFC: {name}={value!r}, expected {expected}")
+
+
+def check_head(
+    *,
+    num_classes: int,
+    embedding_dim: int,
+    margin: Margin,
+    group_sampling: GroupClasses | None,
+    subcenters: int,
+    momentum: float,
+    weight_decay: float,
+    seed: int,
+    compute_dtype: torch.dtype,
+    dtype: torch.dtype,
+) -> None:
+    """Raises ValueError for what no head can be built with."""
+    for name, count in (
+        ("num_classes", num_classes),
+        ("embedding_dim", embedding_dim),
+        ("subcenters", subcenters),
+    ):
+        check(isinstance(count, int) and count >= 1, name, count, "an integer of at least 1")
+    by_groups = group_sampling is None or isinstance(group_sampling, GroupClasses)
+    check(by_groups, "group_sampling", group_sampling, "GroupClasses(...) or None")
+    check(isinstance(margin, Margin), "margin", margin, "a Margin, such as ArcFace()")
+    check(0 <= momentum < 1, "momentum", momentum, "in [0, 1)")
+    check(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "finite and at least 0")
+    check(0 <= seed < 1 << 63, "seed", seed, "in [0, 2**63)")
+    check_dtype(dtype)
+    check(
+        compute_dtype in (torch.float16, torch.bfloat16, torch.float32, dtype),
+        "compute_dtype",
+        compute_dtype,
+        f"float16, bfloat16, float32 or the centers' {dtype}",
+    )
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raises ValueError unless centers can have it."""
+    check(dtype in (torch.float32, torch.float64), "dtype", dtype, "float32 or float64")
 
 
 def check_batch(embeddings: Tensor, labels: Tensor, *, centers: Tensor, embedding_dim: int) -> None:

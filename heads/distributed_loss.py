@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from heads.backend import Backend
-from heads.cosine_softmax import CenterGradient, Terms, inverse_norms
 from heads.margins import Margin, StepContext, Target
 from heads.negatives import Negatives
+from heads.passes.backend import Backend
+from heads.passes.cosine_softmax import CenterGradient, Terms, inverse_norms
+from heads.passes.workspace import Workspace
 from heads.ranks import Ranks
 from heads.sampling import AllClasses, Sample, Shard
-from heads.workspace import Workspace
 
 # Classes of a rank that evaluation looks at together.
 _EVALUATED_AT_ONCE = 1 << 14

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from heads.cosine_softmax import KEPT_BYTES, chunk_size
+from heads.passes.cosine_softmax import KEPT_BYTES, chunk_size
+from heads.passes.workspace import PIECE_BYTES
 from heads.sampling import AllClasses, Sampling, Shard
-from heads.workspace import PIECE_BYTES
 
 
 class HeadMemory(NamedTuple):
@@ -34,7 +34,7 @@ def predict_memory(
     dtype: torch.dtype = torch.float32,
     adding: bool = False,
 ) -> HeadMemory:
-    """An upper bound for heads.cosine_softmax; the Triton kernels take less.
+    """An upper bound for heads.passes.cosine_softmax; the Triton kernels take less.
 
     global_batch: of one forward. adding: whether steps are made of several forwards (`begin_step`).
     """

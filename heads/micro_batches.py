@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from heads.cosine_softmax import CenterGradient
+from heads.passes.cosine_softmax import CenterGradient
 from heads.sampling import Sample
 
 

@@ -14,28 +14,28 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from heads import counter
-from heads.backend import Backend, choose_backend
 from heads.centers import initial_centers, shard_of
 from heads.checks import (
     check,
     check_batch,
+    check_dtype,
+    check_head,
     check_micro_batches,
     check_step_inputs,
     shard_fault,
 )
-from heads.cosine_softmax import CenterGradient
 from heads.distributed_loss import Batch, DistributedLoss, FirstPass
 from heads.graph import StepGraphs, can_record
+from heads.known_gradient import KnownGradient
 from heads.margins import Margin, StepContext
 from heads.micro_batches import MicroBatches
+from heads.passes.backend import Backend, choose_backend
+from heads.passes.cosine_softmax import CenterGradient
+from heads.passes.workspace import Workspace
 from heads.ranks import Ranks
 from heads.sampling import GroupClasses, Sample, sampling_at
-from heads.workspace import Workspace
-
-DTYPES = (torch.float32, torch.float64)
 
 # In state_dict beside the buffers: of which classes its rows are.
 SHARD_ENTRIES = ("num_classes", "first_class")
@@ -77,7 +77,8 @@ class PartialFC(nn.Module):
     seed: of the initial centers and of all draws, in [0, 2**63); the same on every rank.
     compute_dtype: what the matrix products read; statistics and sums stay in `dtype`.
     dtype: of the centers and their velocity, float32 or float64.
-    backend: "triton" for the kernels of heads.kernels, "torch", or "auto": Triton where it runs.
+    backend: "triton" for the kernels of heads.passes.kernels, "torch", or "auto": Triton where it
+        runs.
     cuda_graph: on a GPU, record the step as a CUDA graph and replay it. Every batch must then have
         the same shape. Learning rate, margin_factor and loss scale may change; another sample rate
         is recorded anew, and other attributes are not looked at again.
@@ -125,24 +126,17 @@ class PartialFC(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        for name, count in (
-            ("num_classes", num_classes),
-            ("embedding_dim", embedding_dim),
-            ("subcenters", subcenters),
-        ):
-            check(isinstance(count, int) and count >= 1, name, count, "an integer of at least 1")
-        by_groups = group_sampling is None or isinstance(group_sampling, GroupClasses)
-        check(by_groups, "group_sampling", group_sampling, "GroupClasses(...) or None")
-        check(isinstance(margin, Margin), "margin", margin, "a Margin, such as ArcFace()")
-        check(0 <= momentum < 1, "momentum", momentum, "in [0, 1)")
-        check(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "finite and at least 0")
-        check(0 <= seed < 1 << 63, "seed", seed, "in [0, 2**63)")
-        check(dtype in DTYPES, "dtype", dtype, "float32 or float64")
-        check(
-            compute_dtype in (torch.float16, torch.bfloat16, torch.float32, dtype),
-            "compute_dtype",
-            compute_dtype,
-            f"float16, bfloat16, float32 or the centers' {dtype}",
+        check_head(
+            num_classes=num_classes,
+            embedding_dim=embedding_dim,
+            margin=margin,
+            group_sampling=group_sampling,
+            subcenters=subcenters,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            seed=seed,
+            compute_dtype=compute_dtype,
+            dtype=dtype,
         )
         self.num_classes = num_classes
         self.embedding_dim = embedding_dim
@@ -204,7 +198,7 @@ class PartialFC(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
         """Moving to another device or dtype: what is not in a buffer does not come along."""
         super()._apply(fn, recurse)
-        check(self.centers.dtype in DTYPES, "dtype", self.centers.dtype, "float32 or float64")
+        check_dtype(self.centers.dtype)
         self._start_over()
         return self
 
@@ -334,7 +328,7 @@ class PartialFC(nn.Module):
                 return self._eval_forward(embeddings, labels)
             with torch.no_grad():
                 result = self._compute(embeddings.detach(), labels)
-            return _HeadLoss.apply(embeddings, result.loss, result.grad)
+            return KnownGradient.apply(embeddings, result.loss, result.grad)
 
     @torch.no_grad()
     def step(self, lr: float | Tensor, skip: Tensor | None = None) -> None:
@@ -466,28 +460,9 @@ class PartialFC(nn.Module):
             self._graphs = {adding: self._new_graphs() for adding in (False, True)}
 
     def _new_graphs(self) -> StepGraphs[_Forward]:
-        device = self.centers.device
-        backend, obstacle = self.ranks.backend(device), None
-        if backend not in (None, "nccl"):
-            obstacle = f"{backend} cannot record its collectives, nccl can"
-        ranks = self.ranks  # not self: a graph must not hold its head
+        device, ranks = self.centers.device, self.ranks  # not self: a graph must not hold its head
         return StepGraphs(
-            device=device, agree=lambda held: ranks.all_agree(held, device), obstacle=obstacle
+            device=device,
+            agree=lambda held: ranks.all_agree(held, device),
+            obstacle=ranks.graph_obstacle(device),
         )
-
-
-class _HeadLoss(torch.autograd.Function):
-    """The loss, whose every gradient was computed on the way forward; backward only scales."""
-
-    @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
-        ctx.save_for_backward(grad)
-        ctx.dtype = embeddings.dtype
-        return loss.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = ctx.saved_tensors
-        # Scaled before it is narrowed, so that a loss scale lifts it over float16's underflow.
-        return (loss_grad * grad).to(ctx.dtype), None, None

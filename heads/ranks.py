@@ -20,13 +20,14 @@ class Ranks:
         self.rank = dist.get_rank(group) if distributed else 0
         self.world_size = dist.get_world_size(group) if distributed else 1
 
-    def backend(self, device: torch.device) -> str | None:
-        """The library whose collectives these are on a device; None where there are none."""
+    def graph_obstacle(self, device: torch.device) -> str | None:
+        """Why the collectives on a device cannot be recorded as a graph; None where they can."""
         if self.world_size == 1:
             return None
         # Such as "cpu:gloo,cuda:nccl".
         config = str(dist.get_backend_config(self._group))
-        return dict(part.split(":") for part in config.split(",")).get(device.type, "nothing")
+        backend = dict(part.split(":") for part in config.split(",")).get(device.type, "nothing")
+        return None if backend == "nccl" else f"{backend} cannot record its collectives, nccl can"
 
     def all_agree(self, holds: bool, device: torch.device) -> bool:
         """Whether it holds on every rank; waits for them."""

@@ -19,7 +19,9 @@ import torch.multiprocessing as mp
 from training.distributed import World, join_world, leave_world
 
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["training.loop", "torch._inductor", "heads.triton_softmax"])
+FORKSERVER.set_forkserver_preload(
+    ["training.loop", "torch._inductor", "heads.passes.triton_softmax"]
+)
 
 
 def run_ranks(function: Callable[..., Any], *args: Any, world_size: int, folder: Path) -> list[Any]:

@@ -173,7 +173,9 @@ def command(data, tmp_path):
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["train_dist", "torch._inductor", "heads.triton_softmax"])
+        context.set_forkserver_preload(
+            ["train_dist", "torch._inductor", "heads.passes.triton_softmax"]
+        )
         logs = [tmp_path / f"rank{rank}" for rank in range(world_size)]
         ranks = [
             context.Process(target=_rank, args=(rank, world_size, port, config, log))

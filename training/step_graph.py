@@ -95,10 +95,7 @@ def _obstacle(step: TrainStep, device: torch.device) -> str | None:
     """What is known beforehand to be in the way."""
     if not can_record(device):
         return f"there are none on a {device.type}"
-    backend = step.head.ranks.backend(device)
-    if backend not in (None, "nccl"):
-        return f"{backend} cannot record its collectives, nccl can"
-    return None
+    return step.head.ranks.graph_obstacle(device)
 
 
 def _no_lap(phase: str) -> None:

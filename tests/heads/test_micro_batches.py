@@ -16,8 +16,8 @@ from heads import (
     MagFace,
     Margin,
     PartialFC,
-    cosine_softmax,
 )
+from heads.passes import cosine_softmax
 from tests.graph_safety import GraphSafety
 from tests.ranks import run_ranks
 from training.distributed import World

@@ -1,7 +1,8 @@
 """The two passes over the class centers and their update, as Triton kernels for NVIDIA GPUs.
 
-What heads.cosine_softmax does with matrix products on chunks of classes is done here on tiles that
-stay in registers: the logits reach no memory at all, the coefficients only for a chunk of classes.
+What heads.passes.cosine_softmax does with matrix products on chunks of classes is done here on
+tiles that stay in registers: the logits reach no memory at all, the coefficients only for a chunk
+of classes.
 
 G is the global batch, D the embedding size, S the classes taking part, K the sub-centers a class;
 jk = j·K + k counts the S·K sub-centers. Every function here takes
@@ -30,8 +31,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from heads import kernel_code
 from heads.negatives import Negatives
+from heads.passes import kernel_code
 
 # Coefficients of a chunk of classes: enough tiles to fill a GPU, a fraction of its memory.
 _SCRATCH_BYTES = 32 << 20

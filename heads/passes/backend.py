@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from heads.cosine_softmax import ChunkedSoftmax
-from heads.row_update import update_rows
+from heads.passes.cosine_softmax import ChunkedSoftmax
+from heads.passes.row_update import update_rows
 
 BACKENDS = ("auto", "torch", "triton")
 
 
 @dataclass(frozen=True)
 class Backend:
-    """softmax: ChunkedSoftmax or what has its face. update_rows: as in heads.row_update."""
+    """softmax: ChunkedSoftmax or what has its face. update_rows: as in heads.passes.row_update."""
 
     name: str
     reason: str
@@ -35,7 +35,7 @@ def choose_backend(
         raise ValueError(f"backend={requested!r}, expected one of {', '.join(BACKENDS)}")
     if requested == "torch":
         return Backend("torch", "asked for", ChunkedSoftmax, update_rows)
-    from heads import kernels, triton_softmax
+    from heads.passes import kernels, triton_softmax
 
     obstacle = kernels.available(device, embedding_dim, compute_dtype)
     if obstacle is None:

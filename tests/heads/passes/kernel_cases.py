@@ -1,7 +1,8 @@
-"""What heads.kernels must compute, against dense float64 references a few lines long.
+"""What heads.passes.kernels must compute, against dense float64 references a few lines long.
 
-tests/heads/test_kernels.py runs this file in a process of its own: under Triton's interpreter on
-the CPU, which has to be chosen before Triton is first imported, and compiled where there is a GPU.
+tests/heads/passes/test_kernels.py runs this file in a process of its own: under Triton's
+interpreter on the CPU, which has to be chosen before Triton is first imported, and compiled where
+there is a GPU.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from heads import AdaFace, ArcFace, CosFace, CurricularFace, GroupClasses, PartialFC, kernels
+from heads import AdaFace, ArcFace, CosFace, CurricularFace, GroupClasses, PartialFC
 from heads.negatives import Negatives
+from heads.passes import kernels
 from tests.graph_safety import GraphSafety
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,4 +1,4 @@
-"""The device code of heads.kernels, which launches it and says what every argument is.
+"""The device code of heads.passes.kernels, which launches it and says what every argument is.
 
 A kernel's arguments are pointers, named as the tensors are, then numbers; None compiles the kernel
 without what it would decide. Upper-case numbers are sizes. Without triton the module still imports.

@@ -1,7 +1,7 @@
-"""One step's passes over a rank's classes by the kernels of heads.kernels, for GPUs.
+"""One step's passes over a rank's classes by the kernels of heads.passes.kernels, for GPUs.
 
-The same face as heads.cosine_softmax and heads.row_update. Nothing is collected or narrowed
-beforehand: the kernels read the sampled rows where they are.
+The same face as heads.passes.cosine_softmax and heads.passes.row_update. Nothing is collected or
+narrowed beforehand: the kernels read the sampled rows where they are.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from heads import kernels
-from heads.cosine_softmax import (
+from heads.negatives import Negatives
+from heads.passes import kernels
+from heads.passes.cosine_softmax import (
     CenterGradient,
     ShardGradients,
     Terms,
@@ -18,9 +19,8 @@ from heads.cosine_softmax import (
     coefficient_gain,
     is_finite,
 )
-from heads.negatives import Negatives
+from heads.passes.workspace import Workspace
 from heads.sampling import NOBODY, Sample
-from heads.workspace import Workspace
 
 
 class TritonSoftmax:
@@ -114,7 +114,7 @@ def update_rows(
     apply: Tensor,
     workspace: Workspace,
 ) -> None:
-    """As heads.row_update.update_rows, with no scratch memory."""
+    """As heads.passes.row_update.update_rows, with no scratch memory."""
     kernels.update_rows(
         centers,
         velocity,

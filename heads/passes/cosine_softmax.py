@@ -7,8 +7,8 @@ The (G, classes) logits never exist. A rank's part of one step is two passes ove
     gradients = softmax.gradients(...)    # once the ranks have exchanged their sums
 
 The second pass needs the products of the first again: as many of them as fit a fixed budget are
-kept, the others are computed anew. heads.kernels does the same on GPUs. Nothing here communicates
-or waits for the device.
+kept, the others are computed anew. heads.passes.kernels does the same on GPUs. Nothing here
+communicates or waits for the device.
 
 G is the global batch, D the embedding size, S the rank's classes in this step, K the sub-centers of
 a class (1 as a rule). The statistics have the centers' dtype. `compute_dtype` is what the matrix
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from heads.negatives import Negatives
+from heads.passes.workspace import Workspace, pieces
 from heads.sampling import EVERYONE, Sample
-from heads.workspace import Workspace, pieces
 
 # One (G, chunk) tensor of a chunk: a handful of them stay in a CPU's caches and a GPU's L2.
 _CHUNK_BYTES = 2 << 20

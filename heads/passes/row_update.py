@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from heads.cosine_softmax import CenterGradient
+from heads.passes.cosine_softmax import CenterGradient
+from heads.passes.workspace import Workspace, pieces
 from heads.sampling import NOBODY, Sample
-from heads.workspace import Workspace, pieces
 
 
 def update_rows(

@@ -1,6 +1,6 @@
-"""Compiles, without a GPU, every kernel that heads.kernels would launch; prints JSON.
+"""Compiles, without a GPU, every kernel that heads.passes.kernels would launch; prints JSON.
 
-    python tests/heads/compile_kernels.py 80:512:float16:3:hooks ...
+    python tests/heads/passes/compile_kernels.py 80:512:float16:3:hooks ...
 
 Each argument is compute capability, dimensions, compute dtype, sub-centers, and `hooks` or `plain`:
 with groups, bent negatives and accumulation, or without. The launches are recorded from the public
@@ -25,10 +25,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from heads import kernels
 from heads.negatives import Negatives
+from heads.passes import kernels
 
 _TYPES = {
     torch.float16: "fp16",

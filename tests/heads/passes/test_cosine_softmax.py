@@ -11,18 +11,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heads import ArcFace, CosFace, CurricularFace, Margin, Softmax, SphereFace, cosine_softmax
-from heads.cosine_softmax import (
+from heads import ArcFace, CosFace, CurricularFace, Margin, Softmax, SphereFace
+from heads.distributed_loss import Loss, combine, target_cosines
+from heads.negatives import Negatives
+from heads.passes import cosine_softmax
+from heads.passes.cosine_softmax import (
     CenterGradient,
     ChunkedSoftmax,
     bound_targets,
     chunk_size,
     coefficient_gain,
 )
-from heads.distributed_loss import Loss, combine, target_cosines
-from heads.negatives import Negatives
+from heads.passes.workspace import Workspace
 from heads.sampling import EVERYONE, NOBODY, Sample
-from heads.workspace import Workspace
 from tests.graph_safety import GraphSafety
 from tests.heads.head_reference import first_step, scalar_head
 

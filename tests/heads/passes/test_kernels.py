@@ -1,4 +1,4 @@
-"""heads.kernels: its numbers under Triton's interpreter, and what its compiled code needs.
+"""heads.passes.kernels: its numbers under Triton's interpreter, and what its compiled code needs.
 
 Each in processes of their own, as an environment variable read at Triton's import decides between
 the two. The cases themselves are in kernel_cases.py.
@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from heads import kernel_code, kernels
+from heads.passes import kernel_code, kernels
 
 _HERE = Path(__file__).parent
-_ROOT = _HERE.parents[1]
+_ROOT = _HERE.parents[2]
 _PRODUCTS = {
     "logsumexp_kernel",
     "coefficients_kernel",
@@ -138,7 +138,7 @@ def test_imports_without_triton() -> None:
     code = """
 import sys, torch
 sys.modules["triton"] = None
-from heads import kernels
+from heads.passes import kernels
 print(kernels.available(torch.device("cuda"), 512, torch.float16))
 """
     assert _run("-c", code).strip() == "triton is not installed"
