@@ -383,7 +383,7 @@ class Unsloped(Margin):
 @every_margin
 def test_a_slope_left_out_is_found_by_autograd(margin):
     cosine, norms = rows()
-    cosine, norms = cosine.abs() - 0.3, norms  # apart from the borders where pieces meet
+    cosine = cosine.abs() - 0.3  # apart from the borders where pieces meet
     context = context_of(margin, len(cosine))
     with torch.no_grad():
         expected = margin(cosine, norms, context)

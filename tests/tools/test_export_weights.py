@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from models import create_model
 from tests.training import tiny
+from tests.training.saved import save
 from tools.export_weights import _read_tensors, export_arcface_torch, export_safetensors, main
 from tools.import_arcface_torch import import_arcface_torch
 from training.assembly import create_step
@@ -55,7 +56,7 @@ def train(config: Config, world) -> tuple[TrainStep, Path]:
         torch.manual_seed(number)
         images = torch.randint(0, 256, (6, 3, tiny.SIZE, tiny.SIZE), dtype=torch.uint8)
         step(images, torch.randint(0, CLASSES, (6,)), lr, lambda phase: None)
-    path = checkpoint.save(
+    path = save(
         Path(config.run.output),
         step=STEPS,
         config=config,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.rec_set import pack_set
 from pipeline.records.manifest import write_manifest
+from tests.training.saved import save
 from tests.training.tiny import SIZE
 from training.assembly import create_step
 from training.config import Config
@@ -72,7 +73,7 @@ def save_run(config: Config, world: World, *, known: bool = True) -> tuple[Path,
     step.head.centers.copy_(everyone[first : first + step.head.shard.num_local])
     step.head.velocity.fill_(0.5)
     output = Path(config.run.output)
-    saved = checkpoint.save(
+    saved = save(
         output,
         step=3,
         config=config,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from heads import CosFace, PartialFC
 from models import create_model
 from tests.graph_safety import GraphSafety
+from tests.training.saved import save
 from training.config import Config, ConfigError, DataConfig, OptimConfig, override
 from training.optim import clip_gradients, create_optimizer, set_learning_rate
 from training.saving import checkpoint
@@ -198,7 +199,7 @@ def checkpointed(config: OptimConfig) -> SimpleNamespace:
 def test_a_loaded_checkpoint_goes_on_bit_for_bit(config, world, tmp_path):
     whole, resumed = checkpointed(config), checkpointed(config)
     train(whole.backbone, whole.optimizer, 3)
-    path = checkpoint.save(tmp_path, step=3, config=ANY, train_step=whole)
+    path = save(tmp_path, step=3, config=ANY, train_step=whole)
     assert checkpoint.load(path, train_step=resumed) == 3
     for run in (whole, resumed):
         train(run.backbone, run.optimizer, 2, start=3)
@@ -213,7 +214,7 @@ def test_what_the_configuration_says_of_groups_wins_over_the_checkpoint(name, wo
     """One group is saved and two are loaded into, with another decay, momentum and betas."""
     saved = checkpointed(OptimConfig(name=name))
     train(saved.backbone, saved.optimizer, 2)
-    path = checkpoint.save(tmp_path, step=2, config=ANY, train_step=saved)
+    path = save(tmp_path, step=2, config=ANY, train_step=saved)
     changed = OptimConfig(
         name=name, weight_decay=0.3, decay_norm_and_bias=False, momentum=0.5, betas=(0.5, 0.6)
     )
@@ -227,7 +228,7 @@ def test_what_the_configuration_says_of_groups_wins_over_the_checkpoint(name, wo
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused(world, tmp_path):
-    path = checkpoint.save(tmp_path, step=0, config=ANY, train_step=checkpointed(CONFIGS["sgd"]))
+    path = save(tmp_path, step=0, config=ANY, train_step=checkpointed(CONFIGS["sgd"]))
     with pytest.raises(checkpoint.CheckpointError, match=r"not fit this run: .*optimizer\.state"):
         checkpoint.load(path, train_step=checkpointed(CONFIGS["adamw"]))
 

@@ -54,7 +54,6 @@ __all__ = [
     "claim",
     "load",
     "newest",
-    "save",
     "unwrapped",
     "write",
 ]
@@ -175,28 +174,6 @@ class Saver:
                 logging.warning(
                     "the scores of %s were not written (%s): the next save tries again", path, error
                 )
-
-
-def save(
-    output: Path,
-    *,
-    step: int,
-    config: Config,
-    train_step: TrainStep,
-    facts: dict[str, Any] | None = None,
-    scores: Scores | None = None,
-) -> Path:
-    """Write one checkpoint and wait for it; call it on every rank. Returns its folder.
-
-    Raises CheckpointError when it cannot be written.
-    """
-    saver = Saver(output, config=config, train_step=train_step, facts=facts or {})
-    path = saver.save(step)
-    saver.add_scores(step, scores or {})
-    saver.close()
-    if saver.fault:
-        raise CheckpointError(saver.fault)
-    return path
 
 
 def write(

@@ -5,7 +5,7 @@ the disk, and removed before all else: so it needs no folder to be renamed, whic
 refuse. Beside the files of torch.distributed.checkpoint it has
 
     config.json      the resolved configuration
-    about.json       step, what identifies the run, versions, number of ranks
+    about.json       step, what identifies the run, versions, number of ranks, the user's own parts
     manifest.json    bytes and BLAKE2b (128 bits) of every other file
 
 and, once its state has been verified, which may take long and may fail,

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from heads import CosFace, PartialFC
 from tests.clock import LIMIT, wait_until
 from tests.ranks import run_ranks
+from tests.training.saved import save
 from training.config import Config, DataConfig, RunConfig
 from training.distributed import World
 from training.saving import checkpoint, files
@@ -150,7 +151,7 @@ def test_what_cannot_be_removed_costs_a_warning_not_the_save(world, tmp_path, mo
         raise PermissionError(errno.EACCES, "Permission denied", "old")
 
     monkeypatch.setattr(files, "retain", refuse)
-    path = checkpoint.save(tmp_path, step=1, config=CONFIG, train_step=train_step())
+    path = save(tmp_path, step=1, config=CONFIG, train_step=train_step())
     assert files.faults(path) == []
     assert "is saved, but older checkpoints were not removed" in caplog.text
     assert "Permission denied" in caplog.text
@@ -159,19 +160,19 @@ def test_what_cannot_be_removed_costs_a_warning_not_the_save(world, tmp_path, mo
 def test_saving_at_once_raises_what_went_wrong(world, tmp_path):
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     with pytest.raises(checkpoint.CheckpointError, match=r"step 1 was not saved: .*File exists"):
-        checkpoint.save(tmp_path, step=1, config=CONFIG, train_step=train_step())
+        save(tmp_path, step=1, config=CONFIG, train_step=train_step())
 
 
 @pytest.mark.parametrize("other", [{"classes": 12}, {"width": 7}])
 def test_other_shapes_are_refused(other, world, tmp_path):
-    path = checkpoint.save(tmp_path, step=1, config=CONFIG, train_step=train_step())
+    path = save(tmp_path, step=1, config=CONFIG, train_step=train_step())
     with pytest.raises(checkpoint.CheckpointError, match=r"does not fit this run: .*ismatch") as e:
         checkpoint.load(path, train_step=train_step(**other))
     assert "FrameSummary" not in str(e.value)
 
 
 def test_other_software_is_warned_of(world, tmp_path, monkeypatch, caplog):
-    path = checkpoint.save(tmp_path, step=1, config=CONFIG, train_step=train_step())
+    path = save(tmp_path, step=1, config=CONFIG, train_step=train_step())
     now = checkpoint.versions() | {"torch": "9.9"}
     monkeypatch.setattr(checkpoint, "versions", lambda: now)
     checkpoint.load(path, train_step=train_step())

@@ -13,6 +13,7 @@ import pytest
 from pipeline import index
 from tests.bad_disk import FAULTS, break_disk
 from tests.training import tiny
+from tests.training.saved import save
 from tests.training.saving.test_checkpoint import CONFIG, same, tensors, train_step
 from training.loop import Trainer
 from training.precision import choose_precision
@@ -44,7 +45,7 @@ def test_checkpoints_are_written_read_replaced_and_removed(faults, world, tmp_pa
     break_disk(monkeypatch, *faults.split())
     step = train_step()
     for number in (1, 2, 3, 3):
-        path = checkpoint.save(tmp_path, step=number, config=CONFIG, train_step=step)
+        path = save(tmp_path, step=number, config=CONFIG, train_step=step)
     assert [p.name[-1] for p in files.checkpoints(tmp_path)] == ["2", "3"]
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {path.name, "step_000000002"}
     assert files.faults(path) == []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.saved import save
 from tests.training.saving.test_checkpoint import CONFIG, train_step
 from tests.training.saving.test_checkpoint_files import damage, fail_to_read
 from training.saving import checkpoint, resume
@@ -24,7 +25,7 @@ def saved(world, tmp_path_factory) -> Path:
     """A run's folder with the checkpoints of steps 5 and 10."""
     output = tmp_path_factory.mktemp("run")
     for number in (5, 10):
-        checkpoint.save(output, step=number, config=CONFIG, train_step=train_step(), facts=FACTS)
+        save(output, step=number, config=CONFIG, train_step=train_step(), facts=FACTS)
     return output
 
 
@@ -79,7 +80,7 @@ def test_a_damaged_one_is_left_until_the_next_save_and_one_that_was_not_read_for
     damage(newest)
     assert choose(run) == choose(run) == "5"
     assert newest.exists()
-    checkpoint.save(run, step=7, config=CONFIG, train_step=train_step(), facts=FACTS)
+    save(run, step=7, config=CONFIG, train_step=train_step(), facts=FACTS)
     assert not newest.parent.exists()
 
 

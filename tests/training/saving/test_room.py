@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.training.saved import save
 from tests.training.saving.test_checkpoint import CONFIG, train_step
 from training.config import Config, EvalConfig
 from training.saving import checkpoint, room
@@ -32,7 +33,7 @@ def with_run(**changes) -> Config:
 
 
 def test_a_checkpoint_is_as_large_as_predicted(step, tmp_path):
-    path = checkpoint.save(tmp_path, step=1, config=CONFIG, train_step=step)
+    path = save(tmp_path, step=1, config=CONFIG, train_step=step)
     written = sum(file.stat().st_size for file in path.iterdir())
     assert room.checkpoint_bytes(step) == pytest.approx(written, rel=0.05)
     assert room.checkpoint_bytes(step) > 10**6
@@ -83,7 +84,7 @@ def test_the_remedy_is_accepted(step, tmp_path, monkeypatch):
 
 def test_what_a_run_has_already_counts_as_its_own(step, tmp_path, monkeypatch):
     for number in (10, 20):
-        checkpoint.save(tmp_path, step=number, config=CONFIG, train_step=step)
+        save(tmp_path, step=number, config=CONFIG, train_step=step)
     found = ask(tmp_path, step, free=10**9, monkeypatch=monkeypatch, done=20)
     assert found.held == pytest.approx(2 * found.each, rel=0.05)
     assert found.missing == found.each, "one is written before another goes"
@@ -113,5 +114,5 @@ def test_the_floor_is_what_retain_leaves(world, tmp_path):
     step = train_step()
     config = with_run(keep=1)
     for number in range(4):
-        checkpoint.save(tmp_path, step=number, config=config, train_step=step)
+        save(tmp_path, step=number, config=config, train_step=step)
     assert len(checkpoint.checkpoints(tmp_path)) == least_kept(1) == 2
