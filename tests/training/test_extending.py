@@ -65,7 +65,7 @@ def test_a_snippet_trains_and_its_checkpoint_names_it(kind, data, world, tmp_pat
     assert read_about(trainer.last_checkpoint)["own"] == {setting: f"{function} of {path}"}
 
     del registry[name]
-    files = export_safetensors(trainer.last_checkpoint, tmp_path / "export")
+    files = export_safetensors(trainer.last_checkpoint, tmp_path / "export", license="mit")
     assert files
     other = override(
         tiny.config(data, tmp_path / "other"), [f"run.init_from={tmp_path / 'run'}", "run.epochs=1"]
