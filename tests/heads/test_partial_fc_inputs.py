@@ -95,7 +95,7 @@ def test_wrong_inputs_are_named(embeddings, labels, message):
         {"group_sampling": 5},
         {"backend": "cuda"},
         {"margin": "arcface"},
-        {"sample_rate": 0.0},
+        {"sample_rate": -0.1},
         {"sample_rate": 1.5},
         {"sample_rate": math.nan},
         {"momentum": 1.0},

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from pipeline import index
+from pipeline import index, sidecar
 from pipeline.record_file import RecordFile
 from pipeline.recordio import RecordError, RecordWriter, pack_image
 from tests.bad_disk import break_disk
@@ -101,7 +101,7 @@ def test_a_set_is_indexed_where_nothing_can_be_mapped_shared_or_synced(tmp_path,
     with RecordWriter(path) as writer:
         for key in range(3):
             writer.write(pack_image(b"image%d" % key, float(key), key))
-    monkeypatch.setattr(index, "_IN_MEMORY", 0)
+    monkeypatch.setattr(sidecar, "_IN_MEMORY", 0)
     break_disk(monkeypatch, "directio", "nofsync")
     for _ in range(2):
         opened = index.open_index(path)

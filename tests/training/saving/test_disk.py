@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 
-from pipeline import index
+from pipeline import sidecar
 from tests.bad_disk import FAULTS, break_disk
 from tests.training import tiny
 from tests.training.saved import save
@@ -60,7 +60,7 @@ def test_checkpoints_are_written_read_replaced_and_removed(faults, world, tmp_pa
 def test_a_whole_run_and_its_resume_need_no_more(data, world, tmp_path, monkeypatch, capsys):
     """With the training set there, too, and an index too long to be held in memory."""
     shutil.copytree(data, tmp_path / "data")
-    monkeypatch.setattr(index, "_IN_MEMORY", 0)
+    monkeypatch.setattr(sidecar, "_IN_MEMORY", 0)
     break_disk(monkeypatch, *FAULTS)
     precision = choose_precision(world.device, "fp32")
     for begins_at in (0, 15):
