@@ -161,7 +161,7 @@ class PartialFC(nn.Module):
         self.register_buffer("margin_factor", centers.new_ones(()), persistent=False)
 
         self._backend_wanted, self._cuda_graph = backend, cuda_graph
-        self._head_sampling = group_sampling
+        self._group_sampling = group_sampling
         self._sample_rate = math.nan
         self._start_over()
         self.sample_rate = sample_rate
@@ -261,12 +261,12 @@ class PartialFC(nn.Module):
     def sample_rate(self, rate: float) -> None:
         check(0 <= rate <= 1, "sample_rate", rate, "in [0, 1]")
         check(
-            self._head_sampling is None or rate == 1, "sample_rate", rate, "1 with group_sampling"
+            self._group_sampling is None or rate == 1, "sample_rate", rate, "1 with group_sampling"
         )
         if rate != self._sample_rate:
             if self._adding or self._update:
                 raise RuntimeError("sample_rate changed while gradients wait: call step() first")
-            self.sampling = self._head_sampling or sampling_at(float(rate))
+            self.sampling = self._group_sampling or sampling_at(float(rate))
             self._sample_rate = rate
             self.forget_graphs()
 
