@@ -19,23 +19,20 @@ from dataclasses import asdict
 
 from torch import nn
 
-from evaluation.verification import NonFiniteEmbeddingsError, PairSetError, Verifier
+from evaluation.verification import NonFiniteEmbeddingsError, Verifier
+from facestream import VERSION
 from pipeline.dali_loader import choose_threads
-from pipeline.recordio import RecordError
 from training.command import command
-from training.config import Config, ConfigError, load_config
+from training.config import Config, load_config
 from training.distributed import World, join_world, leave_world, together
 from training.dry_run import dry_run
-from training.faults.rollback import DivergedError
 from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops, resume_command
 from training.loop import Evaluate, Scores, Trainer
 from training.named_files import check_named_files
-from training.out_of_memory import OutOfMemoryError
 from training.precision import Precision, choose_precision
 from training.reporting.console import protect_console
 from training.reporting.lines import ConsoleHandler
 from training.reporting.run_log import keep_early_warnings
-from training.saving.files import CheckpointError
 
 
 def build_evaluate(config: Config, world: World, precision: Precision) -> Evaluate:
@@ -74,6 +71,7 @@ def main() -> None:
         action="store_true",
         help="check the run, predict its memory, time some steps of it and say what to change",
     )
+    parser.add_argument("--version", action="version", version=f"facestream {VERSION}")
     parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()  # overrides may stand on both sides of an option
     if arguments.local_rank is not None:  # from torch.distributed.launch
@@ -81,7 +79,7 @@ def main() -> None:
     protect_console()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[ConsoleHandler()])
     keep_early_warnings()
-    with Stops() as stops:
+    with Stops() as stops, command("train_dist"):
         try:
             sys.exit(run(arguments, stops))
         except RuntimeError as error:
@@ -92,21 +90,18 @@ def main() -> None:
             sys.exit(NO_ANSWER_EXIT_CODE)
 
 
-def run(arguments: argparse.Namespace, stops: Stops) -> int | str:
-    """What the command does: its exit code, or what is wrong."""
-    try:
-        config = load_config(arguments.config, arguments.overrides)
-        world = join_world(config.run.device)
-        stops.follow(config.run, world)
-        precision = choose_precision(world.device, config.step.precision)
-        evaluate = build_evaluate(config, world, precision)
-        if arguments.dry_run:
-            status = dry_run(config, world, precision)
-            leave_world()
-            return status
-        trainer = Trainer(config, world, precision=precision, evaluate=evaluate, stops=stops)
-    except ValueError as error:  # the user's to mend: the message says how, a trace would hide it
-        return f"train_dist: {type(error).__name__}: {error}"
+def run(arguments: argparse.Namespace, stops: Stops) -> int:
+    """What the command does: its exit code."""
+    config = load_config(arguments.config, arguments.overrides)
+    world = join_world(config.run.device)
+    stops.follow(config.run, world)
+    precision = choose_precision(world.device, config.step.precision)
+    evaluate = build_evaluate(config, world, precision)
+    if arguments.dry_run:
+        status = dry_run(config, world, precision)
+        leave_world()
+        return status
+    trainer = Trainer(config, world, precision=precision, evaluate=evaluate, stops=stops)
     status = os.EX_OK
     try:
         trainer.run()
@@ -118,8 +113,6 @@ def run(arguments: argparse.Namespace, stops: Stops) -> int | str:
                 f"stopped: {stopped}; saved {trainer.last_checkpoint}; not finished, {steps}"
             )
             trainer.reporter.say(f"go on with: {resume_command(sys.argv, os.environ)}")
-    except (RecordError, PairSetError, ConfigError, CheckpointError, DivergedError) as error:
-        return f"train_dist: {type(error).__name__}: {error}"
     if trainer.reporter:
         trainer.reporter.sum_up(trainer.last_checkpoint)
     leave_world()
@@ -127,5 +120,4 @@ def run(arguments: argparse.Namespace, stops: Stops) -> int | str:
 
 
 if __name__ == "__main__":
-    with command("train_dist", (OutOfMemoryError,)):
-        main()
+    main()

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from facestream import VERSION
+
 # By default glibc gives large tensors fresh pages at every step; the other is told to keep them.
 ALLOCATORS = {
     "default": {},
@@ -60,6 +62,7 @@ def about_cpu() -> dict[str, Any]:
         "torch_uses": torch.backends.cpu.get_cpu_capability(),
         **({"held_to": held_to} if held_to else {}),
         "cores": len(os.sched_getaffinity(0)),
+        "facestream": VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.named_path import PathError, check_path, refusal
+from facestream import UserError
+from pipeline.named_path import PathError, check_path, mendable
 
 
-class PairSetError(ValueError):
+class PairSetError(UserError):
     """A .bin file that cannot be read as a verification set: says which, why, and how to mend."""
 
 
@@ -159,7 +160,7 @@ def _load(path: Path) -> object:
     except PairSetError:
         raise
     except OSError as error:
-        raise PairSetError(f"cannot be read: {refusal(error) or error}") from error
+        raise PairSetError(f"cannot be read: {mendable(error) or error}") from error
     except Exception as error:  # garbled bytes make the unpickler fail in any way it can
         raise PairSetError(
             f"not a whole verification set ({path.stat().st_size:,} bytes; "

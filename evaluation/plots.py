@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from facestream import UserError
 from pipeline.named_path import MALFORMED
 
 Curve = dict[int, float]  # step → value
@@ -55,7 +56,7 @@ def plot_curves(metrics: Path, output: Path) -> None:
 def _read(path: Path) -> dict[str, dict[str, Curve]]:
     """The curves by panel and name, their steps ascending."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected the metrics of a run, as JSON lines")
+        raise UserError(f"{path}: no such file; expected the metrics of a run, as JSON lines")
     curves: dict[str, dict[str, Curve]] = {
         panel: {} for panel in ("loss", "verification", "lr", "images_per_s")
     }
@@ -66,13 +67,13 @@ def _read(path: Path) -> dict[str, dict[str, Curve]]:
         try:
             _take(json.loads(text), curves)
         except MALFORMED as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: not a line of metrics ({type(error).__name__}: {error}). "
                 f'Expected an object such as {{"step": 20, "loss": 9.1}}, found {text[:80]!r}. '
                 "Remove the line if a run was killed while writing it"
             ) from error
     if not any(curves.values()):
-        raise ValueError(f"{path}: nothing to draw; the run has not logged a loss yet")
+        raise UserError(f"{path}: nothing to draw; the run has not logged a loss yet")
     return {
         panel: {name: dict(sorted(curve.items())) for name, curve in named.items()}
         for panel, named in curves.items()

@@ -23,6 +23,7 @@ from sklearn.model_selection import KFold
 from torch import Tensor, nn
 
 from evaluation.pair_set import PairSet, PairSetError, UnsafePickleError, read_bin, write_bin
+from facestream import UserError
 from models import normalize
 from pipeline.jpeg import decode_images
 
@@ -46,7 +47,7 @@ FALSE_ACCEPT_LIMIT = 1e-3
 FOLDS = 10
 
 
-class NonFiniteEmbeddingsError(ValueError):
+class NonFiniteEmbeddingsError(UserError):
     """Embeddings that cannot be compared: the network overflowed or has diverged."""
 
 
@@ -196,11 +197,11 @@ class Verifier:
         self._shares: dict[str, PairSet] = {}  # this rank's images, the truth values of all
         for path in map(Path, paths):
             if path.stem in self._shares:
-                raise ValueError(f"{path}: a second set named {path.stem!r}; rename one of them")
+                raise PairSetError(f"{path}: a second set named {path.stem!r}; rename one of them")
             pairs = read_bin(path)
             try:
                 _check_pairs(pairs.same, FOLDS)
-            except ValueError as error:
+            except UserError as error:
                 raise PairSetError(f"{path}: {error}") from error
             size = -(-len(pairs.images) // world_size)
             last = len(pairs.images) - 1
@@ -229,7 +230,7 @@ class Verifier:
                     image_size=self._image_size,
                     threads=self._threads,
                 )
-            except ValueError as error:
+            except UserError as error:
                 first = self._rank * len(share.images)
                 fault = f"{name}.bin, from its image {first} on: {error}"
             self._require_all(fault)
@@ -300,7 +301,7 @@ def _check(embeddings: Tensor, same: np.ndarray, folds: int) -> None:
 
 def _check_pairs(same: np.ndarray, folds: int) -> None:
     if not 2 <= folds <= len(same):
-        raise ValueError(f"found {len(same)} pairs for {folds} folds; expected 2 to P folds")
+        raise UserError(f"found {len(same)} pairs for {folds} folds; expected 2 to P folds")
     if same.all() or not same.any():
         kind = "genuine" if same.all() else "impostor"
-        raise ValueError(f"all {len(same)} pairs are {kind} ones; expected pairs of both kinds")
+        raise UserError(f"all {len(same)} pairs are {kind} ones; expected pairs of both kinds")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from facestream import UserError
 from heads.margins import Margin
 from heads.sampling import GroupClasses, Shard
 
@@ -15,7 +16,7 @@ from heads.sampling import GroupClasses, Shard
 def check(fits: bool, name: str, value: object, expected: str) -> None:
     """Raises ValueError naming the argument unless it `fits`."""
     if not fits:
-        raise ValueError(f"PartialFC: {name}={value!r}, expected {expected}")
+        raise UserError(f"PartialFC: {name}={value!r}, expected {expected}")
 
 
 def check_head(

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from facestream import UserError
 from heads import counter
 
 # What a column group says instead of a group's number, which is never negative.
@@ -299,4 +300,4 @@ def _is_number(value: object) -> bool:
 
 def _check(fits: bool, name: str, value: object, expected: str) -> None:
     if not fits:
-        raise ValueError(f"{name}={value!r}, expected {expected}")
+        raise UserError(f"{name}={value!r}, expected {expected}")

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from facestream import UserError
 from models.fold import fold_batch_norm
 from models.iresnet import BLOCKS, IResNet
 from models.normalize import normalize
@@ -45,7 +46,7 @@ def create_model(
         ValueError: unknown name, or a value outside the ranges above.
     """
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+        raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
     model = MODELS[name](
         num_features=num_features, dropout=dropout, width=width, image_size=image_size
     )

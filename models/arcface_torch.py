@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from facestream import UserError
 from models import MODELS, create_model
 from models.iresnet import BLOCKS
 
@@ -67,7 +68,7 @@ def split_prefix(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     """
     prefix = next((k.removesuffix(LANDMARK) for k in state if k.endswith(LANDMARK)), None)
     if prefix is None:
-        raise ValueError(f"found {_other_network(state)}; expected one of {', '.join(MODELS)}")
+        raise UserError(f"found {_other_network(state)}; expected one of {', '.join(MODELS)}")
     return prefix, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
@@ -76,7 +77,7 @@ def require_finite(state: Mapping[str, Tensor]) -> None:
     wrong = [name for name, tensor in state.items() if not tensor.float().isfinite().all()]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(
+        raise UserError(
             f"found NaN or infinity in {', '.join(wrong[:3])}{more}: expected finite values, "
             "this training had diverged. Take weights that were saved before"
         )
@@ -109,7 +110,7 @@ def _is_magface(beside: Mapping[str, Tensor], *, prefix: str, num_features: int)
     """By the head: MagLinear's weights are (D, C), or its parallel_fc's."""
     heads = {key: t for key, t in beside.items() if key.endswith("fc.weight") and t.ndim == 2}
     if not heads:
-        raise ValueError(
+        raise UserError(
             f"found an IResNet under the prefix {prefix}, as MagFace saves it, but not its head, "
             "fc.weight: expected that beside it, or names without the prefix. MagFace takes BGR in "
             "[0, 1], others take RGB in [-1, 1], and nothing here says which. Take MagFace's own "
@@ -127,16 +128,16 @@ def _measure(state: Mapping[str, Tensor]) -> Architecture:
             depths[stage] = max(depths[stage], int(block[2]) + 1)
     name = next((name for name, blocks in BLOCKS.items() if blocks == tuple(depths)), None)
     if name is None:
-        raise ValueError(
+        raise UserError(
             f"found an IResNet with {depths} blocks in its stages; expected one of "
             + ", ".join(f"{name} {list(blocks)}" for name, blocks in BLOCKS.items())
         )
     missing = [key for key in ("conv1.weight", "fc.weight") if key not in state]
     if missing:
-        raise ValueError(f"found an {name} without {missing[0]}: expected a whole state dict")
+        raise UserError(f"found an {name} without {missing[0]}: expected a whole state dict")
     conv, fc = state["conv1.weight"].shape, state["fc.weight"].shape
     if len(conv) != 4 or len(fc) != 2 or 0 in (*conv, *fc):
-        raise ValueError(
+        raise UserError(
             f"found an {name} whose conv1.weight is {tuple(conv)} and fc.weight {tuple(fc)}: "
             "expected (stem, 3, 3, 3) and (num_features, inputs)"
         )
@@ -165,7 +166,7 @@ def _fit(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, T
     ]
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(
+        raise UserError(
             f"found something like {architecture.name} of width {architecture.width:g} for "
             f"{architecture.image_size} pixels, but {', '.join(sorted(wrong)[:3])}{more}: expected "
             "the state dict of one IResNet"

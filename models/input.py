@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facestream import UserError
+
 _COLORS = ("rgb", "bgr")
 _LAYOUTS = ("nchw", "nhwc")
 
 
-class InputError(ValueError):
+class InputError(UserError):
     """A description of an input that makes no sense: what was found, and what is allowed."""
 
 

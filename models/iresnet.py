@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from facestream import UserError
 from models.prelu import PReLU
 
 # Blocks in each of the four stages.
@@ -133,14 +134,14 @@ def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
 
 def _check(*, num_features: int, dropout: float, width: float, image_size: int) -> None:
     if num_features < 1:
-        raise ValueError(f"num_features is {num_features}: it must be at least 1")
+        raise UserError(f"num_features is {num_features}: it must be at least 1")
     if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout is {dropout}: it must be in [0, 1)")
+        raise UserError(f"dropout is {dropout}: it must be in [0, 1)")
     # With 8 channels torch 2.13's 1x1 convolutions of stride 2 write past their memory on CPUs.
     if width <= 0 or (64 * width) % 16 != 0:
-        raise ValueError(
+        raise UserError(
             f"width is {width}, which makes {64 * width:g} channels of the first 64: choose a "
             "positive multiple of 0.25, so that every channel count is a multiple of 16"
         )
     if image_size < 16 or image_size % 16 != 0:
-        raise ValueError(f"image_size is {image_size}: it must be a positive multiple of 16")
+        raise UserError(f"image_size is {image_size}: it must be a positive multiple of 16")

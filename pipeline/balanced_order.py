@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from facestream import UserError
 from pipeline import counter
 from pipeline.order import permute
 
@@ -25,7 +26,7 @@ class BalancedOrder:
 
     def __init__(self, labels: np.ndarray, *, seed: int, global_batch: int, images: int) -> None:
         if images < 1 or global_batch % images:
-            raise ValueError(
+            raise UserError(
                 f"data.images_per_identity={images} does not divide "
                 f"data.global_batch={global_batch}: every identity of a batch has the same number"
             )

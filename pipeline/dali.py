@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
+from facestream import UserError
+
 _NAMES = ("Pipeline", "fn", "math", "pipeline_def", "types")
 
 
-class DaliMissingError(ValueError):
+class DaliMissingError(UserError):
     """DALI is needed, and cannot be imported."""
 
 

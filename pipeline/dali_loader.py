@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from facestream import UserError
 from pipeline import dali
 from pipeline.ahead import cores, map_ahead
 from pipeline.augment import Augmentation, Draw
@@ -101,7 +102,7 @@ class Loader:
         max_bad_fraction: float = 0.001,
     ) -> None:
         if device.type == "cpu" and decode != "cpu":
-            raise ValueError(f"data.decode={decode}: there is no GPU here, expected cpu or auto")
+            raise UserError(f"data.decode={decode}: there is no GPU here, expected cpu or auto")
         if isinstance(records, RecordIndex):
             records = Collection.of(records)
         epoch_records = epoch_records or len(records)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from facestream import UserError
 from pipeline.collection import Collection
 from pipeline.index import RecordIndex
 from pipeline.named_path import MALFORMED
@@ -28,7 +29,7 @@ _PREAMBLE = 4096
 _REMEDY = "Run `python tools/cache_teacher.py CONFIG`, or set distill.cached=false"
 
 
-class EmbeddingCacheError(ValueError):
+class EmbeddingCacheError(UserError):
     """Cached embeddings that are not there, or not of this file and this teacher."""
 
 

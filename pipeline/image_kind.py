@@ -7,6 +7,8 @@ import io
 import simplejpeg
 from PIL import Image
 
+from facestream import UserError
+
 _STARTS = {
     b"\xff\xd8": "jpeg",
     b"\x89PNG": "png",
@@ -79,5 +81,5 @@ def to_baseline(image: bytes | memoryview) -> bytes:
         with Image.open(io.BytesIO(image)) as opened:
             opened.convert("RGB").save(stored, "JPEG", quality=95, subsampling=0)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the image does not decode: {error}") from error
+        raise UserError(f"the image does not decode: {error}") from error
     return stored.getvalue()

@@ -15,6 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from facestream import UserError
 from pipeline.ahead import map_ahead
 from pipeline.recordio import RecordError
 
@@ -73,7 +74,7 @@ def decode_images(
             yield images
     if faults:
         listed = "; ".join(f"image {i} {fault}" for i, fault in list(faults.items())[:5])
-        raise ValueError(f"{len(faults)} of {len(encoded)} images: {listed}")
+        raise UserError(f"{len(faults)} of {len(encoded)} images: {listed}")
 
 
 def _decode(encoded: bytes, out: np.ndarray, channels: str) -> str | None:

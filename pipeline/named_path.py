@@ -11,6 +11,8 @@ import os
 import stat
 from pathlib import Path
 
+from facestream import UserError
+
 _ABOUT_DISKS = {
     errno.ENOSPC: ("finds no room on the disk", "Make room there"),
     errno.EDQUOT: ("finds this user's share of the disk full", "Make room there, or ask for more"),
@@ -39,7 +41,7 @@ MALFORMED = (
 )
 
 
-class PathError(ValueError):
+class PathError(UserError):
     """A file or folder that cannot be used: says which, why, what was expected, how to mend it."""
 
 
@@ -72,11 +74,15 @@ def check_path(
         raise PathError(f"{called} is a file: expected {expected}")
 
 
-def refusal(error: OSError) -> str | None:
-    """The line for an OSError about a file or a disk: which, why, how to mend it.
+def mendable(error: BaseException) -> str | None:
+    """The line for what a user can mend: a UserError, or an OSError about a file or a disk.
 
     None for any other: nothing that a user has named is at fault.
     """
+    if isinstance(error, UserError):
+        return str(error)
+    if not isinstance(error, OSError):
+        return None
     if error.filename is None and error.errno not in _ABOUT_DISKS:
         return None
     reason, remedy = _reason_and_remedy(error)

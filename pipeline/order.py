@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from facestream import UserError
 from pipeline import counter
 
 
@@ -61,7 +62,7 @@ def permute(position: np.ndarray, *, num_records: int, seed: int, epoch: int) ->
 def steps_per_epoch(num_records: int, global_batch: int) -> int:
     """Whole global batches in an epoch; ValueError when there is not even one."""
     if global_batch > num_records:
-        raise ValueError(
+        raise UserError(
             f"a global batch of {global_batch} does not fit {num_records} records: "
             "lower data.global_batch"
         )

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from facestream import UserError
 from pipeline.ahead import map_ahead
 
 MAGIC = 0xCED7230A
@@ -40,7 +41,7 @@ _BLOCK = 8 << 20  # bytes compared at once: smaller ones make threads wait for o
 _HEADER_WORDS = np.array([1, 2, 3, 4, 5, 8])
 
 
-class RecordError(ValueError):
+class RecordError(UserError):
     """A .rec file that cannot be read as RecordIO: says which file, where and how to mend it."""
 
 

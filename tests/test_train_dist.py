@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import train_dist
+from facestream import VERSION
 from tools.make_synthetic import make_synthetic
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +80,7 @@ def test_what_cannot_fit_is_refused_in_one_line_that_says_what_takes_the_memory(
         *("train_dist.py", "configs/demo.py", f"data.train={faces}", "eval.sets=[]"),
         *(f"run.output={tmp_path / 'run'}", "run.device=cpu", "head.num_classes=1000000000"),
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert re.search(r"does not fit: [\d,]+ MB a rank: libraries .* centers 512,000,", line)
     assert "available" in line
@@ -174,6 +175,13 @@ def test_mistakes_end_in_one_line_that_says_how_to_mend_them(tmp_path, arguments
         *arguments[1:],
         f"run.output={tmp_path / 'run'}",
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_dist.py", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        train_dist.main()
+    assert capsys.readouterr().out == f"facestream {VERSION}\n"

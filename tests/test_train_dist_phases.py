@@ -288,7 +288,7 @@ def test_at_the_end_a_second_press_quits_and_the_run_is_finished(command):
 
 def test_a_time_limit_shorter_than_the_start_ends_what_starts_the_run_until_it_is_finished(command):
     ended = command("start that takes too long")
-    assert ended.exit_codes == [1], ended.told
+    assert ended.exit_codes == [2], ended.told
     assert "before a step was done: nothing was to be saved" in ended.told
-    assert (ended.state["status"], ended.state["exit_code"]) == ("stopped", 1)
+    assert (ended.state["status"], ended.state["exit_code"]) == ("stopped", 2)
     assert not ended.state["finished"]

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from facestream import UserError
 from pipeline.ahead import map_ahead
 from pipeline.embedding_cache import EmbeddingCacheError, open_embeddings, write_embeddings
 from pipeline.index import RecordIndex
@@ -37,9 +38,9 @@ _COLUMNS = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemaini
 
 
 def cache_teacher(config: Config, world: World, *, batch: int) -> list[Path]:
-    """Write what is missing; returns the caches written. Raises ValueError for what cannot be."""
+    """Write what is missing; returns the caches written. Raises UserError for what cannot be."""
     if not config.distill.teacher:
-        raise ValueError("distill.teacher='': expected a teacher whose embeddings to write")
+        raise UserError("distill.teacher='': expected a teacher whose embeddings to write")
     data = open_training_data(config, world)
     precision = choose_precision(world.device, config.step.precision)
     teacher = load_teacher(config, device=world.device, precision=precision)

@@ -54,7 +54,7 @@ def grow_head(checkpoint: Path, rec: Path, output: Path, *, init: str, world: Wo
         init: "mean" starts a class at the mean embedding of up to 32 of its images, as long as the
             old centers are on average; "random" where a new head would start it.
 
-    Raises ValueError, a subclass of it, for files that cannot be read or do not fit together.
+    Raises UserError, a subclass of it, for files that cannot be read or do not fit together.
     """
     if output.exists():
         raise WeightsError(f"{output} exists: name another folder, or remove it first")

@@ -26,7 +26,6 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.named_path import PathError
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordError
 from pipeline.records.manifest import write_manifest
@@ -218,7 +217,7 @@ def main() -> None:
     parser.add_argument("--by", choices=BY, help="what --keep or --drop lists (default identity)")
     arguments = vars(parser.parse_args())
     source, output = arguments.pop("source"), arguments.pop("output")
-    with command("pack_rec", (RecordError, PathError)):
+    with command("pack_rec"):
         pack(source, output, Options(**arguments))
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from facestream import UserError
 from pipeline.order import Order
 from training.assembly import create_loader
 from training.command import command, whole_number
@@ -42,7 +43,7 @@ def preview(config: Config, *, images: int, epochs: int) -> np.ndarray:
     tile = config.data.image_size + 2 * _BORDER
     height, width = images * tile, (1 + epochs) * tile
     if max(height, width) > _LARGEST_SIDE:
-        raise ValueError(
+        raise UserError(
             f"--images {images} --epochs {epochs} make {width} × {height} pixels: expected at most "
             f"{_LARGEST_SIDE} a side, fewer of them"
         )
@@ -51,9 +52,7 @@ def preview(config: Config, *, images: int, epochs: int) -> np.ndarray:
         data = open_training_data(config, world)
         batch = max(images, 2)  # none is smaller
         if batch > data.epoch_records:
-            raise ValueError(
-                f"--images {images}: expected at most {data.epoch_records}, an epoch's"
-            )
+            raise UserError(f"--images {images}: expected at most {data.epoch_records}, an epoch's")
         shown = data._replace(order=_AlwaysFirst(data.order), epoch_records=batch)
         originals = _epochs(config, world, shown, augment=())
         augmented = _epochs(config, world, shown, augment=config.data.augment)
@@ -101,7 +100,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     with command("preview"):
         if arguments.output.suffix.lower() not in _PICTURES:
-            raise ValueError(f"-o {arguments.output}: expected {' or '.join(_PICTURES)} at its end")
+            raise UserError(f"-o {arguments.output}: expected {' or '.join(_PICTURES)} at its end")
         config = load_config(arguments.config, arguments.overrides)
         grid = preview(config, images=arguments.images, epochs=arguments.epochs)
         Image.fromarray(np.ascontiguousarray(grid)).save(arguments.output)

@@ -21,11 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from facestream import USER_ERROR_EXIT_CODE
 from pipeline.classify import Scan, scan_rec
 from pipeline.index import RecordIndex, idx_lists, open_index, write_idx
-from pipeline.named_path import PathError
 from pipeline.rec_names import read_names
-from pipeline.recordio import RecordError
 from pipeline.repair import repair
 from pipeline.sidecar import output_folder, write_sidecar
 from training.command import command, whole_number
@@ -193,7 +192,7 @@ def main() -> None:
         help="list images alone, for DALI's own reader, even where the .idx there lists all",
     )
     parser.add_argument(
-        "--verify", action="store_true", help="decode every image; exit code 1 if any fails"
+        "--verify", action="store_true", help="decode every image; exit code 2 if any fails"
     )
     parser.add_argument(
         "--repair", type=Path, metavar="DIR", help="write what is intact as a new set into DIR"
@@ -208,7 +207,7 @@ def main() -> None:
     if arguments.size and not arguments.verify:
         parser.error("--size goes with --verify, which looks at the images")
     undecodable: list[int] = []
-    with command("rec2idx", (RecordError, PathError)):
+    with command("rec2idx"):
         rec = arguments.rec / "train.rec" if arguments.rec.is_dir() else arguments.rec
         found = rec2idx(
             rec,
@@ -221,7 +220,7 @@ def main() -> None:
             undecodable = verify(index, size=arguments.size)
         if arguments.repair:
             write_repaired(index, arguments.repair, without=undecodable)
-    sys.exit(1 if undecodable and not arguments.repair else 0)
+    sys.exit(USER_ERROR_EXIT_CODE if undecodable and not arguments.repair else 0)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.ahead import cores, map_ahead
 from pipeline.image_kind import EXTENSIONS, image_kind
 from pipeline.index import open_index
-from pipeline.named_path import PathError
 from pipeline.rec_names import read_names
 from pipeline.recordio import RecordError
 from tools.sources.folder_names import folder_name, on_disk
@@ -71,7 +70,7 @@ def main() -> None:
     parser.add_argument("rec", type=Path, help="a .rec file, or the folder of its train.rec")
     parser.add_argument("output", type=Path, help="a new or empty folder")
     arguments = parser.parse_args()
-    with command("unpack_rec", (RecordError, PathError)):
+    with command("unpack_rec"):
         identities, images = unpack(arguments.rec, arguments.output)
     print(f"unpacked {images} images of {identities} identities into {arguments.output}")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from facestream import UserError
 from training.setting_value import as_given
 
 # What arcface_torch's configs/base.py says where neither the file nor a base.py beside it does.
@@ -47,7 +48,7 @@ _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
 }
 
 
-class ArcFaceConfigError(ValueError):
+class ArcFaceConfigError(UserError):
     """A configuration of arcface_torch that cannot be had here: says which setting, and why."""
 
 

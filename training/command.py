@@ -1,4 +1,4 @@
-"""How a tool ends where it cannot do what it was asked for: in a line, with exit code 1."""
+"""How a command ends where it cannot do what it was asked for: in a line on how to mend it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from facestream import USER_ERROR_EXIT_CODE
 from pipeline.cache_folder import provide_caches
-from pipeline.named_path import refusal
+from pipeline.named_path import mendable
 from training.setting_range import Range
 
 
@@ -29,19 +30,18 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 @contextmanager
-def command(tool: str, mendable: tuple[type[ValueError], ...] = (ValueError,)) -> Iterator[None]:
-    """Around the work of a tool: what its user can mend ends it in a line that says how.
+def command(name: str) -> Iterator[None]:
+    """Around the work of a command: what its user can mend ends it in a line on stderr.
 
-    That is an OSError about a file or a disk, and what the rooms raise for it, `mendable`. What is
-    left is a mistake of ours and shows its trace.
+    That is a UserError, or an OSError about a file or a disk; the exit code is
+    USER_ERROR_EXIT_CODE. What is left is a mistake of ours and shows its trace.
     """
     provide_caches()
     try:
         yield
-    except mendable as error:
-        sys.exit(f"{tool}: {error}")
-    except OSError as error:
-        line = refusal(error)
+    except Exception as error:
+        line = mendable(error)
         if line is None:
             raise
-        sys.exit(f"{tool}: {line}")
+        print(f"{name}: {line}", file=sys.stderr)
+        sys.exit(USER_ERROR_EXIT_CODE)

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from facestream import UserError
 from heads import create_margin
 from models import MODELS
 from models.input import Input, InputError
@@ -58,7 +59,7 @@ RENAMED = {
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be run: names the key, what was found and what is allowed."""
 
 
@@ -355,7 +356,7 @@ class Config:
         )
         try:
             create_margin(self.head.loss, **self.head.loss_args)
-        except ValueError as error:
+        except UserError as error:
             raise ConfigError(f"head.loss, head.loss_args: {error}") from error
         try:
             self.teacher_input  # noqa: B018

@@ -44,7 +44,7 @@ class TrainingData(NamedTuple):
 def open_training_data(config: Config, world: World) -> TrainingData:
     """Open every file on every rank, and agree on what is trained on.
 
-    Raises ValueError, a subclass of it, for whatever cannot be trained on.
+    Raises UserError, a subclass of it, for whatever cannot be trained on.
     """
     data = config.data
     together(lambda: check_named_files(config, "data.train", "data.identity_map", "data.leave_out"))

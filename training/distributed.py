@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from facestream import UserError
 from training.faults.store import serve_store
 from training.launch import read_place
 
@@ -38,7 +39,7 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
 
     Ranks meet where torchrun's environment says, unless `init_method` names another place.
 
-    Raises ValueError when a GPU is asked for and there is none for this rank, and LaunchError, a
+    Raises UserError when a GPU is asked for and there is none for this rank, and LaunchError, a
     subclass of it, where the environment does not say this rank's place.
     """
     available = torch.cuda.device_count()
@@ -47,7 +48,7 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
     )
     local_rank = place.local_rank
     if device != "cpu" and local_rank >= available and (available or device == "cuda"):
-        raise ValueError(
+        raise UserError(
             f"run.device={device}, but local rank {local_rank} finds {available} GPUs: start at "
             "most that many processes a machine, or set run.device=cpu"
         )
@@ -111,7 +112,7 @@ def together(work: Callable[[], T]) -> T:
 
 
 def require_agreement(facts: dict[str, Any]) -> None:
-    """Raise ValueError, on every rank, naming the facts that differ and who has which value."""
+    """Raise UserError, on every rank, naming the facts that differ and who has which value."""
     everyone = of_all_ranks(facts)
     differences = []
     for name in facts:
@@ -122,7 +123,7 @@ def require_agreement(facts: dict[str, Any]) -> None:
             told = ", ".join(f"{_ranks(ranks)} {value}" for value, ranks in having.items())
             differences.append(f"{name} ({told})")
     if differences:
-        raise ValueError(
+        raise UserError(
             f"the ranks disagree on {'; '.join(differences)}. Start every rank from the same "
             "software, files and configuration"
         )

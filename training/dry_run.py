@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
+from facestream import USER_ERROR_EXIT_CODE
 from pipeline.dali_loader import Batch
 from training.config import Config, check_batch
 from training.data import count_classes, open_training_data
@@ -57,9 +58,9 @@ def dry_run(config: Config, world: World, precision: Precision) -> int:
     The main rank prints tables and a verdict. What the run would write goes to a temporary folder,
     so run.output is neither claimed nor resumed from, and nothing is verified.
 
-    Returns 0, or 1 where the run is predicted not to fit: then no step is taken.
+    Returns 0, or USER_ERROR_EXIT_CODE where it is predicted not to fit: then no step is taken.
 
-    Raises ValueError for whatever a run would refuse, and where memory runs out all the same.
+    Raises UserError for whatever a run would refuse, and where memory runs out all the same.
     """
     console = Console(quiet=not world.is_main, highlight=False, soft_wrap=True)
     check_batch(config, world.world_size)
@@ -70,7 +71,7 @@ def dry_run(config: Config, world: World, precision: Precision) -> int:
     console.print(_memory_table(prediction, available))
     if max(of_all_ranks(prediction.total)) > available:
         console.print(does_not_fit(config, prediction, available=available))
-        return 1
+        return USER_ERROR_EXIT_CODE
     with memory_explained(config, world, prediction):
         readings = _rehearse(config, world, precision, num_classes=num_classes, console=console)
     console.print(_speed_table(readings))

@@ -17,7 +17,7 @@ def agree(
 ) -> dict[str, Any]:
     """Make sure that all ranks mean the same run; returns what identifies it.
 
-    Raises ValueError, on every rank, naming what is not the same on all.
+    Raises UserError, on every rank, naming what is not the same on all.
     """
     model, files = config.as_dict()["model"], _files(config)
     facts = {

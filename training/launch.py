@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from facestream import UserError
+
 TORCHRUN = (
     "torchrun --standalone --nproc_per_node=RANKS train_dist.py CONFIG on one machine; on several, "
     "on each of them, torchrun --nnodes=MACHINES --nproc_per_node=RANKS --rdzv_backend=c10d "
@@ -19,7 +21,7 @@ _OTHERS = (
 )
 
 
-class LaunchError(ValueError):
+class LaunchError(UserError):
     """A process that was not told its place among all, or was told nonsense."""
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from facestream import USER_ERROR_EXIT_CODE
 from models import fold_batch_norm
 from pipeline import counter
 from pipeline.dali_loader import Batch
+from pipeline.named_path import mendable
 from training.assembly import create_loader, create_step
 from training.config import Config, check_batch
 from training.data import TrainingData, count_classes, open_training_data, shuffle_report
@@ -58,7 +60,7 @@ class Trainer:
         rehearses: the run that a dry run is for, whose `config` differs; it is introduced instead.
 
     Raises:
-        ValueError: a subclass of it for whatever cannot be run: configuration, files, checkpoint.
+        UserError: a subclass of it for whatever cannot be run: configuration, files, checkpoint.
     """
 
     def __init__(
@@ -187,7 +189,7 @@ class Trainer:
             if self._state:
                 if isinstance(error, resume.NoneWholeError):
                     self._state.begin(0, None)  # a run that was finished no longer is
-                self._state.end("failed", why=f"{type(error).__name__}: {error}", exit_code=1)
+                self._state.end("failed", why=_describe(error), exit_code=_exit_code(error))
             raise
 
     def _part(self, status: str, *, why: str, exit_code: int) -> None:
@@ -288,10 +290,11 @@ class Trainer:
             raise
         except Exception as error:
             loss = self._stops.explain(error)
-            why = loss or f"{type(error).__name__}: {error}"
+            why = loss or _describe(error)
             if self.reporter:
                 self.reporter.note(why)
-            self._note_end("failed", why=why, exit_code=NO_ANSWER_EXIT_CODE if loss else 1)
+            code = NO_ANSWER_EXIT_CODE if loss else _exit_code(error)
+            self._note_end("failed", why=why, exit_code=code)
             raise
         finally:
             self.close()
@@ -565,3 +568,12 @@ class Trainer:
         with self._watchdog.paused("waiting for a checkpoint"):
             if path := self._saver.wait():
                 self.last_checkpoint, self._saved_at = path, int(path.name[-9:])
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _exit_code(error: Exception) -> int:
+    """What the command will return for an error that ends the run."""
+    return USER_ERROR_EXIT_CODE if mendable(error) else 1

@@ -83,7 +83,7 @@ def predict(config: Config, world: World, precision: Precision, *, num_classes: 
     world: its ranks share the centers, those of a machine its cores.
 
     Compiling the backbone (model.compile) and the head's Triton kernels make it less. Raises
-    ValueError for a model or an augmentation that cannot be built.
+    UserError for a model or an augmentation that cannot be built.
     """
     micro_batches = config.step.micro_batches
     batch = config.data.global_batch // world.world_size

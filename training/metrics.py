@@ -42,6 +42,7 @@ from rich.progress import (
 )
 
 from evaluation.plots import plot_curves
+from facestream import UserError
 from pipeline.named_path import MALFORMED
 from training.reporting.board import Board
 from training.reporting.lines import open_console, show
@@ -253,7 +254,7 @@ class Reporter:
         drawn = False
         try:
             drawn = self._curves.attempt(lambda: plot_curves(self.metrics_path, self.curves_path))
-        except ValueError as error:
+        except UserError as error:
             self.say(f"no curves: {error}")
         history: dict[str, list[float]] = {}
         for line in self._read():

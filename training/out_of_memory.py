@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
+from facestream import UserError
 from training.config import Config
 from training.distributed import World, of_all_ranks
 from training.memory import Prediction, available_memory
@@ -38,7 +39,7 @@ _WAYS = {
 }
 
 
-class OutOfMemoryError(ValueError):
+class OutOfMemoryError(UserError):
     """A run that does not fit: what was predicted by part, what there is, what to change."""
 
 

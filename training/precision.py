@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from facestream import UserError
+
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,10 +39,10 @@ class Precision:
 def choose_precision(device: torch.device, requested: str = "auto") -> Precision:
     """Decide for a device; `requested` is auto, fp32, bf16 or fp16.
 
-    Raises ValueError for fp16 on a CPU, where it is emulated and slower than fp32.
+    Raises UserError for fp16 on a CPU, where it is emulated and slower than fp32.
     """
     if requested == "fp16" and device.type == "cpu":
-        raise ValueError("step.precision=fp16 is for GPUs: use bf16 or fp32 on the CPU, or auto")
+        raise UserError("step.precision=fp16 is for GPUs: use bf16 or fp32 on the CPU, or auto")
     on_cpu = device.type == "cpu"
     major, minor = (0, 0) if on_cpu else torch.cuda.get_device_capability(device)
     if requested != "auto":

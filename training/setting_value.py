@@ -11,11 +11,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from facestream import UserError
+
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?")
 
 
-class SettingValueError(ValueError):
+class SettingValueError(UserError):
     """A text that is no value of its setting; the message says what is expected."""
 
 

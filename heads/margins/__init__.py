@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import fields
 
+from facestream import UserError
 from heads.margins.base import GRADIENTS, Margin, StepContext, Target
 from heads.margins.curricular import CurricularFace
 from heads.margins.elastic import ElasticArcFace, ElasticCosFace
@@ -51,14 +52,14 @@ def create_margin(name: str, /, **params: object) -> Margin:
     Raises ValueError for an unknown name, an unknown parameter or a value outside its range.
     """
     if name not in MARGINS:
-        raise ValueError(
+        raise UserError(
             f"unknown margin {name!r}, expected one of {', '.join(MARGINS)}, or one that "
             "register_margin() made known: see docs/extending.md"
         )
     allowed = [field.name for field in fields(MARGINS[name])]
     unknown = [param for param in params if param not in allowed]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"margin {name!r} has no parameter {', '.join(unknown)}; it has {', '.join(allowed)}"
         )
     return MARGINS[name](**params)
@@ -77,13 +78,11 @@ def register_margin(name: str, margin: type[Margin]) -> None:
     if not (
         is_margin and not inspect.isabstract(margin) and "__dataclass_params__" in vars(margin)
     ):
-        raise ValueError(
+        raise UserError(
             f"margin {name!r}: found {margin!r}, expected a class derived from heads.Margin that "
             "has its own bend() and stands under @dataclass(frozen=True, kw_only=True)"
         )
     known = MARGINS.get(name)
     if known and (known.__module__, known.__qualname__) != (margin.__module__, margin.__qualname__):
-        raise ValueError(
-            f"there is a margin {name!r} already, {known.__qualname__}: choose another"
-        )
+        raise UserError(f"there is a margin {name!r} already, {known.__qualname__}: choose another")
     MARGINS[name] = margin

@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from facestream import UserError
 from heads.negatives import Negatives
 
 GRADIENTS = ("exact", "straight_through")
@@ -91,7 +92,7 @@ class Margin(ABC):
     def __post_init__(self) -> None:
         check(self, "scale", lambda scale: scale > 0, "(0, inf)")
         if self.gradient not in GRADIENTS:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: gradient={self.gradient!r}, expected one of {GRADIENTS}"
             )
         if self.filter_above is not None:
@@ -145,7 +146,7 @@ def check(margin: Margin, name: str, fits: Callable[[float], bool], stated: str)
     value = getattr(margin, name)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (is_number and math.isfinite(value) and fits(value)):
-        raise ValueError(
+        raise UserError(
             f"{type(margin).__name__}: {name}={value!r}, expected a finite number in {stated}"
         )
 
@@ -159,4 +160,4 @@ def check_flag(margin: Margin, name: str) -> None:
     """Raises ValueError unless the parameter is True or False."""
     value = getattr(margin, name)
     if not isinstance(value, bool):
-        raise ValueError(f"{type(margin).__name__}: {name}={value!r}, expected True or False")
+        raise UserError(f"{type(margin).__name__}: {name}={value!r}, expected True or False")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from facestream import UserError
 from heads.passes.cosine_softmax import ChunkedSoftmax
 from heads.passes.row_update import update_rows
 
@@ -32,7 +33,7 @@ def choose_backend(
     Raises ValueError for an unknown name, and for Triton where it cannot run, with the reason.
     """
     if requested not in BACKENDS:
-        raise ValueError(f"backend={requested!r}, expected one of {', '.join(BACKENDS)}")
+        raise UserError(f"backend={requested!r}, expected one of {', '.join(BACKENDS)}")
     if requested == "torch":
         return Backend("torch", "asked for", ChunkedSoftmax, update_rows)
     from heads.passes import kernels, triton_softmax
@@ -43,5 +44,5 @@ def choose_backend(
             "triton", "it can run here", triton_softmax.TritonSoftmax, triton_softmax.update_rows
         )
     if requested == "triton":
-        raise ValueError(f"backend='triton' cannot run here: {obstacle}; take 'auto' or 'torch'")
+        raise UserError(f"backend='triton' cannot run here: {obstacle}; take 'auto' or 'torch'")
     return Backend("torch", obstacle, ChunkedSoftmax, update_rows)

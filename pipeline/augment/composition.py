@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from facestream import UserError
 from pipeline import dali
 from pipeline.augment.color import JITTER, LIGHT
 from pipeline.augment.erase import ERASE
@@ -112,26 +113,26 @@ def register_recipe(name: str, recipe: Recipe) -> None:
     take.
     """
     if not (isinstance(recipe, Recipe) and all(map(inspect.isfunction, recipe))):
-        raise ValueError(
+        raise UserError(
             f"recipe {name!r}: found {recipe!r}, expected Recipe(draw, apply) of two functions"
         )
     known = RECIPES.get(name)
     if known and _origin(known) != _origin(recipe):
-        raise ValueError(f"there is a recipe {name!r} already: choose another name")
+        raise UserError(f"there is a recipe {name!r} already: choose another name")
     if not name or ":" in name:
-        raise ValueError(f"recipe {name!r}: expected a name without a colon")
+        raise UserError(f"recipe {name!r}: expected a name without a colon")
     drawn = recipe.draw(Draw(np.arange(3), seed=0, epoch=0, size=112))
     for argument, values in drawn.items():
         one_each = isinstance(values, (list, np.ndarray)) and len(values) == 3
         if not one_each or any(np.asarray(value).dtype.name not in _DALI_TYPES for value in values):
-            raise ValueError(
+            raise UserError(
                 f"recipe {name!r} draws {argument}={values!r} for three images: expected three "
                 f"values or arrays of {', '.join(_DALI_TYPES)}, such as draw(...).astype('float32')"
             )
     try:
         inspect.signature(recipe.apply).bind(None, **drawn)
     except TypeError as error:
-        raise ValueError(
+        raise UserError(
             f"recipe {name!r} draws {', '.join(drawn)}, and its apply(images, …) does not take "
             f"that: {error}"
         ) from error
@@ -158,5 +159,5 @@ def _parse(entry: str, entries: Sequence[str]) -> _Step:
     return _Step(name, RECIPES[name], probability)
 
 
-def _refusal(entries: Sequence[str], why: str) -> ValueError:
-    return ValueError(f"data.augment={list(entries)}: {why}")
+def _refusal(entries: Sequence[str], why: str) -> UserError:
+    return UserError(f"data.augment={list(entries)}: {why}")

@@ -7,6 +7,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from facestream import UserError
 from pipeline.synthetic.geometry import CENTER_Y, Canvas
 from pipeline.synthetic.people import SHOT_STREAM, Identity, Shot, draw, identity_traits, word
 from pipeline.synthetic.portrait import paint
@@ -25,7 +26,7 @@ def render(identity: int, image: int, *, seed: int = 0, size: int = 112) -> np.n
     """
     size = word("size", size)
     if size < MIN_SIZE:
-        raise ValueError(f"size is {size}; faces are drawn at {MIN_SIZE} pixels a side or more")
+        raise UserError(f"size is {size}; faces are drawn at {MIN_SIZE} pixels a side or more")
     who = identity_traits(identity, seed=seed)
     rng = np.random.default_rng([SHOT_STREAM, seed, identity, word("image", image)])
     return photograph(who, draw(Shot, rng), rng=rng, size=size)

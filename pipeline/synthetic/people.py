@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from facestream import UserError
+
 IDENTITY_STREAM, SHOT_STREAM, PAIR_STREAM = 1, 2, 3
 
 T = TypeVar("T")
@@ -132,5 +134,5 @@ def word(name: str, value: int) -> int:
     except TypeError:
         number = -1
     if not 0 <= number < 2**32:
-        raise ValueError(f"{name} is {value!r}; give an integer from 0 to {2**32 - 1}")
+        raise UserError(f"{name} is {value!r}; give an integer from 0 to {2**32 - 1}")
     return number

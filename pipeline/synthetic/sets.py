@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from facestream import UserError
 from pipeline.synthetic.camera import render
 from pipeline.synthetic.people import PAIR_STREAM, word
 
@@ -23,7 +24,7 @@ def contact_sheet(
     ValueError if there is nothing to show.
     """
     if len(identities) == 0 or images_per_identity < 1:
-        raise ValueError(
+        raise UserError(
             f"a sheet of {len(identities)} identities by {images_per_identity} images is empty; "
             "ask for at least one of each"
         )
@@ -49,13 +50,13 @@ def make_pairs(
     or one is listed twice.
     """
     if pairs < 1 or pairs % (2 * FOLDS):
-        raise ValueError(
+        raise UserError(
             f"pairs is {pairs}; give a positive multiple of {2 * FOLDS}, so that each of "
             f"{FOLDS} folds has as many genuine as impostor pairs"
         )
     people = [word("identity", who) for who in identities]
     if len(people) < 2 or len(set(people)) < len(people):
-        raise ValueError(
+        raise UserError(
             f"{len(people)} identities, {len(set(people))} of them distinct; "
             "give two or more, each once"
         )

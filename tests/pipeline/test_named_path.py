@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.named_path import PathError, check_path, read_text, refusal
+from pipeline.named_path import PathError, check_path, mendable, read_text
 
 
 def spoil(folder: Path, how: str, *, file: bool = True) -> str:
@@ -89,19 +89,19 @@ def test_what_can_be_used_passes(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, 9999])
 def test_a_refusal_names_the_file_and_a_remedy(number):
-    line = refusal(OSError(number, "Some reason", "/data/a.rec"))
+    line = mendable(OSError(number, "Some reason", "/data/a.rec"))
     assert line is not None
     assert line.startswith("/data/a.rec ")
     assert ". " in line, "a remedy follows"
 
 
 def test_a_full_disk_is_told_though_the_system_names_no_file():
-    assert "no room" in refusal(OSError(errno.ENOSPC, "No space left on device"))
+    assert "no room" in mendable(OSError(errno.ENOSPC, "No space left on device"))
 
 
 def test_what_is_about_no_file_is_a_mistake_of_ours():
-    assert refusal(OSError(errno.EBADF, "Bad file descriptor")) is None
-    assert refusal(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")) is None
+    assert mendable(OSError(errno.EBADF, "Bad file descriptor")) is None
+    assert mendable(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")) is None
 
 
 def test_text_that_is_none_is_named(tmp_path):

@@ -103,6 +103,6 @@ def test_a_configuration_without_a_teacher_is_one_line_of_error(tmp_path):
         "config = Config(run=RunConfig(device='cpu'), data=DataConfig(train='x.rec'))\n"
     )
     done = command(path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("cache_teacher: distill.teacher='': expected a teacher")
     assert "Traceback" not in done.stderr

@@ -189,6 +189,6 @@ def test_the_command_says_what_it_wrote_or_what_is_wrong(trained, new, tmp_path)
     assert f"wrote         {tmp_path / 'out'}: 3 centers as they were, 2 new ones" in done.stdout
     assert f"run.init_from={tmp_path / 'out'}" in done.stdout
     done = command(trained[0], "--rec", new, "-o", tmp_path / "out")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("grow_head: ")
     assert "Traceback" not in done.stderr

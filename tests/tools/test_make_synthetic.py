@@ -49,6 +49,6 @@ def test_a_set_whose_drawing_was_interrupted_is_drawn_again(tmp_path):
 def test_a_set_that_is_not_its_own_is_not_drawn_over(tmp_path):
     (tmp_path / "train.rec").write_bytes(b"precious")
     done = command(tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "train.rec exists and was not drawn here" in done.stderr
     assert (tmp_path / "train.rec").read_bytes() == b"precious"

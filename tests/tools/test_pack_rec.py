@@ -261,7 +261,7 @@ def test_the_command_filters_a_rec(tmp_path, people):
     assert about["names"] == ["bob"]
     assert about["options"]["drop"] == str(tmp_path / "drop.txt")
     again = subprocess.run(command, capture_output=True, text=True, cwd="/")
-    assert again.returncode == 1
+    assert again.returncode == 2
     assert "train.rec exists" in again.stderr
     assert "Traceback" not in again.stderr
 

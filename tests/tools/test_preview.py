@@ -111,7 +111,7 @@ def test_overrides_change_what_is_shown(config, tmp_path):
 def test_what_cannot_be_shown_is_refused_in_a_line(config, tmp_path, options, message):
     out = tmp_path / "grid.png"
     done = command(config, "--images", "2", *options, "-o", str(out))  # of two, the last counts
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not out.exists()
@@ -119,5 +119,5 @@ def test_what_cannot_be_shown_is_refused_in_a_line(config, tmp_path, options, me
 
 def test_a_picture_of_no_known_kind_is_refused(config, tmp_path):
     done = command(config, "-o", str(tmp_path / "grid.nothing"), "--images", "2")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "grid.nothing: expected .png or .jpg" in done.stderr

@@ -144,7 +144,7 @@ def write_idx_of(rec: Path) -> Path:
 
 def test_a_missing_file_is_one_line_of_error(tmp_path):
     done = command(tmp_path / "none.rec")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "none.rec does not exist" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -209,10 +209,10 @@ def faces(tmp_path) -> Path:
     return tmp_path / "train.rec"
 
 
-def test_verify_lists_what_fails_and_exits_with_1(faces):
+def test_verify_lists_what_fails_and_exits_with_2(faces):
     offset = int(open_index(faces).records["offset"][2])
     done = command(faces, "--verify")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "verified      4 images, 1 do not decode" in done.stdout
     assert f"offset {offset}, label 1: Premature end of JPEG file" in done.stdout
 
@@ -271,7 +271,7 @@ def test_repair_alone_does_not_decode(faces, tmp_path):
 
 def test_repair_into_its_own_folder_is_refused(faces):
     done = command(faces, "--repair", faces.parent)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "exists: name another folder" in done.stderr
 
 
@@ -282,7 +282,7 @@ def test_records_whose_label_is_damaged_are_refused_but_repaired(rec, tmp_path):
     content[at : at + 4] = struct.pack("<f", -7.5)
     rec.write_bytes(content)
     refused = command(rec)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "has the label -7.5" in refused.stderr
     assert "--repair" in refused.stderr
     done = command(rec, "--repair", tmp_path / "out")

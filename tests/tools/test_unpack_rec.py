@@ -118,7 +118,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "out" / "mine").touch()
     command = [sys.executable, str(ROOT / "tools/unpack_rec.py"), tmp_path / "in", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "is not an empty folder: name another one" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]

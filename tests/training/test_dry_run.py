@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from facestream import USER_ERROR_EXIT_CODE
 from pipeline.dali_loader import Batch, Loader
 from tests.clock import Clock
 from tests.ranks import run_ranks
@@ -63,7 +64,7 @@ def test_it_ends_with_a_verdict_and_leaves_nothing_behind(
 def test_what_will_not_fit_is_not_even_built(world, config, monkeypatch, capsys):
     monkeypatch.setattr(module, "least_available", lambda world: 1 << 20)
     monkeypatch.setattr(module, "Trainer", None)
-    assert rehearse(world, config) == 1
+    assert rehearse(world, config) == USER_ERROR_EXIT_CODE
     verdict = capsys.readouterr().out.splitlines()[-1]
     assert verdict.startswith("does not fit")
     for setting in ("data.global_batch=12", "step.micro_batches=1", "head.sample_rate=1.0"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from facestream import UserError
 from pipeline.ahead import map_ahead
 from pipeline.image_kind import UNUSUAL, image_kind, to_baseline
 from pipeline.rec_set import Sizes
@@ -66,7 +67,7 @@ class Inspection:
                 if kind in UNUSUAL:
                     try:
                         identity.images[i] = to_baseline(identity.images[i])
-                    except ValueError as error:
+                    except UserError as error:
                         raise RecordError(f"{identity.places[i]}: {error}. Remove it") from error
         return identity, kinds, reshaped, passed
 

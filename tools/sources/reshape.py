@@ -6,11 +6,12 @@ import io
 
 from PIL import Image, ImageOps
 
+from facestream import UserError
 from pipeline.image_kind import image_size
 from pipeline.jpeg import in_8_bits
 
 
-class ReshapeError(ValueError):
+class ReshapeError(UserError):
     """An image that cannot be made so: the reason, without its place."""
 
 

@@ -93,7 +93,7 @@ def create_distillation(
     """What `config.distill` asks for, None where it names no teacher; call it on every rank.
 
     Raises:
-        ValueError: a subclass of it, where the teacher or its cached embeddings cannot be read or
+        UserError: a subclass of it, where the teacher or its cached embeddings cannot be read or
             are not as long as the student's.
     """
     distill = config.distill

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facestream import UserError
 from models.input import Input
 
 _SAME = 1e-2  # of the largest value: how far rounding may part two embeddings of an image
 
 
-class OnnxError(ValueError):
+class OnnxError(UserError):
     """An ONNX file that cannot be run here: says why and how to mend it."""
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from facestream import UserError
 from models import create_model
 from models.input import Input
 from training.config import Config, ModelConfig
@@ -23,7 +24,7 @@ from training.saving.settings import saved_network
 from training.weights.source import WeightsError, load_content
 
 
-class TeacherError(ValueError):
+class TeacherError(UserError):
     """A teacher that cannot be loaded: says what was found, what was expected, how to mend it."""
 
 

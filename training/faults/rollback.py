@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
+from facestream import UserError
 from pipeline.collection import Collection
 from pipeline.dali_loader import Batch
 from training.distributed import of_all_ranks
@@ -23,7 +24,7 @@ MOST = 2  # times that a run goes back
 _RECORDS = 8  # of a rank's batch that a diagnosis names
 
 
-class DivergedError(RuntimeError):
+class DivergedError(UserError):
     """A run whose steps stay non-finite; the text is the diagnosis."""
 
 

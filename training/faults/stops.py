@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from facestream import USER_ERROR_EXIT_CODE
 from training.config import RunConfig
 from training.distributed import World
 from training.faults.agreement import ANSWER, Agreement, Reason
@@ -173,7 +174,7 @@ class Stops:
                 # Where that is before a step, whoever starts the run until it is finished would
                 # do so without end.
                 why = f"run.max_hours={self._max_hours:g} is reached"
-                self._want(why, os.EX_OK, if_undone=1)
+                self._want(why, os.EX_OK, if_undone=USER_ERROR_EXIT_CODE)
             silent = self._agreement and not self._agreement.known
             if silent and time.monotonic() > self._asked_at + 2 * ANSWER:
                 self._quit(f"{self._reason}, but rank 0 does not answer", NO_ANSWER_EXIT_CODE)

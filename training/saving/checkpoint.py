@@ -26,6 +26,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
+from facestream import VERSION
 from training.config import Config
 from training.own_parts import own_parts
 from training.saving import files
@@ -274,6 +275,7 @@ def versions() -> dict[str, str]:
     """Of the software that a run's numbers depend on."""
     dali = (d for d in metadata.distributions() if d.name.startswith("nvidia-dali"))
     return {
+        "facestream": VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -284,9 +286,9 @@ def versions() -> dict[str, str]:
 def _tell_of_other_versions(path: Path) -> None:
     saved_with = files.read_about(path)["versions"]
     other = [
-        f"{name} {saved_with.get(name)}, now {version}"
+        f"{name} {saved_with[name]}, now {version}"
         for name, version in versions().items()
-        if saved_with.get(name) != version
+        if saved_with.get(name, version) != version
     ]
     if other and dist.get_rank() == 0:
         logging.warning(

@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
+from facestream import UserError
 from pipeline.named_path import MALFORMED
 from pipeline.sync import sync
 from training.saving.disk import NOT_THERE, persistently, replace, sync_folder
@@ -45,7 +46,7 @@ Scores = Mapping[str, Mapping[str, float]]  # verification set → score → val
 T = TypeVar("T")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that does not fit the run: says which, what differs and how to mend it."""
 
 

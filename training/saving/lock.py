@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+from facestream import USER_ERROR_EXIT_CODE
 from pipeline.named_path import MALFORMED
 from training.saving.disk import write_aside
 from training.saving.files import CheckpointError
@@ -270,4 +271,4 @@ def _describe(holder: Holder) -> str:
 def _end(why: str) -> NoReturn:
     """End the process, whatever its main thread does."""
     print(why, file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(USER_ERROR_EXIT_CODE)

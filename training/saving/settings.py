@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from facestream import UserError
 from heads import create_margin
 from models import MODELS
 from pipeline.named_path import MALFORMED
@@ -82,13 +83,13 @@ def saved_network(checkpoint: Path) -> tuple[ModelConfig, int]:
         saved = json.loads(path.read_text())
         model, pixels = saved["model"], saved["data"]["image_size"]
         if model["name"] not in MODELS:
-            raise ValueError(f"no network is called {model['name']!r}")
+            raise UserError(f"no network is called {model['name']!r}")
         return (
             ModelConfig(**{name: model[name] for name in ("name", "embedding_dim", "width")}),
             DataConfig(train="unknown", image_size=pixels).image_size,
         )
     except (OSError, *MALFORMED) as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def compare_settings(saved: Mapping[str, Mapping[str, Any]], config: Config) -> Differences:
@@ -137,7 +138,7 @@ def _same(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 def _margin(head: Mapping[str, Any]) -> Any:
     try:
         return create_margin(head["loss"], **head["loss_args"])
-    except ValueError:  # of an older version, with what is no argument any more
+    except UserError:  # of an older version, with what is no argument any more
         return head["loss_args"]
 
 

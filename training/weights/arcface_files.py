@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facestream import UserError
 from models.arcface_torch import Architecture, recognize, require_finite
 from training.weights.head_file import read_head
 from training.weights.source import WeightsError, find_state_dict, load_content, some
@@ -35,7 +36,7 @@ _IN_RANK_FILE = {
 }
 
 
-class ArcFaceTorchError(ValueError):
+class ArcFaceTorchError(UserError):
     """Files that cannot be taken over: says what was found, what was expected, how to mend it."""
 
 
@@ -386,7 +387,7 @@ def _add_head(weights: Weights, centers: Tensor, velocity: Mapping[int, Tensor])
         )
     try:
         require_finite({"the centers": centers})
-    except ValueError as error:
+    except UserError as error:
         raise ArcFaceTorchError(str(error)) from error
     weights.centers = centers
     if not velocity:

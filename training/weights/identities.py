@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from facestream import UserError
 from pipeline.collection import Collection
 from pipeline.identity_map import read_identity_names
 from pipeline.named_path import MALFORMED
@@ -25,7 +26,7 @@ from training.saving.disk import replace
 FILE = "identities.json"
 
 
-class IdentitiesError(ValueError):
+class IdentitiesError(UserError):
     """An identities.json that cannot be read: says which, and how to do without it."""
 
 

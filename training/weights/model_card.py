@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from facestream import VERSION
 from models.arcface_torch import Architecture
 
 _CARD = """\
@@ -30,6 +31,7 @@ tags:
 | classes | {classes} |
 | loss | {loss} |
 | license | {license} |
+| Facestream | trained with {trained_with}, exported with {exported_with} |
 
 ## Scores
 
@@ -87,6 +89,8 @@ def model_card(
         data=data,
         loss=loss,
         scores=_table(about["scores"] or {}),
+        trained_with=about["versions"].get("facestream", "a version before 0.1.0"),
+        exported_with=VERSION,
     )
 
 

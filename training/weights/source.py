@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from facestream import UserError
 from models.arcface_torch import LANDMARK, MAGFACE_PREFIXES, recognize, require_finite, split_prefix
 from training.distributed import World, together
 from training.saving.files import faults, newest
@@ -27,7 +28,7 @@ _TORCH_REASON = re.compile(r"WeightsUnpickler error: (.*)")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """Weights that cannot be taken: says what was found, what was expected and how to mend it."""
 
 
@@ -202,11 +203,11 @@ def _take_names(tensors: dict[str, Tensor], path: Path) -> Backbone:
     """The backbone of an IResNet; of another network, or of a part of one, all there is."""
     try:
         prefix, own = split_prefix(tensors)
-    except ValueError:
+    except UserError:
         return Backbone(tensors)
     try:
         found = recognize(tensors)
-    except ValueError as error:
+    except UserError as error:
         if prefix in MAGFACE_PREFIXES:  # a part of MagFace's would take other pixels
             raise WeightsError(f"{path}: {error}") from error
         unused = [name for name in tensors if not name.startswith(prefix)]
@@ -228,5 +229,5 @@ def _not_used(names: Sequence[str]) -> tuple[str, ...]:
 def _require_finite(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         require_finite(tensors)
-    except ValueError as error:
+    except UserError as error:
         raise WeightsError(f"{path}: {error}") from error
