@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -78,9 +78,9 @@ class RunConfig:
     """Where a run lives and how long it goes on."""
 
     output: str = "runs/default"  # folder for checkpoints, metrics and TensorBoard
-    epochs: Annotated[int, Range(1, 10**6)] = 20
-    seed: Annotated[int, Range(0, (1 << 63) - 1)] = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    epochs: Annotated[int, Range(1, 10**6)] = 20  # how often the data is seen
+    seed: Annotated[int, Range(0, (1 << 63) - 1)] = 0  # of the first weights and of all draws
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     resume: str = "auto"  # never: refuse a folder that holds a run; PATH: where a new run begins
     init_from: str = ""  # weights a new run starts from: checkpoint, run, .pth, .pt, .safetensors
     deterministic: bool = False  # the same losses to the bit, run after run; slower on GPUs
@@ -108,12 +108,12 @@ class DataConfig:
     labels: Literal["stored", "dense"] = "stored"  # dense: numbered from 0 on, without gaps
     global_batch: Annotated[int, Range(2, 1 << 24)] = 512  # samples a step over all ranks
     image_size: Annotated[int, Range(16, 1024)] = 112  # pixels
-    order: Literal["global", "block", "balanced"] = "global"
+    order: Literal["global", "block", "balanced"] = "global"  # block: nearly sequential reads
     block_records: Count = 256  # order=block: consecutive records that are read together
     window_blocks: Count = 1024  # order=block: blocks whose records are mixed
     images_per_identity: Count = 4  # order=balanced: of each identity of a batch
     augment: tuple[str, ...] = ("flip",)  # recipes of pipeline.augment in order, or "name:0.3"
-    decode: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
+    decode: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"  # hybrid: on the CPU, then the GPU
     threads: Annotated[int, Range(0, 1024)] = 0  # of a rank, for DALI; 0: its share of the cores
     max_bad_fraction: Fraction = 0.001  # of the images; 1 accepts any damage, even a truncated file
 
@@ -147,10 +147,10 @@ class DataConfig:
 class ModelConfig:
     """The backbone; its names are those of models.create_model."""
 
-    name: str = "iresnet50"
-    embedding_dim: Annotated[int, Range(1, 16_384)] = 512
-    width: Annotated[float, Range(0.25, 16)] = 1.0
-    dropout: Remainder = 0.0
+    name: str = "iresnet50"  # a key of models.MODELS
+    embedding_dim: Annotated[int, Range(1, 16_384)] = 512  # D, features of an embedding
+    width: Annotated[float, Range(0.25, 16)] = 1.0  # factor on all channels, a multiple of 0.25
+    dropout: Remainder = 0.0  # probability, before the last layer
     sync_bn: bool = False  # BatchNorm statistics over all ranks; GPUs only, which wait at each
     compile: bool = False  # fuse what stands between the convolutions; a minute at the start
 
@@ -165,7 +165,7 @@ class ModelConfig:
 class HeadConfig:
     """The margin head; its losses are those of heads.create_margin."""
 
-    loss: str = "arcface"
+    loss: str = "arcface"  # a margin of docs/heads.md
     loss_args: dict[str, Any] = field(default_factory=dict)  # e.g. margin, scale, gradient
     margin_warmup_epochs: Amount = 0.0  # over which the margin grows from nothing to the whole
     sample_rate: Fraction = 1.0  # share of the centers in a step; 0: those of the batch's classes
@@ -177,7 +177,7 @@ class HeadConfig:
     lr: Positive | None = None  # of the centers, for a global batch of 512; None: optim.lr
     weight_decay: Decay | None = None  # of the centers; None: optim.weight_decay
     num_classes: Count | None = None  # None: the largest label of the data + 1
-    backend: Literal["auto", "torch", "triton"] = "auto"
+    backend: Literal["auto", "torch", "triton"] = "auto"  # triton: our kernels, Ampere and later
 
     def __post_init__(self) -> None:
         _check_ranges("head", self)
@@ -203,13 +203,13 @@ class OptimConfig:
 
     lr: Positive = 0.1  # for a global batch of 512; scaled in proportion to data.global_batch
     momentum: Remainder = 0.9  # of SGD
-    weight_decay: Decay = 5e-4
+    weight_decay: Decay = 5e-4  # of the backbone; of the centers unless head.weight_decay is set
     decay_norm_and_bias: bool = True  # False: no decay of BatchNorm, PReLU and biases
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adamw"] = "sgd"  # of the backbone; centers have SGD with momentum
     betas: tuple[Remainder, Remainder] = (0.9, 0.999)  # of AdamW: decay of both moving averages
     backend: Literal["torch", "apex"] = "torch"  # whose fused kernels; apex: NVIDIA's, built by you
-    schedule: Literal["polynomial", "step", "cosine"] = "polynomial"
-    warmup_epochs: Amount = 0.0
+    schedule: Literal["polynomial", "step", "cosine"] = "polynomial"  # how the rate falls
+    warmup_epochs: Amount = 0.0  # over which the rate grows to its peak
     power: Positive = 2.0  # schedule=polynomial
     decay_epochs: tuple[Amount, ...] = ()  # schedule=step: when the rate falls
     decay_factor: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1  # schedule=step
@@ -251,10 +251,10 @@ class DistillConfig:
     teacher: str = ""  # a checkpoint's folder, a .pth or .pt of arcface_torch, an .onnx; none: off
     model: str = ""  # of a .pth or .pt: the name of its network
     input: dict[str, Any] = field(default_factory=dict)  # what a file takes, see models/input.py
-    loss: Literal["cosine", "l2"] = "cosine"
+    loss: Literal["cosine", "l2"] = "cosine"  # between the embeddings of both
     weight: Amount = 1.0  # of this loss beside the head's, at the first step
     weight_end: Amount | None = None  # at the last step, linear in between; none: the same
-    cached: bool = False
+    cached: bool = False  # take embeddings from what tools/cache_teacher.py wrote
 
     def __post_init__(self) -> None:
         named = bool(self.teacher)
@@ -274,7 +274,7 @@ class DistillConfig:
 class StepConfig:
     """How a step is computed."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: 16 bits where they are fast
     micro_batches: Count = 1  # parts that a rank's batch is computed in: less memory, same gradient
     cuda_graph: Literal["off", "head", "full"] = "head"  # what is recorded and replayed on GPUs
     compress_gradients: bool = True  # on GPUs, average gradients in the step's 16 bits
@@ -470,7 +470,8 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     Raises ConfigError as `load_config`.
     """
     try:
-        config = OmegaConf.to_object(OmegaConf.structured(config))  # refuses values of wrong types
+        # Refuses values of wrong types.
+        config = cast(Config, OmegaConf.to_object(OmegaConf.structured(config)))
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     changed = {
@@ -497,8 +498,9 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     for setting in PATH_SETTINGS:
         section, _, name = setting.partition(".")
         changed[section][name] = _expand_tilde(changed[section][name])
-    sections = {name: type(getattr(config, name))(**values) for name, values in changed.items()}
-    return Config(**sections)
+    return Config(
+        **{name: type(getattr(config, name))(**values) for name, values in changed.items()}
+    )
 
 
 def by_names_of_now(saved: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
