@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NEEDED := requirements-dev.txt
 
-.PHONY: install demo test same-as check-cuda lint format bench bench-gpu wheelhouse
+.PHONY: install demo test quick same-as check-cuda lint format bench bench-gpu wheelhouse
 
 install: $(STAMP)
 
@@ -30,10 +30,15 @@ demo: $(STAMP)
 	  train_dist.py configs/demo.py
 
 # A process for each core, four at most, for memory; a file's tests stay together with what they share.
+TEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(TEST)
 
-# Whether this work tree trains as REV does, bit for bit; about three minutes: see CONTRIBUTING.md.
+# Without the tests that take more than ten seconds each.
+quick: $(STAMP)
+	$(TEST) -m "not slow"
+
+# Whether this work tree trains as REV does, bit for bit; a minute or two: see CONTRIBUTING.md.
 REV ?= HEAD~1
 same-as: $(STAMP)
 	$(BIN)/python -m tests.same_as $(REV)
@@ -58,9 +63,11 @@ bench-gpu: $(STAMP)
 wheelhouse: $(STAMP)
 	$(BIN)/python launch/offline/collect.py wheelhouse
 
+# Which room may import which is in each room's ruff.toml.
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -71,7 +71,8 @@ class ArcfaceTorchHead(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """(B, D) float32 embeddings, (B,) int64 class ids in [0, num_classes) → 0-d mean loss."""
-        weight, columns = self.weight, labels
+        weight: Tensor = self.weight
+        columns = labels
         if self.sample_rate < 1:
             index = self._sample(labels)  # (S,)
             columns = torch.searchsorted(index, labels)

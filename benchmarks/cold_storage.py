@@ -111,7 +111,7 @@ def images_per_s(index: RecordIndex, order: Order, *, announce: bool, seconds: f
         threads=THREADS,
     )
     if not announce:
-        index.file.will_need = lambda offset, length: None
+        index.file.will_need = lambda offset, length: None  # type: ignore[method-assign]
     begin, steps = time.perf_counter(), 0
     with closing(loader.stream(0)) as stream:
         while steps < loader.steps_per_epoch and time.perf_counter() - begin < seconds:

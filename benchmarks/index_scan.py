@@ -58,7 +58,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 def measure(rec: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds of each contestant, once a round."""
-    command = [sys.executable, ROOT / "tools/rec2idx.py", rec, "-o", rec.parent / "out"]
+    command = [sys.executable, f"{ROOT}/tools/rec2idx.py", f"{rec}", "-o", f"{rec.parent}/out"]
     contestants: dict[str, Callable[[], object]] = {
         "cat": lambda: subprocess.run(["cat", rec], stdout=subprocess.DEVNULL, check=True),
         "scan": lambda: scan_rec(rec),

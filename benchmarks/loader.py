@@ -150,7 +150,8 @@ class PillowSet(Dataset):
     """A map-style set that decodes with Pillow and normalizes in torch."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._index = path, None
+        self._path = path
+        self._index: RecordIndex | None = None
         self._length = len(open_index(path))
 
     def __len__(self) -> int:

@@ -83,7 +83,8 @@ def our_step(
 def their_step(rec: Path, model: str, batch: int) -> Callable[[], None]:
     """float32, NCHW."""
     torch.manual_seed(0)
-    backbone = create_model(model, num_features=DIM).to(memory_format=torch.contiguous_format)
+    backbone = create_model(model, num_features=DIM)
+    backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     backbone.train()
     head = ArcfaceTorchHead(CLASSES, DIM, sample_rate=RATE, seed=0)
     optimizer = torch.optim.SGD(backbone.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from facestream import UserError
@@ -34,8 +36,8 @@ def plot_curves(metrics: Path, output: Path) -> None:
         ValueError: the file is missing, empty or garbled; says in which line.
     """
     curves = _read(metrics)
-    figure = Figure(figsize=(11, 7), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.03, hspace=0.03)
+    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12, wspace=0.03, hspace=0.03)
+    figure = Figure(figsize=(11, 7), layout=layout, facecolor="white")
     figure.suptitle(
         _literal(metrics.resolve().parent.name), color=_INK, fontsize=15, fontweight="bold"
     )
@@ -111,7 +113,7 @@ def _draw(
     axes.spines["bottom"].set_color(_GRID)
     axes.set_axisbelow(True)
     if not curves:
-        middle = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+        middle: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center"}
         axes.text(0.5, 0.5, "nothing logged yet", color=_SOFT_INK, **middle)
         axes.yaxis.set_visible(False)
         return
@@ -124,7 +126,7 @@ def _draw(
         if smooth and len(values) >= _MANY_POINTS:
             axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
             steps, values = _running_mean(steps, values)
-        style = {"color": color, "linewidth": 2, "marker": marker, "markersize": 4}
+        style: dict[str, Any] = {"color": color, "linewidth": 2, "marker": marker, "markersize": 4}
         axes.plot(steps, values, label=f"{name}  {last}", **style)
     if legend:
         axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=_INK)

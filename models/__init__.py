@@ -50,4 +50,4 @@ def create_model(
     model = MODELS[name](
         num_features=num_features, dropout=dropout, width=width, image_size=image_size
     )
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from torch import nn
@@ -32,7 +32,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     for module in folded.modules():
         for name, norm_name in _pairs(module):
             layer, norm = module.get_submodule(name), module.get_submodule(norm_name)
-            fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+            linear = isinstance(layer, nn.Linear)
+            fuse: Callable[..., nn.Module] = fuse_linear_bn_eval if linear else fuse_conv_bn_eval
             setattr(module, name, fuse(layer, norm))
             setattr(module, norm_name, nn.Identity().eval())
     return folded.requires_grad_(False)

@@ -243,7 +243,7 @@ def _rejoin(
     for first in np.flatnonzero((parts.flag != WHOLE) & ~overrun):
         if first <= taken:
             continue
-        taken = first
+        taken = int(first)
         while parts.flag[taken] in (FIRST, MIDDLE) and taken + 1 < len(parts.flag):
             if parts.flag[taken + 1] not in (MIDDLE, LAST):
                 break

@@ -156,8 +156,8 @@ def _seen(
     for index, mapped, chosen in zip(indexes, labels, kept):
         found = index.records["label"] if chosen is None else index.records["label"][chosen]
         if len(found) and not 0 <= found.min() <= found.max() < len(mapped):
-            labels = f"labels from {found.min()} to {found.max()}"
-            raise damaged_sidecar(index.path, f"{labels}, expected 0 to {len(mapped) - 1}")
+            wrong = f"labels from {found.min()} to {found.max()}"
+            raise damaged_sidecar(index.path, f"{wrong}, expected 0 to {len(mapped) - 1}")
         present = np.zeros(len(mapped), bool)
         present[found] = True
         seen[mapped[present]] = True

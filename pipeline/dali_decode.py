@@ -76,7 +76,7 @@ def pipeline_settings(
     }
 
 
-def decoded(encoded: object, decode: DecodeDevice) -> object:
+def decoded(encoded: Any, decode: DecodeDevice) -> Any:
     where = "mixed" if decode == "gpu" else "cpu"
     # Not turned as EXIF may say: cropped and aligned faces are upright as they are stored, and
     # libjpeg does not turn them either.
@@ -86,6 +86,6 @@ def decoded(encoded: object, decode: DecodeDevice) -> object:
     return images.gpu() if decode == "hybrid" else images
 
 
-def channels_last(images: object) -> torch.Tensor:
+def channels_last(images: Any) -> torch.Tensor:
     """DALI's (B, H, W, 3) as torch's (B, 3, H, W) in channels_last: the same bytes."""
     return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)

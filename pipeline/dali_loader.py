@@ -152,6 +152,7 @@ class Loader:
     def _from_threads(self, first: int) -> Generator[Batch, None, None]:
         with closing(self._prepared(first)) as prepared:
             for inputs in prepared:
+                assert isinstance(inputs.images, np.ndarray), "decoded"
                 images, labels = map(self._on_device, (inputs.images, inputs.labels))
                 yield Batch(images.permute(0, 3, 1, 2), labels, inputs.records)
 

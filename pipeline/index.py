@@ -54,7 +54,9 @@ class RecordIndex:
     def sources(self, i: np.ndarray) -> list[Callable[[], bytes]]:
         """For each of (N,) record numbers, what reads its encoded image."""
         offset, length = self.spans(i)
-        sources = [partial(self.file.read, *span) for span in zip(offset.tolist(), length.tolist())]
+        sources: list[Callable[[], bytes]] = [
+            partial(self.file.read, *span) for span in zip(offset.tolist(), length.tolist())
+        ]
         for at in np.flatnonzero(self.records["header"][i] == 0).tolist():
             sources[at] = partial(self._rejoined, *self.records[i[at]].item()[:2])
         return sources

@@ -122,7 +122,9 @@ def unpack_image(payload: bytes | memoryview) -> ImageRecord:
     end = IMAGE_HEADER.size + 4 * flag
     if len(view) < end:
         raise RecordError(f"the header announces {flag} labels, but the payload ends before them")
-    labels = np.frombuffer(view[IMAGE_HEADER.size : end], "<f4") if flag else np.float32([label])
+    labels = np.array([label], np.float32)
+    if flag:
+        labels = np.frombuffer(view[IMAGE_HEADER.size : end], "<f4")
     return ImageRecord(labels, flag > 0, key, view[end:])
 
 

@@ -12,9 +12,10 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -48,11 +49,11 @@ def make_synthetic(
     Identities 0 … identities − 1 are for training, half as many after them for the pairs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    look = {"seed": seed, "size": size}
+    look: dict[str, Any] = {"seed": seed, "size": size}
     held_out = range(identities, identities + max(2, identities // 2))
     chosen, same = make_pairs(held_out, pairs=pairs, seed=seed)  # refused before any is drawn
     with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
-        drawn: Iterator[list[bytes]] = track(
+        drawn: Iterable[list[bytes]] = track(
             pool.imap(partial(_draw_identity, images=images, **look), range(identities)),
             "draw training set",
             total=identities,

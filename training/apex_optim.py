@@ -75,7 +75,7 @@ def _apex_optimizers() -> ModuleType:
     )
 
 
-def _raise_flag(optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+def _raise_flag(optimizer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
     """FusedSGD's kernels return at once where this is not 0."""
     optimizer._dummy_overflow_buf.copy_(optimizer.found_inf)
 
@@ -94,7 +94,7 @@ class _Scaler:
 
 
 def _before_adam(
-    optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]
+    optimizer: Any, args: tuple, kwargs: dict[str, Any]
 ) -> tuple[tuple, dict[str, Any]]:
     """Lend each group a count of steps, (1,) int32, which FusedAdam raises before it looks."""
     for group in optimizer.param_groups:
@@ -103,7 +103,7 @@ def _before_adam(
     return args, {**kwargs, "grad_scaler": _Scaler(optimizer.found_inf)}
 
 
-def _after_adam(optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+def _after_adam(optimizer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
     """Count the step where torch does, unless it was skipped, and lower the flag."""
     counts = []
     for group in optimizer.param_groups:

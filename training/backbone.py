@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,11 +68,12 @@ def _average_gradients(
     sync = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     # Where the steps will run: the default stream, or the one that is recorded from.
     whole = config.step.cuda_graph == "full"
+    unsynced: dict[str, Any] = {sync: False}
     with aside(world.device) if whole else nullcontext():
         wrapped = DistributedDataParallel(
             backbone,
             device_ids=None if world.device.type == "cpu" else [world.device],
-            **{sync: False},
+            **unsynced,
             bucket_cap_mb=bucket_mb,
             gradient_as_bucket_view=True,
             # torch cannot hold back the averaging of parts in a graph that is said to be static.

@@ -117,7 +117,7 @@ def _rehearse(
             trainer.close()
     findings = diagnose(real, trainer.settings())
     peak = max(of_all_ranks(peak_memory(world.device)))
-    room = together(lambda: world.is_main and _ask_for_room(config, trainer))
+    room = together(lambda: _ask_for_room(config, trainer) if world.is_main else None)
     steps = config.run.epochs * trainer.loader.steps_per_epoch
     return _Readings(synthetic, real, findings, peak, steps, room)
 

@@ -35,7 +35,7 @@ from training.out_of_memory import memory_explained, require_memory
 from training.precision import Precision, set_determinism
 from training.saving import checkpoint, resume
 from training.saving.files import CheckpointError, Scores, counters, read_about, remove_beyond
-from training.saving.lock import require_free
+from training.saving.lock import Lock, require_free
 from training.saving.room import Room, require_room
 from training.saving.run_state import RunState, describe_silent_end
 from training.schedules import create_schedule
@@ -85,7 +85,9 @@ class Trainer:
         data = open_training_data(config, world)
         self._records = data.records
         num_classes = together(lambda: count_classes(data.records, config.head.num_classes))
-        self.output, self._lock, self._state = Path(config.run.output), None, None
+        self.output = Path(config.run.output)
+        self._lock: Lock | None = None
+        self._state: RunState | None = None
         together(lambda: world.is_main and require_free(self.output))
         facts = agree(config, world, precision, data, num_classes=num_classes)
         self.loader, decoding = create_loader(config, world, data)
@@ -111,7 +113,8 @@ class Trainer:
                 config, world, distillation, num_classes=num_classes, precision=precision
             )
         self.steps_done, self._saved_at, self._averaged_at = 0, -1, -1
-        self._taken, self._changed, self.last_checkpoint = [], [], None
+        self._taken, self._changed = [], []
+        self.last_checkpoint: Path | None = None
         begun = together(lambda: checkpoint.checkpoints(self.output))
         anew = not begun and config.run.resume in ("auto", "never")
         if config.run.init_from and anew:

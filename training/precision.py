@@ -82,7 +82,7 @@ def set_determinism(wanted: bool) -> None:
     torch.backends.cudnn.deterministic = wanted
     torch.backends.cudnn.benchmark = not wanted  # shapes stay, so searching once pays
     # Nothing here reads memory that it has not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _head_dtype(device: torch.device, compute_dtype: torch.dtype) -> torch.dtype:

@@ -46,7 +46,8 @@ def out_of_range(settings: Any) -> Iterator[tuple[str, Any, Range]]:
     settings: an instance of a dataclass. Of its fields it looks at ``Annotated[kind, Range(…)]``,
         alone, or none, or in tuples, keys and values of dicts.
     """
-    for name, kind in _kinds(type(settings)).items():
+    section: Any = type(settings)
+    for name, kind in _kinds(section).items():
         for inner, number, allowed in _numbers(getattr(settings, name), kind):
             if number not in allowed:
                 yield name + inner, number, allowed

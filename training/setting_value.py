@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import make_dataclass
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, cast, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -47,7 +47,7 @@ def parse_value(text: str, kind: Any, current: Any, *, inner: str = "") -> Any:
         # Replaced, not merged: a mapping that is given whole keeps nothing of the one before.
         tree = OmegaConf.structured(make_dataclass("Setting", [("value", kind)])(current))
         OmegaConf.update(tree, f"value.{inner}" if inner else "value", value, merge=False)
-        return OmegaConf.to_object(tree).value
+        return cast(Any, OmegaConf.to_object(tree)).value
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise SettingValueError(str(error).partition("\n")[0]) from error
 
@@ -85,4 +85,5 @@ def _from_yaml(text: str) -> Any:
             raise SettingValueError(
                 f"expected a number without leading zeros; YAML reads {event.value} in base 8"
             )
-    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]
+    plain = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+    return cast(dict[str, Any], plain)["value"]

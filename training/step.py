@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,8 @@ class TrainStep:
         norm = clip_gradients(self._parameters, self._clip)
         skipped = ~torch.isfinite(norm)
         # The scaler's own step would judge single gradients: backbone and head must skip together.
-        self.optimizer.found_inf = skipped.to(torch.float32)
+        fused: Any = self.optimizer
+        fused.found_inf = skipped.to(torch.float32)
         self.optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()

@@ -121,7 +121,8 @@ def table_of(name: str, outcome: Outcome) -> Table:
 def card_of(outcomes: dict[str, Outcome]) -> str:
     """The cards, as a part of a file's name."""
     rows = outcomes["facts"].figures if "facts" in outcomes else []
-    about = next((row for row in rows if "device" in row), {"device": "unknown", "ranks": 1})
+    unknown: dict[str, Any] = {"device": "unknown", "ranks": 1}
+    about = next((row for row in rows if "device" in row), unknown)
     name = re.sub("[^a-z0-9]+", "-", about["device"].lower()).strip("-")
     return name if about["ranks"] == 1 else f"{about['ranks']}x-{name}"
 

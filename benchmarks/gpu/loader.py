@@ -15,6 +15,7 @@ import torch
 from benchmarks.gpu.figures import Figures, Row, run_stage
 from benchmarks.loader import bare_decoding, draw_set
 from pipeline.dali import DaliMissingError
+from pipeline.dali_decode import DecodeDevice
 from pipeline.dali_loader import Loader, choose_threads
 from pipeline.index import RecordIndex, open_index
 from training.distributed import World
@@ -36,7 +37,7 @@ def loader(figures: Figures) -> None:
         def bare(*, decode: str) -> Row:
             return {"images_per_s": world.world_size * _bare_rate(index, world)}
 
-        def measure(*, decode: str, augment: str) -> Row:
+        def measure(*, decode: DecodeDevice, augment: str) -> Row:
             try:
                 made = Loader(
                     index,

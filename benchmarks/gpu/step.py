@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,7 +27,7 @@ from training.step_graph import GraphedStep
 DIM, SIZE = 512, 112
 CLASSES = 93_431  # as many as MS1MV3 has, all of them in every step
 BASELINE = "arcface_torch"
-OURS = {  # way: model.compile, step.cuda_graph
+OURS: dict[str, tuple[bool, Literal["head", "full"]]] = {  # way: model.compile, step.cuda_graph
     "ours": (False, "head"),
     "ours, compiled": (True, "head"),
     "ours, recorded": (False, "full"),
@@ -92,7 +93,7 @@ def _batch(world: World, *, batch: int, classes: int) -> tuple[torch.Tensor, tor
     return images.permute(0, 3, 1, 2), labels
 
 
-def _ours(world: World, model: str, way: str, *, batch: int, classes: int) -> Callable[[], None]:
+def _ours(world: World, model: str, way: str, *, batch: int, classes: int) -> Callable[[], object]:
     compiled, recorded = OURS[way]
     config = Config(
         data=DataConfig(train="none.rec", global_batch=batch * world.world_size),
@@ -112,9 +113,8 @@ def _ours(world: World, model: str, way: str, *, batch: int, classes: int) -> Ca
 def _theirs(world: World, model: str, way: str, *, batch: int, classes: int) -> Callable[[], None]:
     device, accelerated = world.device, world.device.type != "cpu"
     torch.manual_seed(0)
-    network = create_model(model, num_features=DIM).to(
-        device, memory_format=torch.contiguous_format
-    )
+    network = create_model(model, num_features=DIM).to(device)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     head = ArcfaceTorchHead(
         *(classes, DIM), sample_rate=1.0, seed=0, autocast=accelerated, device=device
     )

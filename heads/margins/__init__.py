@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields
+from typing import Any
 
 from facestream import UserError
 from heads.margins.base import GRADIENTS, Margin, StepContext, Target
@@ -46,7 +47,7 @@ MARGINS: dict[str, type[Margin]] = {
 }
 
 
-def create_margin(name: str, /, **params: object) -> Margin:
+def create_margin(name: str, /, **params: Any) -> Margin:
     """The margin called `name` (a key of MARGINS), built with its own parameters.
 
     Raises ValueError for an unknown name, an unknown parameter or a value outside its range.

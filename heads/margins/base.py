@@ -34,7 +34,7 @@ class StepContext(NamedTuple):
     factor: Tensor
     state: Tensor
     key: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # shadows the tuple's own method
 
     def to(self, dtype: torch.dtype) -> StepContext:
         """The same with factor and state in `dtype`."""

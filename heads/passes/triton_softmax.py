@@ -6,6 +6,8 @@ narrowed beforehand: the kernels read the sampled rows where they are.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ class TritonSoftmax:
         self._centers, self._scale, self._subcenters = centers, scale, subcenters
         self._workspace = workspace
         self._inverse = kernels.inverse_norms(centers, sample.rows, subcenters=subcenters)
-        self._classes = {
+        self._classes: dict[str, Any] = {
             "rows": sample.rows,
             "positions": sample.positions,
             "groups": None

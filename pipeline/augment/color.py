@@ -105,7 +105,7 @@ def _draw_light(draw: Draw) -> dict[str, Argument]:
 def _draw_jitter(draw: Draw) -> dict[str, Argument]:
     """Brightness, contrast and saturation 0.6–1.4, hue ±18°."""
     names = ("brightness", "contrast", "saturation")
-    factors = {name: draw.factors(f"jitter.{name}", 0.4) for name in names}
+    factors: dict[str, Argument] = {name: draw.factors(f"jitter.{name}", 0.4) for name in names}
     return factors | {"hue": draw("jitter.hue", -18, 18).astype(np.float32)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class _Step:
     probability: float  # of an image to go through the recipe at all
 
     def draw(self, draw: Draw) -> dict[str, Argument]:
-        arguments = self.recipe.draw(draw)
+        arguments = dict(self.recipe.draw(draw))
         if self.probability == 1:
             return arguments
         return {"applied": draw.chance(f"{self.name}.applied", self.probability)} | arguments
@@ -79,7 +79,7 @@ class Augmentation:
         """(B,) bool: which images of a batch to mirror before the graph; None where none is."""
         if self._flip is None:
             return None
-        drawn = self._flip.draw(draw)
+        drawn: Mapping[str, Any] = self._flip.draw(draw)
         return (drawn["mirror"] == 1) & drawn.get("applied", True)
 
     def arrays(self, draw: Draw) -> list[Argument]:

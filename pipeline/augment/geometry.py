@@ -42,7 +42,7 @@ def _draw_geometry(draw: Draw) -> dict[str, Argument]:
 def _geometry(images: Node, matrix: Node) -> Node:
     # On CPUs warp_perspective takes a sixth of the time of warp_affine.
     perspective = dali.fn.cat(
-        matrix, dali.types.Constant(np.float32([[0, 0, 1]]), device="cpu"), axis=0
+        matrix, dali.types.Constant(np.array([[0, 0, 1]], np.float32), device="cpu"), axis=0
     )
     return dali.fn.experimental.warp_perspective(
         images, matrix=perspective, fill_value=[0.0, 0.0, 0.0]

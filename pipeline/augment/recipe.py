@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +46,7 @@ class Draw:
 class Recipe(NamedTuple):
     """`draw` makes the arguments of a batch, `apply` uses them on (H, W, 3) uint8 images."""
 
-    draw: Callable[[Draw], dict[str, Argument]]
+    draw: Callable[[Draw], Mapping[str, Argument]]
     apply: Callable[..., Node]
 
 

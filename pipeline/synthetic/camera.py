@@ -66,7 +66,7 @@ def _expose(picture: Image.Image, shot: Shot, *, rng: np.random.Generator) -> np
     from_side = (x * shot.light_x + y * shot.light_y) * (2.1 / (1 + squared * squared))
     light = shot.exposure * np.clip(1.02 + from_side - 0.06 * squared, 0.22, 1.6)
 
-    pixels = np.asarray(picture, dtype=np.float32)  # (size, size, 3)
+    pixels: np.ndarray = np.asarray(picture, dtype=np.float32)  # (size, size, 3)
     gray = (pixels @ _LUMA)[:, :, None]
     gains = np.array([1 + shot.warmth, 1 + shot.tint, 1 - shot.warmth], dtype=np.float32)
     pixels = gray + shot.saturation * (pixels - gray)

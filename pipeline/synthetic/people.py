@@ -114,7 +114,7 @@ def _identity_traits(seed: int, identity: int) -> Identity:
 
 def draw(kind: type[T], rng: np.random.Generator) -> T:
     """An instance of a dataclass of ranges, every field uniform on its own."""
-    names, low, span = _ranges(kind)
+    names, low, span = _ranges(kind)  # type: ignore[arg-type]  # classes are hashable
     return kind(**dict(zip(names, (low + span * rng.random(len(names))).tolist())))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.synthetic.geometry import (
@@ -51,7 +53,7 @@ def paint(canvas: Canvas, who: Identity, shot: Shot, *, rng: np.random.Generator
     _occluder(canvas, who, shot, rng=rng)
 
 
-def _palette(colors: list[Color], tone: float) -> Color:
+def _palette(colors: Sequence[Color], tone: float) -> Color:
     position = tone * (len(colors) - 1)
     low = min(int(position), len(colors) - 2)
     return _mix(colors[low], colors[low + 1], position - low)

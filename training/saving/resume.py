@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ def newest_whole(candidates: list[Path]) -> Path:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     told = []
     for path in reversed(candidates):
-        mine = together(lambda path=path: faults(path, rank=rank, world_size=world_size))
+        mine = together(partial(faults, path, rank=rank, world_size=world_size))
         # Without a manifest all ranks say the same.
         found = list(dict.fromkeys(fault for theirs in of_all_ranks(mine) for fault in theirs))
         if not found:
