@@ -18,8 +18,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
-from sklearn.metrics import auc, roc_curve
-from sklearn.model_selection import KFold
 from torch import Tensor, nn
 
 from evaluation.pair_set import PairSet, PairSetError, UnsafePickleError, read_bin, write_bin
@@ -85,6 +83,10 @@ def verify(embeddings: Tensor, same: np.ndarray, *, folds: int = FOLDS) -> Verif
         NonFiniteEmbeddingsError: a subclass of ValueError, for embeddings that are not finite.
         ValueError: shapes that do not fit, fewer pairs than folds, or pairs of one kind only.
     """
+    # Not before it is needed: every start of a rank would take a second longer.
+    from sklearn.metrics import auc, roc_curve
+    from sklearn.model_selection import KFold
+
     _check(embeddings, same, folds)
     vectors = embeddings.detach().cpu().double().numpy()
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -29,7 +29,7 @@ STEPS = 10
 CONFIG = """
 import os, signal, time
 from pathlib import Path
-import training.loop, training.metrics, training.saving.checkpoint as checkpoint
+import evaluation.plots, training.loop, training.saving.checkpoint as checkpoint
 from tests.training import tiny
 from training.config import override
 from training.loop import Trainer
@@ -109,14 +109,14 @@ def press_twice(*_):
     os.kill(os.getpid(), signal.SIGINT)
     while True:
         time.sleep(0.01)
-before(training.metrics, "plot_curves", press_twice)
+before(evaluation.plots, "plot_curves", press_twice)
 """,
     "closing": """
 def at_the_end(*_):
     os.kill(os.getpid(), signal.SIGTERM)
     while not trainers[0]._stops._reason:
         time.sleep(0.01)
-before(training.metrics, "plot_curves", at_the_end)
+before(evaluation.plots, "plot_curves", at_the_end)
 """,
 }
 

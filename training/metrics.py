@@ -41,7 +41,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from evaluation.plots import plot_curves
 from facestream import UserError
 from pipeline.named_path import MALFORMED
 from training.reporting.board import Board
@@ -251,6 +250,8 @@ class Reporter:
 
     def sum_up(self, checkpoint: Path | None) -> None:
         """Draw the curves; say how verification went and where everything lies."""
+        from evaluation.plots import plot_curves  # a second that no start should take
+
         drawn = False
         try:
             drawn = self._curves.attempt(lambda: plot_curves(self.metrics_path, self.curves_path))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +27,9 @@ from heads import (
     create_margin,
 )
 from heads.sampling import EVERYONE
-from tests.heads.head_reference import scalar_head
+from tests.heads.head_reference import Reference, scalar_head
 from tests.ranks import run_ranks
-from training.distributed import World
+from training.distributed import World, of_all_ranks
 
 CLASSES, DIM, BATCH = 40, 6, 3
 STEPS, RATE = 2, 0.05
@@ -63,27 +65,32 @@ PRECISIONS = {
 
 
 class Whole(NamedTuple):
-    """The classes in a step on all ranks: global ids, rows of centers, and what sees them."""
+    """All ranks' centers, and the classes in a step: global ids, and what sees them."""
 
+    centers: Tensor  # (CLASSES, K·D)
     classes: Tensor  # (S,)
-    centers: Tensor  # (S, K·D)
     groups: Tensor  # (S,)
 
 
-def collect(tensor: Tensor) -> Tensor:
-    """Every rank's rows, concatenated; they may differ in number."""
-    parts: list[Tensor | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, tensor)
-    return torch.cat(parts)
+def gather(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Every rank's rows of each, concatenated; they may differ in number."""
+    return tuple(map(torch.cat, zip(*of_all_ranks(tensors))))
 
 
-def gather_sample(head: PartialFC, centers: Tensor) -> Whole:
+def gather_sample(head: PartialFC) -> Whole:
     sample = head.last_sample
     rows = torch.arange(len(head.centers)) if sample.rows is None else sample.rows
     groups = sample.column_groups
     if groups is None:
         groups = torch.full_like(rows, EVERYONE, dtype=torch.int32)
-    return Whole(collect(rows + head.shard.first_class), collect(centers[rows]), collect(groups))
+    return Whole(*gather(head.centers, rows + head.shard.first_class, groups))
+
+
+def of_rank_0(work: Callable[[], Reference]) -> Reference:
+    """The slow reference, which all ranks would compute alike."""
+    found = [work() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 def check_steps(
@@ -109,7 +116,6 @@ def check_steps(
     for step in range(STEPS):
         embeddings = 6 * torch.randn(global_batch, DIM, generator=generator, dtype=dtype)
         labels = torch.randint(0, CLASSES, (global_batch,), generator=generator)
-        before = head.centers.clone()
         context = StepContext(
             head.margin_factor,
             head.margin_state.clone(),
@@ -119,29 +125,33 @@ def check_steps(
         leaf = embeddings[mine].clone().requires_grad_()
         loss = head(leaf, labels[mine])
         loss.backward()
-        whole = gather_sample(head, before)
+        whole = gather_sample(head)
         head.step(RATE)
+        (after,) = gather(head.centers)
 
         row_groups = labels // -(-CLASSES // 11)
         visible = (whole.groups == EVERYONE) | (whole.groups == row_groups.unsqueeze(1))
         positions = (whole.classes == labels.unsqueeze(1)).int().argmax(1)
         assert torch.equal(whole.classes[positions], labels), "every positive is in the sample"
-        expected = scalar_head(
-            embeddings,
-            whole.centers.reshape(-1, DIM),
-            positions,
-            margin=margin,
-            context=context,
-            subcenters=head.subcenters,
-            visible=visible,
+        expected = of_rank_0(
+            partial(
+                scalar_head,
+                embeddings,
+                whole.centers[whole.classes].reshape(-1, DIM),
+                positions,
+                margin=margin,
+                context=context,
+                subcenters=head.subcenters,
+                visible=visible,
+            )
         )
         moved = torch.zeros(CLASSES, head.centers.shape[1], dtype=torch.float64)
         moved[whole.classes] = expected.center_grad.view(len(whole.classes), -1)
-        everything = collect(before).double() - RATE * moved
+        everything = whole.centers.double() - RATE * moved
         for name, found, wanted in [
             ("loss", loss.detach(), expected.loss),
             ("embedding gradient", leaf.grad, expected.embedding_grad[mine]),
-            ("centers' step", collect(head.centers - before), everything - collect(before)),
+            ("centers' step", after - whole.centers, everything - whole.centers),
             ("margin state", head.margin_state, expected.state),
         ]:
             if not wanted.numel():
@@ -153,7 +163,7 @@ def check_steps(
         seen = torch.zeros(CLASSES, dtype=torch.bool)
         seen[whole.classes[visible.any(0) | (whole.groups >= 0)]] = True
         seen[labels] = True
-        still = collect(head.centers) == collect(before)
+        still = after == whole.centers
         if not still[~seen].all():
             faults.append(f"{margin} {options}: a class that is not in the sample has moved")
     return faults

@@ -31,7 +31,6 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import ReadItem
 
-from facestream import UserError
 from training.saving.files import CheckpointError
 
 FILE = ".metadata"
@@ -138,7 +137,7 @@ def _require_bounded(content: bytes) -> None:
     """Raise ValueError where a number that the pickle names would take gigabytes of memory."""
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name.endswith("PUT") and int(argument) > len(content):
-            raise UserError(f"it numbers an object {argument}")
+            raise ValueError(f"it numbers an object {argument}")
 
 
 def _metadata(content: Any) -> Metadata:
@@ -164,10 +163,10 @@ def _entry(entry: Any) -> TensorStorageMetadata | BytesStorageMetadata:
 def _dtype(properties: Any) -> torch.dtype:
     """The first of the five values that TensorProperties is pickled as."""
     if type(properties).__name__ != "TensorProperties" or len(properties.state) != 5:
-        raise UserError("a tensor without properties")
+        raise ValueError("a tensor without properties")
     dtype = properties.state[0]
     if not isinstance(dtype, torch.dtype):
-        raise UserError(f"{dtype!r} for a dtype")
+        raise ValueError(f"{dtype!r} for a dtype")
     return dtype
 
 
@@ -185,37 +184,37 @@ def _place(record: Any) -> _StorageInfo:
     where = _state(record, "_StorageInfo")
     name = _text(where["relative_path"])
     if name != Path(name).name or where.get("transform_descriptors"):
-        raise UserError(f"{name!r} for a file of this folder, unchanged")
+        raise ValueError(f"{name!r} for a file of this folder, unchanged")
     return _StorageInfo(name, _count(where["offset"]), _count(where["length"]))
 
 
 def _state(record: Any, kind: str) -> Mapping[str, Any]:
     if not isinstance(record, _Record) or type(record).__name__ != kind:
-        raise UserError(f"a {type(record).__name__} for a {kind}")
+        raise ValueError(f"a {type(record).__name__} for a {kind}")
     if not isinstance(record.state, dict):
-        raise UserError(f"a {kind} without fields")
+        raise ValueError(f"a {kind} without fields")
     return record.state
 
 
 def _mapping(content: Any) -> list[tuple[Any, Any]]:
     if not isinstance(content, dict):
-        raise UserError(f"a {type(content).__name__} for a dict")
+        raise ValueError(f"a {type(content).__name__} for a dict")
     return list(content.items())
 
 
 def _size(values: Any) -> torch.Size:
     if not isinstance(values, tuple):
-        raise UserError(f"{values!r} for a size")
+        raise ValueError(f"{values!r} for a size")
     return torch.Size(map(_count, values))
 
 
 def _count(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise UserError(f"{value!r} for a count")
+        raise ValueError(f"{value!r} for a count")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{value!r} for a name")
+        raise ValueError(f"{value!r} for a name")
     return value
