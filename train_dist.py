@@ -66,12 +66,12 @@ def main() -> None:
     parser.add_argument("config", help="a Python file that defines `config`, see configs/")
     # Without a default argparse calls them required.
     parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
+    parser.add_argument("--version", action="version", version=f"facestream {VERSION}")
     parser.add_argument(
         "--dry-run",
         action="store_true",
         help="check the run, predict its memory, time some steps of it and say what to change",
     )
-    parser.add_argument("--version", action="version", version=f"facestream {VERSION}")
     parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()  # overrides may stand on both sides of an option
     if arguments.local_rank is not None:  # from torch.distributed.launch

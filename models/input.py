@@ -66,7 +66,9 @@ class Input:
         unknown = [name for name in values if name not in names]
         if unknown:
             raise InputError(f"{', '.join(unknown)}: expected some of {', '.join(names)}")
-        frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        frozen: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         return cls(**{"size": size, **frozen})
 
     def shape(self, batch: int) -> tuple[int, int, int, int]:

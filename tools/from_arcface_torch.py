@@ -12,6 +12,7 @@ import argparse
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -47,7 +48,8 @@ def _file(source: Path, translated: Translation) -> str:
     lines = [f'"""{source.name} of arcface_torch, as it trains on {ranks}.']
     if translated.notes:
         lines += ["", "Not the same:", *(f"- {_plain(note)}" for note in translated.notes)]
-    sections = {section.name: section.default_factory for section in fields(Config)}
+    kinds = get_type_hints(Config)
+    sections = {section.name: kinds[section.name] for section in fields(Config)}
     used = [name for name in sections if any(_in(name, key) for key in translated.settings)]
     lines += ['"""', "", "from training.config import (", "    Config,"]
     lines += [f"    {name}," for name in sorted(sections[name].__name__ for name in used)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import track
@@ -59,7 +60,12 @@ def unpack(rec: Path, folder: Path) -> tuple[int, int]:
     # Network disks take many files at once, so more threads than cores pay.
     written = map_ahead(write, groups, workers=4 * cores())
     unseen = not sys.stdout.isatty()  # where a bar would leave an empty line
-    bar = {"description": "unpack", "total": len(groups), "transient": True, "disable": unseen}
+    bar: dict[str, Any] = {
+        "description": "unpack",
+        "total": len(groups),
+        "transient": True,
+        "disable": unseen,
+    }
     for _ in track(written, **bar):
         pass
     return len(groups), len(index)

@@ -76,7 +76,7 @@ class Differences:
 def saved_network(checkpoint: Path) -> tuple[ModelConfig, int]:
     """The network in a checkpoint, and the pixels a side of its images, as config.json has them.
 
-    Raises ValueError where that file cannot be read or does not say it.
+    Raises UserError where that file cannot be read or does not say it.
     """
     path = checkpoint / "config.json"
     try:

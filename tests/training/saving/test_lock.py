@@ -344,6 +344,6 @@ def test_the_end_is_that_of_the_whole_process_with_the_reason(tmp_path, monkeypa
     lock = hold(tmp_path)
     held_by(tmp_path, 4, token="far")
     lock._thread.join(LIMIT)
-    assert codes == [1]
+    assert codes == [2]
     assert "was taken over by process 4" in capsys.readouterr().err
     lock.release()
