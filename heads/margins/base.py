@@ -135,9 +135,12 @@ class Margin(ABC):
         """(N,) derivative of `bend`'s cosines, by autograd."""
         # Held off the ends, where that of an angle is infinite; it multiplies a zero there.
         least = torch.finfo(cosine.dtype).eps
-        with torch.enable_grad():
-            held = cosine.clamp(least - 1, 1 - least).requires_grad_()
-            (slope,) = torch.autograd.grad(self.bend(held, norms, context).cosine.sum(), held)
+        with torch.inference_mode(False), torch.enable_grad():
+            # Copies, for autograd takes no tensors that inference mode has made.
+            context = StepContext(*(part.clone() for part in context))
+            held = cosine.clone().clamp_(least - 1, 1 - least).requires_grad_()
+            bent = self.bend(held, norms.clone(), context).cosine
+            (slope,) = torch.autograd.grad(bent.sum(), held)
         return slope
 
 

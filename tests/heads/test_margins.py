@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from heads import PartialFC
 from heads.margins import (
     MARGINS,
     AdaFace,
@@ -391,6 +392,27 @@ def test_a_slope_left_out_is_found_by_autograd(margin):
     torch.testing.assert_close(found.slope, expected.slope, rtol=1e-6, atol=1e-6)
     assert torch.equal(found.cosine, expected.cosine)
     assert not found.slope.requires_grad
+
+
+@pytest.mark.parametrize("sample_rate", [1.0, 0.3])
+@pytest.mark.parametrize("margin", [ArcFace(), AdaFace()], ids=repr)
+def test_a_head_trains_as_with_the_slope_written_out(margin, sample_rate):
+    """And evaluates, in inference mode too."""
+    found = []
+    for one in (margin, Unsloped(of=margin)):
+        head = PartialFC(40, 8, one, sample_rate, dtype=torch.float64, compute_dtype=torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            embeddings = 9 * torch.randn(6, 8, generator=generator, dtype=torch.float64)
+            labels = torch.randint(0, 40, (6,), generator=generator)
+            leaf = embeddings.requires_grad_()
+            head(leaf, labels).backward()
+            head.step(0.1)
+        with torch.inference_mode():
+            loss = head.eval()(embeddings.detach(), labels)
+        found.append([leaf.grad, head.centers, head.margin_state, loss.clone()])
+    for expected, own in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("margin", [ArcFace(), SphereFace()], ids=repr)
