@@ -37,6 +37,7 @@ NO_FILES = {
     "optim.backend",
     "optim.schedule",
     "distill.model",
+    "distill.input",
     "distill.loss",
     "step.precision",
     "step.cuda_graph",
