@@ -27,6 +27,7 @@ CLASSES, DIM, BATCH, COUNT = 50, 8, 4, 3
 OPTIONS = [
     {},
     {"sample_rate": 0.3},
+    {"sample_rate": 0.0},
     {"group_sampling": GroupClasses(groups=25, scope="sample")},
     {"subcenters": 2, "sample_rate": 0.3},
 ]
