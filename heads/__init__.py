@@ -2,6 +2,7 @@
 
 from heads.margins import (
     MARGINS,
+    OWN_MARGINS,
     AdaFace,
     ArcFace,
     Combined,
@@ -23,6 +24,7 @@ from heads.sampling import GroupClasses
 
 __all__ = [
     "MARGINS",
+    "OWN_MARGINS",
     "AdaFace",
     "ArcFace",
     "Combined",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import fields
 from typing import Any
 
@@ -16,6 +17,7 @@ from heads.margins.quality import AdaFace, MagFace
 __all__ = [
     "GRADIENTS",
     "MARGINS",
+    "OWN_MARGINS",
     "AdaFace",
     "ArcFace",
     "Combined",
@@ -45,6 +47,8 @@ MARGINS: dict[str, type[Margin]] = {
     "elastic_cosface": ElasticCosFace,
     "curricularface": CurricularFace,
 }
+# Of these, what `register_margin` made known: its name and the file that did.
+OWN_MARGINS: dict[str, str] = {}
 
 
 def create_margin(name: str, /, **params: Any) -> Margin:
@@ -87,3 +91,4 @@ def register_margin(name: str, margin: type[Margin]) -> None:
     if known and (known.__module__, known.__qualname__) != (margin.__module__, margin.__qualname__):
         raise UserError(f"there is a margin {name!r} already, {known.__qualname__}: choose another")
     MARGINS[name] = margin
+    OWN_MARGINS[name] = sys._getframe(1).f_code.co_filename

@@ -8,7 +8,7 @@ does not pay for it. So a graph with recipes has to be built under
 ``pipeline_def(enable_conditionals=True)``.
 """
 
-from pipeline.augment.composition import RECIPES, Augmentation, register_recipe
+from pipeline.augment.composition import OWN_RECIPES, RECIPES, Augmentation, register_recipe
 from pipeline.augment.recipe import Draw, Node, Recipe
 
-__all__ = ["RECIPES", "Augmentation", "Draw", "Node", "Recipe", "register_recipe"]
+__all__ = ["OWN_RECIPES", "RECIPES", "Augmentation", "Draw", "Node", "Recipe", "register_recipe"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ RECIPES: dict[str, Recipe] = {
     "quality": QUALITY,
     "erase": ERASE,
 }
+# Of these, what `register_recipe` made known: its name and the file that did.
+OWN_RECIPES: dict[str, str] = {}
 # What an argument input may be: of DALI's types, those that its operators take as arguments.
 _DALI_TYPES = {"bool": "BOOL", "int8": "INT8", "int32": "INT32", "float32": "FLOAT"}
 
@@ -137,6 +140,7 @@ def register_recipe(name: str, recipe: Recipe) -> None:
             f"that: {error}"
         ) from error
     RECIPES[name] = recipe
+    OWN_RECIPES[name] = sys._getframe(1).f_code.co_filename
 
 
 def _origin(recipe: Recipe) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from heads import PartialFC
+from heads import PartialFC, margins
 from heads.margins import (
     MARGINS,
     AdaFace,
@@ -433,10 +433,10 @@ def test_a_slope_found_by_autograd_is_graph_safe():
 
 @pytest.fixture
 def margins_put_back():
-    before = dict(MARGINS)
-    yield
-    MARGINS.clear()
-    MARGINS.update(before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(margins, "MARGINS", dict(MARGINS))
+        patch.setattr(margins, "OWN_MARGINS", {})
+        yield
 
 
 @pytest.mark.usefixtures("margins_put_back")

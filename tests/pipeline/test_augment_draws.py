@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipeline.augment import RECIPES, Augmentation, Draw, Recipe, register_recipe
+from pipeline.augment import RECIPES, Augmentation, Draw, Recipe, composition, register_recipe
 from pipeline.augment.quality import gaussian_kernels, motion_kernels
 
 COUNT = 20_000
@@ -170,6 +170,7 @@ def apply_shade(images, shade):
 
 
 def test_a_registered_recipe_is_one_of_the_entries(monkeypatch):
+    monkeypatch.setattr(composition, "OWN_RECIPES", {})
     monkeypatch.setitem(RECIPES, "shade", Recipe(draw_shade, apply_shade))
     for _ in range(2):  # as a cell that runs twice
         register_recipe("shade", Recipe(draw_shade, apply_shade))

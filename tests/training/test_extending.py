@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from heads import MARGINS
-from pipeline.augment import RECIPES
+from heads import MARGINS, OWN_MARGINS
+from pipeline.augment import OWN_RECIPES, RECIPES
 from tests.training import tiny
 from tools.export_weights import export_safetensors
 from training.config import ConfigError, load_config, override
@@ -33,7 +33,9 @@ SMALL = (
 
 @pytest.fixture(autouse=True)
 def _no_trace_in_other_tests() -> Iterator[None]:
-    before = [(registry, dict(registry)) for registry in (MARGINS, RECIPES)]
+    before = [
+        (registry, dict(registry)) for registry in (MARGINS, OWN_MARGINS, RECIPES, OWN_RECIPES)
+    ]
     yield
     for registry, names in before:
         registry.clear()
