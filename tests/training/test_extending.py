@@ -15,6 +15,7 @@ from tests.training import tiny
 from tools.export_weights import export_safetensors
 from training.config import ConfigError, load_config, override
 from training.loop import Trainer
+from training.own_parts import own_parts
 from training.precision import choose_precision
 from training.saving.files import read_about
 
@@ -75,6 +76,21 @@ def test_a_snippet_trains_and_its_checkpoint_names_it(kind, data, world, tmp_pat
     Trainer(other, world, precision=precision, evaluate=lambda backbone: {})
     load_config(path, own)  # the same file makes it known again
     assert name in registry
+
+
+def test_a_margin_that_is_another_with_other_defaults_is_named_by_its_own_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from dataclasses import dataclass\n"
+        "from heads import ArcFace, register_margin\n"
+        "from training.config import Config, DataConfig, HeadConfig\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Wide(ArcFace):\n"
+        "    margin: float = 0.8\n"
+        "register_margin('wide', Wide)\n"
+        "config = Config(data=DataConfig(train='x.rec'), head=HeadConfig(loss='wide'))\n"
+    )
+    assert own_parts(load_config(path)) == {"head.loss=wide": f"Wide of {path}"}
 
 
 def test_a_run_of_facestreams_own_parts_names_none(data, world, tmp_path):
