@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from facestream import USER_ERROR_EXIT_CODE
 from pipeline.cache_folder import provide_caches
 from pipeline.named_path import mendable
+from training.reporting.console import legible
 from training.setting_range import Range
 
 
@@ -37,6 +38,8 @@ def command(name: str) -> Iterator[None]:
     USER_ERROR_EXIT_CODE. What is left is a mistake of ours and shows its trace.
     """
     provide_caches()
+    for stream in (sys.stdout, sys.stderr):
+        legible(stream)
     try:
         yield
     except Exception as error:

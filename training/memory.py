@@ -328,6 +328,8 @@ def _teacher_bytes(config: Config, *, batch: int, precision: Precision, besides:
     Its batch is not split into micro-batches. Of an ONNX file the size is taken for the weights.
     """
     path, size = Path(config.distill.teacher), config.teacher_input.size
+    if not os.path.exists(path):  # nor for names that no file can have
+        return 0  # its reader says what is wrong
     if path.suffix == ".onnx":
         parts = (path, path.with_name(f"{path.name}.data"))
         return sum(part.stat().st_size for part in parts if part.is_file())

@@ -64,9 +64,9 @@ def protect_console() -> None:
         if not _is_open(number):
             os.open(os.devnull, os.O_RDWR)
     if sys.stderr is not None:
-        sys.stderr = Stream(_legible(sys.stderr), name="stderr", tell=lambda text: None)
+        sys.stderr = Stream(legible(sys.stderr), name="stderr", tell=lambda text: None)
     if sys.stdout is not None:
-        sys.stdout = Stream(_legible(sys.stdout), name="stdout", tell=tell)
+        sys.stdout = Stream(legible(sys.stdout), name="stdout", tell=tell)
 
 
 def _is_open(descriptor: int) -> bool:
@@ -77,7 +77,7 @@ def _is_open(descriptor: int) -> bool:
     return True
 
 
-def _legible(stream: TextIO) -> TextIO:
+def legible(stream: TextIO) -> TextIO:
     """The same, with escapes for letters that its encoding does not have, as under LC_ALL=C."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
