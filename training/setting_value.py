@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from facestream import UserError
+from pipeline.named_path import MALFORMED
 
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?")
@@ -48,7 +49,7 @@ def parse_value(text: str, kind: Any, current: Any, *, inner: str = "") -> Any:
         tree = OmegaConf.structured(make_dataclass("Setting", [("value", kind)])(current))
         OmegaConf.update(tree, f"value.{inner}" if inner else "value", value, merge=False)
         return cast(Any, OmegaConf.to_object(tree)).value
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, *MALFORMED) as error:
         raise SettingValueError(str(error).partition("\n")[0]) from error
 
 
