@@ -7,7 +7,7 @@ computes its head; see baselines.py) and the three products of the rows that tak
 turn in one process; medians and their ratios count. Each case runs under glibc's default allocator,
 which gives large tensors fresh pages at every step, and under one told not to. Transient memory is
 what our step adds to the process beyond centers and momentum, measured in a process of its own.
-Results go to benchmarks/results/.
+bfloat16 is left out where the CPU only imitates it. Results go to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.baselines import ArcfaceTorchHead
-from benchmarks.setting import ALLOCATORS, about_cpu, in_own_process
+from benchmarks.setting import ALLOCATORS, about_cpu, file_name, in_own_process
 from heads import ArcFace, PartialFC
+from training.precision import cpu_has_bf16
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -142,9 +143,10 @@ def main() -> None:
         print(json.dumps(function(**settings)))
         return
     shared = {"batch": arguments.batch, "dim": arguments.dim, "repeats": arguments.repeats}
+    dtypes = list(DTYPES) if cpu_has_bf16() else ["float32"]
     rows = []
     for classes, rate in CASES:
-        for dtype in DTYPES:
+        for dtype in dtypes:
             case = shared | {"classes": classes, "rate": rate, "dtype": dtype}
             row: dict[str, Any] = {"classes": classes, "sample_rate": rate, "dtype": dtype}
             for allocator, variables in ALLOCATORS.items():
@@ -178,7 +180,7 @@ def _print(rows: list[dict[str, Any]], shared: dict[str, int]) -> None:
 
 def _save(rows: list[dict[str, Any]], shared: dict[str, int]) -> None:
     about = about_cpu()
-    path = RESULTS / f"head_speed_cpu_{about['date']}.json"
+    path = RESULTS / f"{file_name('head_speed', about)}.json"
     path.write_text(json.dumps(about | shared | {"results": rows}, indent=2) + "\n")
     print(f"wrote {path}")
 

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.setting import about_cpu
+from benchmarks.setting import about_cpu, file_name
 from pipeline import dali
 from pipeline.collection import Collection
 from pipeline.dali_loader import Loader
@@ -250,7 +250,7 @@ def _save(rates: dict[str, float], mean_bytes: float, records: int) -> None:
         "mean_bytes": mean_bytes,
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"loader_cpu_{about['date']}.json"
+    path = RESULTS / f"{file_name('loader', about)}.json"
     path.write_text(json.dumps(about | {"images_per_s": rates}, indent=2) + "\n")
     print(f"wrote {path}")
 

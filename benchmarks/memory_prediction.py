@@ -25,7 +25,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.setting import about_cpu, in_own_process
+from benchmarks.setting import about_cpu, file_name, in_own_process
 from tools.make_synthetic import make_synthetic
 from train_dist import build_evaluate
 from training.config import Config, DataConfig, EvalConfig, ModelConfig, RunConfig, override
@@ -128,7 +128,7 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = []
     about = about_cpu() | {"bounds": BOUNDS}
-    path = RESULTS / f"memory_prediction_cpu_{about['date']}.json"
+    path = RESULTS / f"{file_name('memory_prediction', about)}.json"
     with tempfile.TemporaryDirectory() as folder:
         make_synthetic(Path(folder), identities=8, images=16, pairs=80, seed=0)
         for case in CASES:

@@ -68,6 +68,12 @@ def about_cpu() -> dict[str, Any]:
     }
 
 
+def file_name(subject: str, about: dict[str, Any]) -> str:
+    """What a result on a CPU is called: results of fewer instruction sets lie beside the others."""
+    held = f"_{about['torch_uses'].lower()}" if "held_to" in about else ""
+    return f"{subject}_cpu{held}_{about['date']}"
+
+
 def about_device(device: torch.device) -> dict[str, Any]:
     """What a result starts with, on any device."""
     if device.type == "cpu":

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.baselines import ArcfaceTorchHead
 from benchmarks.loader import draw_set, torch_batches
-from benchmarks.setting import ALLOCATORS, about_cpu, in_own_process
+from benchmarks.setting import ALLOCATORS, about_cpu, file_name, in_own_process
 from models import create_model
 from pipeline.dali_loader import Loader, choose_threads
 from pipeline.index import open_index
@@ -145,7 +145,7 @@ def main() -> None:
         "sample_rate": RATE,
         "our_dtype": str(precision.compute_dtype).removeprefix("torch."),
     }
-    path = RESULTS / f"train_step_cpu_{about['date']}.json"
+    path = RESULTS / f"{file_name('train_step', about)}.json"
     path.write_text(json.dumps(about | {"results": rows}, indent=1) + "\n")
     print(f"wrote {path}")
 

@@ -48,7 +48,7 @@ def choose_precision(device: torch.device, requested: str = "auto") -> Precision
     if requested != "auto":
         name, reason = requested, "the configuration asks for it"
     elif on_cpu:
-        has_bf16 = _cpu_has_bf16()
+        has_bf16 = cpu_has_bf16()
         name = "bf16" if has_bf16 else "fp32"
         reason = f"the CPU {'has' if has_bf16 else 'lacks'} bfloat16 instructions"
     else:
@@ -95,7 +95,7 @@ def _head_dtype(device: torch.device, compute_dtype: torch.dtype) -> torch.dtype
     return torch.float16 if half else torch.float32
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     """Whether torch multiplies bfloat16 by the CPU's own AVX512-BF16, AMX, or Arm's extension."""
     if torch.backends.cpu.get_cpu_capability() == "AVX2":  # it may be held to less than there is
         return False

@@ -25,7 +25,7 @@ def capability(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
 
 @pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_a_cpu_computes_in_bfloat16_where_it_has_it(monkeypatch, has, dtype):
-    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: has)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
     chosen = choose_precision(CPU)
     assert (chosen.compute_dtype, chosen.loss_scaling) == (dtype, False)
     assert (chosen.head_dtype, chosen.tf32) == (torch.float32, False)
