@@ -9,9 +9,9 @@ beside the tables of InsightFace digit by digit.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,9 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
+from evaluation.embedding import embed_batches, eval_mode, on_pixels
 from evaluation.pair_set import PairSet, PairSetError, UnsafePickleError, read_bin, write_bin
 from facestream import UserError
-from models import normalize
-from pipeline.jpeg import decode_images
 
 __all__ = [
     "NonFiniteEmbeddingsError",
@@ -32,7 +31,6 @@ __all__ = [
     "UnsafePickleError",
     "Verification",
     "Verifier",
-    "embed",
     "read_bin",
     "verify",
     "write_bin",
@@ -113,65 +111,16 @@ def verify(embeddings: Tensor, same: np.ndarray, *, folds: int = FOLDS) -> Verif
     )
 
 
-def embed(
-    model: nn.Module,
-    images: Sequence[bytes],
-    *,
-    device: torch.device,
-    batch_size: int,
-    autocast_dtype: torch.dtype | None,
-    image_size: int = 112,
-    threads: int = 1,
-) -> Tensor:
-    """Embed encoded images: the sum of what `model` makes of each and of its mirror image.
-
-    Args:
-        model: maps normalized images (B, 3, image_size, image_size) to (B, D); it is put in eval
-            mode meanwhile, and every submodule back in its own mode afterwards.
-        images: N encoded images of image_size x image_size pixels.
-        device: where `model` is.
-        batch_size: images decoded and embedded at a time.
-        autocast_dtype: bfloat16 or float16 to run under autocast; None or float32 for none.
-        threads: that decode.
-
-    Returns:
-        (N, D) float32 on the CPU, in the order of `images`, not L2-normalized.
-
-    Raises:
-        ValueError: no images, a batch size below 1, or images that cannot be decoded.
-    """
-    if len(images) == 0 or batch_size < 1:
-        raise ValueError(
-            f"embed: found {len(images)} images and batch_size {batch_size}; both must be positive"
-        )
-    dtype = autocast_dtype or torch.float32
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-    batches = []
-    with _eval_mode(model), torch.no_grad(), autocast:
-        # On the CPU whatever the device: the same pixels, hence the same numbers, on all of them.
-        decoded = decode_images(
-            images, batch_size=batch_size, image_size=image_size, threads=threads
-        )
-        for batch in decoded:
-            # (b, 3, image_size, image_size) in channels_last, mirrored along the width
-            pixels = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
-            embeddings = model(normalize(pixels, dtype)) + model(normalize(pixels.flip(3), dtype))
-            batches.append(embeddings.float())
-    return torch.cat(batches).cpu()
-
-
 class Verifier:
     """Verifies models on sets read once, every rank embedding its share of the images.
-
-    A rank keeps a contiguous share, equal on all ranks: the last image is repeated at the end
-    where they do not divide evenly, and dropped again after gathering.
 
     Args:
         paths: .bin files; the results are named by their stems.
         device: where the models will be, and where the process group can gather tensors.
         rank, world_size: of the default process group; 0 and 1 need none.
         batch_size: images decoded and embedded at a time.
-        autocast_dtype, image_size, threads: as for `embed`.
+        autocast_dtype: bfloat16 or float16 to run under autocast; None or float32 for none.
+        threads: that decode.
 
     Raises:
         PairSetError: a file that is not a verification set, or whose images are of another size.
@@ -194,68 +143,76 @@ class Verifier:
         self._device = device
         self._rank, self._world_size = rank, world_size
         self._batch_size = batch_size
-        self._autocast_dtype = autocast_dtype
+        self._dtype = autocast_dtype or torch.float32
         self._image_size, self._threads = image_size, threads
-        self._shares: dict[str, PairSet] = {}  # this rank's images, the truth values of all
+        self._sets: dict[str, _Share] = {}
         for path in map(Path, paths):
-            if path.stem in self._shares:
+            if path.stem in self._sets:
                 raise PairSetError(f"{path}: a second set named {path.stem!r}; rename one of them")
             pairs = read_bin(path)
             try:
                 _check_pairs(pairs.same, FOLDS)
             except UserError as error:
                 raise PairSetError(f"{path}: {error}") from error
-            size = -(-len(pairs.images) // world_size)
-            last = len(pairs.images) - 1
-            share = [pairs.images[min(rank * size + i, last)] for i in range(size)]
-            for i, image in enumerate(share):
+            share = _Share(pairs, batch_size=batch_size, rank=rank, world_size=world_size)
+            for i, image in share.images.items():
                 if fault := _size_fault(image, image_size):
-                    raise PairSetError(f"{path}: image {min(rank * size + i, last)} {fault}")
-            self._shares[path.stem] = PairSet(images=share, same=pairs.same)
+                    raise PairSetError(f"{path}: image {i} {fault}")
+            self._sets[path.stem] = share
 
     def __call__(self, model: nn.Module) -> dict[str, Verification]:
         """Results by file stem, the same on every rank; all ranks must call it together.
 
+        `model` maps normalized images (B, 3, image_size, image_size) to (B, D); it is in eval mode
+        meanwhile, and every submodule back in its own mode afterwards.
+
         Raises, on every rank, PairSetError for images that cannot be decoded, and
         NonFiniteEmbeddingsError for a model that cannot be judged.
         """
+        embed = on_pixels(model, device=self._device, dtype=self._dtype, flip=True)
         results = {}
-        for name, share in self._shares.items():
-            fault = ""
-            try:
-                embeddings = embed(
-                    model,
-                    share.images,
-                    device=self._device,
-                    batch_size=self._batch_size,
-                    autocast_dtype=self._autocast_dtype,
-                    image_size=self._image_size,
-                    threads=self._threads,
+        for name, share in self._sets.items():
+            with eval_mode(model):
+                batches = list(
+                    embed_batches(
+                        embed,
+                        share.read,
+                        range(2 * len(share.same)),
+                        device=self._device,
+                        batch_size=self._batch_size,
+                        image_size=self._image_size,
+                        threads=self._threads,
+                        rank=self._rank,
+                        world_size=self._world_size,
+                    )
                 )
-            except UserError as error:
-                first = self._rank * len(share.images)
-                fault = f"{name}.bin, from its image {first} on: {error}"
-            self._require_all(fault)
-            everyone = self._gather(embeddings)[: 2 * len(share.same)]  # (2P, D)
-            results[name] = verify(everyone, share.same)
+            faults = {place: fault for batch in batches for place, fault in batch.faults.items()}
+            self._require_all(name, faults)
+            results[name] = verify(torch.cat([batch.embeddings for batch in batches]), share.same)
         return results
 
-    def _require_all(self, fault: str) -> None:
-        """Raise PairSetError on every rank where any has a fault, so that none waits for it."""
-        faults = [fault] * self._world_size
+    def _require_all(self, name: str, faults: dict[int, str]) -> None:
+        """Raise PairSetError on every rank where any met an image that cannot be decoded."""
+        everyone = [faults] * self._world_size
         if self._world_size > 1:
-            dist.all_gather_object(faults, fault)
-        if any(faults):
-            raise PairSetError("; ".join(filter(None, faults)))
+            dist.all_gather_object(everyone, faults)
+        found = sorted(item for theirs in everyone for item in theirs.items())
+        if found:
+            listed = "; ".join(f"image {place} {fault}" for place, fault in found[:5])
+            raise PairSetError(f"{name}.bin: {len(found)} images are bad: {listed}")
 
-    def _gather(self, embeddings: Tensor) -> Tensor:
-        """All ranks' (S, D) in the order of the ranks: (world_size * S, D) on the CPU."""
-        if self._world_size == 1:
-            return embeddings
-        own = embeddings.to(self._device)
-        shares = [torch.empty_like(own) for _ in range(self._world_size)]
-        dist.all_gather(shares, own)
-        return torch.cat(shares).cpu()
+
+class _Share:
+    """What a rank keeps of a set: the images of its own batches, and all truth values."""
+
+    def __init__(self, pairs: PairSet, *, batch_size: int, rank: int, world_size: int) -> None:
+        self.same = pairs.same
+        self.images = {
+            i: image for i, image in enumerate(pairs.images) if i // batch_size % world_size == rank
+        }
+
+    def read(self, places: range) -> list[Callable[[], bytes]]:
+        return [partial(bytes, self.images[i]) for i in places]
 
 
 def _size_fault(encoded: bytes, image_size: int) -> str:
@@ -271,17 +228,6 @@ def _size_fault(encoded: bytes, image_size: int) -> str:
         f"has {width}×{height} pixels, not {image_size}×{image_size} as data.image_size says: pack "
         "the set again in that size, or leave it out of eval.sets"
     )
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _check(embeddings: Tensor, same: np.ndarray, folds: int) -> None:

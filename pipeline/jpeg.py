@@ -1,4 +1,4 @@
-"""Decoding on the CPU with libjpeg-turbo, into one array a batch; batches on threads of their own.
+"""Decoding on the CPU with libjpeg-turbo, into one array a batch.
 
 On two cores the stream is faster than with DALI's decoder, and a DALI pipeline that met an image it
 cannot decode is dead, where here that image is named and the others are decoded. Mirroring comes
@@ -8,15 +8,12 @@ almost for free while an image is in the cache, so it is done here, too.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-from facestream import UserError
-from pipeline.ahead import map_ahead
 from pipeline.recordio import RecordError
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")  # what DALI decodes, too
@@ -50,31 +47,6 @@ def decode_batch(
         elif mirror:
             out[i].reshape(size, size * 3)[:] = reversed_rows
     return out, faults
-
-
-def decode_images(
-    encoded: Sequence[bytes], *, batch_size: int, image_size: int = 112, threads: int = 1
-) -> Iterator[np.ndarray]:
-    """Decode images in order, ahead of the reader: yields (b, image_size, image_size, 3) uint8 RGB.
-
-    The last batch may be smaller. Raises ValueError naming the images that cannot be decoded or
-    are not (image_size, image_size).
-    """
-
-    def decode(start: int) -> tuple[np.ndarray, dict[int, str]]:
-        part = encoded[start : start + batch_size]
-        images, found = decode_batch([partial(bytes, image) for image in part], size=image_size)
-        return images, {start + i: fault for i, fault in found.items()}
-
-    faults: dict[int, str] = {}
-    starts = range(0, len(encoded), batch_size)
-    for images, found in map_ahead(decode, starts, workers=threads, depth=threads + 2):
-        faults |= found
-        if not faults:  # else the others are decoded only to name all that are bad
-            yield images
-    if faults:
-        listed = "; ".join(f"image {i} {fault}" for i, fault in list(faults.items())[:5])
-        raise UserError(f"{len(faults)} of {len(encoded)} images: {listed}")
 
 
 def _decode(encoded: bytes, out: np.ndarray, channels: str) -> str | None:

@@ -15,17 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from evaluation.embedding import embed_batches
 from facestream import UserError
-from pipeline.ahead import map_ahead
+from pipeline.ahead import cores
 from pipeline.embedding_cache import EmbeddingCacheError, open_embeddings, write_embeddings
 from pipeline.index import RecordIndex
-from pipeline.jpeg import decode_batch
 from training.command import command, whole_number
 from training.config import Config, load_config
 from training.data import open_training_data
@@ -33,8 +30,6 @@ from training.distill.teacher import Teacher, load_teacher
 from training.distributed import World, join_world, leave_world
 from training.out_of_memory import memory_explained
 from training.precision import choose_precision
-
-_COLUMNS = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def cache_teacher(config: Config, world: World, *, batch: int) -> list[Path]:
@@ -60,23 +55,21 @@ def _write(
 ) -> Path:
     faults: dict[int, str] = {}
 
-    def decode(first: int) -> tuple[np.ndarray, dict[int, str]]:
-        sources = index.sources(np.arange(first, min(first + batch, len(index))))
-        return decode_batch(sources, size=config.data.image_size)
-
     def rows_from(done: int) -> Iterator[np.ndarray]:
-        starts = range(done, len(index), batch)
-        for first, (pixels, found) in zip(starts, map_ahead(decode, starts)):
-            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(world.device)
-            rows = teacher.embed(images).cpu().numpy()
-            rows[list(found)] = 0
-            faults.update({first + i: fault for i, fault in found.items()})
-            bar.update(task, completed=first + len(rows))
-            yield rows
+        for part in embed_batches(
+            teacher.embed,
+            lambda places: index.sources(np.arange(places.start, places.stop)),
+            range(done, len(index)),
+            device=world.device,
+            batch_size=batch,
+            image_size=config.data.image_size,
+            threads=cores(),
+            progress=index.path.name,
+        ):
+            faults.update(part.faults)
+            yield part.embeddings.cpu().numpy()
 
-    with Progress(*_COLUMNS, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(index.path.name, total=len(index))
-        path = write_embeddings(index, rows_from, teacher=teacher.fingerprint, dim=teacher.dim)
+    path = write_embeddings(index, rows_from, teacher=teacher.fingerprint, dim=teacher.dim)
     print(f"wrote         {path}: {len(index)} embeddings of {teacher.dim}")
     for record, fault in list(faults.items())[:8]:
         print(f"              record {record} {fault}")

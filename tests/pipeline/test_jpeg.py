@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline import dali
 from pipeline.dali_decode import decoded, pipeline_settings
-from pipeline.jpeg import decode_batch, decode_images
+from pipeline.jpeg import decode_batch
 
 SIZE = 24
 
@@ -127,18 +127,3 @@ def test_exif_does_not_turn_images_here_nor_in_dali():
     pixels, _ = decode([file])
     assert np.array_equal(pixels, plain)
     assert np.array_equal(decode_with_dali([file]), plain)
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_images_come_in_their_order_and_the_last_batch_is_smaller(threads):
-    batches = list(decode_images(FILES[:7], batch_size=3, image_size=SIZE, threads=threads))
-    assert [len(batch) for batch in batches] == [3, 3, 1]
-    assert np.array_equal(np.concatenate(batches), decode(FILES[:7])[0])
-    assert list(decode_images([], batch_size=3)) == []
-
-
-def test_images_that_cannot_be_decoded_or_are_of_another_size_are_all_named():
-    files = [FILES[0], b"nonsense", FILES[1], encode(2, size=40)]
-    told = "2 of 4 images: image 1 cannot be decoded .*; image 3 is 40×40, not 24×24 pixels"
-    with pytest.raises(ValueError, match=told):
-        list(decode_images(files, batch_size=2, image_size=SIZE))

@@ -4,20 +4,15 @@ arXiv:1712.07136), so that the head does not pull an able backbone towards rando
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
-import torch.distributed as dist
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.functional import normalize as to_unit_length
 
-from models import fold_batch_norm, normalize
-from pipeline.ahead import cores, map_ahead
+from evaluation.embedding import embed_batches, on_pixels
+from models import fold_batch_norm
+from pipeline.ahead import cores
 from pipeline.collection import Collection
-from pipeline.jpeg import decode_batch
 from training.distributed import World
 from training.precision import Precision
 
@@ -25,7 +20,6 @@ IMAGES = 32  # of an identity at most: more hardly move the mean
 
 _BATCH = 128
 _PIECE = 1 << 20  # labels looked at together
-_COLUMNS = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def mean_embeddings(
@@ -59,33 +53,26 @@ def mean_embeddings(
         that can be decoded and embedded.
     """
     numbers, places, turns = _choose_images(records, classes)
-    starts = range(0, len(numbers), _BATCH)
-    network = fold_batch_norm(network)  # a copy: the network's own mode and statistics stay
-
-    def decode(start: int) -> tuple[np.ndarray, dict[int, str]]:
-        return decode_batch(records.sources(numbers[start : start + _BATCH]), size=image_size)
-
-    def embedded() -> Iterator[Tensor]:
-        workers = max(1, cores() // world.local_world_size)
-        for pixels, faults in map_ahead(
-            decode, starts[world.rank :: world.world_size], workers=workers
-        ):
-            rows = _embed(network, pixels, world, precision)
-            rows[list(faults)] = 0
-            yield rows
-
+    # Folding makes a copy: the network's own mode and statistics stay.
+    batches = embed_batches(
+        on_pixels(fold_batch_norm(network), device=world.device, dtype=precision.compute_dtype),
+        lambda places: records.sources(numbers[places.start : places.stop]),
+        range(len(numbers)),
+        device=world.device,
+        batch_size=_BATCH,
+        image_size=image_size,
+        threads=max(1, cores() // world.local_world_size),
+        rank=world.rank,
+        world_size=world.world_size,
+        progress="new identities",
+    )
     sums = torch.zeros((owned.stop - owned.start) * subcenters, embedding_dim)
-    console = Console(stderr=True, quiet=not world.is_main)
-    with Progress(*_COLUMNS, console=console, transient=True) as bar:
-        task = bar.add_task("new identities", total=len(numbers))
-        for start, rows in zip(
-            starts, _of_all_ranks(embedded(), len(starts), embedding_dim, world)
-        ):
-            place, turn = places[start : start + _BATCH], turns[start : start + _BATCH]
-            ours = np.flatnonzero((place >= owned.start) & (place < owned.stop))
-            into = (place[ours] - owned.start) * subcenters + turn[ours] % subcenters
-            sums.index_add_(0, torch.from_numpy(into), rows[ours])
-            bar.advance(task, len(place))
+    for batch in batches:
+        rows = _to_directions(batch.embeddings).cpu()
+        cut = slice(batch.places.start, batch.places.stop)
+        ours = np.flatnonzero((places[cut] >= owned.start) & (places[cut] < owned.stop))
+        into = (places[cut][ours] - owned.start) * subcenters + turns[cut][ours] % subcenters
+        sums.index_add_(0, torch.from_numpy(into), rows[ours])
     sums = sums.view(-1, subcenters, embedding_dim)
     # A sub-center beyond the images of its class starts where all of them are.
     missing = (sums == 0).all(dim=2, keepdim=True)
@@ -93,28 +80,10 @@ def mean_embeddings(
     return to_unit_length(sums, dim=2).flatten(1)
 
 
-@torch.no_grad()
-def _embed(network: nn.Module, pixels: np.ndarray, world: World, precision: Precision) -> Tensor:
-    """(B, H, W, 3) uint8 to (B, D) float32 of unit length on the CPU, zeros if not finite."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(world.device)
-    with precision.autocast(world.device):
-        embeddings = network(normalize(images, precision.compute_dtype)).float()
+def _to_directions(embeddings: Tensor) -> Tensor:
+    """(B, D) of unit length, zeros where not finite."""
     finite = embeddings.isfinite().all(dim=1, keepdim=True)
-    return to_unit_length(torch.where(finite, embeddings, 0)).cpu()
-
-
-def _of_all_ranks(
-    own: Iterator[Tensor], batches: int, embedding_dim: int, world: World
-) -> Iterator[Tensor]:
-    """(128, D) of each batch in turn, the last one filled up with zeros, from whichever rank."""
-    for first in range(0, batches, world.world_size):
-        rows = torch.zeros(_BATCH, embedding_dim)
-        if first + world.rank < batches:
-            found = next(own)
-            rows[: len(found)] = found
-        everyone = [torch.empty_like(rows) for _ in range(world.world_size)]
-        dist.all_gather(everyone, rows)
-        yield from everyone[: batches - first]
+    return to_unit_length(torch.where(finite, embeddings, 0))
 
 
 def _choose_images(
