@@ -98,19 +98,19 @@ def _teacher(config: Config, folder: Path) -> str:
     settings = {
         "path": str(path),
         "name": config.distill.model,
-        "num_features": config.model.embedding_dim,
+        "embedding_dim": config.model.embedding_dim,
     }
     in_own_process(__file__, settings, {})
     return str(path)
 
 
-def write_network(*, path: str, name: str, num_features: int) -> None:
+def write_network(*, path: str, name: str, embedding_dim: int) -> None:
     """A network with the weights that it starts with."""
     import torch
 
     from models import create_model
 
-    torch.save(create_model(name, num_features=num_features).state_dict(), path)
+    torch.save(create_model(name, embedding_dim=embedding_dim).state_dict(), path)
 
 
 def main() -> None:

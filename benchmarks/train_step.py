@@ -83,7 +83,7 @@ def our_step(
 def their_step(rec: Path, model: str, batch: int) -> Callable[[], None]:
     """float32, NCHW."""
     torch.manual_seed(0)
-    backbone = create_model(model, num_features=DIM)
+    backbone = create_model(model, embedding_dim=DIM)
     backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     backbone.train()
     head = ArcfaceTorchHead(CLASSES, DIM, sample_rate=RATE, seed=0)

@@ -24,6 +24,7 @@ BLOCKS: dict[str, tuple[int, int, int, int]] = {
     "iresnet100": (3, 13, 30, 3),
     "iresnet200": (6, 26, 60, 6),
 }
+STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class IBasicBlock(nn.Module):
@@ -60,10 +61,17 @@ class IBasicBlock(nn.Module):
 
 
 class IResNet(nn.Module):
-    """Embeds face images; see `models.create_model` for the arguments and `BLOCKS` for depths.
+    """Embeds face images.
+
+    Args:
+        blocks: in each of the four stages; see `BLOCKS`.
+        embedding_dim: D, the length of an embedding.
+        image_size: height and width of the images in pixels, a multiple of 16.
+        width: factor on every channel count; it must leave whole multiples of 16.
+        dropout: probability of dropping an input of the last fully connected layer, in [0, 1).
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: an argument outside its range; see `check_iresnet`.
     """
 
     folds: ClassVar = (("conv1", "bn1"), ("fc", "features"))  # see models.fold
@@ -72,13 +80,15 @@ class IResNet(nn.Module):
         self,
         blocks: tuple[int, int, int, int],
         *,
-        num_features: int,
-        dropout: float,
-        width: float,
+        embedding_dim: int,
         image_size: int,
+        width: float,
+        dropout: float,
     ) -> None:
         super().__init__()
-        _check(num_features=num_features, dropout=dropout, width=width, image_size=image_size)
+        check_iresnet(
+            embedding_dim=embedding_dim, image_size=image_size, width=width, dropout=dropout
+        )
         self.image_size = image_size
         stem = int(64 * width)
         self.conv1 = nn.Conv2d(3, stem, kernel_size=3, padding=1, bias=False)
@@ -90,8 +100,8 @@ class IResNet(nn.Module):
         self.layer4 = _stage(4 * stem, 8 * stem, blocks[3])
         self.bn2 = nn.BatchNorm2d(8 * stem)
         self.dropout = nn.Dropout(dropout, inplace=True)
-        self.fc = nn.Linear(8 * stem * (image_size // 16) ** 2, num_features)
-        self.features = nn.BatchNorm1d(num_features)
+        self.fc = nn.Linear(8 * stem * (image_size // 16) ** 2, embedding_dim)
+        self.features = nn.BatchNorm1d(embedding_dim)
         # The margin head works on directions: a learned scale per feature would only bend them.
         self.features.weight.requires_grad_(False)
 
@@ -100,7 +110,7 @@ class IResNet(nn.Module):
                 nn.init.normal_(module.weight, mean=0.0, std=0.1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed `images` (B, 3, image_size, image_size), floating, as (B, num_features).
+        """Embed `images` (B, 3, image_size, image_size), floating, as (B, embedding_dim).
 
         The last fully connected layer and batch norm run in the dtype of their weights, float32
         unless the network was moved to another, under autocast too. So are the embeddings.
@@ -132,9 +142,10 @@ def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
     )
 
 
-def _check(*, num_features: int, dropout: float, width: float, image_size: int) -> None:
-    if num_features < 1:
-        raise UserError(f"num_features is {num_features}: it must be at least 1")
+def check_iresnet(*, embedding_dim: int, image_size: int, width: float, dropout: float) -> None:
+    """Raise UserError, naming the argument, for what no IResNet can be built from."""
+    if embedding_dim < 1:
+        raise UserError(f"embedding_dim is {embedding_dim}: it must be at least 1")
     if not 0.0 <= dropout < 1.0:
         raise UserError(f"dropout is {dropout}: it must be in [0, 1)")
     # With 8 channels torch 2.13's 1x1 convolutions of stride 2 write past their memory on CPUs.

@@ -105,7 +105,7 @@ def test_the_head_evaluates_on_the_device():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["iresnet10", "iresnet50"])
 def test_pixels_become_embeddings_and_gradients_on_the_device(name, dtype):
-    model = create_model(name, num_features=DIM, dropout=0.1, width=0.25, image_size=SIZE)
+    model = create_model(name, embedding_dim=DIM, dropout=0.1, width=0.25, image_size=SIZE)
     with fake_cuda():
         model.to(DEVICE)
         pixels, _ = face_batch()
@@ -126,7 +126,7 @@ def test_pixels_become_embeddings_and_gradients_on_the_device(name, dtype):
 )
 def test_the_whole_step_and_its_meters_stay_on_the_device(precision, optimizer, micro_batches):
     """From the loader's batch to the sums of the meters; float16 with its loss scaler."""
-    model = create_model("iresnet10", num_features=DIM, width=0.25, image_size=SIZE)
+    model = create_model("iresnet10", embedding_dim=DIM, width=0.25, image_size=SIZE)
     config = OptimConfig(name=optimizer)
     with fake_cuda():
         chosen = choose_precision(DEVICE, precision)

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.arcface_torch import Architecture
+from models import Architecture
 from training.command import command, whole_number
 from training.config import OptimConfig
 from training.saving.files import CheckpointError, checkpoints, faults, read_about
@@ -47,7 +47,8 @@ def export_safetensors(checkpoint: Path, output: Path, *, license: str) -> list[
     written = [output / "model.safetensors", output / "README.md"]
     output.mkdir(parents=True, exist_ok=True)
     # Strings are all that a safetensors file keeps beside its tensors.
-    metadata = {key: str(value) for key, value in asdict(weights.architecture).items()}
+    about = asdict(weights.architecture)
+    metadata = {key: str(value) for key, value in (about | about.pop("options")).items()}
     content = save(weights.backbone, metadata={"format": "pt"} | metadata)
     written[0].write_bytes(content)  # safetensors' own save_file lets nobody else read the file
     card = model_card(weights.architecture, config=config, about=about, license=license)
@@ -175,9 +176,9 @@ def _weights(tensors: dict[str, Tensor], config: dict[str, Any], *, step: int) -
     model = config["model"]
     architecture = Architecture(
         model["name"],
-        num_features=model["embedding_dim"],
-        width=model["width"],
+        embedding_dim=model["embedding_dim"],
         image_size=config["data"]["image_size"],
+        options={"width": model["width"]},
     )
     with torch.device("meta"):
         names = architecture.create().state_dict()

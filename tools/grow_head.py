@@ -135,7 +135,7 @@ def _directions(
 ) -> Tensor:
     model, count = config["model"], records.num_classes
     size, dim = config["data"]["image_size"], model["embedding_dim"]
-    network = create_model(model["name"], num_features=dim, width=model["width"], image_size=size)
+    network = create_model(model["name"], embedding_dim=dim, image_size=size, width=model["width"])
     backbone = {n.removeprefix(_BACKBONE): t for n, t in state.items() if n.startswith(_BACKBONE)}
     network.load_state_dict(backbone)
     return mean_embeddings(

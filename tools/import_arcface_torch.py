@@ -59,7 +59,9 @@ def _config(weights: Weights, output: Path) -> Config:
         run=RunConfig(output=str(output)),
         data=DataConfig(train="unknown", image_size=network.image_size),
         model=ModelConfig(
-            name=network.name, embedding_dim=network.num_features, width=network.width
+            name=network.name,
+            embedding_dim=network.embedding_dim,
+            width=network.options["width"],
         ),
         head=HeadConfig(num_classes=None if centers is None else len(centers)),
     )
@@ -101,8 +103,8 @@ def _state(weights: Weights) -> dict[str, Any]:
 def _report(weights: Weights, path: Path) -> None:
     network, centers = weights.architecture, weights.centers
     print(
-        f"backbone      {network.name}, width {network.width:g}, {network.num_features} features, "
-        f"images of {network.image_size} pixels"
+        f"backbone      {network.name}, width {network.options['width']:g}, "
+        f"{network.embedding_dim} features, images of {network.image_size} pixels"
     )
     print("head          " + ("none" if centers is None else f"{len(centers)} classes"))
     print(f"step          {weights.step}")

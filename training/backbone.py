@@ -12,7 +12,6 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from models import create_model
 from training.compile import compile_backbone
 from training.config import Config, ConfigError
 from training.distributed import World
@@ -33,13 +32,7 @@ def create_backbone(config: Config, world: World, precision: Precision) -> tuple
     if model.sync_bn and world.device.type == "cpu":
         raise ConfigError("model.sync_bn=True: expected a GPU, torch has no such layer for CPUs")
     torch.manual_seed(config.run.seed)
-    backbone = create_model(
-        model.name,
-        num_features=model.embedding_dim,
-        dropout=model.dropout,
-        width=model.width,
-        image_size=config.data.image_size,
-    ).to(world.device)
+    backbone = config.architecture.create().to(world.device)
     if model.sync_bn:
         backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     backbone.train()
@@ -50,7 +43,12 @@ def create_backbone(config: Config, world: World, precision: Precision) -> tuple
         alone = world.world_size == 1
         about.append(
             compile_backbone(
-                backbone, alone=alone, batch=batch, image_size=size, precision=precision
+                backbone,
+                stages=config.architecture.family.stages,
+                alone=alone,
+                batch=batch,
+                image_size=size,
+                precision=precision,
             )
         )
     if world.world_size > 1:

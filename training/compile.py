@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -22,7 +23,13 @@ _SHAPES = 64
 
 
 def compile_backbone(
-    backbone: nn.Module, *, alone: bool, batch: int, image_size: int, precision: Precision
+    backbone: nn.Module,
+    *,
+    stages: Sequence[str],
+    alone: bool,
+    batch: int,
+    image_size: int,
+    precision: Precision,
 ) -> str:
     """Compile the backbone in place for training, or leave it and warn.
 
@@ -33,6 +40,7 @@ def compile_backbone(
 
     Args:
         backbone: on its device, in train mode, not yet wrapped for several ranks.
+        stages: names of its submodules whose children are blocks.
         alone: whether there are no other ranks.
         batch: images a rank and step; training with another number compiles again.
         image_size: their height and width in pixels.
@@ -44,14 +52,15 @@ def compile_backbone(
     trial = copy.deepcopy(backbone)
     try:
         with torch._dynamo.config.patch({_limit_name(): _SHAPES}):
-            _compile(trial, alone)
+            _compile(_regions(trial, stages, alone))
             _rehearse(trial, batch=batch, image_size=image_size, precision=precision)
     except Exception as error:  # from compilers of all kinds, and none is worth losing the run
         reason = " ".join(str(error).partition("\n\n")[0].split()) or type(error).__name__
         logging.warning("model.compile: the backbone runs uncompiled, because %s", reason)
         return "not compiled, see the warning"
-    _compile(backbone, alone)
-    parts = "whole" if alone else f"{len(_regions(backbone, alone))} blocks"
+    regions = _regions(backbone, stages, alone)
+    _compile(regions)
+    parts = "whole" if alone else f"{len(regions)} blocks"
     return f"compiled {parts} in {time.perf_counter() - start:.0f} s"
 
 
@@ -61,16 +70,15 @@ def _limit_name() -> str:
     return next(name for name in names if hasattr(torch._dynamo.config, name))
 
 
-def _regions(backbone: nn.Module, alone: bool) -> list[nn.Module]:
+def _regions(backbone: nn.Module, stages: Sequence[str], alone: bool) -> list[nn.Module]:
     """What is compiled as one: the network, or the blocks of its stages where it has any."""
-    if alone:
+    if alone or not stages:
         return [backbone]
-    stages = [stage for stage in backbone.children() if isinstance(stage, nn.Sequential)]
-    return [block for stage in stages for block in stage] or [backbone]
+    return [block for name in stages for block in backbone.get_submodule(name).children()]
 
 
-def _compile(backbone: nn.Module, alone: bool) -> None:
-    for region in _regions(backbone, alone):
+def _compile(regions: list[nn.Module]) -> None:
+    for region in regions:
         region.compile(fullgraph=True, dynamic=False)
 
 

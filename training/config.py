@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from facestream import UserError
 from heads import create_margin
-from models import MODELS
+from models import MODELS, Architecture
 from models.input import Input, InputError
 from pipeline.named_path import PathError, check_path
 from training.arcface_config import ArcFaceConfigError, translate
@@ -134,8 +134,6 @@ class DataConfig:
             self.labels,
             "stored with data.identity_map, which numbers the identities itself",
         )
-        size = self.image_size
-        _check(size % 16 == 0, "data.image_size", size, "pixels, a multiple of 16")
 
     @property
     def files(self) -> tuple[Any, ...]:
@@ -145,18 +143,18 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The backbone; its names are those of models.create_model."""
+    """The backbone; its names are those of models.MODELS, which check what they are built from."""
 
     name: str = "iresnet50"  # a key of models.MODELS
     embedding_dim: Annotated[int, Range(1, 16_384)] = 512  # D, features of an embedding
     width: Annotated[float, Range(0.25, 16)] = 1.0  # factor on all channels, a multiple of 0.25
     dropout: Remainder = 0.0  # probability, before the last layer
+    options: dict[str, Any] = field(default_factory=dict)  # what else this network takes
     sync_bn: bool = False  # BatchNorm statistics over all ranks; GPUs only, which wait at each
     compile: bool = False  # fuse what stands between the convolutions; a minute at the start
 
     def __post_init__(self) -> None:
         _check_ranges("model", self)
-        _check(64 * self.width % 16 == 0, "model.width", self.width, "a multiple of 0.25")
         # Ranks that fail to compile would leave the others waiting for their statistics.
         _check(not (self.compile and self.sync_bn), "model.compile", True, "false with sync_bn")
 
@@ -355,6 +353,10 @@ class Config:
             "batch are its only negatives: without any the loss is always 0",
         )
         try:
+            self.architecture  # noqa: B018
+        except UserError as error:
+            raise ConfigError(f"model.name={self.model.name} cannot be built: {error}") from error
+        try:
             create_margin(self.head.loss, **self.head.loss_args)
         except UserError as error:
             raise ConfigError(f"head.loss, head.loss_args: {error}") from error
@@ -374,6 +376,20 @@ class Config:
     def teacher_input(self) -> Input:
         """How the teacher, where it is a file, wants its images."""
         return Input.of(self.distill.input, size=self.data.image_size)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The backbone. Raises UserError for what cannot be built."""
+        model = self.model
+        known = MODELS[model.name].options
+        own = {
+            name: value
+            for name, value in (("width", model.width), ("dropout", model.dropout))
+            if name in known or value != getattr(ModelConfig, name)
+        }
+        return Architecture(
+            model.name, model.embedding_dim, self.data.image_size, {**own, **model.options}
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, fit for JSON."""

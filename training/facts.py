@@ -20,6 +20,8 @@ def agree(
     Raises UserError, on every rank, naming what is not the same on all.
     """
     model, files = config.as_dict()["model"], _files(config)
+    options = model.pop("options")
+    del model["compile"]  # the same network, however it runs
     facts = {
         "dataset": data.fingerprint,
         "records and labels": data.records.digest(),
@@ -29,7 +31,8 @@ def agree(
         "seed": config.run.seed,
         "head.loss": config.head.loss,
         "head.subcenters": config.head.subcenters,
-        **{f"model.{key}": value for key, value in model.items() if key != "compile"},
+        **{f"model.{key}": value for key, value in model.items()},
+        **{f"model.options.{key}": value for key, value in options.items()},
     }
     settings = dict(line.split("=", 1) for line in config.lines())
     require_agreement(settings)  # first: much of what follows depends on them

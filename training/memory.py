@@ -88,13 +88,7 @@ def predict(config: Config, world: World, precision: Precision, *, num_classes: 
     micro_batches = config.step.micro_batches
     batch = config.data.global_batch // world.world_size
     with torch.device("meta"):
-        backbone = create_model(
-            config.model.name,
-            num_features=config.model.embedding_dim,
-            dropout=config.model.dropout,
-            width=config.model.width,
-            image_size=config.data.image_size,
-        )
+        backbone = config.architecture.create()
     head = predict_memory(
         shard_of(num_classes, rank=0, world_size=world.world_size),
         config.model.embedding_dim,
@@ -341,7 +335,7 @@ def _teacher_bytes(config: Config, *, batch: int, precision: Precision, besides:
             return 0
         name, dim, width = model.name, model.embedding_dim, model.width
     with torch.device("meta"):
-        network = create_model(name, num_features=dim, width=width, image_size=size)
+        network = create_model(name, embedding_dim=dim, width=width, image_size=size)
     forward = _inference(network.eval(), batch=batch, image_size=size, precision=precision)
     return _weight_bytes(network) + forward.beyond(besides)
 

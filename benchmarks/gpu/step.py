@@ -78,7 +78,7 @@ def step_flops(model: str, world: World, *, batch: int, classes: int) -> int:
 @lru_cache
 def _forward_flops(model: str) -> int:
     """Of one image."""
-    backbone = create_model(model, num_features=DIM).eval()
+    backbone = create_model(model, embedding_dim=DIM).eval()
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         backbone(torch.zeros(1, 3, SIZE, SIZE))
     return counted.get_total_flops()
@@ -113,7 +113,7 @@ def _ours(world: World, model: str, way: str, *, batch: int, classes: int) -> Ca
 def _theirs(world: World, model: str, way: str, *, batch: int, classes: int) -> Callable[[], None]:
     device, accelerated = world.device, world.device.type != "cpu"
     torch.manual_seed(0)
-    network = create_model(model, num_features=DIM).to(device)
+    network = create_model(model, embedding_dim=DIM).to(device)
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     head = ArcfaceTorchHead(
         *(classes, DIM), sample_rate=1.0, seed=0, autocast=accelerated, device=device

@@ -193,7 +193,7 @@ def test_an_untrained_network_embeds_the_real_set_the_same_in_any_batch_size() -
         pytest.skip(f"the LFW development set is not at {LFW_DEV}")
     images = read_bin(LFW_DEV).images[:24]
     torch.manual_seed(0)
-    model = create_model("iresnet10", num_features=32, width=0.25).eval()
+    model = create_model("iresnet10", embedding_dim=32, width=0.25).eval()
     found = [
         torch.cat(
             [

@@ -12,7 +12,7 @@ from models import create_model, fold_batch_norm
 def trained_model(name: str = "iresnet18") -> nn.Module:
     """Small, its statistics, scales and shifts away from their defaults, in train mode."""
     torch.manual_seed(0)
-    model = create_model(name, num_features=64, width=0.25, image_size=32)
+    model = create_model(name, embedding_dim=64, width=0.25, image_size=32)
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             for value in (module.weight, module.running_var):

@@ -14,7 +14,7 @@ from models.iresnet import IBasicBlock
 def small_model(**options: float) -> nn.Module:
     """The real structure at little work: 8 to 64 channels, images of 32 x 32 pixels."""
     torch.manual_seed(0)
-    return create_model("iresnet18", num_features=64, width=0.25, image_size=32, **options)
+    return create_model("iresnet18", embedding_dim=64, width=0.25, image_size=32, **options)
 
 
 def small_images(batch: int = 4) -> Tensor:
@@ -185,7 +185,7 @@ def test_convolution_weights_are_channels_last_and_stay_so_after_loading() -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_registered_model_embeds(name: str, dtype: torch.dtype) -> None:
-    model = create_model(name, num_features=24, width=0.25, image_size=16).eval().to(dtype)
+    model = create_model(name, embedding_dim=24, width=0.25, image_size=16).eval().to(dtype)
     with torch.no_grad():
         embeddings = model(torch.zeros(2, 3, 16, 16, dtype=dtype))
     assert embeddings.shape == (2, 24)
@@ -216,7 +216,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         ("width", float("nan")),
         ("image_size", 100),
         ("image_size", 0),
-        ("num_features", 0),
+        ("embedding_dim", 0),
         ("dropout", 1.0),
         ("dropout", -0.1),
     ],

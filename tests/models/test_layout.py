@@ -50,7 +50,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     """The real structure at little work: 8 to 64 channels, images of 32 x 32 pixels."""
     torch.manual_seed(0)
     return create_model(
-        request.param, num_features=64, width=0.25, image_size=32, dropout=0.1
+        request.param, embedding_dim=64, width=0.25, image_size=32, dropout=0.1
     ).train()
 
 

@@ -39,7 +39,7 @@ def config(tmp_path):
             image = b"no image" if k == BAD else encode_jpeg(render(k, 0))
             writer.write(pack_image(image, float(k), k))
     torch.manual_seed(0)
-    network = create_model("iresnet10", num_features=D)
+    network = create_model("iresnet10", embedding_dim=D)
     torch.save(network.state_dict(), tmp_path / "teacher.pth")
     return Config(
         run=RunConfig(device="cpu"),

@@ -34,7 +34,7 @@ def given(tmp_path_factory) -> dict[str, str]:
     data = tiny.write_set(folder / "data")
     (folder / "config.py").write_text(CONFIG.format(data=str(data), run=str(folder / "run")))
     weights = folder / "backbone.pth"
-    torch.save(create_model("iresnet18", num_features=16).state_dict(), weights)
+    torch.save(create_model("iresnet18", embedding_dim=16).state_dict(), weights)
     return {
         "config": str(folder / "config.py"),
         "rec": str(data / "train.rec"),

@@ -77,7 +77,7 @@ def test_by_way_of_three_ranks_of_arcface_torch_everything_comes_back(config, wo
         "checkpoint_gpu_1.pt",
         "checkpoint_gpu_2.pt",
     ]
-    network = create_model("iresnet10", num_features=16, width=0.25, image_size=tiny.SIZE)
+    network = create_model("iresnet10", embedding_dim=16, width=0.25, image_size=tiny.SIZE)
     network.load_state_dict(torch.load(written[0], weights_only=True), strict=True)
 
     back = import_arcface_torch([tmp_path / "theirs"], tmp_path / "back", num_classes=CLASSES)
@@ -121,7 +121,7 @@ def test_arcface_torch_goes_on_at_the_runs_own_rates(config, world, tmp_path):
     path = save_at(config, build(config, world), 4, steps_per_epoch=5)
     written = export_arcface_torch(path, tmp_path / "theirs", world_size=1, epoch=0)
     content = torch.load(written[1], weights_only=True)
-    network = create_model("iresnet10", num_features=16, width=0.25, image_size=tiny.SIZE)
+    network = create_model("iresnet10", embedding_dim=16, width=0.25, image_size=tiny.SIZE)
     groups = [
         {"params": network.parameters()},
         {"params": [torch.nn.Parameter(torch.zeros(11, 16))]},
@@ -197,11 +197,12 @@ def test_safetensors_load_strictly_and_embed_the_same(config, world, tmp_path):
     assert about == {
         "format": "pt",
         "name": "iresnet10",
-        "num_features": "16",
-        "width": "0.25",
+        "embedding_dim": "16",
         "image_size": "32",
+        "width": "0.25",
+        "dropout": "0.0",
     }
-    network = create_model("iresnet10", num_features=16, width=0.25, image_size=tiny.SIZE)
+    network = create_model("iresnet10", embedding_dim=16, width=0.25, image_size=tiny.SIZE)
     network.load_state_dict(load_file(weights), strict=True)
     images = torch.randn(2, 3, tiny.SIZE, tiny.SIZE)
     with torch.no_grad():

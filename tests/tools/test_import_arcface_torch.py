@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.arcface_torch import Architecture
+from models import Architecture
 from tests.training import tiny
 from tools.import_arcface_torch import import_arcface_torch, main
 from training.assembly import create_step
@@ -23,7 +23,7 @@ from training.weights.arcface_files import ArcFaceTorchError, rows_of, trained
 
 ROOT = Path(__file__).parents[2]
 CLASSES, RANKS, STEP = 11, 3, 600
-NETWORK = Architecture("iresnet10", num_features=16, width=0.25, image_size=tiny.SIZE)
+NETWORK = Architecture("iresnet10", embedding_dim=16, image_size=tiny.SIZE, options={"width": 0.25})
 
 
 @pytest.fixture(scope="module", autouse=True)

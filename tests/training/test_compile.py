@@ -16,6 +16,7 @@ from torch._inductor import config as inductor
 from torch.nn.parallel import DistributedDataParallel
 
 from models import create_model, fold_batch_norm, normalize
+from models.iresnet import STAGES
 from training.compile import compile_backbone
 from training.config import ConfigError, ModelConfig
 from training.distributed import join_world, leave_world
@@ -27,13 +28,15 @@ FP32 = choose_precision(torch.device("cpu"), "fp32")
 
 def small_backbone(name: str = "iresnet10") -> nn.Module:
     torch.manual_seed(0)
-    model = create_model(name, num_features=16, width=0.25, image_size=SIZE)
+    model = create_model(name, embedding_dim=16, width=0.25, image_size=SIZE)
     torch.manual_seed(1)
     return model.train()
 
 
 def compiled(backbone: nn.Module, *, alone: bool = False) -> str:
-    return compile_backbone(backbone, alone=alone, batch=BATCH, image_size=SIZE, precision=FP32)
+    return compile_backbone(
+        backbone, stages=STAGES, alone=alone, batch=BATCH, image_size=SIZE, precision=FP32
+    )
 
 
 def images(batch: int = BATCH) -> Tensor:

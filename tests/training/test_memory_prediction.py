@@ -54,7 +54,7 @@ def predicted(config: Config, *, world_size: int = 1) -> Prediction:
 def create_backbone(config: Config) -> nn.Module:
     return create_model(
         config.model.name,
-        num_features=config.model.embedding_dim,
+        embedding_dim=config.model.embedding_dim,
         dropout=config.model.dropout,
         width=config.model.width,
         image_size=config.data.image_size,
@@ -223,7 +223,7 @@ def test_a_checkpoints_copy_is_what_a_run_copies(world, data, tmp_path, optimize
 def test_a_teacher_comes_with_its_weights_and_a_forward_of_the_whole_batch(tmp_path):
     config = configured("distill.teacher=none.pth", "distill.model=iresnet18")
     dim, size = config.model.embedding_dim, config.data.image_size
-    weights = create_model("iresnet18", num_features=dim, image_size=size)
+    weights = create_model("iresnet18", embedding_dim=dim, image_size=size)
     held = nbytes([*weights.parameters(), *weights.buffers()])
     whole = predicted(config).teacher
     assert whole > held

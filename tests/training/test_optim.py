@@ -115,7 +115,7 @@ def test_step_and_clipping_read_nothing_from_the_device(config):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_norms_prelu_and_biases_go_without_decay_when_asked(name):
-    backbone = create_model("iresnet10", width=0.25, num_features=16, image_size=32)
+    backbone = create_model("iresnet10", width=0.25, embedding_dim=16, image_size=32)
     config = OptimConfig(name=name, decay_norm_and_bias=False, weight_decay=0.1)
     optimizer = create_optimizer(backbone.parameters(), config, CPU)
     decay = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}

@@ -125,7 +125,7 @@ class Dtypes(TorchDispatchMode):
 
 def test_under_bfloat16_statistics_and_the_last_layer_are_float32():
     torch.manual_seed(0)
-    model = create_model("iresnet10", num_features=16, width=0.25, image_size=32).train()
+    model = create_model("iresnet10", embedding_dim=16, width=0.25, image_size=32).train()
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     chosen = choose_precision(CPU, "bf16")
     with Dtypes() as seen, chosen.autocast(CPU):

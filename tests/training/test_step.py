@@ -32,7 +32,7 @@ def precision(dtype: torch.dtype = torch.float32, *, scaled: bool = False) -> Pr
 
 def build(margin=None, *, parts=1, numbers=None, optim=None, dropout=0.0, **head) -> TrainStep:
     torch.manual_seed(0)
-    size = {"num_features": DIM, "width": 0.25, "image_size": SIZE, "dropout": dropout}
+    size = {"embedding_dim": DIM, "width": 0.25, "image_size": SIZE, "dropout": dropout}
     backbone = create_model("iresnet10", **size).train()
     return TrainStep(
         backbone,

@@ -114,7 +114,7 @@ def _from_checkpoint(path: Path, config: Config) -> nn.Module:
         )
     network = create_model(
         model.name,
-        num_features=model.embedding_dim,
+        embedding_dim=model.embedding_dim,
         width=model.width,
         image_size=size,
     )
@@ -148,7 +148,7 @@ def _from_state_dict(path: Path, config: Config) -> nn.Module:
             f"distill.input={config.distill.input} with distill.teacher={path}: {name} takes NCHW "
             "and a size that is a multiple of 16"
         )
-    network = create_model(name, num_features=dim, image_size=wanted.size)
+    network = create_model(name, embedding_dim=dim, image_size=wanted.size)
     try:
         network.load_state_dict(load_content(path))
     except (WeightsError, RuntimeError, TypeError, AttributeError) as error:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from facestream import UserError
-from models.arcface_torch import Architecture, recognize, require_finite
+from models import Architecture
+from models.recognize import recognize, require_finite
 from training.weights.head_file import read_head
 from training.weights.source import WeightsError, find_state_dict, load_content, some
 
@@ -379,7 +380,7 @@ def _one_backbone(
 
 
 def _add_head(weights: Weights, centers: Tensor, velocity: Mapping[int, Tensor]) -> None:
-    width = weights.architecture.num_features
+    width = weights.architecture.embedding_dim
     if centers.shape[1] != width:
         raise ArcFaceTorchError(
             f"the centers have {centers.shape[1]} features, the backbone's embeddings {width}: "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from facestream import VERSION
-from models.arcface_torch import Architecture
+from models import Architecture
 
 _CARD = """\
 ---
@@ -48,7 +48,7 @@ from safetensors.torch import load_file
 
 from models import create_model, normalize
 
-model = create_model("{name}", num_features={dim}, width={width:g}, image_size={size})
+model = create_model("{name}", embedding_dim={dim}, width={width:g}, image_size={size})
 model.load_state_dict(load_file("model.safetensors"))
 model.eval()
 # images: (B, 3, {size}, {size}) uint8 RGB
@@ -81,8 +81,8 @@ def model_card(
     return _CARD.format(
         license=license,
         name=network.name,
-        width=network.width,
-        dim=network.num_features,
+        width=network.options["width"],
+        dim=network.embedding_dim,
         size=network.image_size,
         classes="no head" if num_classes is None else f"{num_classes:,} identities",
         step=f"{about['step']:,}",

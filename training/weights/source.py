@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from facestream import UserError
-from models.arcface_torch import LANDMARK, MAGFACE_PREFIXES, recognize, require_finite, split_prefix
+from models.recognize import LANDMARK, MAGFACE_PREFIXES, recognize, require_finite, split_prefix
 from training.distributed import World, together
 from training.saving.files import faults, newest
 from training.saving.metadata import load_state, read_metadata

@@ -125,7 +125,7 @@ def taught(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)
-    network = create_model("iresnet10", num_features=D, image_size=tiny.SIZE)
+    network = create_model("iresnet10", embedding_dim=D, image_size=tiny.SIZE)
     torch.save(network.state_dict(), folder / "backbone.pth")
     config = tiny.config(tiny.write_set(folder / "data"), folder / "run")
     teacher = DistillConfig(teacher=str(folder / "backbone.pth"), model="iresnet10")

@@ -122,7 +122,7 @@ def test_a_teacher_of_another_image_size_is_refused(trainer):
 def test_state_dicts_of_other_networks_and_other_things_are_refused(trainer, tmp_path):
     path = tmp_path / "backbone.pth"
     config = taught_by(trainer.config, path, NAME)
-    other = create_model(NAME, num_features=DIM + 1, image_size=tiny.SIZE)
+    other = create_model(NAME, embedding_dim=DIM + 1, image_size=tiny.SIZE)
     for content, complaint in [
         (other.state_dict(), r"size mismatch for fc\.weight"),
         ({"state_dict_backbone": other.state_dict()}, "Missing key"),

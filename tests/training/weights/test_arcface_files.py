@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.arcface_torch import Architecture
+from models import Architecture
 from training.weights.arcface_files import (
     ArcFaceTorchError,
     Weights,
@@ -19,7 +19,7 @@ from training.weights.arcface_files import (
     write_arcface_torch,
 )
 
-SMALL = Architecture("iresnet10", num_features=8, width=0.25, image_size=16)
+SMALL = Architecture("iresnet10", embedding_dim=8, image_size=16, options={"width": 0.25})
 CLASSES = 11
 NAN = torch.full((128,), torch.nan)
 RATES = {"rate": 0.05, "peak_rate": 0.1, "momentum": 0.9}

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.arcface_torch import Architecture
+from models import Architecture
 from training.weights.arcface_files import ArcFaceTorchError, read_arcface_torch
 from training.weights.source import WeightsError, read_backbone
 
-SMALL = Architecture("iresnet10", num_features=8, width=0.25, image_size=16)
+SMALL = Architecture("iresnet10", embedding_dim=8, image_size=16, options={"width": 0.25})
 save_safetensors = pytest.importorskip("safetensors.torch").save_file
 
 pytestmark = pytest.mark.usefixtures("world")

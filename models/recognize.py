@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facestream import UserError
-from models import MODELS, create_model
+from models.architecture import MODELS, Architecture
 from models.iresnet import BLOCKS
 
 # One of an IResNet's own names; what stands before it in a file is the file's prefix.
@@ -29,25 +29,6 @@ _OTHERS = {
 }
 MAGFACE_PREFIXES = ("features.module.", "module.features.", "features.")
 _MAGFACE_EPS = 2e-5  # of its BatchNorms; ours is torch's 1e-5
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What `create_model` needs to know of a network; see there."""
-
-    name: str
-    num_features: int
-    width: float
-    image_size: int
-
-    def create(self) -> nn.Module:
-        """The network, freshly initialized."""
-        return create_model(
-            self.name,
-            num_features=self.num_features,
-            width=self.width,
-            image_size=self.image_size,
-        )
 
 
 @dataclass(frozen=True)
@@ -99,14 +80,14 @@ def recognize(state: Mapping[str, Tensor]) -> Recognized:
     own = _fit(own, architecture)
     unused = tuple(key for key in state if not key.startswith(prefix))
     magface = prefix in MAGFACE_PREFIXES and _is_magface(
-        {key: state[key] for key in unused}, prefix=prefix, num_features=architecture.num_features
+        {key: state[key] for key in unused}, prefix=prefix, embedding_dim=architecture.embedding_dim
     )
     if magface:
         own = _to_our_pixels(own)
     return Recognized(own, architecture, prefix, magface, unused)
 
 
-def _is_magface(beside: Mapping[str, Tensor], *, prefix: str, num_features: int) -> bool:
+def _is_magface(beside: Mapping[str, Tensor], *, prefix: str, embedding_dim: int) -> bool:
     """By the head: MagLinear's weights are (D, C), or its parallel_fc's."""
     heads = {key: t for key, t in beside.items() if key.endswith("fc.weight") and t.ndim == 2}
     if not heads:
@@ -116,7 +97,7 @@ def _is_magface(beside: Mapping[str, Tensor], *, prefix: str, num_features: int)
             "[0, 1], others take RGB in [-1, 1], and nothing here says which. Take MagFace's own "
             "file as it is; or, if this is no MagFace, save it without the prefix"
         )
-    return any("parallel_fc" in key or len(t) == num_features for key, t in heads.items())
+    return any("parallel_fc" in key or len(t) == embedding_dim for key, t in heads.items())
 
 
 def _measure(state: Mapping[str, Tensor]) -> Architecture:
@@ -139,14 +120,14 @@ def _measure(state: Mapping[str, Tensor]) -> Architecture:
     if len(conv) != 4 or len(fc) != 2 or 0 in (*conv, *fc):
         raise UserError(
             f"found an {name} whose conv1.weight is {tuple(conv)} and fc.weight {tuple(fc)}: "
-            "expected (stem, 3, 3, 3) and (num_features, inputs)"
+            "expected (stem, 3, 3, 3) and (embedding_dim, inputs)"
         )
-    stem, (num_features, inputs) = conv[0], fc
+    stem, (embedding_dim, inputs) = conv[0], fc
     return Architecture(
         name,
-        num_features=num_features,
-        width=stem / 64,
+        embedding_dim=embedding_dim,
         image_size=16 * math.isqrt(inputs // (8 * stem)),
+        options={"width": stem / 64},
     )
 
 
@@ -166,8 +147,9 @@ def _fit(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, T
     ]
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        width = architecture.options["width"]
         raise UserError(
-            f"found something like {architecture.name} of width {architecture.width:g} for "
+            f"found something like {architecture.name} of width {width:g} for "
             f"{architecture.image_size} pixels, but {', '.join(sorted(wrong)[:3])}{more}: expected "
             "the state dict of one IResNet"
         )

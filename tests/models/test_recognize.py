@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import create_model
-from models.arcface_torch import Architecture, recognize, require_finite
+from models import Architecture, create_model
 from models.iresnet import BLOCKS
+from models.recognize import recognize, require_finite
 
-SMALL = Architecture("iresnet10", num_features=8, width=0.25, image_size=32)
+SMALL = Architecture("iresnet10", embedding_dim=8, image_size=32, options={"width": 0.25})
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def state() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_shapes_tell_which_network_it_is(name):
-    expected = Architecture(name, num_features=96, width=0.5, image_size=112)
+    expected = Architecture(name, embedding_dim=96, image_size=112, options={"width": 0.5})
     with torch.device("meta"):
         state = expected.create().state_dict()
     found = recognize(state)

@@ -1,0 +1,104 @@
+"""Networks by name: what builds each, from which options, and what else has to be known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from facestream import UserError
+from models.iresnet import BLOCKS, STAGES, IResNet, check_iresnet
+
+
+@dataclass(frozen=True)
+class Family:
+    """What networks that are built alike have in common.
+
+    Attributes:
+        build: by keyword from embedding_dim, image_size and the options: a module that maps
+            normalized images (B, 3, image_size, image_size) to embeddings (B, embedding_dim)
+            float32, not L2-normalized.
+        check: takes the same, builds nothing, and raises UserError for what `build` cannot do.
+        options: what it takes beside the two sizes, with the defaults.
+        stages: its submodules whose children are blocks of equal shapes, which are compiled one by
+            one where the whole network is not.
+    """
+
+    build: Callable[..., nn.Module]
+    check: Callable[..., None]
+    options: Mapping[str, Any]
+    stages: tuple[str, ...]
+
+
+MODELS: dict[str, Family] = {
+    name: Family(
+        build=partial(IResNet, blocks),
+        check=check_iresnet,
+        options={"width": 1.0, "dropout": 0.0},
+        stages=STAGES,
+    )
+    for name, blocks in BLOCKS.items()
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that decides which tensors a network has and what it computes with them.
+
+    Args:
+        name: a key of `MODELS`, such as "iresnet50".
+        embedding_dim: D, the length of an embedding.
+        image_size: height and width of the images in pixels.
+        options: the family's own; those left out have its defaults.
+
+    Raises:
+        UserError: an unknown name or option, or a value that the family cannot build.
+    """
+
+    name: str
+    embedding_dim: int = 512
+    image_size: int = 112
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in MODELS:
+            raise UserError(f"unknown model {self.name!r}: choose one of {', '.join(MODELS)}")
+        known = self.family.options
+        if unknown := sorted(self.options.keys() - known.keys()):
+            raise UserError(
+                f"{self.name} has no option {', '.join(unknown)}: it takes "
+                f"{', '.join(known) or 'none'}"
+            )
+        object.__setattr__(self, "options", {**known, **self.options})
+        self.family.check(**self._arguments)
+
+    @property
+    def family(self) -> Family:
+        """What builds it."""
+        return MODELS[self.name]
+
+    def create(self) -> nn.Module:
+        """The network, freshly initialized, its weights in channels_last."""
+        model = self.family.build(**self._arguments)
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        sizes = {"embedding_dim": self.embedding_dim, "image_size": self.image_size}
+        return {**sizes, **self.options}
+
+
+def create_model(
+    name: str, *, embedding_dim: int = 512, image_size: int = 112, **options: Any
+) -> nn.Module:
+    """Build the network called `name`; see `Architecture`, whose errors it raises.
+
+    Returns:
+        A module that maps normalized images (B, 3, image_size, image_size), as `normalize` gives
+        them, to embeddings (B, embedding_dim) float32, not L2-normalized.
+    """
+    return Architecture(name, embedding_dim, image_size, options).create()
