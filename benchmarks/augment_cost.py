@@ -14,23 +14,18 @@ benchmarks/results/.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
-from datetime import date
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.harness import about_cpu, save, show
 from pipeline import dali
 from pipeline.augment import RECIPES, Augmentation, Draw, Node, Recipe
 from pipeline.augment.color import without_color
@@ -38,7 +33,6 @@ from pipeline.augment.geometry import lower_resolution
 from pipeline.augment.quality import blur
 from pipeline.synthetic import encode_jpeg, render
 
-RESULTS = Path(__file__).parent / "results"
 SIZE = 112
 AHEAD = 2  # batches: as in training
 BLENDED = "arcface, all computed and blended"
@@ -168,7 +162,14 @@ def main() -> None:
     decode, costs = measure(**settings)
     ratios = {mine: _ratio(costs[other], costs[mine]) for mine, other in COMPARED}
     _print(decode, costs, ratios)
-    _save(settings, decode, costs, ratios)
+    compared = {mine: {"other": other, **ratios[mine]._asdict()} for mine, other in COMPARED}
+    save(
+        "augment_cost",
+        about_cpu() | settings,
+        decode_us=decode._asdict(),
+        recipes_us={name: cost._asdict() for name, cost in costs.items()},
+        cheaper_than=compared,
+    )
 
 
 def _ratio(other: Cost, mine: Cost) -> Cost:
@@ -176,40 +177,18 @@ def _ratio(other: Cost, mine: Cost) -> Cost:
 
 
 def _print(decode: Cost, costs: dict[str, Cost], ratios: dict[str, Cost]) -> None:
-    table = Table(title="microseconds an image beyond decoding")
-    table.add_column("recipe")
-    for column in ("wall", "all threads", "cheaper than the other way"):
-        table.add_column(column, justify="right")
-    for name, cost in costs.items():
-        ratio = (
-            f"{ratios[name].wall} × (threads {ratios[name].threads} ×)" if name in ratios else ""
+    rows = [
+        (
+            name,
+            f"{cost.wall:.0f}",
+            f"{cost.threads:.0f}",
+            "{} × (threads {} ×)".format(*ratios[name]) if name in ratios else "",
         )
-        table.add_row(name, f"{cost.wall:.0f}", f"{cost.threads:.0f}", ratio)
-    table.add_row("decoding itself", f"{decode.wall:.0f}", f"{decode.threads:.0f}", "")
-    Console().print(table)
-
-
-def _save(
-    settings: dict[str, int], decode: Cost, costs: dict[str, Cost], ratios: dict[str, Cost]
-) -> None:
-    about: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "device": "cpu",
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "dali": dali.require().__version__,
-    }
-    rows = {name: cost._asdict() for name, cost in costs.items()}
-    about |= settings | {
-        "decode_us": decode._asdict(),
-        "recipes_us": rows,
-        "cheaper_than": {
-            mine: {"other": other, **ratios[mine]._asdict()} for mine, other in COMPARED
-        },
-    }
-    path = RESULTS / f"augment_cost_cpu_{about['date']}.json"
-    path.write_text(json.dumps(about, indent=2) + "\n")
-    print(f"wrote {path}")
+        for name, cost in costs.items()
+    ]
+    rows.append(("decoding itself", f"{decode.wall:.0f}", f"{decode.threads:.0f}", ""))
+    columns = ("recipe", "wall", "all threads", "cheaper than the other way")
+    show(columns, rows, title="microseconds an image beyond decoding")
 
 
 if __name__ == "__main__":

@@ -18,25 +18,21 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import threading
 import time
 from contextlib import closing
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.harness import about_cpu, save, show
 from pipeline.collection import Collection
 from pipeline.dali_loader import Loader
 from pipeline.index import RecordIndex, open_index
@@ -45,7 +41,6 @@ from pipeline.record_file import RecordFile
 from pipeline.recordio import RecordWriter, pack_image
 from pipeline.synthetic import encode_jpeg, render
 
-RESULTS = Path(__file__).parent / "results"
 BATCH, THREADS, DRAWN = 128, 2, 500
 BLOCK, WINDOW = 256, 32  # 8,192 records are mixed
 PAGE = 4096
@@ -154,12 +149,9 @@ def main() -> None:
         index = draw_set(Path(folder), arguments.records)
         size = index.file.size
         rates = measure(index.path, arguments.rounds, arguments.seconds)
-    table = Table("storage, order, reads ahead", "images/s")
-    for name, rate in rates.items():
-        table.add_row(name, f"{rate:,.0f}")
-    Console().print(table)
-    about = {
-        "date": date.today().isoformat(),
+    rows = [(name, f"{rate:,.0f}") for name, rate in rates.items()]
+    show(("storage, order, reads ahead", "images/s"), rows)
+    about = about_cpu() | {
         "bytes": size,
         "records": arguments.records,
         "batch": BATCH,
@@ -171,11 +163,8 @@ def main() -> None:
             "bytes_per_s": BYTES_PER_S,
             "latency_s": LATENCY_S,
         },
-        "python": platform.python_version(),
     }
-    path = RESULTS / f"cold_storage_cpu_{about['date']}.json"
-    path.write_text(json.dumps(about | {"images_per_s": rates}, indent=2) + "\n")
-    print(f"wrote {path}")
+    save("cold_storage", about, images_per_s=rates)
 
 
 if __name__ == "__main__":

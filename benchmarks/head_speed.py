@@ -14,25 +14,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.baselines import ArcfaceTorchHead
-from benchmarks.setting import ALLOCATORS, about_cpu, file_name, in_own_process
+from benchmarks.harness import (
+    ALLOCATORS,
+    about_cpu,
+    in_own_process,
+    medians,
+    save,
+    show,
+    take_turns,
+)
 from heads import ArcFace, PartialFC
 from training.precision import cpu_has_bf16
 
-RESULTS = Path(__file__).parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CASES = [(100_000, 1.0), (100_000, 0.1), (400_000, 0.1)]
 
@@ -99,13 +102,7 @@ def compare(
         "arcface_torch": their_step(classes, rate, batches, dim),
         "products": bare_products(round(rate * classes), DTYPES[dtype], batch=batch, dim=dim),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats + 2):  # two to warm up
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(taken[2:]) for name, taken in seconds.items()}
+    return medians(take_turns(steps, rounds=repeats, warm_up=2))
 
 
 def measure_transients(
@@ -154,35 +151,32 @@ def main() -> None:
             row |= in_own_process(__file__, {"measure": "transients", **case}, {})
             rows.append(row)
     _print(rows, shared)
-    _save(rows, shared)
+    save("head_speed", about_cpu() | shared, results=rows)
 
 
 def _print(rows: list[dict[str, Any]], shared: dict[str, int]) -> None:
-    table = Table(title=f"batch {shared['batch']}, {shared['dim']} dimensions; tuned / default")
-    columns = ("classes", "rate", "dtype", "ours, ms", "faster than arcface_torch")
-    for column in (*columns, "times the products", "transient MB", "MB allowed"):
-        table.add_column(column, justify="right")
+    lines = []
     for row in rows:
         both = [row[allocator] for allocator in ("tuned", "default")]
         allowed = (64 << 20) + row["classes"] * row["sample_rate"] * shared["dim"] * 8
-        table.add_row(
-            f"{row['classes']:,}",
-            f"{row['sample_rate']:g}",
-            row["dtype"],
-            " / ".join(f"{one['ours'] * 1e3:.0f}" for one in both),
-            " / ".join(f"{one['arcface_torch'] / one['ours']:.1f}" for one in both),
-            " / ".join(f"{one['ours'] / one['products']:.2f}" for one in both),
-            f"{row['transient_bytes'] / 1e6:.0f}",
-            f"{allowed / 1e6:.0f}",
+        lines.append(
+            (
+                f"{row['classes']:,}",
+                f"{row['sample_rate']:g}",
+                row["dtype"],
+                " / ".join(f"{one['ours'] * 1e3:.0f}" for one in both),
+                " / ".join(f"{one['arcface_torch'] / one['ours']:.1f}" for one in both),
+                " / ".join(f"{one['ours'] / one['products']:.2f}" for one in both),
+                f"{row['transient_bytes'] / 1e6:.0f}",
+                f"{allowed / 1e6:.0f}",
+            )
         )
-    Console().print(table)
-
-
-def _save(rows: list[dict[str, Any]], shared: dict[str, int]) -> None:
-    about = about_cpu()
-    path = RESULTS / f"{file_name('head_speed', about)}.json"
-    path.write_text(json.dumps(about | shared | {"results": rows}, indent=2) + "\n")
-    print(f"wrote {path}")
+    columns = ("classes", "rate", "dtype", "ours, ms", "faster than arcface_torch")
+    show(
+        (*columns, "times the products", "transient MB", "MB allowed"),
+        lines,
+        title=f"batch {shared['batch']}, {shared['dim']} dimensions; tuned / default",
+    )
 
 
 if __name__ == "__main__":

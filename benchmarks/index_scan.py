@@ -11,29 +11,21 @@ Results go to benchmarks/results/.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.ahead import cores
+from benchmarks.harness import about_cpu, medians, save, show, take_turns
 from pipeline.classify import scan_rec
 from pipeline.recordio import RecordWriter, pack_image
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).parent / "results"
 
 
 def write_rec(path: Path, size: int) -> int:
@@ -50,12 +42,6 @@ def write_rec(path: Path, size: int) -> int:
     return key
 
 
-def seconds(action: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    action()
-    return time.perf_counter() - begin
-
-
 def measure(rec: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds of each contestant, once a round."""
     command = [sys.executable, f"{ROOT}/tools/rec2idx.py", f"{rec}", "-o", f"{rec.parent}/out"]
@@ -65,11 +51,7 @@ def measure(rec: Path, rounds: int) -> dict[str, list[float]]:
         "rec2idx": lambda: subprocess.run(command, capture_output=True, check=True),
     }
     contestants["cat"]()  # fills the page cache
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, action in contestants.items():
-            times[name].append(seconds(action))
-    return times
+    return take_turns(contestants, rounds=rounds, warm_up=0)
 
 
 def main() -> None:
@@ -83,30 +65,30 @@ def main() -> None:
         records = write_rec(rec, int(arguments.gigabytes * 1e9))
         size = rec.stat().st_size
         times = measure(rec, arguments.rounds)
-    table = Table("", "s, median", "GB/s", "× cat", "all rounds")
-    for name, taken in times.items():
-        typical = statistics.median(taken)
-        row = (typical, size / typical / 1e9, typical / statistics.median(times["cat"]))
-        table.add_row(name, *(f"{x:.2f}" for x in row), " ".join(f"{x:.2f}" for x in taken))
-    Console().print(table)
-    result = {
-        "bytes": size,
-        "records": records,
-        "cores": cores(),
-        "seconds": {name: [round(x, 4) for x in taken] for name, taken in times.items()},
-        "over_cat": {
-            name: {
-                "median": round(statistics.median(taken) / statistics.median(times["cat"]), 3),
-                "fastest": round(min(taken) / min(times["cat"]), 3),
-            }
-            for name, taken in times.items()
-            if name != "cat"
-        },
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
+    typical = medians(times)
+    show(
+        ("", "s, median", "GB/s", "× cat", "all rounds"),
+        [
+            (
+                name,
+                f"{taken:.2f}",
+                f"{size / taken / 1e9:.2f}",
+                f"{taken / typical['cat']:.2f}",
+                " ".join(f"{x:.2f}" for x in times[name]),
+            )
+            for name, taken in typical.items()
+        ],
+    )
+    over_cat = {
+        name: {
+            "median": round(typical[name] / typical["cat"], 3),
+            "fastest": round(min(taken) / min(times["cat"]), 3),
+        }
+        for name, taken in times.items()
+        if name != "cat"
     }
-    path = RESULTS / f"index_scan_cpu_{date.today()}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"wrote {path.relative_to(ROOT)}")
+    about = about_cpu() | {"bytes": size, "records": records}
+    save("index_scan", about, seconds=times, over_cat=over_cat)
 
 
 if __name__ == "__main__":

@@ -16,27 +16,23 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.setting import about_cpu, file_name
+from benchmarks.harness import about_cpu, medians, save, show, take_turns
 from pipeline import dali
 from pipeline.collection import Collection
 from pipeline.dali_loader import Loader
@@ -44,7 +40,6 @@ from pipeline.index import RecordIndex, open_index
 from pipeline.recordio import RecordWriter, pack_image
 from pipeline.synthetic import encode_jpeg, render
 
-RESULTS = Path(__file__).parent / "results"
 THREADS, BATCH, SIZE = 2, 128, 112
 RECORDS, DRAWN = 20_000, 2_000
 
@@ -191,13 +186,14 @@ def torch_loader(index: RecordIndex) -> Pass:
 
 def measure(ways: dict[str, Pass], rounds: int) -> dict[str, float]:
     """Median images a second of each, taken in turn."""
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 1):  # one to warm up
-        for name, one_pass in ways.items():
-            begin = time.perf_counter()
-            images = one_pass()
-            rates[name].append(images / (time.perf_counter() - begin))
-    return {name: statistics.median(found[1:]) for name, found in rates.items()}
+    images: dict[str, int] = {}
+
+    def counted(name: str) -> None:
+        images[name] = ways[name]()  # every pass of a way gives as many
+
+    turns = {name: partial(counted, name) for name in ways}
+    seconds = medians(take_turns(turns, rounds=rounds))
+    return {name: images[name] / taken for name, taken in seconds.items()}
 
 
 def main() -> None:
@@ -219,7 +215,8 @@ def main() -> None:
         rates = measure(ways, arguments.rounds)
         mean_bytes = float(index.records["length"].mean())
     _print(rates)
-    _save(rates, mean_bytes, len(index))
+    about = {"batch": BATCH, "threads": THREADS, "records": len(index), "mean_bytes": mean_bytes}
+    save("loader", about_cpu() | about, images_per_s=rates)
 
 
 @contextmanager
@@ -234,25 +231,12 @@ def opened(rec: Path | None) -> Iterator[Path]:
 
 
 def _print(rates: dict[str, float]) -> None:
-    table = Table(title=f"{THREADS} threads, batches of {BATCH}")
-    for column in ("way", "images/s", "of bare decoding"):
-        table.add_column(column, justify="left" if column == "way" else "right")
-    for name, rate in rates.items():
-        table.add_row(name, f"{rate:,.0f}", f"{rate / rates['bare decoding']:.2f}")
-    Console().print(table)
-
-
-def _save(rates: dict[str, float], mean_bytes: float, records: int) -> None:
-    about = about_cpu() | {
-        "batch": BATCH,
-        "threads": THREADS,
-        "records": records,
-        "mean_bytes": mean_bytes,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{file_name('loader', about)}.json"
-    path.write_text(json.dumps(about | {"images_per_s": rates}, indent=2) + "\n")
-    print(f"wrote {path}")
+    bare = rates["bare decoding"]
+    show(
+        ("way", "images/s", "of bare decoding"),
+        [(name, f"{rate:,.0f}", f"{rate / bare:.2f}") for name, rate in rates.items()],
+        title=f"{THREADS} threads, batches of {BATCH}",
+    )
 
 
 if __name__ == "__main__":

@@ -20,12 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.setting import about_cpu, file_name, in_own_process
+from benchmarks.harness import about_cpu, in_own_process, save, show
 from tools.make_synthetic import make_synthetic
 from train_dist import build_evaluate
 from training.config import Config, DataConfig, EvalConfig, ModelConfig, RunConfig, override
@@ -34,7 +31,6 @@ from training.loop import Trainer
 from training.metrics import peak_memory
 from training.precision import choose_precision
 
-RESULTS = Path(__file__).parent / "results"
 BOUNDS = (0.95, 1.10)  # of the prediction over the peak: never far under, and no empty caution
 SMALL = ("model.name=iresnet10", "model.width=0.25", "model.embedding_dim=128")
 WIDE = ("model.name=iresnet10", "model.width=1.0")
@@ -127,33 +123,28 @@ def main() -> None:
         print(json.dumps(found))
         return
     rows: list[dict[str, Any]] = []
-    about = about_cpu() | {"bounds": BOUNDS}
-    path = RESULTS / f"{file_name('memory_prediction', about)}.json"
     with tempfile.TemporaryDirectory() as folder:
         make_synthetic(Path(folder), identities=8, images=16, pairs=80, seed=0)
-        for case in CASES:
-            settings = {"faces": folder, "overrides": list(case)}
-            rows.append({"overrides": list(case)} | in_own_process(__file__, settings, {}))
-            path.write_text(json.dumps(about | {"results": rows}, indent=1) + "\n")
-            print(f"{rows[-1]['predicted'] / rows[-1]['peak']:.3f}  {' '.join(case)}", flush=True)
+        try:
+            for case in CASES:
+                settings = {"faces": folder, "overrides": list(case)}
+                rows.append({"overrides": list(case)} | in_own_process(__file__, settings, {}))
+                ratio = rows[-1]["predicted"] / rows[-1]["peak"]
+                print(f"{ratio:.3f}  {' '.join(case)}", flush=True)
+        finally:  # it takes long, and what is known is kept
+            save("memory_prediction", about_cpu() | {"bounds": BOUNDS}, results=rows)
     _print(rows)
-    print(f"wrote {path}")
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="memory of runs on a CPU, MB")
-    for column in ("settings", "predicted", "peak", "predicted / peak"):
-        table.add_column(column, justify="left" if column == "settings" else "right")
+    lines = []
     for row in rows:
         ratio = row["predicted"] / row["peak"]
         within = "" if BOUNDS[0] <= ratio <= BOUNDS[1] else " !"
-        table.add_row(
-            " ".join(row["overrides"]),
-            f"{row['predicted'] / 1e6:,.0f}",
-            f"{row['peak'] / 1e6:,.0f}",
-            f"{ratio:.3f}{within}",
-        )
-    Console().print(table)
+        sizes = (f"{row['predicted'] / 1e6:,.0f}", f"{row['peak'] / 1e6:,.0f}")
+        lines.append((" ".join(row["overrides"]), *sizes, f"{ratio:.3f}{within}"))
+    columns = ("settings", "predicted", "peak", "predicted / peak")
+    show(columns, lines, title="memory of runs on a CPU, MB")
 
 
 if __name__ == "__main__":

@@ -9,26 +9,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.harness import about_device, in_own_process, save, show
 from heads import ArcFace, PartialFC
 
-RESULTS = Path(__file__).parent / "results"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -96,41 +90,29 @@ def main() -> None:
     for dtype in arguments.dtypes:
         for rate in arguments.rates:
             settings = shared | {"rate": rate, "dtype": dtype, "device": arguments.device}
-            command = [sys.executable, __file__, "--one", json.dumps(settings)]
-            rows.append(json.loads(subprocess.check_output(command, text=True)))
+            rows.append(in_own_process(__file__, settings, {}))
     _print(rows, shared, arguments.device)
-    _save(rows, shared, arguments.device)
+    about = about_device(torch.device(arguments.device))
+    save("head_sample_rates", about | shared, results=rows)
 
 
 def _print(rows: list[dict[str, Any]], shared: dict[str, int], device: str) -> None:
     title = "{classes:,} classes, {dim} dimensions, batch {batch}".format(**shared)
-    table = Table(title=f"{title}, {device}")
-    for column in ("dtype", "sample rate", "ms a step", "images/s", "centers MB", "transient MB"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            row["dtype"],
-            f"{row['sample_rate']:g}",
-            f"{row['seconds'] * 1e3:.1f}",
-            f"{row['images_per_s']:.0f}",
-            f"{row['centers_bytes'] / 1e6:.0f}",
-            f"{row['transient_bytes'] / 1e6:.0f}",
-        )
-    Console().print(table)
-
-
-def _save(rows: list[dict[str, Any]], shared: dict[str, int], device: str) -> None:
-    about = {
-        "date": date.today().isoformat(),
-        "device": device if device == "cpu" else torch.get_device_module(device).get_device_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"head_sample_rates_{device}_{about['date']}.json"
-    path.write_text(json.dumps(about | shared | {"results": rows}, indent=2) + "\n")
-    print(f"wrote {path}")
+    show(
+        ("dtype", "sample rate", "ms a step", "images/s", "centers MB", "transient MB"),
+        [
+            (
+                row["dtype"],
+                f"{row['sample_rate']:g}",
+                f"{row['seconds'] * 1e3:.1f}",
+                f"{row['images_per_s']:.0f}",
+                f"{row['centers_bytes'] / 1e6:.0f}",
+                f"{row['transient_bytes'] / 1e6:.0f}",
+            )
+            for row in rows
+        ],
+        title=f"{title}, {device}",
+    )
 
 
 if __name__ == "__main__":

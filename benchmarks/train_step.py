@@ -16,24 +16,28 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.baselines import ArcfaceTorchHead
+from benchmarks.harness import (
+    ALLOCATORS,
+    about_cpu,
+    in_own_process,
+    medians,
+    save,
+    show,
+    take_turns,
+)
 from benchmarks.loader import draw_set, torch_batches
-from benchmarks.setting import ALLOCATORS, about_cpu, file_name, in_own_process
 from models import create_model
 from pipeline.dali_loader import Loader, choose_threads
 from pipeline.index import open_index
@@ -43,7 +47,6 @@ from training.distributed import World, join_world
 from training.optim import set_learning_rate
 from training.precision import choose_precision
 
-RESULTS = Path(__file__).parent / "results"
 CLASSES, DIM, RATE, LR = 100_000, 512, 0.1, 0.01
 CASES = [("iresnet50", 16), ("iresnet18", 32)]
 WARM_UP = 2
@@ -112,13 +115,7 @@ def compare(*, rec: str, model: str, batch: int, repeats: int) -> dict[str, list
         "ours": our_step(world, path, model, batch, compiled=False),
         "ours, compiled": our_step(world, path, model, batch, compiled=True),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats + WARM_UP):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: taken[WARM_UP:] for name, taken in seconds.items()}
+    return take_turns(steps, rounds=repeats, warm_up=WARM_UP)
 
 
 def main() -> None:
@@ -145,28 +142,19 @@ def main() -> None:
         "sample_rate": RATE,
         "our_dtype": str(precision.compute_dtype).removeprefix("torch."),
     }
-    path = RESULTS / f"{file_name('train_step', about)}.json"
-    path.write_text(json.dumps(about | {"results": rows}, indent=1) + "\n")
-    print(f"wrote {path}")
+    save("train_step", about, results=rows)
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table(title=f"{CLASSES:,} classes at {RATE}; medians")
-    for column in ("model", "batch", "allocator", "way", "images/s", "× arcface_torch"):
-        table.add_column(column, justify="right")
+    lines = []
     for row in rows:
-        theirs = statistics.median(row["seconds"]["arcface_torch"])
-        for name, taken in row["seconds"].items():
-            typical = statistics.median(taken)
-            table.add_row(
-                row["model"],
-                str(row["batch"]),
-                row["allocator"],
-                name,
-                f"{row['batch'] / typical:.1f}",
-                f"{theirs / typical:.2f}",
-            )
-    Console().print(table)
+        typical = medians(row["seconds"])
+        for name, taken in typical.items():
+            rate, faster = row["batch"] / taken, typical["arcface_torch"] / taken
+            case = (row["model"], str(row["batch"]), row["allocator"], name)
+            lines.append((*case, f"{rate:.1f}", f"{faster:.2f}"))
+    columns = ("model", "batch", "allocator", "way", "images/s", "× arcface_torch")
+    show(columns, lines, title=f"{CLASSES:,} classes at {RATE}; medians")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.gpu.figures import Figures, run_stage, seconds_of
-from benchmarks.setting import about_device
+from benchmarks.harness import about_device
 from training.precision import choose_precision
 
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from benchmarks import memory_prediction
+from benchmarks.harness import in_own_process
 from benchmarks.memory_prediction import BOUNDS, SMALL
-from benchmarks.setting import in_own_process
 from tools.make_synthetic import make_synthetic
 
 

@@ -1,17 +1,27 @@
-"""Where something is measured: processes with an allocator of their own, and what results say."""
+"""What the benchmarks share: taking turns, processes with an allocator of their own, a table, and
+results that say where they were measured."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import re
+import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
 
 from facestream import VERSION
 
@@ -25,6 +35,7 @@ ALLOCATORS = {
     },
 }
 
+_PACKAGES = ("numpy", "triton", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "simplejpeg")
 CPUINFO = Path("/proc/cpuinfo")
 # What a result on a CPU depends on, of all that is listed there.
 _INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
@@ -36,6 +47,50 @@ HOLDING_BACK = (
     "DNNL_MAX_CPU_ISA",
     "MKL_ENABLE_INSTRUCTIONS",
 )
+
+
+def take_turns(
+    ways: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds that each way takes, in each of the rounds; those to warm up come before and do not
+    count. In turn, because a machine's speed drifts, and would be taken for theirs."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(warm_up + rounds):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: taken[warm_up:] for name, taken in seconds.items()}
+
+
+def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The middle one of each way's rounds."""
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+def show(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
+    """Print a table; its first column to the left, the others to the right."""
+    table = Table(title=title or None)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def save(subject: str, about: Mapping[str, Any], **results: Any) -> Path:
+    """Write benchmarks/results/SUBJECT_DEVICE_DATE.json and say so.
+
+    about: of `about_cpu` or `about_device`. A CPU held to fewer instruction sets than it has gets a
+    name of its own, so that its results lie beside the others.
+    """
+    held = f"_{about['torch_uses'].lower()}" if "held_to" in about else ""
+    device = re.sub(r"\W+", "-", about["device"]).lower()
+    path = RESULTS / f"{subject}_{device}{held}_{about['date']}.json"
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**about, **results}, indent=1) + "\n")
+    print(f"wrote {path}")
+    return path
 
 
 def in_own_process(script: str, settings: dict[str, Any], variables: dict[str, str]) -> Any:
@@ -64,14 +119,10 @@ def about_cpu() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "facestream": VERSION,
         "python": platform.python_version(),
+        "commit": _commit(),
         "torch": torch.__version__,
+        "versions": {name: version(name) for name in _PACKAGES if _is_installed(name)},
     }
-
-
-def file_name(subject: str, about: dict[str, Any]) -> str:
-    """What a result on a CPU is called: results of fewer instruction sets lie beside the others."""
-    held = f"_{about['torch_uses'].lower()}" if "held_to" in about else ""
-    return f"{subject}_cpu{held}_{about['date']}"
 
 
 def about_device(device: torch.device) -> dict[str, Any]:
@@ -85,6 +136,22 @@ def about_device(device: torch.device) -> dict[str, Any]:
         "memory_mb": card.total_memory / 1e6,
         "cuda": torch.version.cuda,
     }
+
+
+def _commit() -> str:
+    """Of this code, with a + where it was changed since; empty where there is no git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
 
 
 def _cpuinfo() -> dict[str, str]:
