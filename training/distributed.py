@@ -91,6 +91,13 @@ def of_all_ranks(value: T) -> list[T]:
     return values
 
 
+def from_main(value: T) -> T:
+    """What rank 0 has, on every rank: folders on a network may look different elsewhere."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 def together(work: Callable[[], T]) -> T:
     """Do `work` on every rank; where it raises on any, every rank raises, so that none waits.
 

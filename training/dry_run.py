@@ -33,7 +33,7 @@ from training.out_of_memory import (
     memory_explained,
 )
 from training.precision import Precision
-from training.saving.files import newest
+from training.saving.files import newest, step_of
 from training.saving.room import Room, require_room
 from training.stopwatch import Stopwatch
 
@@ -128,7 +128,7 @@ def _ask_for_room(config: Config, trainer: Trainer) -> Room:
     return require_room(
         config,
         trainer.step,
-        steps_done=int(last.name[-9:]) if last else 0,
+        steps_done=step_of(last) if last else 0,
         steps_per_epoch=trainer.loader.steps_per_epoch,
     )
 

@@ -20,7 +20,7 @@ from training.assembly import create_loader, create_step
 from training.config import Config, check_batch
 from training.data import TrainingData, count_classes, open_training_data, shuffle_report
 from training.distill.distillation import create_distillation
-from training.distributed import World, require_agreement, together
+from training.distributed import World, from_main, require_agreement, together
 from training.doctor import Doctor
 from training.facts import agree
 from training.faults.agreement import Reason
@@ -34,7 +34,14 @@ from training.optim import set_learning_rate
 from training.out_of_memory import memory_explained, require_memory
 from training.precision import Precision, set_determinism
 from training.saving import checkpoint, resume
-from training.saving.files import CheckpointError, Scores, counters, read_about, remove_beyond
+from training.saving.files import (
+    CheckpointError,
+    Scores,
+    counters,
+    read_about,
+    remove_beyond,
+    step_of,
+)
 from training.saving.lock import Lock, require_free
 from training.saving.room import Room, require_room
 from training.saving.run_state import RunState, describe_silent_end
@@ -412,7 +419,7 @@ class Trainer:
         """
         if not self._verification_due():
             return {}
-        known = resume.from_main([self._known_scores()])[0] if self.steps_done else {}
+        known = from_main(self._known_scores()) if self.steps_done else {}
         return known or self.verify()
 
     def _known_scores(self) -> Scores:
@@ -454,8 +461,7 @@ class Trainer:
         with self._watchdog.paused("going back"):
             self.wait_for_checkpoint()
             own = together(lambda: checkpoint.checkpoints(self.output))
-            (paths,) = resume.from_main([own])
-            saved = {int(path.name[-9:]): path for path in paths}
+            saved = {step_of(path): path for path in from_main(own)}
             step = self.rollback.target(saved, first_skipped=self.steps_done - skipped)
             if step is None:
                 raise DivergedError(
@@ -570,7 +576,7 @@ class Trainer:
         """Wait until the last checkpoint is written; `last_checkpoint` is the newest that was."""
         with self._watchdog.paused("waiting for a checkpoint"):
             if path := self._saver.wait():
-                self.last_checkpoint, self._saved_at = path, int(path.name[-9:])
+                self.last_checkpoint, self._saved_at = path, step_of(path)
 
 
 def _describe(error: Exception) -> str:

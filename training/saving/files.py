@@ -96,6 +96,11 @@ def folder_of(output: Path, step: int) -> Path:
     return output / "checkpoints" / f"step_{step:09d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was written after, by its name."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def is_complete(path: Path) -> bool:
     """Whether all of a checkpoint was written; whether its bytes hold is `faults`' to check."""
     manifest = path / _MANIFEST

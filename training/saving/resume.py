@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from pipeline.named_path import MALFORMED, PathError
 from training.config import Config
-from training.distributed import of_all_ranks, together
+from training.distributed import from_main, of_all_ranks, together
 from training.named_files import check_named_files
 from training.saving import files, lock
 from training.saving.disk import Disk, probe, write_aside
@@ -126,7 +126,7 @@ def choose_checkpoint(output: Path, config: Config, *, facts: dict[str, Any]) ->
     """
     own, named = together(lambda: checkpoints(output)), config.run.resume
     candidates = own if named in ("auto", "never") else _named(config, own)
-    (candidates,) = from_main([candidates])
+    candidates = from_main(candidates)
     if isinstance(candidates, CheckpointError):
         raise candidates
     if not candidates:
@@ -154,7 +154,7 @@ def require_settings(path: Path, output: Path, config: Config) -> list[str]:
         saved = json.loads((path / "config.json").read_text()) if dist.get_rank() == 0 else {}
     except FileNotFoundError:
         saved = {}
-    (saved,) = from_main([saved])
+    saved = from_main(saved)
     if not saved:
         return []
     differ = compare_settings(saved, config)
@@ -226,12 +226,6 @@ def newest_whole(candidates: list[Path]) -> Path:
         f"no checkpoint is whole. {'. '.join(told)}. Restore one of them from a copy, or start "
         "again in another run.output"
     )
-
-
-def from_main(values: list[Any]) -> list[Any]:
-    """What rank 0 has: folders on a network may look different elsewhere for a moment."""
-    dist.broadcast_object_list(values, src=0)
-    return values
 
 
 def _require_same(held: dict[str, Any], facts: dict[str, Any], *, what: str, remedy: str) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 from pipeline.named_path import MALFORMED
 from training.faults.memory_killer import count_kills
 from training.reporting.outlet import Outlet
+from training.saving.files import step_of
 from training.saving.lock import Lock
 
 NAME = "state.json"
@@ -89,7 +90,7 @@ class RunState:
     def saved(self, checkpoint: Path) -> None:
         """A checkpoint is complete."""
         with self._lock:  # the last one is, after the run has come to its end
-            step = int(checkpoint.name[-9:])
+            step = step_of(checkpoint)
             self._write(step=max(step, self._content["step"]), checkpoint=str(checkpoint))
 
     def end(self, status: str, *, why: str, exit_code: int, **known: int) -> None:
