@@ -135,13 +135,14 @@ class Watchdog:
             except RuntimeError as error:  # a run ends, and the rank that holds the store is first
                 logging.debug("the ranks' store is closed: %s", error)
 
-        if self._asking:
-            self._asking.join(patience)
-            if self._asking.is_alive():
+        if before := self._asking:
+            before.join(patience)
+            if before.is_alive():
                 return
-        self._asking = threading.Thread(target=ask, name="watchdog's question", daemon=True)
-        self._asking.start()
-        self._asking.join(patience)
+        asking = threading.Thread(target=ask, name="watchdog's question", daemon=True)
+        asking.start()
+        self._asking = asking  # only now: whoever else asks may join it
+        asking.join(patience)
 
     def _end(self, beats: Mapping[int, Beat]) -> None:
         """Write down what is known and end the process, whatever that meets."""
