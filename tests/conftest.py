@@ -1,11 +1,17 @@
 """What all tests share: those that need a GPU or DALI are skipped, with the reason, without it."""
 
 import os
+import tempfile
 from collections import Counter
 
 # Before torch is imported, here and in what tests start: its threads wait by spinning, so that tiny
 # tensors take six times the CPU, and twenty times as long beside other work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What torch compiled and keeps is wrong where it is held to fewer of the CPU's instruction sets.
+if held_to := os.environ.get("ATEN_CPU_CAPABILITY"):
+    folder = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}_{held_to}")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
 
 import hypothesis
 import pytest

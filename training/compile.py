@@ -13,11 +13,13 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.normalize import normalize
 from training.precision import Precision
 
+# Relative, of the gradients: far beyond what 16 bits do to them, far below what wrong code does.
+_TOLERANCE = 0.5
 # Torch gives up on a function after 8 shapes: just as many as the blocks of one network have.
 _SHAPES = 64
 
@@ -35,8 +37,10 @@ def compile_backbone(
 
     Compilers fail late, at the first forward or backward. So a copy of the backbone takes both
     first: statistics, gradients and the names in the state dict stay as they are, and the backbone
-    itself runs what was compiled for the copy. Evaluate a copy, such as `fold_batch_norm` makes,
-    which is not compiled: other batch sizes would be compiled anew.
+    itself runs what was compiled for the copy. The copy's gradients are compared with those of the
+    uncompiled backbone: torch keeps what it compiled on the disk, and takes it for other machines
+    too, where it may compute something else without a word. Evaluate a copy, such as
+    `fold_batch_norm` makes, which is not compiled: other batch sizes would be compiled again.
 
     Args:
         backbone: on its device, in train mode, not yet wrapped for several ranks.
@@ -53,7 +57,8 @@ def compile_backbone(
     try:
         with torch._dynamo.config.patch({_limit_name(): _SHAPES}):
             _compile(_regions(trial, stages, alone))
-            _rehearse(trial, batch=batch, image_size=image_size, precision=precision)
+            case = {"batch": batch, "image_size": image_size, "precision": precision}
+            _require_same(_gradients(trial, **case), _gradients(copy.deepcopy(backbone), **case))
     except Exception as error:  # from compilers of all kinds, and none is worth losing the run
         reason = " ".join(str(error).partition("\n\n")[0].split()) or type(error).__name__
         logging.warning("model.compile: the backbone runs uncompiled, because %s", reason)
@@ -82,12 +87,36 @@ def _compile(regions: list[nn.Module]) -> None:
         region.compile(fullgraph=True, dynamic=False)
 
 
-def _rehearse(backbone: nn.Module, *, batch: int, image_size: int, precision: Precision) -> None:
-    """One forward and backward as a training step does them."""
+def _gradients(
+    backbone: nn.Module, *, batch: int, image_size: int, precision: Precision
+) -> Tensor | None:
+    """All gradients of a forward and backward as a training step does them, as (P,) float32.
+
+    None where dropout lets no two runs have the same ones.
+    """
     parameters = [p for p in backbone.parameters() if p.requires_grad]
+    device = parameters[0].device
+    generator = torch.Generator().manual_seed(0)
     shape = (batch, 3, image_size, image_size)
-    images = torch.zeros(shape, dtype=torch.uint8, device=parameters[0].device)
-    images = images.contiguous(memory_format=precision.memory_format)
-    with precision.autocast(images.device):
+    noise = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    images = noise.to(device).contiguous(memory_format=precision.memory_format)
+    with precision.autocast(device):
         embeddings = backbone(normalize(images, precision.compute_dtype))
-    torch.autograd.grad(embeddings.square().mean(), parameters)
+    # After BatchNorm their squares have a constant sum, and no gradient: each has its own weight.
+    weights = torch.randn(embeddings.shape, generator=generator).to(device)
+    gradients = torch.autograd.grad((embeddings * weights).sum(), parameters)
+    if any(isinstance(m, nn.Dropout) and m.p > 0 for m in backbone.modules()):
+        return None
+    return torch.cat([gradient.flatten().float() for gradient in gradients])
+
+
+def _require_same(found: Tensor | None, expected: Tensor | None) -> None:
+    if found is None or expected is None:
+        return
+    difference = float((found - expected).norm() / expected.norm())
+    if not difference < _TOLERANCE:
+        raise ArithmeticError(
+            f"what was compiled has other gradients, by {difference:.2g} of their size. It may be "
+            "code for another CPU: remove the compiler's cache, which is the folder that "
+            "TORCHINDUCTOR_CACHE_DIR names, or torchinductor_USER in the folder for temporary files"
+        )

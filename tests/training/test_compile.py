@@ -123,6 +123,23 @@ def failing_in_backward(graph: torch.fx.GraphModule, example: list[Tensor]) -> C
     return lambda *inputs: tuple(Broken.apply(out) for out in graph(*inputs))
 
 
+def wrong_backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., Any]:
+    """Compiles to something else, as code from the cache of another machine may."""
+    return lambda *inputs: tuple(out * 3 for out in graph(*inputs))
+
+
+def test_what_was_compiled_wrong_is_not_run(use_compiler, caplog):
+    use_compiler(wrong_backend)
+    backbone = small_backbone()
+    with caplog.at_level(logging.WARNING):
+        assert compiled(backbone) == "not compiled, see the warning"
+        found = gradients(backbone)
+    assert "has other gradients" in caplog.text
+    assert "TORCHINDUCTOR_CACHE_DIR" in caplog.text
+    expected = gradients(small_backbone())
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize("backend", [failing_backend, failing_in_backward])
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_why_once(use_compiler, caplog, backend):
     use_compiler(backend)
