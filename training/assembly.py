@@ -1,18 +1,179 @@
-"""Loader, head, backbone and optimizer as the configuration wants them."""
+"""The building of a run: first the plan, for which nothing is allocated, then what takes its steps.
+
+Training runs what is built here, a dry run measures it.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
 from heads import GroupClasses, PartialFC, create_margin
+from pipeline import counter
 from pipeline.dali_decode import choose_decode_device
-from pipeline.dali_loader import Loader, choose_threads
+from pipeline.dali_loader import Batch, Loader, choose_threads
 from training.backbone import create_backbone
-from training.config import Config
-from training.data import TrainingData
-from training.distill.distillation import Distillation
-from training.distributed import World
-from training.optim import create_optimizer
-from training.precision import Precision
-from training.step import TrainStep
+from training.config import Config, check_batch
+from training.data import TrainingData, count_classes, open_training_data
+from training.distill.distillation import Distillation, create_distillation
+from training.distributed import World, require_agreement, together
+from training.facts import agree
+from training.memory import Prediction, predict
+from training.optim import create_optimizer, set_learning_rate
+from training.out_of_memory import memory_explained, require_memory
+from training.precision import Precision, set_determinism
+from training.schedules import Schedule, create_schedule
+from training.step import Lap, StepResult, TrainStep
+from training.step_graph import GraphedStep
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before anything is allocated for it; the same on every rank but for the loader.
+
+    Attributes:
+        num_classes: of the head, of all ranks together.
+        facts: what identifies the run; see training.facts.
+        loader: this rank's stream; `decoding` says where and why there it decodes.
+        schedule: of the learning rate; it knows how many steps there are.
+        prediction: the memory that a rank will take.
+    """
+
+    config: Config
+    world: World
+    precision: Precision
+    data: TrainingData
+    num_classes: int
+    facts: dict[str, Any]
+    loader: Loader
+    decoding: str
+    schedule: Schedule
+    prediction: Prediction
+
+
+def plan(config: Config, world: World, precision: Precision) -> Plan:
+    """Open the data and see that all ranks mean the same run; call it on every rank.
+
+    Sets what torch keeps for the whole process: determinism, and how float32 products are rounded.
+
+    Raises UserError, a subclass of it, for whatever cannot be run.
+    """
+    check_batch(config, world.world_size)
+    precision.apply()
+    set_determinism(config.run.deterministic)
+    data = open_training_data(config, world)
+    num_classes = together(lambda: count_classes(data.records, config.head.num_classes))
+    facts = agree(config, world, precision, data, num_classes=num_classes)
+    loader, decoding = create_loader(config, world, data)
+    schedule = create_schedule(
+        config.optim,
+        global_batch=config.data.global_batch,
+        epochs=config.run.epochs,
+        steps_per_epoch=loader.steps_per_epoch,
+    )
+    return Plan(
+        config=config,
+        world=world,
+        precision=precision,
+        data=data,
+        num_classes=num_classes,
+        facts=facts,
+        loader=loader,
+        decoding=decoding,
+        schedule=schedule,
+        prediction=predict(config, world, precision, num_classes=num_classes),
+    )
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A run with everything that its steps take; `train` takes them.
+
+    Attributes:
+        about_backbone: how it runs, for the log.
+        graphed: the step as one CUDA graph, with step.cuda_graph=full.
+    """
+
+    plan: Plan
+    step: TrainStep
+    about_backbone: str
+    graphed: GraphedStep | None
+
+    def train(self, number: int, batch: Batch, lap: Lap, *, rate_factor: float = 1.0) -> StepResult:
+        """The step of that number, on this rank's batch; everything else about it follows from it.
+
+        rate_factor: of the learning rate that the schedule has for it.
+        """
+        self._seed_dropout(number)
+        self._follow_head_schedules(number)
+        lr = set_learning_rate(self.step.optimizer, self.plan.schedule(number) * rate_factor)
+        targets = None
+        if self.step.distillation:
+            self.step.distillation.set_step(number)
+            targets = self.step.distillation.targets(batch.images, batch.records)
+            lap("teacher")
+        step = self.graphed or self.step
+        return step(batch.images, batch.labels, lr, lap, targets)
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting as it is in force, what was automatic decided."""
+        settings = {
+            f"{section}.{key}": value
+            for section, values in self.plan.config.as_dict().items()
+            for key, value in values.items()
+        }
+        return settings | {
+            "data.threads": self.plan.loader.threads,
+            "data.decode": self.plan.loader.decode,
+            "head.backend": self.step.head.backend.name,
+        }
+
+    def forget_graphs(self) -> None:
+        """Let go of recorded graphs, before ranks part or a state is loaded."""
+        self.step.head.forget_graphs()
+        if self.graphed:
+            self.graphed.forget()
+
+    def _seed_dropout(self, number: int) -> None:
+        """Dropout depends on the step alone, so that a resumed run repeats it."""
+        words = (self.plan.config.run.seed, number, self.plan.world.rank, "dropout")
+        torch.manual_seed(counter.word(*words))
+
+    def _follow_head_schedules(self, number: int) -> None:
+        """Set what of the head depends on the step alone: sample rate and share of the margin."""
+        config, head = self.plan.config.head, self.step.head
+        per_epoch = self.plan.loader.steps_per_epoch
+        sample_rate = config.sample_rate_at(number // per_epoch)
+        if sample_rate != head.sample_rate:
+            head.sample_rate = sample_rate
+        warmup = config.margin_warmup_epochs * per_epoch
+        head.margin_factor.fill_(min(1.0, (number + 1) / (warmup + 1)))
+
+
+def assemble(plan: Plan) -> Assembly:
+    """Allocate teacher, backbone, head and optimizer; call it on every rank.
+
+    Raises OutOfMemoryError where they are predicted not to fit, or do not, and UserError, a
+    subclass of it, for what cannot be built.
+    """
+    config, world, precision = plan.config, plan.world, plan.precision
+    require_memory(config, world, plan.prediction)
+    with memory_explained(config, world, plan.prediction):
+        distillation = create_distillation(
+            config,
+            plan.data.records,
+            total_steps=plan.schedule.total_steps,
+            device=world.device,
+            precision=precision,
+        )
+        require_agreement({"the teacher of distill": str(distillation)})
+        step, about = create_step(
+            config, world, distillation, num_classes=plan.num_classes, precision=precision
+        )
+    graphed = GraphedStep(step, world.device) if config.step.cuda_graph == "full" else None
+    return Assembly(plan, step, about, graphed)
 
 
 def create_step(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +17,12 @@ from rich.table import Column, Table
 
 from facestream import USER_ERROR_EXIT_CODE
 from pipeline.dali_loader import Batch
-from training.config import Config, check_batch
-from training.data import count_classes, open_training_data
+from training.assembly import Assembly, Plan, assemble, plan
+from training.config import Config
 from training.distributed import World, of_all_ranks, together
 from training.doctor import diagnose
 from training.forecast import WARM_UP, duration, warm_up_steps
-from training.loop import Trainer
-from training.memory import Prediction, predict
+from training.memory import Prediction
 from training.metrics import pace, peak_memory
 from training.out_of_memory import (
     does_not_fit,
@@ -33,6 +30,7 @@ from training.out_of_memory import (
     memory_explained,
 )
 from training.precision import Precision
+from training.reporting.introduction import introduce
 from training.saving.files import newest, step_of
 from training.saving.room import Room, require_room
 from training.stopwatch import Stopwatch
@@ -55,25 +53,22 @@ class _Readings(NamedTuple):
 def dry_run(config: Config, world: World, precision: Precision) -> int:
     """Check a run, predict its memory and take a few steps of it; call it on every rank.
 
-    The main rank prints tables and a verdict. What the run would write goes to a temporary folder,
-    so run.output is neither claimed nor resumed from, and nothing is verified.
+    The main rank prints tables and a verdict. Nothing is written, so run.output is neither claimed
+    nor resumed from; and nothing is verified.
 
     Returns 0, or USER_ERROR_EXIT_CODE where it is predicted not to fit: then no step is taken.
 
     Raises UserError for whatever a run would refuse, and where memory runs out all the same.
     """
     console = Console(quiet=not world.is_main, highlight=False, soft_wrap=True)
-    check_batch(config, world.world_size)
-    data = open_training_data(config, world)
-    num_classes = count_classes(data.records, config.head.num_classes)
-    prediction = predict(config, world, precision, num_classes=num_classes)
-    available = least_available(world)
+    planned = plan(config, world, precision)
+    prediction, available = planned.prediction, least_available(world)
     console.print(_memory_table(prediction, available))
     if max(of_all_ranks(prediction.total)) > available:
         console.print(does_not_fit(config, prediction, available=available))
         return USER_ERROR_EXIT_CODE
     with memory_explained(config, world, prediction):
-        readings = _rehearse(config, world, precision, num_classes=num_classes, console=console)
+        readings = _rehearse(planned, console)
     console.print(_speed_table(readings))
     console.print(_time(config, readings))
     later = prediction.checkpoint + prediction.verification
@@ -91,63 +86,56 @@ def dry_run(config: Config, world: World, precision: Precision) -> int:
     return 0
 
 
-def _rehearse(
-    config: Config, world: World, precision: Precision, *, num_classes: int, console: Console
-) -> _Readings:
-    """Steps on synthetic and on real batches, by a trainer that is built as for the run."""
+def _rehearse(planned: Plan, console: Console) -> _Readings:
+    """Steps on synthetic and on real batches, built as for the run."""
+    config, world = planned.config, planned.world
     _forget_peak(world.device)
-    with _temporary_folder(world) as folder:
-        trainer = Trainer(
-            replace(config, run=replace(config.run, output=folder, init_from="", resume="auto")),
-            world,
-            precision=precision,
-            evaluate=lambda backbone: {},
-            rehearses=config,
+    run = assemble(planned)
+    lines = [*config.changes(), *introduce(run)]
+    for line in (*lines, f"output     {config.run.output}, which a dry run leaves as it is"):
+        console.print(line, markup=False)
+    try:
+        noise = _synthetic_batches(planned)
+        synthetic = _measure(
+            run, noise, warm_up=warm_up_steps(config), name="synthetic", console=console
         )
-        try:
-            if trainer.reporter:
-                trainer.reporter.close()  # its bar is the run's, and would stand still
-            noise = _synthetic_batches(config, world, num_classes)
-            synthetic = _measure(
-                trainer, noise, warm_up=warm_up_steps(config), name="synthetic", console=console
-            )
-            with closing(trainer.loader.stream(0)) as stream:
-                real = _measure(trainer, stream, warm_up=WARM_UP, name="real", console=console)
-        finally:
-            trainer.close()
-    findings = diagnose(real, trainer.settings())
+        with closing(planned.loader.stream(0)) as stream:
+            real = _measure(run, stream, warm_up=WARM_UP, name="real", console=console)
+    finally:
+        run.forget_graphs()
+    findings = diagnose(real, run.settings())
     peak = max(of_all_ranks(peak_memory(world.device)))
-    room = together(lambda: _ask_for_room(config, trainer) if world.is_main else None)
-    steps = config.run.epochs * trainer.loader.steps_per_epoch
+    room = together(lambda: _ask_for_room(run) if world.is_main else None)
+    steps = planned.schedule.total_steps
     return _Readings(synthetic, real, findings, peak, steps, room)
 
 
-def _ask_for_room(config: Config, trainer: Trainer) -> Room:
+def _ask_for_room(run: Assembly) -> Room:
     """For the checkpoints that the run itself would write."""
+    config = run.plan.config
     last = newest(Path(config.run.output))
     return require_room(
         config,
-        trainer.step,
+        run.step,
         steps_done=step_of(last) if last else 0,
-        steps_per_epoch=trainer.loader.steps_per_epoch,
+        steps_per_epoch=run.plan.loader.steps_per_epoch,
     )
 
 
 def _measure(
-    trainer: Trainer, batches: Iterator[Batch], *, warm_up: int, name: str, console: Console
+    run: Assembly, batches: Iterator[Batch], *, warm_up: int, name: str, console: Console
 ) -> Reading:
     """The pace of steps on these batches; `console` shows how far it is."""
     # Batches come in rounds of the loader's threads: fewer steps might see none of its waits.
-    counted = max(STEPS - WARM_UP, trainer.loader.threads)
-    stopwatch = Stopwatch(trainer.world.device)
+    counted = max(STEPS - WARM_UP, run.plan.loader.threads)
+    stopwatch = Stopwatch(run.plan.world.device)
     for step in _shown(console, warm_up + counted, f"timing steps on {name} batches"):
         if step == warm_up:
             stopwatch.laps()  # forgets what was before
         batch = next(batches)
         stopwatch.lap("data")
-        trainer.steps_done = 0  # a run may be shorter than this
-        trainer.train_on(batch, stopwatch.lap)
-    global_batch = trainer.config.data.global_batch
+        run.train(0, batch, stopwatch.lap)  # the first again and again: a run may be shorter
+    global_batch = run.plan.config.data.global_batch
     return pace(stopwatch.laps(), steps=counted, images=global_batch, steps_left=0)
 
 
@@ -159,11 +147,12 @@ def _shown(console: Console, count: int, what: str) -> Iterable[int]:
     return range(count)
 
 
-def _synthetic_batches(config: Config, world: World, num_classes: int) -> Iterator[Batch]:
+def _synthetic_batches(planned: Plan) -> Iterator[Batch]:
     """Noise that is on the device already, without end."""
+    config, world = planned.config, planned.world
     batch, size = config.data.global_batch // world.world_size, config.data.image_size
     images = torch.randint(256, (batch, size, size, 3), dtype=torch.uint8, device=world.device)
-    labels = torch.randint(num_classes, (batch,), device=world.device)
+    labels = torch.randint(planned.num_classes, (batch,), device=world.device)
     return itertools.repeat(Batch(images.permute(0, 3, 1, 2), labels, np.arange(batch)))
 
 
@@ -218,13 +207,6 @@ def _forget_peak(device: torch.device) -> None:
         torch.get_device_module(device).reset_peak_memory_stats(device)
     elif _CLEAR_PEAK.exists():
         _CLEAR_PEAK.write_text("5")
-
-
-@contextmanager
-def _temporary_folder(world: World) -> Iterator[str]:
-    """A folder on the main rank's machine, by its name on every rank; gone afterwards."""
-    with TemporaryDirectory() if world.is_main else nullcontext("") as folder:
-        yield of_all_ranks(folder)[0]
 
 
 def _mb(size: int) -> str:

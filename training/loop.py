@@ -8,31 +8,26 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from facestream import USER_ERROR_EXIT_CODE
 from models import fold_batch_norm
-from pipeline import counter
 from pipeline.dali_loader import Batch
 from pipeline.named_path import mendable
-from training.assembly import create_loader, create_step
-from training.config import Config, check_batch
-from training.data import TrainingData, count_classes, open_training_data, shuffle_report
-from training.distill.distillation import create_distillation
-from training.distributed import World, from_main, require_agreement, together
+from training.assembly import Plan, assemble, plan
+from training.config import Config
+from training.distributed import World, from_main, together
 from training.doctor import Doctor
-from training.facts import agree
 from training.faults.agreement import Reason
 from training.faults.rollback import DivergedError, Rollback, diagnose, gather_bad_steps
 from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops
 from training.faults.watchdog import Watchdog
 from training.forecast import Forecast
-from training.memory import available_memory, predict
+from training.memory import available_memory
 from training.metrics import Meters, Position, Reporter, pace
-from training.optim import set_learning_rate
-from training.out_of_memory import memory_explained, require_memory
-from training.precision import Precision, set_determinism
+from training.out_of_memory import memory_explained
+from training.precision import Precision
+from training.reporting.introduction import introduce
 from training.saving import checkpoint, resume
 from training.saving.files import (
     CheckpointError,
@@ -45,9 +40,7 @@ from training.saving.files import (
 from training.saving.lock import Lock, require_free
 from training.saving.room import Room, require_room
 from training.saving.run_state import RunState, describe_silent_end
-from training.schedules import create_schedule
 from training.step import Lap, StepResult
-from training.step_graph import GraphedStep
 from training.stopwatch import Laps, Stopwatch
 from training.weights.identities import Identities, write_identities
 from training.weights.warm_start import warm_start
@@ -64,7 +57,6 @@ class Trainer:
         precision: what the step computes in.
         evaluate: scores a backbone on the verification sets; called on every rank.
         stops: entered, and following on every rank; without them nothing stops the run.
-        rehearses: the run that a dry run is for, whose `config` differs; it is introduced instead.
 
     Raises:
         UserError: a subclass of it for whatever cannot be run: configuration, files, checkpoint.
@@ -78,47 +70,23 @@ class Trainer:
         precision: Precision,
         evaluate: Evaluate,
         stops: Stops | None = None,
-        rehearses: Config | None = None,
     ) -> None:
         self.config, self.world = config, world
         self.precision, self._evaluate = precision, evaluate
-        check_batch(config, world.world_size)
         if stops is None:
             stops = Stops()
             stops.follow(config.run, world)
         self._stops, self._watchdog = stops, Watchdog(config.run, world)
-        precision.apply()
-        set_determinism(config.run.deterministic)
-        data = open_training_data(config, world)
-        self._records = data.records
-        num_classes = together(lambda: count_classes(data.records, config.head.num_classes))
         self.output = Path(config.run.output)
         self._lock: Lock | None = None
         self._state: RunState | None = None
         together(lambda: world.is_main and require_free(self.output))
-        facts = agree(config, world, precision, data, num_classes=num_classes)
-        self.loader, decoding = create_loader(config, world, data)
-        self.schedule = create_schedule(
-            config.optim,
-            global_batch=config.data.global_batch,
-            epochs=config.run.epochs,
-            steps_per_epoch=self.loader.steps_per_epoch,
-        )
-        self.prediction = predict(config, world, precision, num_classes=num_classes)
+        planned = plan(config, world, precision)
+        self.loader, self.schedule = planned.loader, planned.schedule
+        self.prediction = planned.prediction
         self._available = available_memory(world.device, local_world_size=world.local_world_size)
-        require_memory(config, world, self.prediction)
-        with self._memory_explained():
-            distillation = create_distillation(
-                config,
-                data.records,
-                total_steps=self.schedule.total_steps,
-                device=world.device,
-                precision=precision,
-            )
-            require_agreement({"the teacher of distill": str(distillation)})
-            self.step, self._about_backbone = create_step(
-                config, world, distillation, num_classes=num_classes, precision=precision
-            )
+        self.assembly = assemble(planned)
+        self.step = self.assembly.step
         self.steps_done, self._saved_at, self._averaged_at = 0, -1, -1
         self._taken, self._changed = [], []
         self.last_checkpoint: Path | None = None
@@ -127,41 +95,40 @@ class Trainer:
         if config.run.init_from and anew:
             with self._memory_explained():
                 self._taken = warm_start(
-                    config, world, step=self.step, data=data, precision=precision
+                    config, world, step=self.step, data=planned.data, precision=precision
                 )
         # Only now: what cannot be built leaves no folder behind.
-        together(lambda: world.is_main and self._claim(data, num_classes, facts))
-        self._resume(facts)
+        together(lambda: world.is_main and self._claim(planned))
+        self._resume(planned.facts)
         self.rollback = Rollback(config.run.max_nonfinite, self._times_gone_back())
         self._saver = checkpoint.Saver(
-            self.output, config=config, train_step=self.step, facts=facts, lock=self._lock
+            self.output, config=config, train_step=self.step, facts=planned.facts, lock=self._lock
         )
         if self._state:
             self._state.begin(self.steps_done, self.last_checkpoint)
             self._saver.on_saved = self._state.saved
-        self._graphed = None
-        if config.step.cuda_graph == "full":
-            self._graphed = GraphedStep(self.step, world.device)
         self._meters = Meters(world.device)
         self.reporter = None
         if world.is_main:
             scaled = self.step.scaler.is_enabled()
             self.reporter = Reporter(self.output, at=self._position(), scales_losses=scaled)
-        self._doctor = Doctor(self.settings())
+        self._doctor = Doctor(self.assembly.settings())
         self._forecast = Forecast(
             config, steps_per_epoch=self.loader.steps_per_epoch, device=world.device
         )
-        self._introduce(rehearses or config, data, decoding)
+        self._introduce()
 
     def _memory_explained(self) -> AbstractContextManager:
         return memory_explained(self.config, self.world, self.prediction)
 
-    def _claim(self, data: TrainingData, num_classes: int, facts: dict[str, Any]) -> None:
+    def _claim(self, planned: Plan) -> None:
         """Make run.output this run's, and write down who its classes are; the main rank's."""
         self._lock, self._disk = resume.open_output(self.output)
-        resume.claim(self.output, self.config, facts=facts)
+        resume.claim(self.output, self.config, facts=planned.facts)
         identities = Identities.of(
-            data.records, num_classes=num_classes, identity_map=self.config.data.identity_map
+            planned.data.records,
+            num_classes=planned.num_classes,
+            identity_map=self.config.data.identity_map,
         )
         write_identities(self.output, identities)
         self._state = RunState(
@@ -207,64 +174,29 @@ class Trainer:
         self._state.end(status, why=why, exit_code=exit_code)
         self._lock.release()
 
-    def settings(self) -> dict[str, Any]:
-        """Every setting as it is in force, what was automatic decided."""
-        settings = {
-            f"{section}.{key}": value
-            for section, values in self.config.as_dict().items()
-            for key, value in values.items()
-        }
-        return settings | {
-            "data.threads": self.loader.threads,
-            "data.decode": self.loader.decode,
-            "head.backend": self.step.head.backend.name,
-        }
-
-    def _introduce(self, config: Config, data: TrainingData, decoding: str) -> None:
+    def _introduce(self) -> None:
         """Say what is about to run, with everything that was derived."""
         if self.reporter is None:
             return
-        world, head = self.world, self.step.head
         silent = describe_silent_end(self._state.before)
-        dropped = f", {self.loader.dropped} records left over" if self.loader.dropped else ""
-        mixed = str(self.precision.compute_dtype).removeprefix("torch.")
+        resumed = f", resumed from {self.last_checkpoint.name}" if self.last_checkpoint else ""
         lines = [
-            f"ranks      {world.world_size} on {world.device.type}",
-            f"precision  {mixed}, because {self.precision.reason}",
-            *(f"data       {line}" for line in data.records.summary_lines()),
-            f"epoch      {self.loader.steps_per_epoch} steps{dropped}",
-            f"order      {self.config.data.order}: {shuffle_report(self.config, data)}",
-            f"decoding   {decoding}",
-            f"model      {self.config.model.name}, {self._about_backbone}",
-            f"head       {head.margin}, {head.num_classes} classes, {head.sampling}; "
-            f"{head.backend.name}, because {head.backend.reason}",
-            f"rate       {self.schedule}",
-            f"memory     {self.prediction}",
+            *introduce(self.assembly),
             *([f"before     the run {silent}"] if silent else []),
-            *([f"teacher    {self.step.distillation}"] if self.step.distillation else []),
             *(f"start      {line}" for line in self._taken),
             *(f"changed    {line}" for line in self._changed),
-            *self._whereabouts(config),
+            f"output     {self.output}{resumed}",
+            f"disk       {self._disk}",
+            f"log        {self.output / 'run.log'}, with the settings left at their defaults, too",
         ]
-        changed = config.changes()
-        for line in config.lines():
+        changed = self.config.changes()
+        for line in self.config.lines():
             (self.reporter.say if line in changed else self.reporter.note)(line)
         for line in lines:
             self.reporter.say(line)
         if self.steps_done >= self.schedule.total_steps:
             self.reporter.say(f"finished, nothing to do: step {self.steps_done} was the last")
-        self.reporter.text("config", "\n".join(f"    {line}" for line in config.lines()))
-
-    def _whereabouts(self, config: Config) -> list[str]:
-        """Where the run is kept."""
-        if config is not self.config:
-            return [f"output     {config.run.output}, which a dry run leaves as it is"]
-        resumed = f", resumed from {self.last_checkpoint.name}" if self.last_checkpoint else ""
-        return [
-            f"output     {self.output}{resumed}",
-            f"disk       {self._disk}",
-            f"log        {self.output / 'run.log'}, with the settings left at their defaults, too",
-        ]
+        self.reporter.text("config", "\n".join(f"    {line}" for line in self.config.lines()))
 
     def _position(self) -> Position:
         return Position(
@@ -326,9 +258,7 @@ class Trainer:
 
     def close(self) -> None:
         """Let go of recorded graphs, before ranks part, and of the files that are written to."""
-        self.step.head.forget_graphs()
-        if self._graphed:
-            self._graphed.forget()
+        self.assembly.forget_graphs()
         self._saver.close()
         if self.reporter:
             self.reporter.close()
@@ -336,17 +266,9 @@ class Trainer:
             self._lock.release()
 
     def train_on(self, batch: Batch, lap: Lap) -> StepResult:
-        """The next step, on this rank's batch; everything about it follows from its number."""
-        self._seed_dropout()
-        self._follow_head_schedules()
-        lr = set_learning_rate(self.step.optimizer, self._rate(self.steps_done))
-        targets = None
-        if self.step.distillation:
-            self.step.distillation.set_step(self.steps_done)
-            targets = self.step.distillation.targets(batch.images, batch.records)
-            lap("teacher")
-        step = self._graphed or self.step
-        result = step(batch.images, batch.labels, lr, lap, targets)
+        """The next step, on this rank's batch."""
+        factor = self.rollback.factor
+        result = self.assembly.train(self.steps_done, batch, lap, rate_factor=factor)
         self.steps_done += 1
         return result
 
@@ -466,7 +388,7 @@ class Trainer:
             if step is None:
                 raise DivergedError(
                     diagnose(
-                        gather_bad_steps(result, batch, self._records),
+                        gather_bad_steps(result, batch, self.assembly.plan.data.records),
                         step=self.steps_done,
                         skipped_in_a_row=skipped,
                         times=self.rollback.times,
@@ -480,8 +402,8 @@ class Trainer:
             scaler = self.step.scaler
             if scaler.is_enabled():
                 scaler.update(scaler.get_scale() * self.rollback.factor)
-            if self._graphed:
-                self._graphed.forget()
+            if self.assembly.graphed:
+                self.assembly.graphed.forget()
             if self._state:
                 self._state.begin(self.steps_done, self.last_checkpoint)
             if self.reporter:
@@ -494,20 +416,6 @@ class Trainer:
     def _rate(self, step: int) -> float:
         """The learning rate of a step, lower where the run has gone back."""
         return self.schedule(step) * self.rollback.factor
-
-    def _seed_dropout(self) -> None:
-        """Dropout depends on the step alone, so that a resumed run repeats it."""
-        words = (self.config.run.seed, self.steps_done, self.world.rank, "dropout")
-        torch.manual_seed(counter.word(*words))
-
-    def _follow_head_schedules(self) -> None:
-        """Set what of the head depends on the step alone: sample rate and share of the margin."""
-        config, head, per_epoch = self.config.head, self.step.head, self.loader.steps_per_epoch
-        sample_rate = config.sample_rate_at(self.steps_done // per_epoch)
-        if sample_rate != head.sample_rate:
-            head.sample_rate = sample_rate
-        warmup = config.margin_warmup_epochs * per_epoch
-        head.margin_factor.fill_(min(1.0, (self.steps_done + 1) / (warmup + 1)))
 
     def _log(self, means: dict[str, float], laps: Laps, steps: int) -> None:
         if self.reporter is None:

@@ -20,10 +20,10 @@ from tests.clock import Clock
 from tests.ranks import run_ranks
 from tests.training import tiny
 from training import dry_run as module
+from training.assembly import Assembly
 from training.config import Config, ConfigError, override
 from training.distributed import World
 from training.dry_run import dry_run
-from training.loop import Trainer
 from training.memory import Prediction
 from training.out_of_memory import OutOfMemoryError
 from training.precision import choose_precision
@@ -63,7 +63,7 @@ def test_it_ends_with_a_verdict_and_leaves_nothing_behind(
 
 def test_what_will_not_fit_is_not_even_built(world, config, monkeypatch, capsys):
     monkeypatch.setattr(module, "least_available", lambda world: 1 << 20)
-    monkeypatch.setattr(module, "Trainer", None)
+    monkeypatch.setattr(module, "assemble", None)
     assert rehearse(world, config) == USER_ERROR_EXIT_CODE
     verdict = capsys.readouterr().out.splitlines()[-1]
     assert verdict.startswith("does not fit")
@@ -84,12 +84,12 @@ def test_memory_that_runs_out_all_the_same_is_the_same_verdict(world, config, mo
 @pytest.fixture
 def seconds_a_batch(monkeypatch) -> Callable[[float], None]:
     """Sets how long a real batch takes beside a step, which takes one second."""
-    clock, train_on, stream = Clock(), Trainer.train_on, Loader.stream
+    clock, train, stream = Clock(), Assembly.train, Loader.stream
     monkeypatch.setattr("training.stopwatch.time", clock)
 
-    def step(self: Trainer, *arguments: object) -> object:
+    def step(self: Assembly, *arguments: object) -> object:
         clock.now += 1
-        return train_on(self, *arguments)
+        return train(self, *arguments)
 
     def set_seconds(seconds: float) -> None:
         def batches(self: Loader, epoch: int) -> Iterator[Batch]:
@@ -100,7 +100,7 @@ def seconds_a_batch(monkeypatch) -> Callable[[float], None]:
 
         monkeypatch.setattr(Loader, "stream", batches)
 
-    monkeypatch.setattr(Trainer, "train_on", step)
+    monkeypatch.setattr(Assembly, "train", step)
     return set_seconds
 
 

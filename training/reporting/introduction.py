@@ -1,0 +1,29 @@
+"""What is about to run, in lines: everything that was derived from the settings."""
+
+from __future__ import annotations
+
+from training.assembly import Assembly
+from training.data import shuffle_report
+
+
+def introduce(run: Assembly) -> list[str]:
+    """Lines for the log, each with what it is about in front."""
+    plan, head, loader = run.plan, run.step.head, run.plan.loader
+    dropped = f", {loader.dropped} records left over" if loader.dropped else ""
+    mixed = str(plan.precision.compute_dtype).removeprefix("torch.")
+    lines = [
+        f"ranks      {plan.world.world_size} on {plan.world.device.type}",
+        f"precision  {mixed}, because {plan.precision.reason}",
+        *(f"data       {line}" for line in plan.data.records.summary_lines()),
+        f"epoch      {loader.steps_per_epoch} steps{dropped}",
+        f"order      {plan.config.data.order}: {shuffle_report(plan.config, plan.data)}",
+        f"decoding   {plan.decoding}",
+        f"model      {plan.config.model.name}, {run.about_backbone}",
+        f"head       {head.margin}, {head.num_classes} classes, {head.sampling}; "
+        f"{head.backend.name}, because {head.backend.reason}",
+        f"rate       {plan.schedule}",
+        f"memory     {plan.prediction}",
+    ]
+    if run.step.distillation:
+        lines.append(f"teacher    {run.step.distillation}")
+    return lines
