@@ -82,16 +82,16 @@ def embed_batches(
     hidden = not progress or rank > 0
     with Progress(*_COLUMNS, console=Console(stderr=True), transient=True, disable=hidden) as bar:
         task = bar.add_task(progress, total=places.stop, completed=places.start)
+        embeddings = None
         for first in range(0, len(batches), world_size):
-            turn = batches[first : first + world_size]
+            turn, faults = batches[first : first + world_size], {}
             if rank < len(turn):
                 images, found = next(decoded)
                 embeddings = embed(pixels_of(images))
                 embeddings[list(found)] = 0
                 faults = {turn[rank][i]: fault for i, fault in found.items()}
-            else:  # it takes part in the gather, and has to know D
-                black = np.zeros((1, image_size, image_size, 3), np.uint8)
-                embeddings, faults = torch.zeros_like(embed(pixels_of(black))), {}
+            elif embeddings is None:  # it takes part in the gather all the same, and must know D
+                embeddings = embed(pixels_of(np.zeros((1, image_size, image_size, 3), np.uint8)))
             everyone = _gather(embeddings, batch_size, world_size)
             for place, (batch, rows) in enumerate(zip(turn, everyone)):
                 yield Batch(batch, rows[: len(batch)], faults if place == rank else {})

@@ -47,8 +47,8 @@ def export_safetensors(checkpoint: Path, output: Path, *, license: str) -> list[
     written = [output / "model.safetensors", output / "README.md"]
     output.mkdir(parents=True, exist_ok=True)
     # Strings are all that a safetensors file keeps beside its tensors.
-    about = asdict(weights.architecture)
-    metadata = {key: str(value) for key, value in (about | about.pop("options")).items()}
+    network = asdict(weights.architecture)
+    metadata = {key: str(value) for key, value in (network | network.pop("options")).items()}
     content = save(weights.backbone, metadata={"format": "pt"} | metadata)
     written[0].write_bytes(content)  # safetensors' own save_file lets nobody else read the file
     card = model_card(weights.architecture, config=config, about=about, license=license)

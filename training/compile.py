@@ -11,6 +11,7 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +58,8 @@ def compile_backbone(
     try:
         with torch._dynamo.config.patch({_limit_name(): _SHAPES}):
             _compile(_regions(trial, stages, alone))
-            case = {"batch": batch, "image_size": image_size, "precision": precision}
-            _require_same(_gradients(trial, **case), _gradients(copy.deepcopy(backbone), **case))
+            gradients = partial(_gradients, batch=batch, image_size=image_size, precision=precision)
+            _require_same(gradients(trial), gradients(copy.deepcopy(backbone)))
     except Exception as error:  # from compilers of all kinds, and none is worth losing the run
         reason = " ".join(str(error).partition("\n\n")[0].split()) or type(error).__name__
         logging.warning("model.compile: the backbone runs uncompiled, because %s", reason)

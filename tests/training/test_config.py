@@ -67,7 +67,7 @@ def test_overrides_reach_every_kind_of_value():
         ("data.weights=[1, -1]", r"data\.weights\[1\]=-1.0: expected at least 0"),
         ("model.embedding_dim=1000000000", "at least 1 and at most 16,384"),
         ("model.width=1000000000", "at least 0.25 and at most 16"),
-        ("model.width=0.3", "a multiple of 0.25"),
+        ("model.width=0.3", "multiple of 0.25"),
         ("head.subcenters=9223372036854775808", "at least 1 and at most 1,000"),
         ("head.num_classes=9223372036854775808", "at most 1,000,000,000"),
         ("run.seed=9223372036854775808", "at most 9,223,372,036,854,775,807"),

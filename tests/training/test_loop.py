@@ -496,7 +496,7 @@ def test_a_run_compiles_records_and_gives_the_centers_a_rate_as_it_is_told(
     trainer = Trainer(config, world, precision=precision, evaluate=lambda backbone: {})
     trainer.run()
     assert applied == [precision]
-    assert "compiled whole in" in trainer._about_backbone
+    assert "compiled whole in" in trainer.assembly.about_backbone
     assert "steps run without a graph: there are none on a cpu" in caplog.text
     assert trainer.step._head_lr_ratio == 0.25  # of optim.lr=2.0
     assert trainer.steps_done == 15

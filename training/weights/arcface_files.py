@@ -334,7 +334,7 @@ def _require_one_moment(ranks: Mapping[int, dict[str, Any]]) -> None:
 
 def _read_head(given: str, weights: Weights, num_classes: int | None) -> tuple[Tensor, str]:
     """The centers, and what they are called in their file."""
-    width = weights.architecture.num_features
+    width = weights.architecture.embedding_dim
     try:
         head = read_head(given, embedding_dim=width, num_classes=num_classes)
     except WeightsError as error:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from models.arcface_torch import LANDMARK
+from models.recognize import LANDMARK
 from training.weights.source import WeightsError, load_content, some, state_dicts
 
 
