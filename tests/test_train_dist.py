@@ -14,6 +14,7 @@ import pytest
 
 import train_dist
 from facestream import VERSION
+from tests.commands import call
 from tools.make_synthetic import make_synthetic
 
 ROOT = Path(__file__).parents[1]
@@ -167,16 +168,25 @@ def test_a_gpu_trains_in_every_precision(faces, tmp_path, precision):
         ),
     ],
 )
-def test_mistakes_end_in_one_line_that_says_how_to_mend_them(tmp_path, arguments, complaint):
-    done = run(
-        "train_dist.py",
-        arguments[0],
-        "eval.sets=[]",
-        *arguments[1:],
-        f"run.output={tmp_path / 'run'}",
-    )
+def test_mistakes_end_in_one_line_that_says_how_to_mend_them(
+    tmp_path, monkeypatch, arguments, complaint
+):
+    monkeypatch.chdir(ROOT)
+    for name in ("protect_console", "keep_early_warnings"):
+        monkeypatch.setattr(train_dist, name, lambda: None)
+    config, *others = arguments
+    output = f"run.output={tmp_path / 'run'}"
+    done = call(train_dist.main, config, "eval.sets=[]", *others, output)
     assert done.returncode == 2
-    assert complaint in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("train_dist: ")
+    assert complaint in line
+
+
+def test_a_mistake_ends_the_process_without_a_trace():
+    done = run("train_dist.py", "configs/demo.py", "optim.rate=1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("train_dist: optim.rate='1': no such key")
     assert "Traceback" not in done.stderr
 
 

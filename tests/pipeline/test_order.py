@@ -110,8 +110,8 @@ def test_mixing_is_a_bijection_that_flips_half_of_the_bits():
 
 
 @given(
-    num_records=st.integers(1, 3000),
-    block=st.integers(1, 400),
+    num_records=st.integers(1, 1000),
+    block=st.integers(1, 150),
     window=st.integers(1, 12),
     seed=st.integers(0, 2**63 - 1),
     epoch=st.integers(0, 10**6),

@@ -16,7 +16,8 @@ from pipeline.index import open_index
 from pipeline.order import GlobalOrder
 from pipeline.recordio import RecordWriter, pack_image
 from pipeline.synthetic import encode_jpeg, render
-from tools.preview import preview
+from tests.commands import call
+from tools.preview import main, preview
 from training.config import Config, DataConfig, RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -38,13 +39,6 @@ def config(tmp_path_factory) -> Path:
     return path
 
 
-def command(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    script = str(ROOT / "tools/preview.py")
-    return subprocess.run(
-        [sys.executable, script, str(config), *options], capture_output=True, text=True, cwd="/"
-    )
-
-
 def tile(grid: np.ndarray, row: int, column: int) -> np.ndarray:
     return grid[row * TILE :, column * TILE :][2:114, 2:114]
 
@@ -52,7 +46,13 @@ def tile(grid: np.ndarray, row: int, column: int) -> np.ndarray:
 @pytest.mark.dali
 def test_the_grid_shows_originals_and_then_what_the_run_sees(config, tmp_path):
     out = tmp_path / "grid.png"
-    done = command(config, "-o", str(out), "--images", "4", "--epochs", "2")
+    options = ("-o", str(out), "--images", "4", "--epochs", "2")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/preview.py"), str(config), *options],
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
     assert done.returncode == 0, done.stderr
     grid = np.asarray(Image.open(out))
     assert grid.shape == (4 * TILE, 3 * TILE, 3)
@@ -88,7 +88,7 @@ def test_an_image_that_says_how_to_turn_it_is_shown_as_training_sees_it(tmp_path
 
 def test_overrides_change_what_is_shown(config, tmp_path):
     out = tmp_path / "grid.png"
-    done = command(config, "data.augment=[]", "-o", str(out), "--images", "2", "--epochs", "1")
+    done = call(main, config, "data.augment=[]", "-o", str(out), "--images", "2", "--epochs", "1")
     assert done.returncode == 0, done.stderr
     grid = np.asarray(Image.open(out))
     assert np.array_equal(tile(grid, 1, 0), tile(grid, 1, 1))
@@ -110,14 +110,13 @@ def test_overrides_change_what_is_shown(config, tmp_path):
 )
 def test_what_cannot_be_shown_is_refused_in_a_line(config, tmp_path, options, message):
     out = tmp_path / "grid.png"
-    done = command(config, "--images", "2", *options, "-o", str(out))  # of two, the last counts
+    done = call(main, config, "--images", "2", *options, "-o", str(out))  # of two, the last counts
     assert done.returncode == 2
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
     assert not out.exists()
 
 
 def test_a_picture_of_no_known_kind_is_refused(config, tmp_path):
-    done = command(config, "-o", str(tmp_path / "grid.nothing"), "--images", "2")
+    done = call(main, config, "-o", str(tmp_path / "grid.nothing"), "--images", "2")
     assert done.returncode == 2
     assert "grid.nothing: expected .png or .jpg" in done.stderr

@@ -164,9 +164,9 @@ def main(steps: list[str]) -> None:
             hooks=hooks == "hooks",
         ):
             compiled = compile_launch(kernel, args, options, int(capability))
-            if compiled.hash in seen:
+            if (capability, dim, compiled.hash) in seen:
                 continue
-            seen.add(compiled.hash)
+            seen.add((capability, dim, compiled.hash))
             tensor_cores = re.search(r"\b(wgmma\.mma_async|mma\.sync)", compiled.asm["ptx"])
             results.append(
                 Compiled(

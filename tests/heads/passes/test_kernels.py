@@ -57,6 +57,7 @@ def _run_cases(*, interpreted: bool) -> None:
     assert "skipped" not in output
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_match_float64() -> None:
     _run_cases(interpreted=True)
 
@@ -68,28 +69,39 @@ def test_compiled_kernels_match_float64() -> None:
     _run_cases(interpreted=False)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("triton"))
+# Compute capability, dimensions, dtype: each list is compiled by one process.
+_SIZES = [(75, 512, "float16"), (80, 512, "float16"), (90, 512, "float16")]
+_OTHER_SIZES = [(capability, dim, "bfloat16") for capability in (80, 90) for dim in (128, 1024)]
 
 
-def _compile(cache: str, *steps: str) -> list[dict[str, Any]]:
-    return json.loads(
-        _run(
-            *("-W", "ignore", str(_HERE / "compile_kernels.py"), *steps),
-            TRITON_CACHE_DIR=cache,
-            TRITON_DEFAULT_FP_FUSION="1",
-        )
+def _steps(capability: int, dim: int, dtype: str) -> list[str]:
+    """K is 1 and 3; before Ampere one is enough."""
+    kinds = itertools.product((1, 3), ("plain", "hooks")) if capability >= 80 else [(1, "plain")]
+    return [f"{capability}:{dim}:{dtype}:{subcenters}:{hooks}" for subcenters, hooks in kinds]
+
+
+def _compile(sizes: list[tuple[int, int, str]], config: pytest.Config) -> list[dict[str, Any]]:
+    output = _run(
+        *("-W", "ignore", str(_HERE / "compile_kernels.py")),
+        *(step for size in sizes for step in _steps(*size)),
+        # What was compiled for an earlier session is found there, by the kernels' source.
+        TRITON_CACHE_DIR=str(config.cache.mkdir("triton")),
+        TRITON_DEFAULT_FP_FUSION="1",
     )
+    return json.loads(output)
 
 
-def _check_step(cache: str, capability: int, dim: int, dtype: str) -> None:
-    """Shared memory fits, nothing spills, and products run on tensor cores; K is 1 and 3."""
-    steps = [
-        f"{capability}:{dim}:{dtype}:{subcenters}:{hooks}"
-        for subcenters, hooks in itertools.product((1, 3), ("plain", "hooks"))
-    ]
-    results = _compile(cache, *steps)
+@pytest.fixture(scope="module")
+def compiled(pytestconfig: pytest.Config) -> list[dict[str, Any]]:
+    return _compile(_SIZES, pytestconfig)
+
+
+def _of(results: list[dict[str, Any]], size: tuple[int, int, str]) -> list[dict[str, Any]]:
+    return [result for result in results if result["step"] in _steps(*size)]
+
+
+def _check(results: list[dict[str, Any]], capability: int) -> None:
+    """Shared memory fits, nothing spills, and products run on tensor cores."""
     assert {result["kernel"] for result in results} > _PRODUCTS
     for result in results:
         assert result["stack"] == 0, f"spills: {result}"
@@ -97,21 +109,27 @@ def _check_step(cache: str, capability: int, dim: int, dtype: str) -> None:
         assert result["tensor_cores"] == (result["kernel"] in _PRODUCTS), result
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_compiles_without_spills(cache: str, capability: int) -> None:
-    _check_step(cache, capability, 512, "float16")
+@pytest.mark.slow
+@pytest.mark.parametrize("size", _SIZES[1:])
+def test_compiles_without_spills(
+    compiled: list[dict[str, Any]], size: tuple[int, int, str]
+) -> None:
+    _check(_of(compiled, size), size[0])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dim", [128, 1024])
-@pytest.mark.parametrize("capability", [80, 90])
-def test_compiles_other_sizes_without_spills(cache: str, capability: int, dim: int) -> None:
-    _check_step(cache, capability, dim, "bfloat16")
+def test_compiles_other_sizes_without_spills(pytestconfig: pytest.Config) -> None:
+    results = _compile(_OTHER_SIZES, pytestconfig)
+    for size in _OTHER_SIZES:
+        _check(_of(results, size), size[0])
 
 
-def test_before_ampere_only_the_products_are_out_of_reach(cache: str) -> None:
+@pytest.mark.slow
+def test_before_ampere_only_the_products_are_out_of_reach(compiled: list[dict[str, Any]]) -> None:
     """Why `available` says no there: if this fails, Triton has learned it again."""
-    for result in _compile(cache, "75:512:float16:1:plain"):
+    results = _of(compiled, _SIZES[0])
+    assert {result["kernel"] for result in results} > _PRODUCTS
+    for result in results:
         assert not result["tensor_cores"]
         if result["kernel"] not in _PRODUCTS:
             assert result["stack"] == 0, f"spills: {result}"
