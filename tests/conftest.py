@@ -13,11 +13,15 @@ if held_to := os.environ.get("ATEN_CPU_CAPABILITY"):
     folder = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}_{held_to}")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
 
+from pathlib import Path
+
 import hypothesis
 import pytest
 import torch
 
 from pipeline import dali
+from tools.make_synthetic import make_synthetic
+from training.distributed import join_world, leave_world
 
 # Deadlines would make tests fail where the machine is busy.
 # A landing must not hang on an example that nobody has seen before: that is for runs by hand.
@@ -45,3 +49,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Of one rank, this process, on the CPU."""
+    yield join_world("cpu")
+    leave_world()
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.rec, 8 people with 8 drawn faces of 64 pixels each, and val.bin."""
+    folder = tmp_path_factory.mktemp("faces")
+    make_synthetic(folder, identities=8, images=8, pairs=20, seed=0, size=64)
+    return folder

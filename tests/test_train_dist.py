@@ -15,7 +15,6 @@ import pytest
 import train_dist
 from facestream import VERSION
 from tests.commands import call
-from tools.make_synthetic import make_synthetic
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,13 +28,6 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=300,
     )
-
-
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("faces")
-    make_synthetic(folder, identities=8, images=8, pairs=20, seed=0, size=64)
-    return folder
 
 
 @pytest.mark.slow

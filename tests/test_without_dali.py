@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tools.make_synthetic import make_synthetic
-
 ROOT = Path(__file__).parents[1]
 
 RUN = """
@@ -34,9 +32,8 @@ runpy.run_path("train_dist.py", run_name="__main__")
 
 
 @pytest.mark.slow
-def test_all_rooms_are_imported_and_a_run_trains_saves_and_verifies(tmp_path):
-    faces, output = tmp_path / "faces", tmp_path / "run"
-    make_synthetic(faces, identities=8, images=8, pairs=20, seed=0, size=64)
+def test_all_rooms_are_imported_and_a_run_trains_saves_and_verifies(faces, tmp_path):
+    output = tmp_path / "run"
     arguments = [
         *("configs/demo.py", f"data.train={faces}", f"eval.sets=[{faces / 'val.bin'}]"),
         *(f"run.output={output}", "run.device=cpu", "run.epochs=1", "data.global_batch=16"),

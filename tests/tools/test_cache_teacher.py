@@ -17,7 +17,6 @@ from pipeline.synthetic import encode_jpeg, render
 from tools.cache_teacher import cache_teacher
 from training.config import Config, DataConfig, DistillConfig, ModelConfig, RunConfig, StepConfig
 from training.distill.teacher import load_teacher
-from training.distributed import join_world, leave_world
 from training.precision import choose_precision
 
 ROOT = Path(__file__).parents[2]
@@ -25,11 +24,7 @@ CPU = torch.device("cpu")
 IMAGES, BAD, D = 11, 4, 8
 
 
-@pytest.fixture(scope="module", autouse=True)
-def world():
-    joined = join_world("cpu")
-    yield joined
-    leave_world()
+pytestmark = pytest.mark.usefixtures("world")
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from tools.export_weights import _read_tensors, export_arcface_torch, export_saf
 from tools.import_arcface_torch import import_arcface_torch
 from training.assembly import create_step
 from training.config import Config
-from training.distributed import join_world, leave_world
 from training.precision import choose_precision
 from training.saving import checkpoint
 from training.saving.files import CheckpointError
@@ -31,11 +30,7 @@ CLASSES, STEPS = 11, 2
 SCORES = {"lfw": {"accuracy": 0.99783, "tar_at_far": 0.5}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def world():
-    joined = join_world("cpu")
-    yield joined
-    leave_world()
+pytestmark = pytest.mark.usefixtures("world")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.training import tiny
 from tests.training.people import build, save_run, with_data, write_people
 from tools.grow_head import grow_head
 from training.config import Config, override
-from training.distributed import World, join_world, leave_world
+from training.distributed import World
 from training.optim import set_learning_rate
 from training.precision import choose_precision
 from training.saving import checkpoint
@@ -28,12 +28,6 @@ from training.weights.warm_start import warm_start
 
 ROOT = Path(__file__).parents[2]
 OLD, NEW = ("ann", "bob", "cyd"), ("eve", "fay")
-
-
-@pytest.fixture(scope="module")
-def world():
-    yield join_world("cpu")
-    leave_world()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from models import Architecture
 from tests.training import tiny
 from tools.import_arcface_torch import import_arcface_torch, main
 from training.assembly import create_step
-from training.distributed import join_world, leave_world
 from training.precision import choose_precision
 from training.saving import checkpoint
 from training.saving.files import faults, read_about
@@ -26,11 +25,7 @@ CLASSES, RANKS, STEP = 11, 3, 600
 NETWORK = Architecture("iresnet10", embedding_dim=16, image_size=tiny.SIZE, options={"width": 0.25})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def world():
-    joined = join_world("cpu")
-    yield joined
-    leave_world()
+pytestmark = pytest.mark.usefixtures("world")
 
 
 @pytest.fixture

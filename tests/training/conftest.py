@@ -1,4 +1,4 @@
-"""What tests of training share: a world of one rank on the CPU, and a set to train on."""
+"""What tests of training share: a set to train on."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.training import tiny
-from training.distributed import join_world, leave_world
-
-
-@pytest.fixture(scope="module")
-def world():
-    yield join_world("cpu")
-    leave_world()
 
 
 @pytest.fixture(scope="module")

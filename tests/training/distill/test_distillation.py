@@ -16,7 +16,6 @@ from tests.training import tiny
 from training.config import ConfigError, DistillConfig, override
 from training.distill.distillation import Distillation, cosine_loss, create_distillation, l2_loss
 from training.distill.teacher import fingerprint_teacher, load_teacher
-from training.distributed import join_world, leave_world
 from training.precision import choose_precision
 
 CPU = torch.device("cpu")
@@ -24,10 +23,7 @@ FP32 = choose_precision(CPU, "fp32")
 B, D = 6, 16
 
 
-@pytest.fixture(scope="module", autouse=True)
-def world():
-    yield join_world("cpu")
-    leave_world()
+pytestmark = pytest.mark.usefixtures("world")
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pipeline.named_path import PathError
 from tests.training import tiny
 from training.config import DistillConfig, override
 from training.distill.teacher import TeacherError, fingerprint_teacher, load_teacher
-from training.distributed import join_world, leave_world
 from training.loop import Trainer
 from training.precision import choose_precision
 
@@ -19,10 +18,7 @@ FP32 = choose_precision(CPU, "fp32")
 NAME, DIM = "iresnet10", 16
 
 
-@pytest.fixture(scope="module", autouse=True)
-def world():
-    yield join_world("cpu")
-    leave_world()
+pytestmark = pytest.mark.usefixtures("world")
 
 
 @pytest.fixture(scope="module")
