@@ -1,14 +1,14 @@
 """Pack images into a training set:  python tools/pack_rec.py SOURCE... OUT
 
 SOURCE is a folder of identity folders (`<identity>/<image>.jpg|png|…`), parquet files, WebDataset
-tars, or another .rec; a folder of parquet files or tars stands for all of them, or for those of its
-train split where files are named by splits, as in `train-00000.parquet`. OUT gets train.rec,
-train.idx (every record, as MXNet writes it), property and the sidecar, in InsightFace's layout, and
-train.json, the manifest. Identities are numbered in the order of their names, or of their numbers
-where all are numbers; the bytes of the images are stored as they are, unless --normalise, --crop or
---resize is given or training does not decode their format (GIF, HEIC and the like become PNG). What
-is passed over is counted at the end, and so are the sizes of the images: training takes square ones
-of one size.
+tars, im2rec's lists (.lst, their images under --root), or another .rec; a folder of parquet files
+or tars stands for all of them, or for those of its train split where files are named by splits, as
+in `train-00000.parquet`. OUT gets train.rec, train.idx (every record, as MXNet writes it), property
+and the sidecar, in InsightFace's layout, and train.json, the manifest. Identities are numbered in
+the order of their names, or of their numbers where all are numbers; the bytes of the images are
+stored as they are, unless --normalise, --crop or --resize is given or training does not decode
+their format (GIF, HEIC and the like become PNG). What is passed over is counted at the end, and so
+are the sizes of the images: training takes square ones of one size.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pipeline.recordio import RecordError
 from pipeline.records.manifest import write_manifest
 from tools.sources.folders import read_folders
 from tools.sources.inspection import Inspection
+from tools.sources.lst import read_lst
 from tools.sources.passed_over import PassedOver
 from tools.sources.rec import BY, read_rec
 from tools.sources.sample import Identity, group
@@ -56,11 +57,13 @@ class Options:
     drop: Path | None = None
     by: str | None = None
     nested: bool | None = None
+    root: Path | None = None
 
 
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![A-Za-z0-9])")
 _ONLY_FOR = {
     "nested": ("folders",),
+    "root": ("lst",),
     "image_column": ("parquet",),
     "label_column": ("parquet", "webdataset"),
     "keep": ("rec",),
@@ -70,10 +73,12 @@ _ONLY_FOR = {
 
 
 def find_sources(paths: Sequence[Path]) -> tuple[str, list[Path]]:
-    """(folders | parquet | webdataset | rec, the files or the folder) that `paths` stand for."""
+    """(folders | parquet | webdataset | lst | rec, the files or the folder) of `paths`."""
     for path in paths:
         if not path.exists():
-            raise RecordError(f"{path} does not exist: name a folder, .parquet, .tar or .rec file")
+            raise RecordError(
+                f"{path} does not exist: name a folder, .parquet, .tar, .lst or .rec file"
+            )
     if len(paths) == 1 and paths[0].is_dir():
         folder = paths[0]
         if (folder / "train.rec").is_file():
@@ -84,11 +89,13 @@ def find_sources(paths: Sequence[Path]) -> tuple[str, list[Path]]:
         paths = _one_split(files)
     if len(paths) == 1 and paths[0].suffix == ".rec":
         return "rec", list(paths)
+    if all(path.suffix == ".lst" for path in paths):
+        return "lst", list(paths)
     formats = {_FORMATS.get(path.suffix, path.suffix or "a folder") for path in paths}
     if len(formats) != 1 or not formats <= {"parquet", "webdataset"}:
         raise RecordError(
             f"{', '.join(path.name for path in paths[:3])}: found {', '.join(sorted(formats))}, "
-            "expected parquet files, or tars, or one folder, or one .rec file"
+            "expected parquet files, or tars, or .lst files, or one folder, or one .rec file"
         )
     return formats.pop(), list(paths)
 
@@ -120,7 +127,9 @@ def read_identities(
         by = options.by or "identity"
         return read_rec(sources[0], keep=options.keep, drop=options.drop, by=by)
     label = options.label_column or "label"
-    if form == "webdataset":
+    if form == "lst":
+        samples = read_lst(sources, passed_over, root=options.root)
+    elif form == "webdataset":
         samples = read_webdataset(sources, label_key=label)
     else:
         try:
@@ -187,7 +196,7 @@ def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, nargs="+", help="folder, .parquet, .tar or .rec")
+    parser.add_argument("source", type=Path, nargs="+", help="folder, .parquet, .tar, .lst or .rec")
     parser.add_argument("output", type=Path, help="folder for train.rec and what belongs to it")
     pixels = whole_number(1, _LARGEST)
     parser.add_argument(
@@ -208,6 +217,7 @@ def main() -> None:
         default=None,
         help="images of folders inside an identity's folder are the identity's",
     )
+    parser.add_argument("--root", type=Path, help="where a .lst's paths begin (default: beside it)")
     parser.add_argument("--image-column", help="of parquet files (default: the only one)")
     parser.add_argument(
         "--label-column", help="of parquet files, or key in a tar's .json (default label)"
