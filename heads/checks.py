@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from facestream import UserError
 from heads.margins import Margin
-from heads.sampling import GroupClasses, Shard
+from heads.sampling import GroupClasses
 
 
 def check(fits: bool, name: str, value: object, expected: str) -> None:
@@ -97,15 +96,3 @@ def check_step_inputs(lr: float | Tensor, skip: Tensor | None) -> None:
     if skip is not None:
         boolean = isinstance(skip, Tensor) and skip.dtype == torch.bool and skip.dim() == 0
         check(boolean, "skip", skip, "a 0-d bool tensor")
-
-
-def shard_fault(entries: Mapping[str, Tensor | int | None], shard: Shard) -> str | None:
-    """What is wrong with a state's rows where its entries are not the shard's; None: not said."""
-    for name, saved in entries.items():
-        if saved is not None and int(saved) != getattr(shard, name):
-            return (
-                f"{name} is {int(saved)} in this state and {getattr(shard, name)} in this head: "
-                "its centers are of other classes. Load a rank's own state into the same number of "
-                "ranks and classes, or share it out through torch.distributed.checkpoint"
-            )
-    return None

@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from heads.ranks import Ranks
+
 Result = TypeVar("Result")
 Function = Callable[..., Any]
 
@@ -135,12 +137,58 @@ class StepGraphs(Generic[Result]):
             self._recorded.add(half)
             return
         self.obstacles[half] = obstacle
-        warnings.warn(f"the head's {half} goes without a CUDA graph: {obstacle}", stacklevel=4)
+        warnings.warn(f"the head's {half} goes without a CUDA graph: {obstacle}", stacklevel=5)
 
     def _call(self, half: str, function: Function, *inputs: Tensor) -> Any:
         if half in self.obstacles:
             return function(*inputs)
         return self._captured[half](*inputs)
+
+
+class HeadGraphs(Generic[Result]):
+    """A head's graphs: those of steps of a single forward, and of steps that add several up.
+
+    wanted: whether to record where the device has graphs. Else functions are called as they are.
+    """
+
+    def __init__(self, ranks: Ranks, device: torch.device, *, wanted: bool) -> None:
+        self._ranks, self._device = ranks, device
+        self.recording = wanted and can_record(device)
+        self._graphs: dict[bool, StepGraphs[Result]] = {}
+        for adding in (False, True):
+            self.renew(adding=adding)
+
+    def __getitem__(self, adding: bool) -> StepGraphs[Result]:
+        return self._graphs[adding]
+
+    def renew(self, *, adding: bool) -> None:
+        """Record the steps of one kind anew."""
+        if self.recording:
+            ranks, device = self._ranks, self._device
+            self._graphs[adding] = StepGraphs(
+                device=device,
+                agree=lambda held: ranks.all_agree(held, device),
+                obstacle=ranks.graph_obstacle(device),
+            )
+
+    def forward(
+        self,
+        function: Callable[..., Result],
+        *inputs: Tensor,
+        adding: bool,
+        undo: Callable[[], None],
+    ) -> Result:
+        """As StepGraphs.forward."""
+        if not self.recording:
+            return function(*inputs)
+        return self._graphs[adding].forward(function, *inputs, undo=undo)
+
+    def update(self, function: Function, lr: Tensor, apply: Tensor, *, adding: bool) -> None:
+        """As StepGraphs.update."""
+        if self.recording:
+            self._graphs[adding].update(function, lr, apply)
+        else:
+            function(lr, apply)
 
 
 def can_record(device: torch.device) -> bool:

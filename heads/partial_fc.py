@@ -24,10 +24,9 @@ from heads.checks import (
     check_head,
     check_micro_batches,
     check_step_inputs,
-    shard_fault,
 )
 from heads.distributed_loss import Batch, DistributedLoss, FirstPass
-from heads.graph import StepGraphs, can_record
+from heads.graph import HeadGraphs
 from heads.known_gradient import KnownGradient
 from heads.margins import Margin, StepContext
 from heads.micro_batches import MicroBatches
@@ -36,9 +35,7 @@ from heads.passes.cosine_softmax import CenterGradient
 from heads.passes.workspace import Workspace
 from heads.ranks import Ranks
 from heads.sampling import GroupClasses, Sample, sampling_at
-
-# In state_dict beside the buffers: of which classes its rows are.
-SHARD_ENTRIES = ("num_classes", "first_class")
+from heads.shard_state import keep_shard
 
 # Kinds of draws, each with keys of its own.
 _SAMPLING, _MARGIN = 1, 2
@@ -159,6 +156,8 @@ class PartialFC(nn.Module):
         state = torch.tensor(margin.initial_state(), dtype=dtype, device=device)
         self.register_buffer("margin_state", state, persistent=state.numel() > 0)
         self.register_buffer("margin_factor", centers.new_ones(()), persistent=False)
+        keep_shard(self)
+        self.register_load_state_dict_pre_hook(_forget_gradients)
 
         self._backend_wanted, self._cuda_graph = backend, cuda_graph
         self._group_sampling = group_sampling
@@ -201,41 +200,6 @@ class PartialFC(nn.Module):
         check_dtype(self.centers.dtype)
         self._start_over()
         return self
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        """With which classes the rows are of: their shape alone fits other ranks' classes too."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in SHARD_ENTRIES:
-            destination[prefix + name] = torch.tensor(getattr(self, name), device="cpu")
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Only rows of this rank's classes; gradients of other centers must not meet these."""
-        entries = {name: state_dict.pop(prefix + name, None) for name in SHARD_ENTRIES}
-        fault = shard_fault(entries, self.shard)
-        if fault:
-            error_msgs.append(fault)
-            return
-        self._drop_step()
-        super()._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: without what is recorded, or waits for `step`."""
@@ -291,8 +255,7 @@ class PartialFC(nn.Module):
         self._drop_step()
         sample = self._draw(self.ranks.all_gather(labels.contiguous()).flatten())
         if self._micro is None or not self._micro.fits(labels, sample):
-            if self._graphs:
-                self._graphs[True] = self._new_graphs()
+            self._graphs.renew(adding=True)
             self._micro = MicroBatches(
                 labels,
                 sample,
@@ -358,10 +321,7 @@ class PartialFC(nn.Module):
         apply = finite & torch.isfinite(lr)
         if skip is not None:
             apply = apply & ~skip
-        if self._graphs:
-            self._graphs[self._adding].update(self._update_centers, lr, apply)
-        else:
-            self._update_centers(lr, apply)
+        self._graphs.update(self._update_centers, lr, apply, adding=self._adding)
         self.steps += 1
         self.nonfinite_steps += ~finite
         self._drop_step()
@@ -433,14 +393,16 @@ class PartialFC(nn.Module):
         micro = self._micro if self._adding else None
         if micro:
             micro.check(labels, forwards=self._forwards)
-        if self._graphs:
-            graphs = self._graphs[self._adding]
-            undo = self._rewind_micro_batches
-            result = graphs.forward(self._train_forward, embeddings, labels, undo=undo)
+        result = self._graphs.forward(
+            self._train_forward,
+            embeddings,
+            labels,
+            adding=self._adding,
+            undo=self._rewind_micro_batches,
+        )
+        if self._graphs.recording:
             # The graph writes it again at the next forward.
             result = result._replace(grad=result.grad.clone())
-        else:
-            result = self._train_forward(embeddings, labels)
         self._update = result.update
         self._forwards += 1
         return result
@@ -454,15 +416,11 @@ class PartialFC(nn.Module):
 
         Do so before the process group is destroyed: NCCL waits for graphs that use it.
         """
-        self._graphs: dict[bool, StepGraphs[_Forward]] = {}
-        if self._cuda_graph and can_record(self.centers.device):
-            # One for steps of a single forward, one for steps that add several up.
-            self._graphs = {adding: self._new_graphs() for adding in (False, True)}
-
-    def _new_graphs(self) -> StepGraphs[_Forward]:
-        device, ranks = self.centers.device, self.ranks  # not self: a graph must not hold its head
-        return StepGraphs(
-            device=device,
-            agree=lambda held: ranks.all_agree(held, device),
-            obstacle=ranks.graph_obstacle(device),
+        self._graphs: HeadGraphs[_Forward] = HeadGraphs(
+            self.ranks, self.centers.device, wanted=self._cuda_graph
         )
+
+
+def _forget_gradients(head: PartialFC, *_: Any) -> None:
+    """Those of other centers must not meet the ones that are loaded."""
+    head._drop_step()

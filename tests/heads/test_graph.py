@@ -16,7 +16,7 @@ from heads import (
     ElasticArcFace,
     GroupClasses,
     PartialFC,
-    partial_fc,
+    graph,
 )
 from tests.recorded_graph import RecordedGraphs
 
@@ -35,7 +35,7 @@ OPTIONS = [
 def build(margin, monkeypatch, graphs: RecordedGraphs | None = None, **options) -> PartialFC:
     if graphs:
         monkeypatch.setattr(torch, "get_device_module", lambda device: graphs)
-        monkeypatch.setattr(partial_fc, "can_record", lambda device: True)
+        monkeypatch.setattr(graph, "can_record", lambda device: True)
     return PartialFC(CLASSES, DIM, margin, cuda_graph=graphs is not None, **options)
 
 
@@ -213,7 +213,7 @@ def test_a_batch_of_another_shape_is_refused_by_name(monkeypatch):
 
 def test_a_cpu_head_has_no_graph():
     head = PartialFC(CLASSES, DIM, ArcFace(), cuda_graph=True)
-    assert not head._graphs
+    assert not head._graphs.recording
 
 
 @pytest.mark.gpu

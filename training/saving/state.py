@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from heads import PartialFC
-from heads.partial_fc import SHARD_ENTRIES
+from heads.shard_state import SHARD_ENTRIES
 from training.step import TrainStep
 
 State = dict[str, Any]  # nested; leaves are tensors and plain values
