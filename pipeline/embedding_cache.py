@@ -34,7 +34,7 @@ class EmbeddingCacheError(UserError):
 
 
 class CachedEmbeddings:
-    """Looks up the embeddings of a collection's records; `dim` is their length.
+    """Looks up the embeddings of a collection's records; `embedding_dim` is their length.
 
     Raises EmbeddingCacheError where a file of the collection has none of this teacher.
     """
@@ -42,11 +42,11 @@ class CachedEmbeddings:
     def __init__(self, records: Collection, *, teacher: str) -> None:
         self._records = records
         self._rows = {index: open_embeddings(index, teacher=teacher) for index in records.indexes}
-        self.dim = next(iter(self._rows.values())).shape[1]
+        self.embedding_dim = next(iter(self._rows.values())).shape[1]
 
     def __call__(self, records: np.ndarray) -> np.ndarray:
         """(B,) int64 record numbers of the collection to (B, D) float16."""
-        found = np.empty((len(records), self.dim), np.float16)
+        found = np.empty((len(records), self.embedding_dim), np.float16)
         for place, i in enumerate(records.tolist()):
             index, record = self._records.locate(i)
             found[place] = self._rows[index][record]
@@ -75,7 +75,7 @@ def write_embeddings(
     rows_from: Callable[[int], Iterable[np.ndarray]],
     *,
     teacher: str,
-    dim: int,
+    embedding_dim: int,
 ) -> Path:
     """Write the cache of a .rec, complete or not at all; returns its path.
 
@@ -83,19 +83,20 @@ def write_embeddings(
 
     Args:
         index: of the .rec file.
-        rows_from: yields the embeddings from a record number on, (n, dim) floats at a time.
+        rows_from: yields the embeddings from a record number on, (n, embedding_dim) floats at a
+            time.
         teacher: its fingerprint.
 
     Raises EmbeddingCacheError for embeddings that are not finite in float16.
     """
     target = output_folder(index.path) / _cache_name(index, teacher)
     unfinished = target.with_name(target.name + ".unfinished")
-    about = _about(index, teacher) | {"dim": dim}
+    about = _about(index, teacher) | {"dim": embedding_dim}
     preamble = json.dumps(about).encode().ljust(_PREAMBLE - 1) + b"\n"
-    done = _rows_written(unfinished, preamble, dim)
+    done = _rows_written(unfinished, preamble, embedding_dim)
     with unfinished.open("r+b" if done else "wb") as file:
         file.write(preamble)
-        file.truncate(_PREAMBLE + 2 * dim * done)
+        file.truncate(_PREAMBLE + 2 * embedding_dim * done)
         file.seek(0, os.SEEK_END)
         for rows in rows_from(done):
             with np.errstate(over="ignore"):
@@ -125,13 +126,13 @@ def _about(index: RecordIndex, teacher: str) -> dict[str, Any]:
     return {"format": _FORMAT, "rec": rec, "teacher": teacher, "records": len(index)}
 
 
-def _rows_written(unfinished: Path, preamble: bytes, dim: int) -> int:
+def _rows_written(unfinished: Path, preamble: bytes, embedding_dim: int) -> int:
     """Whole rows of an unfinished file; none where it was begun for something else."""
     if not unfinished.is_file():
         return 0
     with unfinished.open("rb") as file:
         same = file.read(_PREAMBLE) == preamble
-    return (unfinished.stat().st_size - _PREAMBLE) // (2 * dim) if same else 0
+    return (unfinished.stat().st_size - _PREAMBLE) // (2 * embedding_dim) if same else 0
 
 
 def _read(path: Path, index: RecordIndex, teacher: str) -> np.ndarray:

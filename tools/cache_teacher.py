@@ -69,8 +69,10 @@ def _write(
             faults.update(part.faults)
             yield part.embeddings.cpu().numpy()
 
-    path = write_embeddings(index, rows_from, teacher=teacher.fingerprint, dim=teacher.dim)
-    print(f"wrote         {path}: {len(index)} embeddings of {teacher.dim}")
+    path = write_embeddings(
+        index, rows_from, teacher=teacher.fingerprint, embedding_dim=teacher.embedding_dim
+    )
+    print(f"wrote         {path}: {len(index)} embeddings of {teacher.embedding_dim}")
     for record, fault in list(faults.items())[:8]:
         print(f"              record {record} {fault}")
     if faults:

@@ -53,7 +53,7 @@ def rows(count, batch=3, of=0.0, asked=None, until=None):
 
 
 def write(index, **changes):
-    return write_embeddings(index, rows(len(index), **changes), teacher=TEACHER, dim=DIM)
+    return write_embeddings(index, rows(len(index), **changes), teacher=TEACHER, embedding_dim=DIM)
 
 
 def test_every_record_of_several_filtered_files_gets_its_own_row(tmp_path, index):
@@ -65,7 +65,7 @@ def test_every_record_of_several_filtered_files_gets_its_own_row(tmp_path, index
     found = cached(np.array([7, 0, 2, 3, 2]))
     expected = [embedding([4], 64.0), embedding([1]), embedding([6]), embedding([0], 64.0)]
     expected.append(embedding([6]))
-    assert cached.dim == DIM
+    assert cached.embedding_dim == DIM
     assert found.dtype == np.float16
     assert np.array_equal(found, np.concatenate(expected))
 
@@ -139,7 +139,7 @@ def test_what_float16_cannot_hold_is_refused(index, value):
             index,
             lambda first: [embedding(range(3)), np.full((4, DIM), value, np.float32)],
             teacher=TEACHER,
-            dim=DIM,
+            embedding_dim=DIM,
         )
     with pytest.raises(EmbeddingCacheError):
         open_embeddings(index, teacher=TEACHER)

@@ -72,7 +72,7 @@ def given(tmp_path_factory) -> dict[str, str]:
     (folder / "drop.txt").write_text("1\n")
     (folder / "bytes.pt").write_bytes(bytes(range(256)))
     (folder / "empty").mkdir()
-    network = create_model("iresnet10", num_features=16, image_size=tiny.SIZE)
+    network = create_model("iresnet10", embedding_dim=16, image_size=tiny.SIZE)
     torch.save(network.state_dict(), folder / "backbone.pth")
     torch.save({"weight": torch.zeros(3, 16)}, folder / "head.pth")
     names = ("raises.py", "bytes.pt", "head.pth", "empty", "none", "data", "imported")

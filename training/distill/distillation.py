@@ -102,11 +102,11 @@ def create_distillation(
     if distill.cached:
         fingerprint = fingerprint_teacher(config)
         cache = CachedEmbeddings(records, teacher=fingerprint)
-        targets, dim = _lookup(cache, device), cache.dim
+        targets, dim = _lookup(cache, device), cache.embedding_dim
         where = "looked up, of images without augmentation"
     else:
         teacher = load_teacher(config, device=device, precision=precision)
-        targets, dim, fingerprint = _ask(teacher.embed), teacher.dim, teacher.fingerprint
+        targets, dim, fingerprint = _ask(teacher.embed), teacher.embedding_dim, teacher.fingerprint
         where = "computed for every batch"
     if dim != config.model.embedding_dim:
         raise ConfigError(

@@ -33,7 +33,7 @@ class Teacher:
     """A frozen network, the same whatever it was read from."""
 
     embed: Callable[[Tensor], Tensor]  # (B, 3, H, W) uint8 to (B, D) float32 without a gradient
-    dim: int  # D
+    embedding_dim: int  # D
     fingerprint: str  # of its weights
 
 
@@ -63,7 +63,9 @@ def load_teacher(config: Config, *, device: torch.device, precision: Precision) 
 
     size = config.data.image_size
     black = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=device)
-    return Teacher(embed, dim=embed(black).shape[1], fingerprint=_fingerprint(digest, config))
+    return Teacher(
+        embed, embedding_dim=embed(black).shape[1], fingerprint=_fingerprint(digest, config)
+    )
 
 
 def fingerprint_teacher(config: Config) -> str:

@@ -155,7 +155,7 @@ def test_cached_embeddings_are_looked_up_by_record(taught):
     index = open_index(taught.data.train)
     rows = np.random.default_rng(0).normal(size=(len(index), D)).astype(np.float32)
     teacher = fingerprint_teacher(taught)
-    path = write_embeddings(index, lambda first: [rows[first:]], teacher=teacher, dim=D)
+    path = write_embeddings(index, lambda first: [rows[first:]], teacher=teacher, embedding_dim=D)
     records = np.array([3, 69, 0, 3, 12, 40])
     found = create(cached).targets(torch.empty(0), records)
     assert torch.equal(found, torch.from_numpy(rows[records].astype(np.float16)).float())
@@ -166,7 +166,7 @@ def test_a_teacher_of_another_length_is_refused_with_the_remedy(taught):
     index = open_index(taught.data.train)
     rows = np.zeros((len(index), D + 1), np.float32)
     teacher = fingerprint_teacher(taught)
-    path = write_embeddings(index, lambda first: [rows], teacher=teacher, dim=D + 1)
+    path = write_embeddings(index, lambda first: [rows], teacher=teacher, embedding_dim=D + 1)
     with pytest.raises(ConfigError, match=r"model\.embedding_dim=16: expected 17, as long as"):
         create(override(taught, ["distill.cached=true"]))
     path.unlink()

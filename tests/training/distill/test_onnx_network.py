@@ -100,7 +100,7 @@ def test_as_a_teacher_it_sees_pixels_from_minus_one_to_one(tmp_path, weight):
     images = torch.randint(0, 256, (4, 3, SIZE, SIZE), dtype=torch.uint8)
     expected = (images.float() / 127.5 - 1).mean((2, 3)) @ weight
     torch.testing.assert_close(teacher.embed(images), expected)
-    assert teacher.dim == DIM
+    assert teacher.embedding_dim == DIM
     assert teacher.fingerprint == fingerprint_teacher(config)
 
 

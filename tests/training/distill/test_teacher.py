@@ -59,7 +59,7 @@ def expected(trainer, images):
 
 def test_a_checkpoint_embeds_as_the_network_it_was_saved_from(trainer, images):
     teacher = load(taught_by(trainer.config, trainer.last_checkpoint))
-    assert teacher.dim == DIM
+    assert teacher.embedding_dim == DIM
     assert torch.equal(teacher.embed(images), expected(trainer, images))
 
 
