@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def read_image(path: Path) -> tuple[bytes, str | None]:
     Raises OSError where it cannot be read.
     """
     suffix = path.suffix.lower()
-    if not path.exists():
-        return b"", "broken link" if path.is_symlink() else "missing file"
+    if not os.path.exists(path):  # as which names count that no file can have
+        return b"", "broken link" if os.path.islink(path) else "missing file"
     if not path.is_file():  # a pipe would be waited for
         return b"", "no file"
     if suffix and suffix not in SUFFIXES and suffix not in _CONVERTED:
