@@ -221,7 +221,9 @@ def test_a_checkpoints_copy_is_what_a_run_copies(world, data, tmp_path, optimize
 
 
 def test_a_teacher_comes_with_its_weights_and_a_forward_of_the_whole_batch(tmp_path):
-    config = configured("distill.teacher=none.pth", "distill.model=iresnet18")
+    path = tmp_path / "teacher.pth"
+    path.touch()  # what is in it is not looked at
+    config = configured(f"distill.teacher={path}", "distill.model=iresnet18")
     dim, size = config.model.embedding_dim, config.data.image_size
     weights = create_model("iresnet18", embedding_dim=dim, image_size=size)
     held = nbytes([*weights.parameters(), *weights.buffers()])
