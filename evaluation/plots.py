@@ -14,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from facestream import UserError
-from pipeline.named_path import MALFORMED
+from pipeline.named_path import MALFORMED, as_text
 
 Curve = dict[int, float]  # step → value
 
@@ -135,8 +135,8 @@ def _draw(
 
 
 def _literal(text: str) -> str:
-    """Text in which matplotlib must not look for formulas."""
-    return text.replace("$", r"\$")
+    """Text in which matplotlib must not look for formulas, nor for letters that are none."""
+    return as_text(text).encode(errors="replace").decode().replace("$", r"\$")
 
 
 def _percent(value: float) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from evaluation.embedding import embed_batches, eval_mode, on_pixels
 from evaluation.pair_set import PairSet, PairSetError, UnsafePickleError, read_bin, write_bin
 from facestream import UserError
+from pipeline.named_path import as_text
 
 __all__ = [
     "NonFiniteEmbeddingsError",
@@ -147,8 +148,9 @@ class Verifier:
         self._image_size, self._threads = image_size, threads
         self._sets: dict[str, _Share] = {}
         for path in map(Path, paths):
-            if path.stem in self._sets:
-                raise PairSetError(f"{path}: a second set named {path.stem!r}; rename one of them")
+            name = as_text(path.stem)
+            if name in self._sets:
+                raise PairSetError(f"{path}: a second set named {name!r}; rename one of them")
             pairs = read_bin(path)
             try:
                 _check_pairs(pairs.same, FOLDS)
@@ -158,7 +160,7 @@ class Verifier:
             for i, image in share.images.items():
                 if fault := _size_fault(image, image_size):
                     raise PairSetError(f"{path}: image {i} {fault}")
-            self._sets[path.stem] = share
+            self._sets[name] = share
 
     def __call__(self, model: nn.Module) -> dict[str, Verification]:
         """Results by file stem, the same on every rank; all ranks must call it together.

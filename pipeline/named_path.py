@@ -90,6 +90,22 @@ def mendable(error: BaseException) -> str | None:
     return f"{subject} {reason}. {remedy}"
 
 
+def as_name(text: str) -> str:
+    """A path as the system's functions take it; on the disk it is UTF-8, whatever the locale."""
+    try:
+        return os.fsdecode(text.encode(errors="surrogateescape"))
+    except UnicodeEncodeError:  # a text that can be no name
+        return text
+
+
+def as_text(name: str) -> str:
+    """What `as_name` undoes: words of a command line as the UTF-8 that was typed, to be saved."""
+    try:
+        return name.encode(errors="surrogateescape").decode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return name
+
+
 def read_text(path: str | Path) -> str:
     """A text file, UTF-8 with or without a byte order mark; PathError for any other content."""
     try:

@@ -24,7 +24,7 @@ from facestream import UserError
 from heads import create_margin
 from models import MODELS, Architecture
 from models.input import Input, InputError
-from pipeline.named_path import PathError, check_path
+from pipeline.named_path import PathError, as_name, as_text, check_path
 from training.arcface_config import ArcFaceConfigError, translate
 from training.setting_range import (
     Amount,
@@ -392,8 +392,8 @@ class Config:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Nested plain values, fit for JSON."""
-        return asdict(self)
+        """Nested plain values, fit for JSON; paths in UTF-8, whatever the locale."""
+        return _as_texts(asdict(self))
 
     def lines(self) -> list[str]:
         """``section.key=value`` for every key: what run.log has, and what would override it."""
@@ -513,7 +513,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
             raise ConfigError(f"{key}={text!r}: {error}") from error
     for setting in PATH_SETTINGS:
         section, _, name = setting.partition(".")
-        changed[section][name] = _expand_tilde(changed[section][name])
+        changed[section][name] = _as_path(changed[section][name])
     return Config(
         **{name: type(getattr(config, name))(**values) for name, values in changed.items()}
     )
@@ -550,9 +550,19 @@ def _start_a_new_loss(head: dict[str, Any], overrides: Sequence[str]) -> None:
         )
 
 
-def _expand_tilde(value: Any) -> Any:
+def _as_path(value: Any) -> Any:
     """One path or several, without a leading ``~`` or ``~user``, which no shell has seen."""
-    return os.path.expanduser(value) if isinstance(value, str) else tuple(map(_expand_tilde, value))
+    if isinstance(value, str):
+        return os.path.expanduser(as_name(value))
+    return tuple(map(_as_path, value))
+
+
+def _as_texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_texts(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_as_texts, value))
+    return as_text(value) if isinstance(value, str) else value
 
 
 def _known_keys(config: Config, key: str) -> str:

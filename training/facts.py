@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.named_path import as_text
 from training.config import Config
 from training.data import TrainingData
 from training.distributed import World, require_agreement
@@ -54,4 +55,4 @@ def _files(config: Config) -> str:
         "data.leave_out": config.data.leave_out,
         "data.labels": config.data.labels if config.data.labels == "dense" else "",
     }
-    return " ".join(f"{key}={value}" for key, value in chosen.items() if value)
+    return as_text(" ".join(f"{key}={value}" for key, value in chosen.items() if value))

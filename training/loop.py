@@ -13,7 +13,7 @@ from torch import nn
 from facestream import USER_ERROR_EXIT_CODE
 from models import fold_batch_norm
 from pipeline.dali_loader import Batch
-from pipeline.named_path import mendable
+from pipeline.named_path import as_text, mendable
 from training.assembly import Plan, assemble, plan
 from training.config import Config
 from training.distributed import World, from_main, together
@@ -352,7 +352,7 @@ class Trainer:
         if not scores:
             scores = self.reporter.verified(self.steps_done)
             self._saver.add_scores(self.steps_done, scores)
-        sets = {Path(path).stem for path in self.config.eval.sets}
+        sets = {as_text(Path(path).stem) for path in self.config.eval.sets}
         return scores if sets <= scores.keys() else {}
 
     def _stop(self, reason: Reason) -> None:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from facestream import UserError
-from pipeline.named_path import MALFORMED
+from pipeline.named_path import MALFORMED, as_text
 
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?")
@@ -37,6 +37,7 @@ def parse_value(text: str, kind: Any, current: Any, *, inner: str = "") -> Any:
 
     Raises SettingValueError.
     """
+    text = as_text(text)
     if kind is str and not inner:
         return text
     if kind is Any and not inner:

@@ -7,6 +7,7 @@ import sys
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from pipeline.named_path import as_text
 from training.reporting.lines import timed
 from training.reporting.outlet import AppendedFile
 
@@ -26,7 +27,7 @@ class RunLog(logging.Handler):
 
     def write(self, text: str, *, at: float | None = None) -> None:
         """Add lines as they were shown. at: when, in seconds since the epoch; None: now."""
-        self._file.append(f"{timed(text, at=at)}\n".encode(errors="backslashreplace"))
+        self._file.append(as_text(f"{timed(text, at=at)}\n").encode(errors="backslashreplace"))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Add a warning or an error, as logging wants it."""

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.named_path import MALFORMED
+from pipeline.named_path import MALFORMED, as_text
 from training.faults.memory_killer import count_kills
 from training.reporting.outlet import Outlet
 from training.saving.files import step_of
@@ -85,13 +85,13 @@ class RunState:
                 return  # a thread is about to end the process
             if step < self._content["total_steps"]:
                 self._content |= {"status": "running", "why": "", "exit_code": None}
-            self._write(step=step, checkpoint=checkpoint and str(checkpoint))
+            self._write(step=step, checkpoint=checkpoint and as_text(str(checkpoint)))
 
     def saved(self, checkpoint: Path) -> None:
         """A checkpoint is complete."""
         with self._lock:  # the last one is, after the run has come to its end
             step = step_of(checkpoint)
-            self._write(step=max(step, self._content["step"]), checkpoint=str(checkpoint))
+            self._write(step=max(step, self._content["step"]), checkpoint=as_text(str(checkpoint)))
 
     def end(self, status: str, *, why: str, exit_code: int, **known: int) -> None:
         """The run ends. known: the step, where it is another than that of the checkpoint."""
