@@ -138,7 +138,7 @@ def test_a_damaged_manifest_gives_no_names_and_a_damaged_cache_is_refused_by_nam
         lambda: (read_names(rec), read_names(rec, damaged=True)),
     )
     rows = np.zeros((len(index), 4), np.float16)
-    cache = write_embeddings(index, lambda done: [rows[done:]], teacher="t", dim=4)
+    cache = write_embeddings(index, lambda done: [rows[done:]], teacher="t", embedding_dim=4)
     whole = cache.read_bytes()
     damage.assert_refused_by_name(
         cache,
