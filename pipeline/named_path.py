@@ -26,7 +26,7 @@ _MAY_NOT = ("may not be used by this user", "Allow it (chmod, chown), or name an
 _ABOUT_NAMES = {
     errno.ENOENT: ("does not exist", "Check the path"),
     errno.ENOTDIR: ("leads through a file as if it were a folder", "Check the path"),
-    errno.EEXIST: ("is there already", "Name another, or remove it"),
+    errno.EEXIST: ("is there already", "Name another"),
     errno.EISDIR: ("is a folder", "Name a file"),
     errno.EACCES: _MAY_NOT,
     errno.EPERM: _MAY_NOT,

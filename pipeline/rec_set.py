@@ -63,7 +63,7 @@ def write_set(folder: Path, identities: Iterable[Sequence[tuple[Labels, bytes]]]
     folder.mkdir(parents=True, exist_ok=True)
     rec = folder / "train.rec"
     if rec.exists():
-        raise RecordError(f"{rec} exists: name another folder, or remove it first")
+        raise RecordError(f"{rec} exists: name another folder, or remove that file first")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         unfinished = Path(scratch) / rec.name
         ranges, offsets, sizes = _write_records(unfinished, identities)

@@ -52,7 +52,7 @@ def export_safetensors(checkpoint: Path, output: Path, *, license: str) -> list[
     content = save(weights.backbone, metadata={"format": "pt"} | metadata)
     written[0].write_bytes(content)  # safetensors' own save_file lets nobody else read the file
     card = model_card(weights.architecture, config=config, about=about, license=license)
-    written[1].write_text(card)
+    written[1].write_text(card, encoding="utf-8")
     return written
 
 
@@ -144,7 +144,7 @@ def _rates(config: dict[str, Any], about: dict[str, Any], *, epoch: int) -> tupl
 def _require_empty(output: Path) -> None:
     """Files of another export would be taken for parts of this one."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(f"{output} is not empty: name another folder, or remove it first")
+        raise CheckpointError(f"{output} is not empty: name another folder")
 
 
 def _open(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:

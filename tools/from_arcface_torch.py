@@ -30,7 +30,7 @@ def from_arcface_torch(source: Path, output: Path, *, gpus: int) -> Translation:
     if gpus < 1:
         raise ArcFaceConfigError(f"--gpus {gpus}: expected at least 1")
     if output.exists():
-        raise ArcFaceConfigError(f"{output} is there already: name another file, or remove it")
+        raise ArcFaceConfigError(f"{output} is there already: name another file")
     translated = translate(source, gpus=gpus)
     if translated is None:
         raise ArcFaceConfigError(
@@ -39,7 +39,7 @@ def from_arcface_torch(source: Path, output: Path, *, gpus: int) -> Translation:
         )
     override(Config(data=DataConfig(train="unknown")), translated.overrides())  # or it is refused
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(_file(source, translated))
+    output.write_text(_file(source, translated), encoding="utf-8")
     return translated
 
 

@@ -57,7 +57,7 @@ def grow_head(checkpoint: Path, rec: Path, output: Path, *, init: str, world: Wo
     Raises UserError, a subclass of it, for files that cannot be read or do not fit together.
     """
     if output.exists():
-        raise WeightsError(f"{output} exists: name another folder, or remove it first")
+        raise WeightsError(f"{output} exists: name another folder")
     source = find_weights(checkpoint, world)
     held = tensor_shapes(source)[_CENTERS][0] if _has_head(source) else 0
     if not held:

@@ -38,7 +38,7 @@ def import_arcface_torch(
     CheckpointError where it cannot be written.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ArcFaceTorchError(f"{output} is not empty: name another folder, or remove it first")
+        raise ArcFaceTorchError(f"{output} is not empty: name another folder")
     weights = read_arcface_torch(sources, num_classes=num_classes, head=head)
     config = _config(weights, output)
     path = checkpoint.write(

@@ -161,7 +161,7 @@ def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
             )
     rec = output / "train.rec"
     if rec.exists():  # known before anything is read
-        raise RecordError(f"{rec} exists: name another folder, or remove it first")
+        raise RecordError(f"{rec} exists: name another folder, or remove that file first")
     output.mkdir(parents=True, exist_ok=True)
     passed_over = PassedOver()
     inspection = Inspection(

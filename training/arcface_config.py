@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from facestream import UserError
@@ -76,7 +77,7 @@ class Translation:
 @dataclass(frozen=True)
 class _Read:
     values: dict[str, Any]
-    unread: dict[str, str]  # a name, or a line where there is none, to what stands there
+    unread: dict[str, str]  # a name, or a line where there is none, to a text of what stands there
 
 
 def translate(path: Path, *, gpus: int) -> Translation | None:
@@ -94,8 +95,8 @@ def translate(path: Path, *, gpus: int) -> Translation | None:
     values = {**base, **own.values}
     for name in own.unread.keys() & _DECIDES:
         raise ArcFaceConfigError(
-            f"{path}: {name} = {own.unread[name]} is no literal, and nothing of the file is run: "
-            "write its value there"
+            f"{path}: {own.unread[name]} is no literal, and nothing of the file is run: write "
+            f"config.{name} and its value there"
         )
     _check_types(values, path)
     if "margin_list" not in own.values and "loss" in values:
@@ -106,64 +107,85 @@ def translate(path: Path, *, gpus: int) -> Translation | None:
         settings |= more
         notes += differ
     notes += [
-        f"{name}{'' if ' ' in name else ' ='} {text}: no literal, not taken"
-        for name, text in own.unread.items()
-        if not _of_wandb(name)
+        f"{text}: no literal, not taken" for name, text in own.unread.items() if not _of_wandb(name)
     ]
     return Translation(settings, (*notes, *_without_equivalent(values)), gpus)
 
 
 def _check_types(values: Mapping[str, Any], path: Path) -> None:
-    """Of what is computed with; the others are checked as our settings."""
-    kinds = {"a number": _is_number, "a list": lambda value: isinstance(value, list)}
-    names = {
-        "a number": ("batch_size", "lr", "gradient_acc", "warmup_epoch"),
+    """Here and not as our settings, whose texts say no types: 512 and "512" are the same there."""
+    names: dict[str, tuple[str, ...]] = {
+        "a whole number of at least 1": ("batch_size", "gradient_acc"),
+        "a number": (
+            *("lr", "momentum", "weight_decay", "warmup_epoch", "num_epoch", "seed", "verbose"),
+            *("frequent", "embedding_size", "num_classes", "sample_rate"),
+            "interclass_filtering_threshold",
+        ),
         "a list": ("margin_list", "decay_epoch", "val_targets"),
+        "a text": ("network", "loss", "optimizer", "rec", "output"),
     }
-    for kind, fits in kinds.items():
-        for name in names[kind]:
-            if name in values and not fits(values[name]):
+    fits: dict[str, Callable[[Any], bool]] = {
+        "a whole number of at least 1": lambda value: type(value) is int and value > 0,
+        "a number": _is_number,
+        "a list": lambda value: isinstance(value, list),
+        "a text": lambda value: isinstance(value, str),
+    }
+    for kind, of_kind in names.items():
+        for name in of_kind:
+            # None is what base.py gives `output`.
+            if values.get(name) is not None and not fits[kind](values[name]):
                 raise ArcFaceConfigError(f"{path}: {name} = {values[name]!r}: expected {kind}")
 
 
 def _read(path: Path) -> _Read | None:
     """What a file assigns to `config` at its top level; None where it is no such file."""
     try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return None
+        return _of_statements(ast.parse(path.read_bytes()).body)
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None  # the last two: of expressions that are nested too deep
+
+
+def _of_statements(statements: list[ast.stmt]) -> _Read:
     read = _Read({}, {})
-    for statement in tree.body:
-        assigned = list(_assigned(statement))
-        for name, node in assigned:
+    for statement in statements:
+        assigned = _assigned(statement)
+        for name, node in assigned or ():
             try:
                 value = _value(node, read.values)
             except _NoLiteralError:
                 read.values.pop(name, None)
-                read.unread[name] = ast.unparse(node)
+                read.unread[name] = f"{name} = {ast.unparse(node)}"
             else:
                 read.unread.pop(name, None)
                 read.values[name] = value
-        if not assigned and _may_change_config(statement):
-            first = ast.unparse(statement).partition("\n")[0]
-            read.unread[f"line {statement.lineno}"] = first
+        if assigned is None and _mentions_config(statement):
+            place = f"line {statement.lineno}"
+            text = f"{place}, {ast.unparse(statement).partition(chr(10))[0].rstrip(':')}"
+            for name in _changed(statement) or [place]:
+                read.values.pop(name, None)
+                read.unread[name] = text
     return read
 
 
-def _assigned(statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
-    """Names and values of ``config.x = …``, ``config["x"] = …`` and ``config = edict(…)``."""
+def _assigned(statement: ast.stmt) -> list[tuple[str, ast.expr]] | None:
+    """Names and values of ``config.x = …``, ``config["x"] = …`` and ``config = edict(…)``; None for
+    any other statement."""
     if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
-        return
+        return None
     (target,), value = statement.targets, statement.value
     if name := _of_config(target):
-        yield name, value
-    elif isinstance(target, ast.Name) and target.id == "config" and isinstance(value, ast.Call):
-        yield from ((keyword.arg, keyword.value) for keyword in value.keywords if keyword.arg)
-        for argument in value.args:
-            if isinstance(argument, ast.Dict):
-                for key, item in zip(argument.keys, argument.values):
-                    if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                        yield key.value, item
+        return [(name, value)]
+    if not isinstance(target, ast.Name) or target.id != "config":
+        return None
+    if not isinstance(value, ast.Call):
+        return None
+    given: list[tuple[Any, ast.expr]] = [(one.arg, one.value) for one in value.keywords]
+    for argument in value.args:
+        if not isinstance(argument, ast.Dict):
+            return None
+        keys = (getattr(key, "value", None) for key in argument.keys)
+        given += zip(keys, argument.values)
+    return given if all(isinstance(name, str) for name, _ in given) else None
 
 
 def _of_config(node: ast.AST) -> str | None:
@@ -178,17 +200,22 @@ def _of_config(node: ast.AST) -> str | None:
     return key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
 
 
-def _may_change_config(statement: ast.stmt) -> bool:
-    """Whether it assigns to a part of `config`, calls a method of it or hands it on."""
+def _mentions_config(statement: ast.stmt) -> bool:
+    """Whether it may change `config`, be it by another name."""
+    return any(isinstance(n, ast.Name) and n.id == "config" for n in ast.walk(statement))
+
+
+def _changed(statement: ast.stmt) -> list[str]:
+    """The x of each ``config.x`` that it sets, changes a part of, or deletes."""
+    names = []
     for node in ast.walk(statement):
-        if _of_config(node) and isinstance(getattr(node, "ctx", None), ast.Store):
-            return True
-        if isinstance(node, ast.Call):
-            if _of_config(node.func):
-                return True
-            if any(isinstance(given, ast.Name) and given.id == "config" for given in node.args):
-                return True
-    return False
+        if isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del)):
+            part: ast.AST = node
+            while isinstance(part, (ast.Attribute, ast.Subscript)) and not _of_config(part):
+                part = part.value
+            if name := _of_config(part):
+                names.append(name)
+    return names
 
 
 class _NoLiteralError(Exception):
@@ -197,7 +224,7 @@ class _NoLiteralError(Exception):
 
 def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
     """Of a literal, of numbers added, subtracted, multiplied and divided, and of ``config.x``."""
-    if isinstance(node, ast.Constant):
+    if isinstance(node, ast.Constant) and isinstance(node.value, (str, int, float, NoneType)):
         return node.value
     if isinstance(node, (ast.Tuple, ast.List)):
         return [_value(element, known) for element in node.elts]
@@ -206,9 +233,12 @@ def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
         left, right = _number(node.left, known), _number(node.right, known)
         try:
-            return _ARITHMETIC[type(node.op)](left, right)
+            result = _ARITHMETIC[type(node.op)](left, right)
         except ArithmeticError as error:
             raise _NoLiteralError from error
+        if not _is_number(result):
+            raise _NoLiteralError
+        return result
     name = _of_config(node)
     if name is None or name not in known:
         raise _NoLiteralError
@@ -360,4 +390,6 @@ def _of_wandb(name: str) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Also that it is of a size that can be computed with."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) < 1e300

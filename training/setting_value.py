@@ -16,6 +16,8 @@ from pipeline.named_path import MALFORMED, as_text
 
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?")
+# What may be raised by reading a text as YAML, and by giving what it says a type.
+_NO_VALUE = (OmegaConfBaseException, yaml.YAMLError, *MALFORMED)
 
 
 class SettingValueError(UserError):
@@ -50,8 +52,8 @@ def parse_value(text: str, kind: Any, current: Any, *, inner: str = "") -> Any:
         tree = OmegaConf.structured(make_dataclass("Setting", [("value", kind)])(current))
         OmegaConf.update(tree, f"value.{inner}" if inner else "value", value, merge=False)
         return cast(Any, OmegaConf.to_object(tree)).value
-    except (OmegaConfBaseException, yaml.YAMLError, *MALFORMED) as error:
-        raise SettingValueError(str(error).partition("\n")[0]) from error
+    except _NO_VALUE as error:
+        raise SettingValueError(_in_a_line(error)) from error
 
 
 def as_given(value: Any) -> str:
@@ -68,11 +70,15 @@ def _texts(text: str) -> tuple[str, ...]:
     """The elements of a list in brackets, each as it stands."""
     try:
         values = yaml.load(text, Loader=yaml.BaseLoader)  # which makes texts of all scalars
-    except yaml.YAMLError as error:
-        raise SettingValueError(f"expected [one, other]: {str(error).splitlines()[0]}") from error
+    except _NO_VALUE as error:
+        raise SettingValueError(f"expected [one, other]: {_in_a_line(error)}") from error
     if not all(isinstance(value, str) for value in values):
         raise SettingValueError("expected a list of texts, [one, other]")
     return tuple(values)
+
+
+def _in_a_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _from_yaml(text: str) -> Any:

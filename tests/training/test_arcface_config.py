@@ -123,6 +123,8 @@ def test_configurations_from_before_margin_list_are_read(tmp_path):
         ("lr_func = lr_step_func", ("run.epochs", 20), "lr_func = lr_step_func: no literal"),
         ("num_epoch = 2 ** 3", ("run.epochs", 20), "num_epoch = 2 ** 3: no literal, not taken"),
         ("num_epoch = 1 // 0", ("run.epochs", 20), "num_epoch = 1 // 0: no literal, not taken"),
+        ("seed = 1j", ("run.seed", 2048), "seed = 1j: no literal, not taken"),
+        ("rec = b'/data'", ("data.train", "unknown"), "rec = b'/data': no literal, not taken"),
     ],
 )
 def test_what_differs_or_is_no_literal_is_named(line, check, note, tmp_path):
@@ -135,13 +137,39 @@ def test_what_differs_or_is_no_literal_is_named(line, check, note, tmp_path):
 
 
 def test_what_changes_the_configuration_in_other_ways_is_named_by_its_line(tmp_path):
-    more = "if True:\n    config.lr = 9\nconfig.update({'lr': 9})\nconfig.num_epoch += 1\n"
-    config, notes = translated(MARGINS + more, tmp_path)
-    first = MARGINS.count("\n") + 1
+    lines = [
+        "config.update(lr=9)",
+        "config |= {'lr': 9}",
+        "other = config",
+        "config.__dict__['lr'] = 9",
+        "config = edict(**{'lr': 9})",
+        "config.num_epoch += 1",
+        "del config.verbose",
+        "if True: config.momentum = 0",
+    ]
+    config, notes = translated(MARGINS + "\n".join(lines), tmp_path)
     assert config.optim.lr == 0.2
-    assert f"line {first} if True:: no literal, not taken" in notes
-    assert f"line {first + 2} config.update({{'lr': 9}}): no literal" in notes
-    assert f"line {first + 3} config.num_epoch += 1: no literal" in notes
+    for number, line in enumerate(lines, start=MARGINS.count("\n") + 1):
+        said = line.removesuffix(": config.momentum = 0")
+        assert f"line {number}, {said}: no literal, not taken" in notes
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "if True:\n    config.lr = 9",
+        "for config.lr in range(9): pass",
+        "config.lr *= 2",
+        "config.lr = config.x = 9",
+        "config.lr, config.seed = 9, 9",
+        "config.lr: float = 9",
+        "config.margin_list[1] = 9",
+        "del config.batch_size",
+    ],
+)
+def test_what_decides_is_not_taken_from_before_a_line_that_changes_it(line, tmp_path):
+    with pytest.raises(ArcFaceConfigError, match=r"is no literal.*write config"):
+        translated(f"{MARGINS}{line}\n", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -167,12 +195,19 @@ def test_a_base_beside_it_has_the_defaults(tmp_path):
     ("line", "complaint"),
     [
         ("network = 'vit_t_dp005_mask0'", "'vit_t_dp005_mask0' has no equivalent here: expected"),
-        ("network = choose()", r"network = choose\(\) is no literal.*write its value there"),
+        ("network = choose()", r"network = choose\(\) is no literal.*write config\.network"),
         ("lr = 0.1 * gpus", r"lr = 0\.1 \* gpus is no literal"),
         ("margin_list = (1.2, 0.5, 0.0)", "arcface_torch ends with an error there"),
         ("margin_list = (1.0, 0.5)", "expected three numbers"),
         ("optimizer = 'lamb'", "expected 'sgd' or 'adamw'"),
-        ("batch_size = '128'", "batch_size = '128': expected a number"),
+        ("batch_size = '128'", "batch_size = '128': expected a whole number of at least 1"),
+        ("batch_size = 0", "batch_size = 0: expected a whole number of at least 1"),
+        ("gradient_acc = 0", "gradient_acc = 0: expected a whole number of at least 1"),
+        ("embedding_size = '512'", "embedding_size = '512': expected a number"),
+        ("lr = 1e999", "lr = inf: expected a number"),
+        (f"lr = 1{'0' * 400}", "expected a number"),
+        ("network = ['r50']", "expected a text"),
+        ("output = 20241125_01", "output = 2024112501: expected a text"),
         ("val_targets = 'lfw'", "val_targets = 'lfw': expected a list"),
     ],
 )
@@ -194,7 +229,9 @@ def test_nothing_of_the_file_is_run(tmp_path):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("text", ["config = 1\n", "no python {", "", "import os\nx = os.sep\n"])
+@pytest.mark.parametrize(
+    "text", ["config = 1\n", "no python {", "", "import os\nx = os.sep\n", f"x = {'-' * 9999}1"]
+)
 def test_other_files_are_no_configuration_of_arcface_torch(text, tmp_path):
     (tmp_path / "x.py").write_text(text)
     assert translate(tmp_path / "x.py", gpus=8) is None

@@ -150,3 +150,14 @@ def test_a_tilde_of_a_file_is_expanded_too(monkeypatch, tmp_path):
     assert override(Config(data=DataConfig(train="~/x.rec")), []).data.train == str(
         Path(tmp_path, "x.rec")
     )
+
+
+@pytest.mark.parametrize(
+    "key", ["data.augment", "eval.sets", "optim.lr", "optim.betas", "run.seed"]
+)
+@pytest.mark.parametrize("text", ["[" * 3000, "9" * 400], ids=["nested too deep", "too large"])
+def test_what_no_setting_holds_is_refused(key, text):
+    """Of a text or a list of them the number is one, and the brackets are none."""
+    if not (text.startswith("9") and key in ("data.augment", "eval.sets")):
+        with pytest.raises(ConfigError, match=key):
+            override(BASE, [f"{key}={text}"])
