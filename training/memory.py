@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from facestream import UserError
 from heads import GroupClasses
 from heads.centers import shard_of
 from heads.memory import predict_memory
 from heads.sampling import Sampling, sampling_at
-from models import create_model, normalize
+from models import Architecture, normalize
 from pipeline.augment import Augmentation
 from pipeline.dali_decode import PREFETCH
 from pipeline.dali_loader import choose_threads
@@ -327,15 +328,17 @@ def _teacher_bytes(config: Config, *, batch: int, precision: Precision, besides:
     if path.suffix == ".onnx":
         parts = (path, path.with_name(f"{path.name}.data"))
         return sum(part.stat().st_size for part in parts if part.is_file())
-    name, dim, width = config.distill.model, config.model.embedding_dim, 1.0
-    if path.is_dir():
-        try:
-            model, _ = saved_network(path)
-        except ValueError:  # its reader says what is wrong
-            return 0
-        name, dim, width = model.name, model.embedding_dim, model.width
+    try:
+        if path.is_dir():
+            architecture = saved_network(path)
+        else:
+            dim = config.model.embedding_dim
+            architecture = Architecture(config.distill.model, embedding_dim=dim, image_size=size)
+    except UserError:  # its reader says what is wrong
+        return 0
+    size = architecture.image_size
     with torch.device("meta"):
-        network = create_model(name, embedding_dim=dim, width=width, image_size=size)
+        network = architecture.create()
     forward = _inference(network.eval(), batch=batch, image_size=size, precision=precision)
     return _weight_bytes(network) + forward.beyond(besides)
 

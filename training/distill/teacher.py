@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from facestream import UserError
-from models import create_model
+from models import Architecture, create_model
 from models.input import Input
-from training.config import Config, ModelConfig
+from training.config import Config
 from training.distill.onnx_network import OnnxNetwork
 from training.distributed import together
 from training.named_files import check_named_files
@@ -108,31 +108,26 @@ def _from_checkpoint(path: Path, config: Config) -> nn.Module:
             "a checkpoint of ours, which is given what it was trained on; set distill.input={}"
         )
     # Together, because a rank that fails alone would leave the others waiting in load_state.
-    model, size = together(lambda: _read_saved_network(path))
-    if size != config.data.image_size:
+    saved = together(lambda: _read_saved_network(path))
+    if saved.image_size != config.data.image_size:
         raise TeacherError(
-            f"distill.teacher={path} was trained on images of {size} pixels, and "
+            f"distill.teacher={path} was trained on images of {saved.image_size} pixels, and "
             f"data.image_size={config.data.image_size}: expected the same size"
         )
-    network = create_model(
-        model.name,
-        embedding_dim=model.embedding_dim,
-        width=model.width,
-        image_size=size,
-    )
+    network = saved.create()
     try:
         # Fills the network's own tensors; optimizer and head stay unread.
         load_state({"backbone": network.state_dict()}, path)
     except CheckpointException as error:
         causes = sorted({_brief(cause) for cause, _ in error.failures.values()})
         raise TeacherError(
-            f"distill.teacher={path} does not hold the {model.name} that its config.json speaks "
+            f"distill.teacher={path} does not hold the {saved.name} that its config.json speaks "
             f"of: {'; '.join(causes)}. Name another checkpoint"
         ) from error
     return network
 
 
-def _read_saved_network(path: Path) -> tuple[ModelConfig, int]:
+def _read_saved_network(path: Path) -> Architecture:
     try:
         return saved_network(path)
     except ValueError as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 from facestream import UserError
 from heads import create_margin
-from models import MODELS
+from models import Architecture
 from pipeline.named_path import MALFORMED
 from training.config import Config, DataConfig, ModelConfig, by_names_of_now
 
@@ -73,21 +73,18 @@ class Differences:
     binding: tuple[str, ...]
 
 
-def saved_network(checkpoint: Path) -> tuple[ModelConfig, int]:
-    """The network in a checkpoint, and the pixels a side of its images, as config.json has them.
+def saved_network(checkpoint: Path) -> Architecture:
+    """The network in a checkpoint, as its config.json has it.
 
     Raises UserError where that file cannot be read or does not say it.
     """
     path = checkpoint / "config.json"
     try:
         saved = json.loads(path.read_text())
-        model, pixels = saved["model"], saved["data"]["image_size"]
-        if model["name"] not in MODELS:
-            raise UserError(f"no network is called {model['name']!r}")
-        return (
-            ModelConfig(**{name: model[name] for name in ("name", "embedding_dim", "width")}),
-            DataConfig(train="unknown", image_size=pixels).image_size,
-        )
+        model = {name: saved["model"][name] for name in ("name", "embedding_dim", "width")}
+        options = dict(saved["model"].get("options", {}))
+        data = DataConfig(train="unknown", image_size=saved["data"]["image_size"])
+        return Config(data=data, model=ModelConfig(**model, options=options)).architecture
     except (OSError, *MALFORMED) as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
 
