@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,6 +14,8 @@ from facestream import UserError
 
 _COLORS = ("rgb", "bgr")
 _LAYOUTS = ("nchw", "nhwc")
+# Of the numbers in an Input: pixels stay finite in float32.
+_SMALLEST, _LARGEST = 1e-6, 1e6
 
 
 class InputError(UserError):
@@ -48,13 +49,15 @@ class Input:
         _check(type(self.size) is int and 0 < self.size <= 4096, "size", self.size, "1 to 4096")
         _check(self.color in _COLORS, "color", self.color, f"one of {', '.join(_COLORS)}")
         _check(self.layout in _LAYOUTS, "layout", self.layout, f"one of {', '.join(_LAYOUTS)}")
-        low_high = _numbers(self.range, 2) and self.range[0] < self.range[1]
+        low_high = _numbers(self.range, 2) and self.range[1] - self.range[0] >= _SMALLEST
         _check(low_high, "range", self.range, "[low, high], such as [-1, 1] or [0, 255]")
         for name in ("mean", "std"):
             value = getattr(self, name)
             one_or_three = _number(value) or _numbers(value, 3)
-            _check(one_or_three, name, value, "a number, or three in the order of color")
-        _check(all(std > 0 for std in _three(self.std)), "std", self.std, "above 0")
+            expected = f"a number within ±{_LARGEST:g}, or three in the order of color"
+            _check(one_or_three, name, value, expected)
+        divides = all(std >= _SMALLEST for std in _three(self.std))
+        _check(divides, "std", self.std, f"at least {_SMALLEST:g}")
 
     @classmethod
     def of(cls, values: Mapping[str, Any], *, size: int) -> Input:
@@ -65,7 +68,7 @@ class Input:
         names = [field.name for field in fields(cls)]
         unknown = [name for name in values if name not in names]
         if unknown:
-            raise InputError(f"{', '.join(unknown)}: expected some of {', '.join(names)}")
+            raise InputError(f"{', '.join(map(str, unknown))}: expected some of {', '.join(names)}")
         frozen: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
@@ -107,7 +110,8 @@ def _check(holds: bool, name: str, value: object, allowed: str) -> None:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
+    number = isinstance(value, (int, float)) and type(value) is not bool
+    return number and -_LARGEST <= value <= _LARGEST
 
 
 def _numbers(values: object, count: int) -> bool:

@@ -54,14 +54,48 @@ def split_prefix(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
 
 
 def require_finite(state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError that names the tensors with values that are no numbers, or infinite."""
-    wrong = [name for name, tensor in state.items() if not tensor.float().isfinite().all()]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(
-            f"found NaN or infinity in {', '.join(wrong[:3])}{more}: expected finite values, "
-            "this training had diverged. Take weights that were saved before"
-        )
+    """Raises UserError that names the tensors which make no embedding, or another one.
+
+    Those are sparse, quantized, complex or without content, weights that are integers, values that
+    are no numbers or infinite, and variances below zero.
+    """
+    for fault, has_it, remedy in _FAULTS:
+        wrong = [name for name, tensor in state.items() if has_it(name, tensor)]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise UserError(f"found {fault} in {', '.join(wrong[:3])}{more}: expected {remedy}")
+
+
+def _is_special(name: str, tensor: Tensor) -> bool:
+    special = tensor.is_quantized or tensor.is_meta or tensor.is_complex()
+    return special or tensor.layout != torch.strided
+
+
+def _is_integer_weight(name: str, tensor: Tensor) -> bool:
+    """Networks have counters and tables of integers; of these names no network has any."""
+    last = name.rpartition(".")[2]
+    learned = last in ("weight", "bias", "running_mean", "running_var")
+    return learned and not tensor.is_floating_point()
+
+
+def _is_infinite(name: str, tensor: Tensor) -> bool:
+    return not tensor.float().isfinite().all()
+
+
+def _is_negative_variance(name: str, tensor: Tensor) -> bool:
+    return name.endswith("running_var") and bool((tensor < 0).any())
+
+
+_FAULTS = (
+    ("a sparse, quantized, complex or empty tensor", _is_special, "dense tensors of numbers"),
+    ("integers", _is_integer_weight, "floating point, as it was before it was quantized"),
+    (
+        "NaN or infinity",
+        _is_infinite,
+        "finite values, this training had diverged. Take weights that were saved before",
+    ),
+    ("a variance below zero", _is_negative_variance, "0 or more. The file is damaged"),
+)
 
 
 def recognize(state: Mapping[str, Tensor]) -> Recognized:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from facestream import UserError
 from models import Architecture, create_model
 from models.iresnet import BLOCKS
 from models.recognize import recognize, require_finite
@@ -93,6 +94,27 @@ def test_values_that_are_not_finite_are_refused_by_name(state):
     state["conv1.weight"][0] = float("nan")
     state["bn2.bias"][3] = -float("inf")
     with pytest.raises(ValueError, match=r"NaN or infinity in conv1\.weight, bn2\.bias: expected"):
+        require_finite(state)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda t: t.to_sparse(), "a sparse, quantized, complex or empty tensor"),
+        (lambda t: t.to("meta"), "a sparse, quantized, complex or empty tensor"),
+        (lambda t: t.to(torch.complex64), "a sparse, quantized, complex or empty tensor"),
+        (
+            lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+            "a sparse, quantized, complex or empty tensor",
+        ),
+        (lambda t: t.to(torch.int8), "integers"),
+        (lambda t: -t - 1, "a variance below zero"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+def test_tensors_that_make_no_embedding_or_another_are_refused_by_name(state, spoil, complaint):
+    state["bn2.running_var"] = spoil(state["bn2.running_var"])
+    with pytest.raises(UserError, match=rf"found {complaint} in bn2\.running_var: expected"):
         require_finite(state)
 
 

@@ -73,15 +73,22 @@ class OnnxNetwork:
             raise OnnxError(
                 f"{path} cannot embed two images, or three: {_first_line(error)}. {_FREE_BATCH}"
             ) from error
-        if two.ndim != 2 or two.dtype != np.float32:
+        tensors = isinstance(two, np.ndarray)
+        if not tensors or two.ndim != 2 or two.dtype != np.float32 or not two.size:
+            found = f"{two.dtype} of shape {two.shape}" if tensors else f"a {type(two).__name__}"
             raise OnnxError(
-                f"{path} makes {two.dtype} of shape {two.shape} of two images, expected "
-                "float32 embeddings (2, D): export the network without what follows them"
+                f"{path} makes {found} of two images, expected float32 embeddings (2, D): export "
+                "the network without what follows them"
             )
         if (len(two), len(three)) != (2, 3) or two.shape[1] != three.shape[1]:
             raise OnnxError(
                 f"{path} makes {two.shape} of two images and {three.shape} of three: the batch is "
                 f"folded into the features. Reshape to (-1, D) there, or flatten. {_FREE_BATCH}"
+            )
+        if not np.isfinite(three).all():
+            raise OnnxError(
+                f"{path} makes NaN or infinity of images as {wanted}: its weights are damaged, or "
+                "distill.input is not what it was trained on"
             )
         if (abs(two - three[:2]) > _SAME * abs(two).max()).any():
             raise OnnxError(

@@ -101,6 +101,8 @@ def _by_class(
             f"{called} is {shape}: expected (C, {embedding_dim}) or ({embedding_dim}, C), for the "
             "backbone's embeddings"
         )
+    if not weight.is_floating_point() or 0 in shape:
+        raise WeightsError(f"{called} is {shape} of {weight.dtype}: expected classes, as floats")
     transposed = shape[1] != embedding_dim
     centers = (weight.t() if transposed else weight).float().contiguous()
     if num_classes not in (None, len(centers)):

@@ -115,13 +115,19 @@ def find_state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], list[s
         raise WeightsError(
             f"{path} holds {found}: expected the state dict of a backbone, tensors by name"
         )
-    backbones = [at for at, tensors in there.items() if any(k.endswith(LANDMARK) for k in tensors)]
+    backbones = [
+        (at, name.removesuffix(LANDMARK))
+        for at, tensors in there.items()
+        for name in tensors
+        if name.endswith(LANDMARK)
+    ]
     if len(backbones) > 1:
-        keys = ", ".join(".".join(at) or "the file itself" for at in backbones)
+        places = (".".join((*at, prefix)).strip(".") for at, prefix in backbones)
+        keys = ", ".join(place or "the file itself" for place in places)
         raise WeightsError(
             f"{path} holds several backbones, under {keys}: expected one, save it alone"
         )
-    chosen = backbones[0] if backbones else max(there, key=lambda at: len(there[at]))
+    chosen = backbones[0][0] if backbones else max(there, key=lambda at: len(there[at]))
     beside = (
         name
         for at, tensors in there.items()

@@ -89,6 +89,39 @@ def test_embeddings_are_torchs_for_every_batch_size_and_layout(tmp_path, weight)
 
 
 @needs_onnx
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_embeddings_that_are_no_numbers_are_refused(value, tmp_path, weight):
+    weight[0, 0] = value
+    write_onnx(tmp_path / "x.onnx", weight)
+    with pytest.raises(OnnxError, match="NaN or infinity of images as RGB in"):
+        open_network(tmp_path / "x.onnx")
+
+
+@needs_onnx
+def test_embeddings_without_a_feature_are_refused(tmp_path, weight):
+    write_onnx(tmp_path / "x.onnx", weight[:, :0])
+    with pytest.raises(OnnxError, match=r"shape \(2, 0\) of two images, expected float32"):
+        open_network(tmp_path / "x.onnx")
+
+
+@needs_onnx
+def test_an_output_that_is_no_tensor_is_refused(tmp_path):
+    from onnx import TensorProto, helper
+
+    shape, path = ["batch", 3, SIZE, SIZE], tmp_path / "x.onnx"
+    graph = helper.make_graph(
+        [helper.make_node("SequenceConstruct", ["images"], ["several"])],
+        "network",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_sequence_value_info("several", TensorProto.FLOAT, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(OnnxError, match="makes a list of two images"):
+        open_network(path)
+
+
+@needs_onnx
 @pytest.mark.usefixtures("world")
 def test_as_a_teacher_it_sees_pixels_from_minus_one_to_one(tmp_path, weight):
     path = tmp_path / "x.onnx"

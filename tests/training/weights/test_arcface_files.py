@@ -251,6 +251,8 @@ def test_magfaces_head_stands_beside_its_backbone(tmp_path):
         ({"a": HEAD, "b": HEAD}, "", r"holds 2 heads, with a \(11, 8\), b \(11, 8\): .*:KEY"),
         ({"a": HEAD}, ":b", r"holds no b, with a \(11, 8\)"),
         ({"a": torch.zeros(3)}, "", "holds no head, with no matrix"),
+        ({"w": HEAD.to(torch.int8)}, ":w", "of torch.int8: expected classes, as floats"),
+        ({"w": HEAD[:0]}, ":w", r"is \(0, 8\) of torch.float32: expected classes, as floats"),
         ({"a": torch.zeros(5, 8)}, ":a", "is of 5 classes, expected 11"),
         ({"a": torch.full((CLASSES, 8), torch.nan)}, "", "NaN or infinity in the centers"),
     ],

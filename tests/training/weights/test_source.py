@@ -70,6 +70,17 @@ def test_several_backbones_in_a_file_are_refused(state, tmp_path):
         read_arcface_torch([path])
 
 
+def test_several_backbones_in_one_dict_are_refused(state, tmp_path):
+    """As MoCo saves them, whose two are equal in names and shapes."""
+    both = {f"{of}.{name}": t for of in ("encoder_q", "encoder_k") for name, t in state.items()}
+    torch.save({"state_dict": both}, tmp_path / "x.pt")
+    complaint = r"several backbones, under state_dict\.encoder_q, state_dict\.encoder_k: expected"
+    with pytest.raises(WeightsError, match=complaint):
+        read_backbone(tmp_path / "x.pt")
+    with pytest.raises(ArcFaceTorchError, match=complaint):
+        read_arcface_torch([tmp_path / "x.pt"])
+
+
 @pytest.mark.parametrize(
     ("wrap", "name"),
     [
