@@ -39,7 +39,10 @@ def read_filter(path: str | Path, indexes: Sequence[RecordIndex]) -> list[np.nda
             )
         at = find_file(file[0], indexes, place=place) if file else 0
         if not file and len(indexes) > 1:
-            raise RecordError(f"{place}: which of the {len(indexes)} files? Name it in front")
+            raise RecordError(
+                f"{place}: found {line.strip()!r}, expected the file in front, as there are "
+                f"{len(indexes)} in data.train: `{indexes[0].path} {kind} {value}`"
+            )
         records = indexes[at].records
         if kind == "identity":
             named = records["label"] == int(value)

@@ -16,7 +16,12 @@ from pipeline.dali_decode import choose_decode_device
 from pipeline.dali_loader import Batch, Loader, choose_threads
 from training.backbone import create_backbone
 from training.config import Config, check_batch
-from training.data import TrainingData, count_classes, open_training_data
+from training.data import (
+    TrainingData,
+    count_classes,
+    open_training_data,
+    warn_of_empty_classes,
+)
 from training.distill.distillation import Distillation, create_distillation
 from training.distributed import World, require_agreement, together
 from training.facts import agree
@@ -65,6 +70,7 @@ def plan(config: Config, world: World, precision: Precision) -> Plan:
     set_determinism(config.run.deterministic)
     data = open_training_data(config, world)
     num_classes = together(lambda: count_classes(data.records, config.head.num_classes))
+    together(lambda: world.is_main and warn_of_empty_classes(data.records, config.head.num_classes))
     facts = agree(config, world, precision, data, num_classes=num_classes)
     loader, decoding = create_loader(config, world, data)
     schedule = create_schedule(

@@ -61,7 +61,6 @@ def open_training_data(config: Config, world: World) -> TrainingData:
         labels = dense_labels(indexes, labels, kept)
     records = Collection(indexes, labels, kept)
     together(lambda: world.is_main and _require_image_size(records, data.image_size))
-    together(lambda: world.is_main and _warn_of_empty_classes(records, config.head.num_classes))
     shown = _shown(data, records)
     return TrainingData(records, create_order(config, records, shown), sum(shown))
 
@@ -97,7 +96,7 @@ def _require_image_size(records: Collection, expected: int) -> None:
     )
 
 
-def _warn_of_empty_classes(records: Collection, configured: int | None) -> None:
+def warn_of_empty_classes(records: Collection, configured: int | None) -> None:
     """Classes without an image are no fault where they are to come, and else a slip."""
     classes, identities = max(records.num_classes, configured or 0), records.count_identities()
     if 1 < identities < classes:

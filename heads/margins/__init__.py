@@ -83,8 +83,9 @@ def register_margin(name: str, margin: type[Margin]) -> None:
     if not (
         is_margin and not inspect.isabstract(margin) and "__dataclass_params__" in vars(margin)
     ):
+        found = f"class {margin.__qualname__}" if isinstance(margin, type) else repr(margin)
         raise UserError(
-            f"margin {name!r}: found {margin!r}, expected a class derived from heads.Margin that "
+            f"margin {name!r}: found {found}, expected a class derived from heads.Margin that "
             "has its own bend() and stands under @dataclass(frozen=True, kw_only=True)"
         )
     known = MARGINS.get(name)

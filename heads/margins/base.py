@@ -106,6 +106,11 @@ class Margin(ABC):
         assert context.state.shape == (len(self.initial_state()),), "the state is another margin's"
         cosine, context = cosine.clamp(-1.0, 1.0), context.to(cosine.dtype)
         target = self.bend(cosine, norms, context)
+        if not isinstance(target, Target):
+            raise UserError(
+                f"{type(self).__name__}.bend() returns a {type(target).__name__}, expected a "
+                "Target: return Target(cosine) with the cosines after the margin"
+            )
         if self.gradient == "straight_through":
             return target._replace(slope=torch.ones_like(cosine))
         if target.slope is None:

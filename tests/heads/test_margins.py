@@ -453,9 +453,25 @@ class _NoDataclass(Margin):
 
 @pytest.mark.parametrize("wrong", [Margin, _NoDataclass, ArcFace(), nn.Linear], ids=repr)
 def test_what_is_no_margin_is_not_registered(wrong):
-    with pytest.raises(ValueError, match=r"expected a class derived from heads\.Margin"):
+    with pytest.raises(
+        ValueError,
+        match=r"found (class \w+|ArcFace\(.*\)), expected a class derived from heads\.Margin",
+    ):
         register_margin("wrong", wrong)
     assert "wrong" not in MARGINS
+
+
+class _BendsToATensor(Margin):
+    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
+        return cosine  # type: ignore[return-value]
+
+
+def test_a_margin_that_returns_no_target_is_refused_with_the_mend():
+    own = _BendsToATensor()
+    with pytest.raises(
+        ValueError, match=r"_BendsToATensor\.bend\(\) returns a Tensor.*return Target"
+    ):
+        own(*rows(), context_of(own, len(rows()[0])))
 
 
 def test_a_margins_name_is_not_taken_by_another():

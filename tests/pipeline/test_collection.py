@@ -137,7 +137,10 @@ def test_what_a_list_names_is_left_out(indexes, tmp_path):
         ("a person 3", "line 1: found 'a person 3', expected `identity LABEL`"),
         ("a identity x", "expected `identity LABEL` or `record OFFSET`"),
         ("identity", "expected `identity LABEL` or `record OFFSET`"),
-        ("identity 0", "line 1: which of the 2 files"),
+        (
+            "identity 0",
+            "line 1: found .identity 0., expected the file in front, as there are 2 in data.train",
+        ),
         ("a identity ²", "expected `identity LABEL` or `record OFFSET`"),
         ("a identity 1", "a/train.rec has no image of identity 1"),
         ("b record 3", "b/train.rec has no image of record 3"),
