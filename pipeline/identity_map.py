@@ -67,7 +67,9 @@ def _read_csv(path: Path) -> list[tuple[str, str, int, str]]:
     except csv.Error as error:
         raise RecordError(f"{path}, line {reader.line_num}: {error}. Write it as CSV") from None
     if not set(columns) <= set(found):
-        raise RecordError(f"{path}: columns {found}, expected {', '.join(columns)}")
+        raise RecordError(
+            f"{path}: columns {found}, expected file, label, identity, with commas between"
+        )
     for line, row in rows:
         if None in row or None in row.values():
             raise RecordError(

@@ -136,7 +136,9 @@ def _rates(config: dict[str, Any], about: dict[str, Any], *, epoch: int) -> tupl
         )
         return schedule.peak, schedule.peak
     if step >= schedule.total_steps:
-        print("note          lr is 0 and stays so: the run had ended. model.pt starts another")
+        print(
+            "note          lr is 0 and stays 0: the run had ended. Start another run from model.pt"
+        )
         return 0.0, schedule.peak
     return schedule(step), schedule.peak
 

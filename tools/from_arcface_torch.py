@@ -83,7 +83,10 @@ def main() -> None:
         done = from_arcface_torch(arguments.config, arguments.output, gpus=arguments.gpus)
     batch, rate = done.settings["data.global_batch"], done.settings["optim.lr"]
     print(f"wrote {arguments.output}, for {done.gpus} GPUs (--gpus)")
-    print(f"batch {batch}, so that optim.lr={rate:g} for 512 is the rate there")
+    print(
+        f"batch {batch}, and optim.lr={rate:g}, which is for 512 images: at {batch} that makes "
+        f"{rate * batch / 512:g}, the rate there"
+    )
     for note in done.notes:
         print(f"note  {note}")
 

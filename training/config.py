@@ -473,7 +473,8 @@ def _refuse_arcface_torch(path: str | Path) -> None:
     notes = "".join(f"\n  {note}" for note in theirs.notes)
     raise ConfigError(
         f"{path} is a configuration of arcface_torch, expected one of ours. `python "
-        f"tools/from_arcface_torch.py {path} -o OUT.py` writes it so; or, for as many ranks:\n\n"
+        f"tools/from_arcface_torch.py {path} -o OUT.py` writes it so; or, on as many ranks as "
+        "here:\n\n"
         f"{theirs.command('train_dist.py', 'configs/ms1mv2_r50.py')}\n\nnot the same:{notes}"
     )
 

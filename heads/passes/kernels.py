@@ -88,7 +88,8 @@ def available(device: torch.device, embedding_dim: int, compute_dtype: torch.dty
     if triton is None:
         return "triton is not installed"
     if compute_dtype not in (torch.float16, torch.bfloat16):
-        return f"compute dtype {str(compute_dtype).removeprefix('torch.')} goes through PyTorch"
+        kind = str(compute_dtype).removeprefix("torch.")
+        return f"the head computes in {kind}, triton's kernels in 16 bits"
     if embedding_dim > _MAX_DIM:
         return f"embeddings of more than {_MAX_DIM} dimensions go through PyTorch"
     if not isinstance(kernel_code.logsumexp_kernel, triton.runtime.JITFunction):

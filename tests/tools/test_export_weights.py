@@ -138,7 +138,7 @@ def test_a_rate_that_is_not_known_or_zero_is_said(config, world, tmp_path, capsy
     step = build(config, world)
     for number, counters, told in [
         (4, {}, "lr is 0.046875, the highest: the checkpoint does not say"),
-        (15, {"steps_per_epoch": 5}, "lr is 0 and stays so: the run had ended"),
+        (15, {"steps_per_epoch": 5}, "lr is 0 and stays 0: the run had ended"),
     ]:
         path = save_at(config, step, number, **counters)
         export_arcface_torch(path, tmp_path / str(number), world_size=1, epoch=0)

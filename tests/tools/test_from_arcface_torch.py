@@ -62,5 +62,5 @@ def test_the_command_says_what_is_not_the_same(theirs, tmp_path, monkeypatch, ca
     main()
     told = capsys.readouterr().out
     assert "for 8 GPUs (--gpus)" in told
-    assert "batch 1024, so that optim.lr=0.05 for 512 is the rate there" in told
+    assert "batch 1024, and optim.lr=0.05, which is for 512 images: at 1024 that makes 0.1" in told
     assert "note  output = os.path.join(" in told

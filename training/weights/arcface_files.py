@@ -393,7 +393,7 @@ def _add_head(weights: Weights, centers: Tensor, velocity: Mapping[int, Tensor])
     weights.centers = centers
     if not velocity:
         weights.notes.append(
-            "momentum of the centers: these files do not have that of all, it starts at zero"
+            "momentum of the centers: not of all of them in these files, it starts at zero"
         )
         return
     weights.velocity = _join(velocity, "the momenta of the centers", num_classes=len(centers))

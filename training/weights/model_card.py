@@ -39,19 +39,22 @@ tags:
 
 ## Loading
 
-In Facestream's folder, whose `models` it imports. The scores above, and a threshold among them, are
-of an image's features and its mirror image's added up:
+In Facestream's folder, whose `models` it imports. The features of an image and of its mirror image
+are added up, as they are for scores and thresholds:
 
 ```python
+from pathlib import Path
+
 import torch
 from safetensors.torch import load_file
 
 from models import create_model, normalize
 
+folder = Path(".")  # where this card lies
 model = create_model("{name}", embedding_dim={dim}, width={width:g}, image_size={size})
-model.load_state_dict(load_file("model.safetensors"))
+model.load_state_dict(load_file(folder / "model.safetensors"))
 model.eval()
-# images: (B, 3, {size}, {size}) uint8 RGB
+# images: yours, a (B, 3, {size}, {size}) uint8 tensor, RGB, aligned as in training
 features = sum(model(normalize(view, torch.float32)) for view in (images, images.flip(3)))
 embeddings = torch.nn.functional.normalize(features)  # whose products are cosines
 ```
