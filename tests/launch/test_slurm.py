@@ -52,3 +52,11 @@ def test_a_run_that_was_stopped_is_queued_again_and_no_other(tmp_path, status, c
     ]
     asked = (tmp_path / "scontrol.txt").read_text().splitlines()
     assert ("requeue 42" in asked) is queued
+
+
+@pytest.mark.parametrize("arguments", [(), ("runs/x",)])
+def test_without_a_folder_and_a_configuration_it_says_what_it_expects(tmp_path, arguments):
+    done = submit(tmp_path, *arguments)
+    assert done.returncode
+    assert "sbatch launch/slurm.sbatch runs/x configs/ms1mv2_r50.py" in done.stderr
+    assert not (tmp_path / "srun.txt").exists()
