@@ -50,7 +50,7 @@ def test_it_ends_with_a_verdict_and_leaves_nothing_behind(
     for row in (*parts, "available", "synthetic", "real"):
         assert re.search(rf"│ {row} +│ +[\d,]+ ", printed), row
     assert re.search(r"^fits: at its peak [\d,]+ of [\d,]+ MB a rank", printed, re.MULTILINE)
-    assert re.search("^disk: a checkpoint takes 3 MB, at most 3 lie there at once", printed, re.M)
+    assert re.search("^disk: a checkpoint takes 3 MB, at most 3 at once", printed, re.M)
     assert re.search("^the loader (keeps up|is the bottleneck)", printed, re.MULTILINE)
     assert f"output     {config.run.output}, which a dry run leaves as it is\n" in printed
     assert str(scratch) not in printed, "its own folder is nobody's business"

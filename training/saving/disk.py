@@ -43,7 +43,11 @@ class Disk:
 
     def __str__(self) -> str:
         """One line for the log."""
-        aside = "aside and renamed" if self.renames else "in place, as files cannot be renamed"
+        aside = (
+            "under another name and renamed"
+            if self.renames
+            else "in place, as files cannot be renamed"
+        )
         lacks = []
         if not self.syncs_files:
             lacks.append("files cannot be synced: a power cut may damage the newest checkpoint")

@@ -35,7 +35,7 @@ class Room:
             return "no checkpoint is to come"
         free = "an unknown amount" if self.free is None else f"{_mb(self.free)} MB"
         return (
-            f"a checkpoint takes {_mb(self.each)} MB, at most {self.at_once} lie there at once; "
+            f"a checkpoint takes {_mb(self.each)} MB, at most {self.at_once} at once; "
             f"{free} free, where a quota counts only if the disk reports it"
         )
 

@@ -82,8 +82,11 @@ def test_a_whole_run_and_its_resume_need_no_more(data, world, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("faults", "told"),
     [
-        ("", "complete once its manifest is there, written aside and renamed"),
-        ("nodirrename", "complete once its manifest is there, written aside and renamed"),
+        ("", "complete once its manifest is there, written under another name and renamed"),
+        (
+            "nodirrename",
+            "complete once its manifest is there, written under another name and renamed",
+        ),
         ("nofsyncdir", "folders cannot be synced: a power cut may cost the newest checkpoint"),
         ("nofsync", "files cannot be synced: a power cut may damage the newest checkpoint"),
         ("norename", "its manifest is there, written in place, as files cannot be renamed"),
