@@ -109,7 +109,7 @@ def _check(holds: bool, name: str, value: object, allowed: str) -> None:
         raise InputError(f"{name}={value!r}: expected {allowed}")
 
 
-def _number(value: object) -> bool:
+def _number(value: Any) -> bool:
     number = isinstance(value, (int, float)) and type(value) is not bool
     return number and -_LARGEST <= value <= _LARGEST
 

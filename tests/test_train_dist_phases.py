@@ -29,7 +29,7 @@ STEPS = 10
 CONFIG = """
 import os, signal, time
 from pathlib import Path
-import evaluation.plots, training.loop, training.saving.checkpoint as checkpoint
+import evaluation.plots, training.assembly, training.loop, training.saving.checkpoint as checkpoint
 from tests.training import tiny
 from training.config import override
 from training.loop import Trainer
@@ -80,7 +80,7 @@ before(Trainer, "train_on", die)
 """
 # Before a step is done whoever gets a signal need not come out of what it does.
 PHASES = {
-    "start": 'before(training.loop, "create_step", lambda *_: send(to_be_heard=False))',
+    "start": 'before(training.assembly, "create_step", lambda *_: send(to_be_heard=False))',
     "first batch": 'before(Trainer, "_run", lambda *_: send(to_be_heard=False))',
     "step": 'before(Trainer, "train_on", lambda trainer, *_: trainer.steps_done == 2 and send())',
     "death of 0": DIES.format(rank=0),

@@ -391,5 +391,6 @@ def _of_wandb(name: str) -> bool:
 
 def _is_number(value: object) -> bool:
     """Also that it is of a size that can be computed with."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) < 1e300
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < 1e300

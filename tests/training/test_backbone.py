@@ -108,6 +108,7 @@ def train_in_parts(world: World, config: Config) -> tuple[list[float], list, int
     return losses, weights, reduced
 
 
+@pytest.mark.slow
 def test_parts_on_two_ranks_make_the_step_of_one_and_average_once(tmp_path):
     data = tiny.write_set(tmp_path / "data")
     results = {}

@@ -43,6 +43,7 @@ def train(world: World, config: Config) -> list[str]:
     return [line[line.index('"loss"') :].split(",")[0] for line in lines if '"loss"' in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_two_runs_have_the_same_losses(world_size, tmp_path: Path):
     data = tiny.write_set(tmp_path / "data")

@@ -12,7 +12,7 @@ import torch
 
 from tests.ranks import run_ranks
 from tests.training import tiny
-from training import loop, out_of_memory
+from training import assembly, loop, out_of_memory
 from training.config import Config, override
 from training.distributed import World
 from training.loop import Trainer
@@ -109,7 +109,7 @@ def test_at_any_moment_the_end_says_what_there_was_and_what_to_change(
     config = override(tiny.config(data, tmp_path / "run"), ["run.epochs=1"])
     config = replace(config, eval=replace(config.eval, every=1))
     if moment == "building":
-        monkeypatch.setattr(loop, "create_step", exhaust)
+        monkeypatch.setattr(assembly, "create_step", exhaust)
     elif moment == "a step":
         monkeypatch.setattr(Trainer, "train_on", exhaust)
     elif moment in ("reserving", "saving"):
@@ -151,7 +151,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_takes_anything(
     world, data, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(out_of_memory, "available_memory", lambda device, local_world_size: 1 << 20)
-    monkeypatch.setattr(loop, "create_step", None)
+    monkeypatch.setattr(assembly, "create_step", None)
     config = tiny.config(data, tmp_path / "run")
     with pytest.raises(
         OutOfMemoryError, match=r"does not fit: [\d,]+ MB a rank: .* 1 MB available"
