@@ -1,49 +1,46 @@
 """Weights for others:  python tools/export_weights.py CHECKPOINT -o OUT [--format arcface_torch]
 
-CHECKPOINT is a checkpoint's folder, or a run's, for its newest. OUT gets model.safetensors, the
-backbone, and its model card, README.md; or, as arcface_torch, model.pt and, for --ranks GPUs, the
-checkpoint_gpu_{r}.pt that arcface_torch resumes from.
+CHECKPOINT is a checkpoint's folder, RUN for its newest, RUN@best or RUN@STEP. OUT gets
+model.safetensors, the backbone, and its model card, README.md; or, as arcface_torch, model.pt and,
+for --ranks GPUs, the checkpoint_gpu_{r}.pt that arcface_torch resumes from.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models import Architecture
 from training.command import command, whole_number
-from training.config import OptimConfig
-from training.saving.files import CheckpointError, checkpoints, faults, read_about
-from training.saving.metadata import load_state, read_metadata
+from training.saving.files import CheckpointError
+from training.saving.names import BACKBONE, CENTERS, HEAD, MOMENTUM, OPTIMIZER, VELOCITY
+from training.saving.reading import SavedCheckpoint, open_weights
 from training.schedules import create_schedule
 from training.weights.arcface_files import Weights, write_arcface_torch
 from training.weights.model_card import model_card
 
 FORMATS = ("safetensors", "arcface_torch")
-_MOMENTUM = ("optimizer.state.", ".momentum_buffer")
 
 
-def export_safetensors(checkpoint: Path, output: Path, *, license: str) -> list[Path]:
+def export_safetensors(checkpoint: str | Path, output: Path, *, license: str) -> list[Path]:
     """Write the backbone and its model card into the folder `output`; returns both files.
 
     license: an SPDX name for the card, such as "mit".
 
-    Raises CheckpointError for a checkpoint that is not there or damaged, and an `output` in use.
+    Raises WeightsError for a checkpoint that is not there or damaged, CheckpointError for an
+    `output` in use.
     """
     _require_empty(output)
-    checkpoint, about, config = _open(checkpoint)
-    weights = _weights(_read_tensors(checkpoint, "backbone."), config, step=about["step"])
+    saved = _open(checkpoint)
+    weights = _weights(saved, BACKBONE)
     written = [output / "model.safetensors", output / "README.md"]
     output.mkdir(parents=True, exist_ok=True)
     # Strings are all that a safetensors file keeps beside its tensors.
@@ -51,37 +48,38 @@ def export_safetensors(checkpoint: Path, output: Path, *, license: str) -> list[
     metadata = {key: str(value) for key, value in (network | network.pop("options")).items()}
     content = save(weights.backbone, metadata={"format": "pt"} | metadata)
     written[0].write_bytes(content)  # safetensors' own save_file lets nobody else read the file
-    card = model_card(weights.architecture, config=config, about=about, license=license)
+    card = model_card(
+        weights.architecture, config=saved.config.as_dict(), about=saved.about, license=license
+    )
     written[1].write_text(card, encoding="utf-8")
     return written
 
 
 def export_arcface_torch(
-    checkpoint: Path, output: Path, *, world_size: int, epoch: int | None = None
+    checkpoint: str | Path, output: Path, *, world_size: int, epoch: int | None = None
 ) -> list[Path]:
     """Write arcface_torch's files for `world_size` GPUs into the folder `output`; returns them.
 
     epoch: epochs done, from which arcface_torch would go on; None: those of the checkpoint, or 0
         where it does not say.
 
-    Raises CheckpointError for a checkpoint that is not there or damaged, and an `output` in use,
-    ArcFaceTorchError for fewer classes than GPUs.
+    Raises WeightsError for a checkpoint that is not there or damaged, CheckpointError for an
+    `output` in use, ArcFaceTorchError for fewer classes than GPUs.
     """
     _require_empty(output)
-    checkpoint, about, config = _open(checkpoint)
-    if config["head"]["subcenters"] > 1:
+    saved = _open(checkpoint)
+    if saved.config.head.subcenters > 1:
         raise CheckpointError(
-            f"{checkpoint} has {config['head']['subcenters']} centers a class, expected 1: "
+            f"{saved.path} has {saved.config.head.subcenters} centers a class, expected 1: "
             "arcface_torch has no place for more; --format safetensors takes the backbone"
         )
-    tensors = _read_tensors(checkpoint, "backbone.", "optimizer.", "head.")
-    weights = _weights(tensors, config, step=about["step"])
+    weights = _weights(saved, BACKBONE, OPTIMIZER, HEAD)
     if weights.centers is not None and weights.momentum is None:
         print("note          no momentum of SGD in the checkpoint: the backbone's starts at zero")
     if epoch is None:
-        epoch = _epochs_done(about)
+        epoch = _epochs_done(saved.about)
     has_head = weights.centers is not None  # without one there is nothing to resume
-    rate, peak_rate = _rates(config, about, epoch=epoch) if has_head else (0.0, 0.0)
+    rate, peak_rate = _rates(saved, epoch=epoch) if has_head else (0.0, 0.0)
     return write_arcface_torch(
         output,
         weights,
@@ -89,17 +87,17 @@ def export_arcface_torch(
         epoch=epoch,
         rate=rate,
         peak_rate=peak_rate,
-        momentum=config["optim"]["momentum"],
-        weight_decay=config["optim"]["weight_decay"],
+        momentum=saved.config.optim.momentum,
+        weight_decay=saved.config.optim.weight_decay,
     )
 
 
-def _steps_per_epoch(about: dict[str, Any]) -> int:
+def _steps_per_epoch(about: Mapping[str, Any]) -> int:
     """0 where the checkpoint does not say: an import, or one of a version that did not."""
     return about.get("counters", {}).get("steps_per_epoch", 0)
 
 
-def _epochs_done(about: dict[str, Any]) -> int:
+def _epochs_done(about: Mapping[str, Any]) -> int:
     """The whole ones, said where that is not all there is to say."""
     step, per_epoch = about["step"], _steps_per_epoch(about)
     if not per_epoch:
@@ -115,18 +113,16 @@ def _epochs_done(about: dict[str, Any]) -> int:
     return epoch
 
 
-def _rates(config: dict[str, Any], about: dict[str, Any], *, epoch: int) -> tuple[float, float]:
+def _rates(saved: SavedCheckpoint, *, epoch: int) -> tuple[float, float]:
     """Of the step that comes next, and the highest, by the run's own schedule."""
-    known = {field.name for field in fields(OptimConfig)} & config["optim"].keys()
-    optim = OptimConfig(**{name: config["optim"][name] for name in known})
-    step = about["step"]
+    config, about, step = saved.config, saved.about, saved.about["step"]
     steps_per_epoch = _steps_per_epoch(about)
     if not steps_per_epoch and epoch:
         steps_per_epoch = step // epoch  # of versions that did not keep it
     schedule = create_schedule(
-        optim,
-        global_batch=config["data"]["global_batch"],
-        epochs=config["run"]["epochs"],
+        config.optim,
+        global_batch=config.data.global_batch,
+        epochs=config.run.epochs,
         steps_per_epoch=steps_per_epoch,
     )
     if not steps_per_epoch or "imported from" in about["facts"]:
@@ -149,42 +145,26 @@ def _require_empty(output: Path) -> None:
         raise CheckpointError(f"{output} is not empty: name another folder")
 
 
-def _open(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """A checkpoint's own folder, and what its about.json and config.json say."""
-    if (path / "checkpoints").is_dir():
-        path = next(reversed(checkpoints(path)), path)
-    about = read_about(path)
-    if damage := faults(path):
-        raise CheckpointError(f"{path} is damaged: {'; '.join(damage)}. Take the one before it")
-    per_epoch = _steps_per_epoch(about)
-    epoch = f", epoch {about['step'] / per_epoch:.2f}" if per_epoch else ""
-    print(f"checkpoint    {path}: step {about['step']:,}{epoch}")
-    return path, about, json.loads((path / "config.json").read_text())
+def _open(given: str | Path) -> SavedCheckpoint:
+    saved = open_weights(given)
+    if not isinstance(saved, SavedCheckpoint):
+        raise CheckpointError(
+            f"{given} is a file: expected a checkpoint's folder, a run, RUN@best or RUN@STEP. "
+            "tools/import_arcface_torch.py makes a checkpoint of it"
+        )
+    step, per_epoch = saved.about["step"], _steps_per_epoch(saved.about)
+    epoch = f", epoch {step / per_epoch:.2f}" if per_epoch else ""
+    print(f"checkpoint    {saved.path}: step {step:,}{epoch}")
+    for note in saved.notes:
+        print(f"note          {note}")
+    return saved
 
 
-def _read_tensors(path: Path, *prefixes: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint with such names, whole and on the CPU, by name."""
-    saved = read_metadata(path).state_dict_metadata
-    tensors = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in saved.items()
-        if key.startswith(prefixes) and isinstance(entry, TensorStorageMetadata)
-    }
-    load_state(tensors, path, alone=True)
-    return tensors
-
-
-def _weights(tensors: dict[str, Tensor], config: dict[str, Any], *, step: int) -> Weights:
-    model = config["model"]
-    architecture = Architecture(
-        model["name"],
-        embedding_dim=model["embedding_dim"],
-        image_size=config["data"]["image_size"],
-        options={"width": model["width"]},
-    )
+def _weights(saved: SavedCheckpoint, *sections: str) -> Weights:
+    tensors, architecture = saved.tensors(*sections), saved.architecture
     with torch.device("meta"):
         names = architecture.create().state_dict()
-    before, after = _MOMENTUM
+    before, after = MOMENTUM
     momentum = {
         key.removeprefix(before).removesuffix(after): tensor
         for key, tensor in tensors.items()
@@ -193,17 +173,17 @@ def _weights(tensors: dict[str, Tensor], config: dict[str, Any], *, step: int) -
     return Weights(
         architecture,
         # In the module's order, by which others number them: files of several ranks have another.
-        {name: tensors[f"backbone.{name}"] for name in names},
+        {name: tensors[f"{BACKBONE}.{name}"] for name in names},
         momentum=momentum or None,
-        centers=tensors.get("head.centers"),
-        velocity=tensors.get("head.velocity"),
-        step=step,
+        centers=tensors.get(CENTERS),
+        velocity=tensors.get(VELOCITY),
+        step=saved.about["step"],
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's")
+    parser.add_argument("checkpoint", help="a checkpoint's folder, RUN, RUN@best or RUN@STEP")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write into")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
     parser.add_argument("--license", default="unknown", help="for the model card, such as mit")

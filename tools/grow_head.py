@@ -10,7 +10,6 @@ data.train=[OLD.rec,NEW.rec]`, in a new run.output.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -37,17 +36,18 @@ from training.precision import choose_precision
 from training.saving.checkpoint import create_writer
 from training.saving.files import complete, read_about
 from training.saving.metadata import load_state, read_metadata
+from training.saving.names import BACKBONE, CENTERS, VELOCITY, under
+from training.saving.reading import SavedCheckpoint, open_weights
 from training.saving.resume import FILES
+from training.saving.weight_file import WeightsError
 from training.weights.center_transfer import aim_centers
 from training.weights.identities import FILE, Identities, read_identities
 from training.weights.mean_embeddings import mean_embeddings
-from training.weights.source import WeightsError, find_weights, tensor_shapes
 
-_CENTERS, _VELOCITY, _BACKBONE = "head.centers", "head.velocity", "backbone."
 INITS = ("mean", "random")
 
 
-def grow_head(checkpoint: Path, rec: Path, output: Path, *, init: str, world: World) -> Path:
+def grow_head(checkpoint: str | Path, rec: Path, output: Path, *, init: str, world: World) -> Path:
     """Write `output`, whose manifest comes last; returns it. Call it in a process group of one.
 
     Args:
@@ -58,15 +58,15 @@ def grow_head(checkpoint: Path, rec: Path, output: Path, *, init: str, world: Wo
     """
     if output.exists():
         raise WeightsError(f"{output} exists: name another folder")
-    source = find_weights(checkpoint, world)
-    held = tensor_shapes(source)[_CENTERS][0] if _has_head(source) else 0
-    if not held:
+    saved = open_weights(checkpoint)
+    source, held = saved.path, saved.shapes().get(CENTERS, (0,))[0]
+    if not held or not isinstance(saved, SavedCheckpoint):
         raise WeightsError(f"{source} has no head to grow: expected a checkpoint of a run")
     records = Collection.of(open_shared_index(str(rec), world))
     people = _who(source, held, records)
     state = _read_with_room(source, records.num_classes)
-    config = json.loads((source / "config.json").read_text())
-    centers = state[_CENTERS]
+    config = saved.config.as_dict()
+    centers = state[CENTERS]
     new = initial_centers(held, records.num_classes, centers.shape[1], seed=config["run"]["seed"])
     if init == "mean":
         dim = config["model"]["embedding_dim"]
@@ -83,10 +83,6 @@ def grow_head(checkpoint: Path, rec: Path, output: Path, *, init: str, world: Wo
     print(f"wrote         {output}: {held} centers as they were, {len(new)} new ones")
     print(f"go on         run.init_from={output} data.train=[{train}], in a new run.output")
     return output
-
-
-def _has_head(source: Path) -> bool:
-    return source.is_dir() and _CENTERS in tensor_shapes(source)
 
 
 def _who(source: Path, held: int, records: Collection) -> Identities | None:
@@ -120,7 +116,7 @@ def _read_with_room(source: Path, rows: int) -> dict[str, Any]:
     for name, entry in read_metadata(source).state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
             state[name] = None  # a plain value
-        elif name in (_CENTERS, _VELOCITY):
+        elif name in (CENTERS, VELOCITY):
             held, width = entry.size
             whole[name] = torch.zeros(held + rows, width, dtype=entry.properties.dtype)
             state[name] = whole[name][:held]
@@ -136,8 +132,7 @@ def _directions(
     model, count = config["model"], records.num_classes
     size, dim = config["data"]["image_size"], model["embedding_dim"]
     network = create_model(model["name"], embedding_dim=dim, image_size=size, width=model["width"])
-    backbone = {n.removeprefix(_BACKBONE): t for n, t in state.items() if n.startswith(_BACKBONE)}
-    network.load_state_dict(backbone)
+    network.load_state_dict(under(BACKBONE, state))
     return mean_embeddings(
         network.to(world.device),
         records,
@@ -161,7 +156,7 @@ def _documents(
 ) -> dict[str, Any]:
     """The old checkpoint's, by file name, with what is changed; `config` is changed in place."""
     (index,), data = records.indexes, config["data"]
-    files = data["train"] if isinstance(data["train"], list) else [data["train"]]
+    files = [data["train"]] if isinstance(data["train"], str) else data["train"]
     data["train"] = [*filter(None, files), str(index.path)]
     data["weights"] = [*data["weights"], 1.0] if data["weights"] else []
     config["head"]["num_classes"] = config["head"]["num_classes"] and count
@@ -190,7 +185,7 @@ def _write(output: Path, state: dict[str, Any], documents: dict[str, Any]) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's")
+    parser.add_argument("checkpoint", help="a checkpoint's folder, RUN, RUN@best or RUN@STEP")
     parser.add_argument("--rec", type=Path, required=True, help="the .rec of the new identities")
     parser.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
     parser.add_argument("--init", choices=INITS, default="mean", help="where new centers start")

@@ -23,6 +23,7 @@ from training.command import command, whole_number
 from training.config import Config, DataConfig, HeadConfig, ModelConfig, RunConfig
 from training.distributed import join_world, leave_world
 from training.saving import checkpoint
+from training.saving.names import BACKBONE, HEAD, OPTIMIZER
 from training.weights.arcface_files import ArcFaceTorchError, Weights, read_arcface_torch, trained
 
 
@@ -86,12 +87,12 @@ def _state(weights: Weights) -> dict[str, Any]:
         shapes = {name: p.shape for name, p in trained(weights.architecture.create()).items()}
     momentum = weights.momentum or {name: torch.zeros(shape) for name, shape in shapes.items()}
     state: dict[str, Any] = {
-        "backbone": weights.backbone,
-        "optimizer": {"state": {name: {"momentum_buffer": m} for name, m in momentum.items()}},
+        BACKBONE: weights.backbone,
+        OPTIMIZER: {"state": {name: {"momentum_buffer": m} for name, m in momentum.items()}},
     }
     if weights.centers is not None:
         velocity = weights.velocity
-        state["head"] = {
+        state[HEAD] = {
             "centers": weights.centers,
             "velocity": torch.zeros_like(weights.centers) if velocity is None else velocity,
             "steps": torch.tensor(weights.step),

@@ -38,7 +38,7 @@ _LARGEST_SIDE = 16_384  # pixels: what programs that show pictures can do with
 def preview(config: Config, *, images: int, epochs: int) -> np.ndarray:
     """(H, W, 3) uint8: a row for each of `images`, the original and then `epochs` augmented ones.
 
-    Raises ValueError for what cannot be trained on, or not on the device of run.device here.
+    Raises UserError for what cannot be trained on, or not on the device of run.device here.
     """
     tile = config.data.image_size + 2 * _BORDER
     height, width = images * tile, (1 + epochs) * tile

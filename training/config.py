@@ -37,7 +37,7 @@ from training.setting_range import (
     Remainder,
     out_of_range,
 )
-from training.setting_value import SettingValueError, as_given, parse_value
+from training.setting_value import SettingValueError, as_given, from_plain, parse_value
 
 # Where a leading tilde is expanded.
 PATH_SETTINGS = (
@@ -246,8 +246,8 @@ class DistillConfig:
     those of the images as stored. A flip hardly changes an embedding; stronger augmentation does.
     """
 
-    teacher: str = ""  # a checkpoint's folder, a .pth or .pt of arcface_torch, an .onnx; none: off
-    model: str = ""  # of a .pth or .pt: the name of its network
+    teacher: str = ""  # a run, checkpoint, .pth, .pt, .safetensors or .onnx; none: off
+    model: str = ""  # the name of its network, if that is to be checked
     input: dict[str, Any] = field(default_factory=dict)  # what a file takes, see models/input.py
     loss: Literal["cosine", "l2"] = "cosine"  # between the embeddings of both
     weight: Amount = 1.0  # of this loss beside the head's, at the first step
@@ -258,9 +258,8 @@ class DistillConfig:
         named = bool(self.teacher)
         _check(named or not self.cached, "distill.cached", self.cached, "false without a teacher")
         _check_ranges("distill", self)
-        if self.teacher.endswith((".pth", ".pt")):
-            allowed = f"the name of distill.teacher's network, one of {sorted(MODELS)}"
-            _check(self.model in MODELS, "distill.model", self.model, allowed)
+        allowed = f"none, or the name of distill.teacher's network, one of {sorted(MODELS)}"
+        _check(self.model in ("", *MODELS), "distill.model", self.model, allowed)
 
     @property
     def last_weight(self) -> float:
@@ -357,10 +356,6 @@ class Config:
         except UserError as error:
             raise ConfigError(f"model.name={self.model.name} cannot be built: {error}") from error
         try:
-            create_margin(self.head.loss, **self.head.loss_args)
-        except UserError as error:
-            raise ConfigError(f"head.loss, head.loss_args: {error}") from error
-        try:
             self.teacher_input  # noqa: B018
         except InputError as error:
             raise ConfigError(f"distill.input: {error}") from error
@@ -394,6 +389,29 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, fit for JSON; paths in UTF-8, whatever the locale."""
         return _as_texts(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> tuple[Config, tuple[str, ...]]:
+        """What `as_dict` gave, perhaps through JSON, perhaps in another version; and how that
+        version's settings differ, in a line or two.
+
+        Its loss may be the user's own, which is defined where that file is run alone. Raises
+        ConfigError for what is no such mapping, or out of range by now.
+        """
+        sections, gone, new = {}, [], []
+        for name, given in values.items():
+            if not isinstance(given, Mapping):
+                raise ConfigError(f"{name}={given!r}: expected a mapping of settings")
+        values = by_names_of_now(values)
+        for section, kind in get_type_hints(cls).items():
+            kinds, given = get_type_hints(kind), values.get(section, {})
+            known = {key: from_plain(given[key], kinds[key]) for key in kinds if key in given}
+            sections[section] = kind(**known)
+            gone += [f"{section}.{key}={as_given(given[key])}" for key in given if key not in kinds]
+            new += [f"{section}.{key}" for key in kinds if key not in given]
+        lines = [f"settings that are no more: {', '.join(gone)}"] if gone else []
+        lines += [f"settings since then, at their defaults: {', '.join(new)}"] if new else []
+        return _typed(cls(**sections)), tuple(lines)
 
     def lines(self) -> list[str]:
         """``section.key=value`` for every key: what run.log has, and what would override it."""
@@ -486,11 +504,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     takes only the scale from the file's loss_args; a mapping given whole replaces the file's.
     Raises ConfigError as `load_config`.
     """
-    try:
-        # Refuses values of wrong types.
-        config = cast(Config, OmegaConf.to_object(OmegaConf.structured(config)))
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+    config = _typed(config)
     changed = {
         section.name: dict(vars(getattr(config, section.name))) for section in fields(config)
     }
@@ -515,9 +529,21 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     for setting in PATH_SETTINGS:
         section, _, name = setting.partition(".")
         changed[section][name] = _as_path(changed[section][name])
-    return Config(
-        **{name: type(getattr(config, name))(**values) for name, values in changed.items()}
-    )
+    built = {name: type(getattr(config, name))(**values) for name, values in changed.items()}
+    overridden = Config(**built)
+    try:
+        create_margin(overridden.head.loss, **overridden.head.loss_args)
+    except UserError as error:
+        raise ConfigError(f"head.loss, head.loss_args: {error}") from error
+    return overridden
+
+
+def _typed(config: Config) -> Config:
+    """The same; ConfigError for values of other types than their settings."""
+    try:
+        return cast(Config, OmegaConf.to_object(OmegaConf.structured(config)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
 
 
 def by_names_of_now(saved: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -16,19 +16,20 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from facestream import UserError
 from heads import GroupClasses
 from heads.centers import shard_of
 from heads.memory import predict_memory
 from heads.sampling import Sampling, sampling_at
-from models import Architecture, normalize
+from models import normalize
 from pipeline.augment import Augmentation
 from pipeline.dali_decode import PREFETCH
 from pipeline.dali_loader import choose_threads
 from training.config import Config, DataConfig, HeadConfig, OptimConfig
 from training.distributed import World
 from training.precision import Precision
-from training.saving.settings import saved_network
+from training.saving.files import CheckpointError, split_choice
+from training.saving.reading import open_weights
+from training.saving.weight_file import WeightsError
 
 # Bytes that a run's libraries take on a CPU after the prediction, whatever is trained: code that
 # they load or compile, threads, and what malloc keeps without use. Measured, see
@@ -322,23 +323,19 @@ def _teacher_bytes(config: Config, *, batch: int, precision: Precision, besides:
 
     Its batch is not split into micro-batches. Of an ONNX file the size is taken for the weights.
     """
-    path, size = Path(config.distill.teacher), config.teacher_input.size
-    if not os.path.exists(path):  # nor for names that no file can have
+    given = config.distill.teacher
+    if not os.path.exists(split_choice(given)[0]):  # nor for names that no file can have
         return 0  # its reader says what is wrong
-    if path.suffix == ".onnx":
-        parts = (path, path.with_name(f"{path.name}.data"))
+    if given.endswith(".onnx"):
+        parts = (Path(given), Path(f"{given}.data"))
         return sum(part.stat().st_size for part in parts if part.is_file())
     try:
-        if path.is_dir():
-            architecture = saved_network(path)
-        else:
-            dim = config.model.embedding_dim
-            architecture = Architecture(config.distill.model, embedding_dim=dim, image_size=size)
-    except UserError:  # its reader says what is wrong
+        architecture = open_weights(given, checked=False).architecture
+    except (WeightsError, CheckpointError):  # as above
         return 0
-    size = architecture.image_size
     with torch.device("meta"):
         network = architecture.create()
+    size = architecture.image_size
     forward = _inference(network.eval(), batch=batch, image_size=size, precision=precision)
     return _weight_bytes(network) + forward.beyond(besides)
 

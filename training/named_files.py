@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pipeline.named_path import check_path
 from training.config import Config
+from training.saving.files import split_choice
 
 
 class _Expected(NamedTuple):
@@ -22,21 +23,23 @@ _SETTINGS = {
     "data.leave_out": _Expected("a text file of identities and records"),
     "eval.sets": _Expected("a verification set such as lfw.bin, or eval.sets=[] for none"),
     "distill.teacher": _Expected(
-        "a checkpoint's folder (RUN/checkpoints/step_…), a .pth or .pt of arcface_torch, or an "
-        ".onnx",
+        "a checkpoint's folder (RUN/checkpoints/step_…), the folder of a run, RUN@best, RUN@STEP, "
+        "or a file (.pth, .pt, .safetensors, .onnx)",
         folder=True,
     ),
     "run.init_from": _Expected(
-        "a checkpoint (RUN/checkpoints/step_…), the folder of a run, or a file of weights (.pth, "
-        ".pt, .safetensors)",
+        "a checkpoint (RUN/checkpoints/step_…), the folder of a run, RUN@best, RUN@STEP, or a file "
+        "of weights (.pth, .pt, .safetensors)",
         folder=True,
     ),
     "run.resume": _Expected(
-        "auto, never, a run's folder, or a checkpoint's own folder, RUN/checkpoints/step_…",
+        "auto, never, a run's folder, RUN@best, RUN@STEP, or a checkpoint's own folder, "
+        "RUN/checkpoints/step_…",
         file=False,
         folder=True,
     ),
 }
+_CHECKPOINTS = ("distill.teacher", "run.init_from", "run.resume")  # RUN@best and RUN@STEP, too
 _WORDS = {"run.resume": ("auto", "never")}  # values that are no path
 
 
@@ -49,7 +52,8 @@ def check_named_files(config: Config, *settings: str) -> None:
         what, file, folder = _SETTINGS[setting]
         for path in _paths(config, setting):
             called = f"{setting}={path}"
-            check_path(path, called=called, expected=what, file=file, folder=folder)
+            there = split_choice(path)[0] if setting in _CHECKPOINTS else path
+            check_path(there, called=called, expected=what, file=file, folder=folder)
             if setting == "data.train" and Path(path).is_dir():
                 inside = Path(path) / "train.rec"
                 check_path(inside, called=f"{setting}={path}: {inside}", expected=what)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import make_dataclass
-from typing import Any, Literal, cast, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -64,6 +64,15 @@ def as_given(value: Any) -> str:
     return "".join(
         c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(value, ensure_ascii=False)
     )
+
+
+def from_plain(value: Any, kind: Any) -> Any:
+    """The value of a setting that JSON has kept, where lists are tuples and keys are texts."""
+    if isinstance(value, list):
+        return tuple(value)
+    if get_origin(kind) is dict and get_args(kind)[0] is int and isinstance(value, dict):
+        return {int(key) if str(key).isdecimal() else key: inner for key, inner in value.items()}
+    return value
 
 
 def _texts(text: str) -> tuple[str, ...]:

@@ -15,13 +15,15 @@ from safetensors.torch import load_file
 from models import create_model
 from tests.training import tiny
 from tests.training.saved import save
-from tools.export_weights import _read_tensors, export_arcface_torch, export_safetensors, main
+from tools.export_weights import export_arcface_torch, export_safetensors, main
 from tools.import_arcface_torch import import_arcface_torch
 from training.assembly import create_step
 from training.config import Config
 from training.precision import choose_precision
 from training.saving import checkpoint
 from training.saving.files import CheckpointError
+from training.saving.reading import SavedCheckpoint
+from training.saving.weight_file import WeightsError
 from training.schedules import create_schedule
 from training.step import TrainStep
 
@@ -167,9 +169,11 @@ def test_it_says_what_it_took_and_arcface_torch_goes_on_at_its_epoch(
 def test_tensors_in_another_order_are_written_in_the_modules(config, world, tmp_path, monkeypatch):
     """As in the checkpoints of several ranks."""
     step, path = train(config, world)
+    read = SavedCheckpoint.tensors
     monkeypatch.setattr(
-        "tools.export_weights._read_tensors",
-        lambda *given: dict(reversed(_read_tensors(*given).items())),
+        SavedCheckpoint,
+        "tensors",
+        lambda self, *sections: dict(reversed(read(self, *sections).items())),
     )
     written = export_arcface_torch(path, tmp_path / "theirs", world_size=1, epoch=0)
     names = list(step.backbone.state_dict())
@@ -244,11 +248,11 @@ def test_a_run_is_exported_by_its_newest_checkpoint_and_an_import_tells_its_sour
 
 def test_a_damaged_or_missing_checkpoint_is_refused(config, world, tmp_path):
     _, path = train(config, world)
-    with pytest.raises(CheckpointError, match=r"no readable about\.json"):
+    with pytest.raises(WeightsError, match=r"none does not exist: expected a checkpoint"):
         export_safetensors(tmp_path / "none", tmp_path / "out", license="mit")
     shard = next(path.glob("*.distcp"))
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"is damaged: .*distcp has .* bytes instead of"):
+    with pytest.raises(WeightsError, match=r"is damaged: .*distcp has .* bytes instead of"):
         export_safetensors(path, tmp_path / "out", license="mit")
     assert not (tmp_path / "out").exists()
 

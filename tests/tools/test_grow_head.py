@@ -23,7 +23,7 @@ from training.precision import choose_precision
 from training.saving import checkpoint
 from training.saving.files import faults, read_about
 from training.saving.state import unwrapped
-from training.weights.source import WeightsError
+from training.saving.weight_file import WeightsError
 from training.weights.warm_start import warm_start
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,7 @@
 """The configuration fails early and says what is allowed."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -242,3 +243,25 @@ def test_changes_are_what_is_not_at_its_default_and_the_data():
     changed = override(plain, ["optim.lr=0.2", "run.epochs=20", "head.loss_args={margin: 0.3}"])
     told = ["data.train=a.rec", 'head.loss_args={"margin": 0.3}', "optim.lr=0.2"]
     assert changed.changes() == told, "20 epochs are the default"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_comes_back_from_json(path):
+    config = load_config(path, ["head.sample_rate_from={3: 0.5}", "data.augment=[flip,light:0.2]"])
+    found, lines = Config.from_dict(json.loads(json.dumps(config.as_dict())))
+    assert (found, lines) == (config, ())
+
+
+def test_settings_of_other_versions_are_named():
+    values = BASE.as_dict()
+    del values["optim"]["clip"], values["log"]
+    values["optim"]["nesterov"] = True
+    found, lines = Config.from_dict(values)
+    assert found == override(BASE, ())
+    assert lines == (
+        "settings that are no more: optim.nesterov=true",
+        "settings since then, at their defaults: optim.clip, log.every",
+    )
+    for odd in ({"optim": 3}, {"optim": {"lr": -1}}, {"optim": {"lr": "much"}}):
+        with pytest.raises(ConfigError, match="optim"):
+            Config.from_dict(values | odd)

@@ -29,8 +29,9 @@ from training.saving import files, resume
 from training.saving.files import CheckpointError
 from training.saving.lock import FILE as LOCK
 from training.saving.lock import require_free
+from training.saving.reading import open_weights
 from training.saving.run_state import NAME, RunState, describe_silent_end
-from training.saving.settings import saved_network
+from training.saving.weight_file import WeightsError
 from training.weights import identities
 
 MANY = 200  # mutations of a file
@@ -112,7 +113,13 @@ def test_a_damaged_configuration_of_a_checkpoint_is_refused_by_name(tmp_path):
     saved = {section: config[section] for section in ("model", "data")}
     mutations = damage.of_json(saved, count=2 * MANY)
     path = tmp_path / "config.json"
-    damage.assert_refused_by_name(path, mutations, lambda: saved_network(tmp_path), ValueError)
+    (tmp_path / ".metadata").touch()
+    damage.assert_refused_by_name(
+        path,
+        mutations,
+        lambda: open_weights(tmp_path, checked=False).architecture.create(),
+        WeightsError,
+    )
 
 
 def test_a_damaged_list_of_identities_is_refused_by_name(tmp_path):

@@ -221,11 +221,10 @@ def test_a_checkpoints_copy_is_what_a_run_copies(world, data, tmp_path, optimize
 
 
 def test_a_teacher_comes_with_its_weights_and_a_forward_of_the_whole_batch(tmp_path):
-    path = tmp_path / "teacher.pth"
-    path.touch()  # what is in it is not looked at
-    config = configured(f"distill.teacher={path}", "distill.model=iresnet18")
+    config = configured(f"distill.teacher={tmp_path / 'teacher.pth'}")
     dim, size = config.model.embedding_dim, config.data.image_size
     weights = create_model("iresnet18", embedding_dim=dim, image_size=size)
+    torch.save(weights.state_dict(), tmp_path / "teacher.pth")
     held = nbytes([*weights.parameters(), *weights.buffers()])
     whole = predicted(config).teacher
     assert whole > held

@@ -1,4 +1,4 @@
-"""The frozen network that a student is distilled from: a checkpoint, a state dict, an ONNX file."""
+"""The frozen network that a student is distilled from: saved weights of any kind, an ONNX file."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 
 from facestream import UserError
-from models import Architecture, create_model
 from models.input import Input
 from training.config import Config
 from training.distill.onnx_network import OnnxNetwork
 from training.distributed import together
 from training.named_files import check_named_files
 from training.precision import Precision
-from training.saving.metadata import load_state
-from training.saving.settings import saved_network
-from training.weights.source import WeightsError, load_content
+from training.saving.reading import SavedCheckpoint, open_weights
+
+_ONNX = ".onnx"
 
 
 class TeacherError(UserError):
@@ -45,14 +43,15 @@ def load_teacher(config: Config, *, device: torch.device, precision: Precision) 
     `config.teacher_input` says.
 
     Raises:
-        PathError, TeacherError, OnnxError: the file is missing, unreadable or of another network.
+        PathError, WeightsError, TeacherError, OnnxError: what is named is missing, unreadable, or
+            of another network.
     """
-    path, wanted = _path(config), config.teacher_input
-    if _is_onnx(path):
-        network: Callable[[Tensor], Tensor] = OnnxNetwork(path, wanted, device=device)
-        digest, dtype = _file_digest(path), torch.float32
+    given, wanted = _given(config), config.teacher_input
+    if given.endswith(_ONNX):
+        network: Callable[[Tensor], Tensor] = OnnxNetwork(Path(given), wanted, device=device)
+        digest, dtype = _file_digest(Path(given)), torch.float32
     else:
-        frozen = _read_network(path, config).requires_grad_(False).eval()
+        frozen = _read_network(given, config).requires_grad_(False).eval()
         digest, dtype = _weights_digest(frozen), precision.compute_dtype
         network = frozen.to(device)
 
@@ -74,9 +73,10 @@ def fingerprint_teacher(config: Config) -> str:
     An ONNX file's is that of its bytes and needs no onnxruntime. Any other's is that of the
     weights, so a checkpoint and a state dict of the same network have the same one.
     """
-    path = _path(config)
-    digest = _file_digest(path) if _is_onnx(path) else _weights_digest(_read_network(path, config))
-    return _fingerprint(digest, config)
+    given = _given(config)
+    if given.endswith(_ONNX):
+        return _fingerprint(_file_digest(Path(given)), config)
+    return _fingerprint(_weights_digest(_read_network(given, config)), config)
 
 
 def _fingerprint(digest: str, config: Config) -> str:
@@ -87,74 +87,31 @@ def _fingerprint(digest: str, config: Config) -> str:
     return hashlib.blake2b(f"{digest} {wanted!r}".encode(), digest_size=8).hexdigest()
 
 
-def _path(config: Config) -> Path:
+def _given(config: Config) -> str:
     together(lambda: check_named_files(config, "distill.teacher"))
-    return Path(config.distill.teacher)
+    return config.distill.teacher
 
 
-def _is_onnx(path: Path) -> bool:
-    return path.suffix == ".onnx"
-
-
-def _read_network(path: Path, config: Config) -> nn.Module:
-    return _from_checkpoint(path, config) if path.is_dir() else _from_state_dict(path, config)
-
-
-def _from_checkpoint(path: Path, config: Config) -> nn.Module:
-    """The backbone of one of our checkpoints, built as the config.json in it says."""
-    if config.distill.input:
+def _read_network(path: str, config: Config) -> nn.Module:
+    """A network of ours, from whatever it was saved in, where it fits what the run gives it."""
+    saved = open_weights(path)
+    architecture, wanted = saved.architecture, config.teacher_input
+    found = f"distill.teacher={path} is of {architecture.name}"
+    if isinstance(saved, SavedCheckpoint) and config.distill.input:
         raise TeacherError(
             f"distill.input={config.distill.input} with distill.teacher={path}: expected none for "
             "a checkpoint of ours, which is given what it was trained on; set distill.input={}"
         )
-    # Together, because a rank that fails alone would leave the others waiting in load_state.
-    saved = together(lambda: _read_saved_network(path))
-    if saved.image_size != config.data.image_size:
+    if config.distill.model not in ("", architecture.name):
         raise TeacherError(
-            f"distill.teacher={path} was trained on images of {saved.image_size} pixels, and "
-            f"data.image_size={config.data.image_size}: expected the same size"
+            f"{found}: expected distill.model={config.distill.model}, or leave that out"
         )
-    network = saved.create()
-    try:
-        # Fills the network's own tensors; optimizer and head stay unread.
-        load_state({"backbone": network.state_dict()}, path)
-    except CheckpointException as error:
-        causes = sorted({_brief(cause) for cause, _ in error.failures.values()})
+    if wanted.layout != "nchw" or wanted.size != architecture.image_size:
         raise TeacherError(
-            f"distill.teacher={path} does not hold the {saved.name} that its config.json speaks "
-            f"of: {'; '.join(causes)}. Name another checkpoint"
-        ) from error
-    return network
-
-
-def _read_saved_network(path: Path) -> Architecture:
-    try:
-        return saved_network(path)
-    except ValueError as error:
-        raise TeacherError(
-            f"distill.teacher={path} has no readable config.json ({error}): expected a "
-            "checkpoint's own folder, RUN/checkpoints/step_…"
-        ) from error
-
-
-def _from_state_dict(path: Path, config: Config) -> nn.Module:
-    """A network of the name in distill.model, with arcface_torch's weights."""
-    name, dim, wanted = config.distill.model, config.model.embedding_dim, config.teacher_input
-    if wanted.layout != "nchw" or wanted.size % 16:
-        raise TeacherError(
-            f"distill.input={config.distill.input} with distill.teacher={path}: {name} takes NCHW "
-            "and a size that is a multiple of 16"
+            f"{found} for images of {architecture.image_size} pixels in NCHW, and it would be "
+            f"given {wanted}: expected the same, set data.image_size or distill.input"
         )
-    network = create_model(name, embedding_dim=dim, image_size=wanted.size)
-    try:
-        network.load_state_dict(load_content(path))
-    except (WeightsError, RuntimeError, TypeError, AttributeError) as error:
-        raise TeacherError(
-            f"distill.teacher={path} does not fit distill.model={name} with embeddings of "
-            f"model.embedding_dim={dim}: {_brief(error)}. Expected a state dict of that network "
-            "alone, as arcface_torch saves it"
-        ) from error
-    return network
+    return saved.network()
 
 
 def _weights_digest(network: nn.Module) -> str:
@@ -174,8 +131,3 @@ def _file_digest(path: Path) -> str:
                 while block := file.read(1 << 24):
                     digest.update(block)
     return digest.hexdigest()
-
-
-def _brief(error: BaseException) -> str:
-    """The first two lines of a message in one: torch tells the cause in the second."""
-    return " ".join(line.strip() for line in str(error).splitlines()[:2])[:200]

@@ -34,6 +34,7 @@ from training.saving.disk import replace
 from training.saving.files import CheckpointError, Digest, Scores, checkpoints, newest
 from training.saving.lock import Lock
 from training.saving.metadata import load_state, read_metadata
+from training.saving.names import BACKBONE, HEAD, SCALER
 from training.saving.resume import claim
 from training.saving.state import (
     HostCopy,
@@ -105,7 +106,7 @@ class Saver:
         Not for the optimizer's state, which may not be there yet.
         """
         backbone, head = unwrapped(self._train_step.backbone), self._train_step.head
-        self._copy({"backbone": backbone.state_dict(), "head": head.state_dict()})
+        self._copy({BACKBONE: backbone.state_dict(), HEAD: head.state_dict()})
 
     def save(self, step: int, *, counters: Mapping[str, int] | None = None) -> Path:
         """Copy the state after `step` steps and begin to write it; returns where it will be.
@@ -198,6 +199,7 @@ def write(
     final = files.folder_of(output, step)
     writer, written = create_writer(final)
     about = {
+        "format": files.FORMAT,
         "step": step,
         "facts": facts,
         "counters": dict(counters or {}),
@@ -256,8 +258,8 @@ def load(path: Path, *, train_step: TrainStep) -> int:
     state = share_head(read_state(train_step), head, rank_mesh(head.centers.device.type))
     state["step"] = 0
     saved = read_metadata(path).state_dict_metadata
-    if not any(key.startswith("scaler.") for key in saved):
-        state.pop("scaler", None)  # the run so far needed no loss scaling
+    if not any(key.startswith(f"{SCALER}.") for key in saved):
+        state.pop(SCALER, None)  # the run so far needed no loss scaling
     try:
         load_state(state, path)
     except CheckpointException as error:

@@ -5,7 +5,8 @@ the disk, and removed before all else: so it needs no folder to be renamed, whic
 refuse. Beside the files of torch.distributed.checkpoint it has
 
     config.json      the resolved configuration
-    about.json       step, what identifies the run, versions, number of ranks, the user's own parts
+    about.json       format, step, what identifies the run, versions, number of ranks, the user's
+                     own parts
     manifest.json    bytes and BLAKE2b (128 bits) of every other file
 
 and, once its state has been verified, which may take long and may fail,
@@ -33,6 +34,8 @@ from facestream import UserError
 from pipeline.named_path import MALFORMED
 from pipeline.sync import sync
 from training.saving.disk import NOT_THERE, persistently, replace, sync_folder
+
+FORMAT = 1  # of a checkpoint; it rises where older versions would read a new one wrongly
 
 _MANIFEST, _SCORES = "manifest.json", "scores.json"
 _DAMAGED = "manifest.damaged"  # the manifest of one that was passed over
@@ -91,6 +94,14 @@ class DigestedFile(io.FileIO):
         return Digest(bytes=self._bytes, blake2b=self._hash.hexdigest())
 
 
+def split_choice(given: str) -> tuple[Path, str]:
+    """RUN@CHOICE to both, where RUN is a folder; any other path to itself and nothing."""
+    run, at, choice = given.rpartition("@")
+    if at and os.path.isdir(run) and not os.path.exists(given):
+        return Path(run), choice
+    return Path(given), ""
+
+
 def folder_of(output: Path, step: int) -> Path:
     """Where a run's checkpoint of a step lies."""
     return output / "checkpoints" / f"step_{step:09d}"
@@ -140,21 +151,52 @@ def best(output: Path) -> Path | None:
     return _best(checkpoints(output))
 
 
+def choose(run: Path, choice: str) -> Path:
+    """The checkpoint of a run that RUN@CHOICE names: best, or a step.
+
+    Raises CheckpointError, with those that there are, where it has none such.
+    """
+    if choice == "best":
+        found = best(run)
+        if found is None:
+            raise CheckpointError(
+                f"{run}@best: none of its checkpoints was verified. Expected {run} for the newest, "
+                f"or {run}@STEP"
+            )
+        return found
+    there = checkpoints(run)
+    step = choice.removeprefix("step_")
+    wanted = folder_of(run, int(step)) if step.isdecimal() else None
+    if wanted not in there:
+        names = ", ".join(path.name for path in there) or "none"
+        raise CheckpointError(
+            f"{run}@{choice}: expected best or the step of a checkpoint, there are {names}"
+        )
+    return wanted
+
+
 def read_about(path: Path) -> dict[str, Any]:
     """What about.json says of a checkpoint, and its `scores` and mean `accuracy`: None if unknown.
 
-    Raises CheckpointError where about.json cannot be read.
+    Raises CheckpointError where about.json cannot be read, or is of a newer format.
     """
     content, scores = read(path / "about.json"), _scores(path)
     try:
         if content is None:
             raise ValueError("it is missing")
-        return {"scores": None, "accuracy": None, **json.loads(content), **scores}
+        about = {"format": 1, "scores": None, "accuracy": None, **json.loads(content), **scores}
+        newer = about["format"] > FORMAT
     except MALFORMED as error:
         raise CheckpointError(
             f"{path} has no readable about.json ({error}): expected a checkpoint's own folder, "
             "RUN/checkpoints/step_…"
         ) from error
+    if newer:
+        raise CheckpointError(
+            f"{path} was saved by a newer version, in the format {about['format']}, and this one "
+            f"reads those up to {FORMAT}: install that version to use it"
+        )
+    return about
 
 
 def faults(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:

@@ -183,10 +183,11 @@ def _is_of(path: Path, output: Path) -> bool:
 
 def _named(config: Config, own: list[Path]) -> list[Path] | CheckpointError:
     """The checkpoints that run.resume=PATH leaves to choose from, oldest first."""
-    path = Path(config.run.resume)
+    path, choice = files.split_choice(config.run.resume)
     try:
         check_named_files(config, "run.resume")
-    except PathError as error:
+        path = files.choose(path, choice) if choice else path
+    except (PathError, CheckpointError) as error:
         # What the run began from may be gone when it goes on.
         return own or CheckpointError(str(error))
     is_checkpoint = is_complete(path)

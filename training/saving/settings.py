@@ -9,14 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from facestream import UserError
 from heads import create_margin
-from models import Architecture
-from pipeline.named_path import MALFORMED
-from training.config import Config, DataConfig, ModelConfig, by_names_of_now
+from training.config import Config, DataConfig, by_names_of_now
 
 FREE = {
     "run": (
@@ -71,22 +68,6 @@ class Differences:
 
     free: tuple[str, ...]
     binding: tuple[str, ...]
-
-
-def saved_network(checkpoint: Path) -> Architecture:
-    """The network in a checkpoint, as its config.json has it.
-
-    Raises UserError where that file cannot be read or does not say it.
-    """
-    path = checkpoint / "config.json"
-    try:
-        saved = json.loads(path.read_text())
-        model = {name: saved["model"][name] for name in ("name", "embedding_dim", "width")}
-        options = dict(saved["model"].get("options", {}))
-        data = DataConfig(train="unknown", image_size=saved["data"]["image_size"])
-        return Config(data=data, model=ModelConfig(**model, options=options)).architecture
-    except (OSError, *MALFORMED) as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def compare_settings(saved: Mapping[str, Mapping[str, Any]], config: Config) -> Differences:

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from heads import PartialFC
 from heads.shard_state import SHARD_ENTRIES
+from training.saving.names import BACKBONE, HEAD, OPTIMIZER, SCALER
 from training.step import TrainStep
 
 State = dict[str, Any]  # nested; leaves are tensors and plain values
@@ -34,12 +35,12 @@ def read_state(train_step: TrainStep) -> State:
     backbone, optimizer = get_state_dict(unwrapped(train_step.backbone), train_step.optimizer)
     head = train_step.head.state_dict()
     state = {
-        "backbone": backbone,
-        "optimizer": {"state": optimizer["state"]},
-        "head": {name: value for name, value in head.items() if name not in SHARD_ENTRIES},
+        BACKBONE: backbone,
+        OPTIMIZER: {"state": optimizer["state"]},
+        HEAD: {name: value for name, value in head.items() if name not in SHARD_ENTRIES},
     }
     if train_step.scaler.is_enabled():
-        state["scaler"] = train_step.scaler.state_dict()
+        state[SCALER] = train_step.scaler.state_dict()
     return state
 
 
@@ -49,11 +50,11 @@ def put_state(state: State, train_step: TrainStep) -> None:
     set_state_dict(
         unwrapped(train_step.backbone),
         train_step.optimizer,
-        model_state_dict=state["backbone"],
-        optim_state_dict=state["optimizer"] | {"param_groups": optimizer["param_groups"]},
+        model_state_dict=state[BACKBONE],
+        optim_state_dict=state[OPTIMIZER] | {"param_groups": optimizer["param_groups"]},
     )
-    if "scaler" in state:
-        train_step.scaler.load_state_dict(state["scaler"])
+    if SCALER in state:
+        train_step.scaler.load_state_dict(state[SCALER])
 
 
 def rank_mesh(device_type: str) -> DeviceMesh:
@@ -66,7 +67,7 @@ def share_head(state: State, head: PartialFC, mesh: DeviceMesh) -> State:
     width = head.centers.shape[1]
     rows = {
         name: DTensor.from_local(
-            state["head"][name],
+            state[HEAD][name],
             mesh,
             [Shard(0)],
             shape=torch.Size((head.num_classes, width)),
@@ -74,7 +75,7 @@ def share_head(state: State, head: PartialFC, mesh: DeviceMesh) -> State:
         )
         for name in SHARDED
     }
-    return state | {"head": state["head"] | rows}
+    return state | {HEAD: state[HEAD] | rows}
 
 
 class HostCopy:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from facestream import UserError
 from models import Architecture
 from models.recognize import recognize, require_finite
+from training.saving.weight_file import WeightsError, find_state_dict, load_content, some
 from training.weights.head_file import read_head
-from training.weights.source import WeightsError, find_state_dict, load_content, some
 
 _RANK_FILE = re.compile(r"checkpoint_gpu_(\d+)\.pt")
 _OLD_FILE = re.compile(r"rank_(\d+)_softmax_weight(_mom)?\.pt")

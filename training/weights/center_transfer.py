@@ -14,6 +14,7 @@ from heads import PartialFC
 from heads.centers import shard_of
 from training.distributed import World
 from training.saving.metadata import load_state
+from training.saving.names import HEAD
 from training.saving.state import rank_mesh
 
 _PIECE = 1 << 15  # rows that travel together
@@ -48,7 +49,7 @@ def take_centers(
     spread = DTensor.from_local(
         own, rank_mesh("cpu"), [Shard(0)], shape=torch.Size((held, width)), stride=(width, 1)
     )
-    load_state({"head": {"centers": spread}}, checkpoint)
+    load_state({HEAD: {"centers": spread}}, checkpoint)
     norms = []
     for first in range(0, held, _PIECE):
         piece = _gather_rows(own, first, min(first + _PIECE, held), held=held, world=world)

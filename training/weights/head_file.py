@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from models.recognize import LANDMARK
-from training.weights.source import WeightsError, load_content, some, state_dicts
+from training.saving.weight_file import WeightsError, load_content, some, state_dicts
 
 
 class Head(NamedTuple):

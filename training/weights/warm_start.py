@@ -6,7 +6,6 @@ starts at the mean embedding of their images. A run that is resumed needs none o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,20 +19,14 @@ from training.data import TrainingData
 from training.distributed import World, require_agreement, together
 from training.named_files import check_named_files
 from training.precision import Precision
+from training.saving.names import CENTERS
+from training.saving.reading import SavedCheckpoint, SavedFile, open_weights
 from training.saving.state import unwrapped
+from training.saving.weight_file import WeightsError, some
 from training.step import TrainStep
 from training.weights.center_transfer import aim_centers, owned_rows, take_centers
 from training.weights.identities import Identities, read_identities
 from training.weights.mean_embeddings import IMAGES, mean_embeddings
-from training.weights.source import (
-    WeightsError,
-    find_weights,
-    read_backbone,
-    some,
-    tensor_shapes,
-)
-
-_CENTERS = "head.centers"
 
 
 def warm_start(
@@ -52,19 +45,18 @@ def warm_start(
         IdentitiesError: it cannot be read whose the rows of its head are.
     """
     together(lambda: check_named_files(config, "run.init_from"))
-    path = find_weights(config.run.init_from, world)
-    require_agreement({"what run.init_from stands for": path.name})
-    network, head = unwrapped(step.backbone), step.head
-    backbone = read_backbone(path)
-    misfits = take_backbone(network, backbone.tensors, path=path)
-    rows, how = together(lambda: match_rows(config, data, path, num_classes=head.num_classes))
+    saved = open_weights(config.run.init_from)
+    require_agreement({"what run.init_from stands for": saved.path.name})
+    path, network, head = saved.path, unwrapped(step.backbone), step.head
+    misfits = take_backbone(network, saved.backbone().tensors, path=path)
+    rows, how = match_rows(config, data, saved, num_classes=head.num_classes)
     known, norm = int((rows >= 0).sum()), None
     if known:
-        held = tensor_shapes(path)[_CENTERS][0]
+        held = saved.shapes()[CENTERS][0]
         norm = take_centers(path, head, rows, held=held, world=world)
     lines = [
         f"backbone from {path}",
-        *backbone.notes,
+        *saved.notes,
         *misfits,
         f"{known} of {head.num_classes} centers {how}",
     ]
@@ -135,35 +127,38 @@ def take_backbone(network: nn.Module, weights: Mapping[str, Tensor], *, path: Pa
 
 
 def match_rows(
-    config: Config, data: TrainingData, path: Path, *, num_classes: int
+    config: Config, data: TrainingData, saved: SavedCheckpoint | SavedFile, *, num_classes: int
 ) -> tuple[np.ndarray, str]:
-    """(C,) int64: for each class the row of `path`'s head that is the same person, or -1; and how
-    they were found, in words.
+    """(C,) int64: for each class the row of the saved head that is the same person, or -1; and how
+    they were found, in words. Call it on every rank.
 
     Raises WeightsError, IdentitiesError for a checkpoint that contradicts itself.
     """
     none = np.full(num_classes, -1, np.int64)
-    shapes = tensor_shapes(path) if path.is_dir() else {}
-    if _CENTERS not in shapes:
+    shapes = saved.shapes()
+    if isinstance(saved, SavedFile) or CENTERS not in shapes:
         return none, "taken: there is no head"
-    saved = json.loads((path / "config.json").read_text())
-    theirs = (saved["model"]["embedding_dim"], saved["head"]["subcenters"])
+    theirs = (saved.config.model.embedding_dim, saved.config.head.subcenters)
     ours = (config.model.embedding_dim, config.head.subcenters)
     if theirs != ours:
         return none, (
             f"taken: they have model.embedding_dim={theirs[0]} and head.subcenters={theirs[1]}, "
             f"here it is {ours[0]} and {ours[1]}"
         )
-    held, people = shapes[_CENTERS][0], read_identities(path)
+    held = shapes[CENTERS][0]
+    people = together(lambda: read_identities(saved.path))
     if people is None:
         return _rows_by_count(held, config, data, none)
     if people.num_classes != held:
         raise WeightsError(
-            f"{path}: its head has {held} rows, its identities.json tells of {people.num_classes}: "
-            "expected the file that was written with it. Restore that, or remove this one"
+            f"{saved.path}: its head has {held} rows, its identities.json tells of "
+            f"{people.num_classes}: expected the file that was written with it. Restore that, or "
+            "remove this one"
         )
-    now = Identities.of(
-        data.records, num_classes=num_classes, identity_map=config.data.identity_map
+    now = together(
+        lambda: Identities.of(
+            data.records, num_classes=num_classes, identity_map=config.data.identity_map
+        )
     )
     return now.rows_from(people), "taken, by the label in the same file or by the name"
 

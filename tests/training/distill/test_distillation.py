@@ -179,7 +179,7 @@ def test_a_teacher_of_another_length_is_refused_with_the_remedy(taught):
         ("distill.weight_end=-1", r"distill\.weight_end=-1\.0: expected at least 0"),
         ("distill.loss=kl", r"distill\.loss.*kl"),
         ("distill.input={colour: bgr}", r"distill\.input: colour: expected some of size, color"),
-        ("distill.teacher=x.pth", r"distill\.model='': expected the name of .*'iresnet50'"),
+        ("distill.model=r50", r"distill\.model='r50': expected none, or the name .*'iresnet50'"),
     ],
 )
 def test_wrong_values_are_refused_with_what_is_allowed(taught, override_, complaint):

@@ -12,6 +12,7 @@ from training.config import DistillConfig, override
 from training.distill.teacher import TeacherError, fingerprint_teacher, load_teacher
 from training.loop import Trainer
 from training.precision import choose_precision
+from training.saving.weight_file import WeightsError
 
 CPU = torch.device("cpu")
 FP32 = choose_precision(CPU, "fp32")
@@ -104,32 +105,44 @@ def test_it_runs_in_the_compute_dtype_and_returns_float32(trainer, images):
 def test_what_is_not_there_or_no_checkpoint_is_refused(trainer, tmp_path):
     with pytest.raises(PathError, match=r"does not exist: expected a checkpoint's folder"):
         load(taught_by(trainer.config, tmp_path / "none"))
-    with pytest.raises(TeacherError, match=r"no readable config\.json"):
+    with pytest.raises(WeightsError, match="is there, but holds no checkpoint"):
         load(taught_by(trainer.config, tmp_path))
 
 
 def test_a_teacher_of_another_image_size_is_refused(trainer):
     config = taught_by(trainer.config, trainer.last_checkpoint)
     larger = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=48))
-    with pytest.raises(TeacherError, match=r"images of 32 pixels, and data\.image_size=48"):
+    with pytest.raises(TeacherError, match=r"images of 32 pixels .* given RGB .* 48 pixels"):
         load(larger)
+
+
+def test_a_run_its_best_one_and_files_of_any_kind_are_the_same_teacher(trainer, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = dict(trainer.step.backbone.state_dict())
+    torch.save({"epoch": 3, "model": state}, tmp_path / "nested.pt")
+    plain = {name: tensor.contiguous() for name, tensor in state.items()}
+    safetensors.save_file(plain, tmp_path / "model.safetensors")
+    run, step = trainer.output, int(trainer.last_checkpoint.name.removeprefix("step_"))
+    there = [run, f"{run}@{step}", tmp_path / "nested.pt", tmp_path / "model.safetensors"]
+    found = {fingerprint_teacher(taught_by(trainer.config, path)) for path in there}
+    assert found == {fingerprint_teacher(taught_by(trainer.config, trainer.last_checkpoint))}
 
 
 def test_state_dicts_of_other_networks_and_other_things_are_refused(trainer, tmp_path):
     path = tmp_path / "backbone.pth"
     config = taught_by(trainer.config, path, NAME)
-    other = create_model(NAME, embedding_dim=DIM + 1, image_size=tiny.SIZE)
-    for content, complaint in [
-        (other.state_dict(), r"size mismatch for fc\.weight"),
-        ({"state_dict_backbone": other.state_dict()}, "Missing key"),
-        (torch.zeros(3), "dict-like"),
-        (Exception, "does not fit"),  # an object that weights_only refuses to build
+    deeper = create_model("iresnet18", embedding_dim=DIM, image_size=tiny.SIZE).state_dict()
+    for content, error, complaint in [
+        (deeper, TeacherError, r"is of iresnet18: expected distill\.model=iresnet10, or leave"),
+        ({"fc.weight": torch.zeros(2)}, WeightsError, "found no IResNet among 1 names"),
+        (torch.zeros(3), WeightsError, "holds Tensor: expected the state dict"),
+        (Exception, WeightsError, "would run code"),  # an object that weights_only refuses
     ]:
         torch.save(content, path)
-        with pytest.raises(TeacherError, match=complaint):
+        with pytest.raises(error, match=complaint):
             load(config)
     path.write_bytes(b"no file of torch's")
-    with pytest.raises(TeacherError, match=r"does not fit distill\.model=iresnet10"):
+    with pytest.raises(WeightsError, match=r"backbone\.pth cannot be read as weights"):
         load(config)
 
 
@@ -141,7 +154,7 @@ def test_a_state_dict_may_be_given_other_pixels_and_a_checkpoint_may_not(trainer
     assert torch.equal(teacher.embed(images), expected(trainer, images.flip(1)))
     assert teacher.fingerprint == fingerprint_teacher(bgr)
     assert teacher.fingerprint != fingerprint_teacher(override(bgr, ["distill.input={}"]))
-    with pytest.raises(TeacherError, match="iresnet10 takes NCHW"):
+    with pytest.raises(TeacherError, match=r"in NCHW, and it would be given .* NHWC"):
         load(override(bgr, ["distill.input={layout: nhwc}"]))
     saved = override(bgr, [f"distill.teacher={trainer.last_checkpoint}"])
     with pytest.raises(TeacherError, match="expected none for a checkpoint of ours"):

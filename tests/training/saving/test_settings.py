@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from training.config import Config, DataConfig, OptimConfig, override
-from training.saving.settings import BINDING, FREE, compare_settings, saved_network
+from training.saving.settings import BINDING, FREE, compare_settings
 
 CONFIG = Config(data=DataConfig(train="unused"))
 BLOCKS = override(CONFIG, ["data.order=block"])
@@ -82,13 +82,3 @@ def test_a_newer_setting_counts_as_its_default_and_one_that_is_gone_is_named():
     assert compare_settings(older, override(CONFIG, ["optim.clip=1"])).binding == (
         "optim.clip was 5.0, is 1.0",
     )
-
-
-def test_the_network_of_a_checkpoint_comes_with_its_options(tmp_path):
-    now = override(CONFIG, ["model.options={width: 0.5}", "model.embedding_dim=32"])
-    (tmp_path / "config.json").write_text(json.dumps(saved(now)))
-    assert saved_network(tmp_path) == now.architecture
-    older = saved(CONFIG)
-    del older["model"]["options"]
-    (tmp_path / "config.json").write_text(json.dumps(older))
-    assert saved_network(tmp_path) == CONFIG.architecture

@@ -22,7 +22,7 @@ from training.config import Config, override
 from training.distributed import World
 from training.precision import choose_precision
 from training.saving.state import unwrapped
-from training.weights.source import WeightsError
+from training.saving.weight_file import WeightsError
 from training.weights.warm_start import warm_start
 
 OLD, NEW = ("ann", "bob", "cyd", "dan"), ("bob", "eve", "ann", "fay", "gus")
@@ -139,6 +139,7 @@ def test_a_run_stands_for_its_newest_checkpoint(trained, old, world, tmp_path):
     assert torch.equal(step.head.centers, source.head.centers)
     assert told == [
         f"backbone from {checkpoint}",
+        f"{checkpoint.parent.parent}: {checkpoint.name}, its newest checkpoint",
         "4 of 4 centers taken, by the label in the same file or by the name",
     ]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from models import Architecture
+from training.saving.weight_file import WeightsError, read_weight_file
 from training.weights.arcface_files import ArcFaceTorchError, read_arcface_torch
-from training.weights.source import WeightsError, read_backbone
 
 SMALL = Architecture("iresnet10", embedding_dim=8, image_size=16, options={"width": 0.25})
 save_safetensors = pytest.importorskip("safetensors.torch").save_file
@@ -48,7 +48,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 def test_weights_are_found_under_any_keys(state, nest, tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(nest(state), path)
-    assert same(read_backbone(path).tensors, state)
+    assert same(read_weight_file(path).tensors, state)
     assert same(read_arcface_torch([path]).backbone, state)
 
 
@@ -56,7 +56,7 @@ def test_what_has_tensors_beside_them_is_named(state, tmp_path):
     path = tmp_path / "weights.pt"
     optimizer = {"state": {n: {"exp_avg": torch.zeros(2)} for n in range(9)}}
     torch.save({"backbone": state, "head": torch.zeros(4, 8), "optimizer": optimizer}, path)
-    assert read_backbone(path).notes == ("not used: head, optimizer.state",)
+    assert read_weight_file(path).notes == ("not used: head, optimizer.state",)
     assert "not used: head, optimizer.state" in read_arcface_torch([path]).notes
 
 
@@ -65,7 +65,7 @@ def test_several_backbones_in_a_file_are_refused(state, tmp_path):
     torch.save({"model": state, "ema": {"module": state}}, path)
     complaint = r"holds several backbones, under model, ema\.module: expected one"
     with pytest.raises(WeightsError, match=complaint):
-        read_backbone(path)
+        read_weight_file(path)
     with pytest.raises(ArcFaceTorchError, match=complaint):
         read_arcface_torch([path])
 
@@ -76,7 +76,7 @@ def test_several_backbones_in_one_dict_are_refused(state, tmp_path):
     torch.save({"state_dict": both}, tmp_path / "x.pt")
     complaint = r"several backbones, under state_dict\.encoder_q, state_dict\.encoder_k: expected"
     with pytest.raises(WeightsError, match=complaint):
-        read_backbone(tmp_path / "x.pt")
+        read_weight_file(tmp_path / "x.pt")
     with pytest.raises(ArcFaceTorchError, match=complaint):
         read_arcface_torch([tmp_path / "x.pt"])
 
@@ -93,7 +93,7 @@ def test_an_object_beside_the_weights_is_named_with_the_remedy(state, wrap, name
     path = tmp_path / "weights.pt"
     torch.save(wrap(state), path)
     with pytest.raises(WeightsError, match=f"holds {name} beside tensors .* weights_only=False"):
-        read_backbone(path)
+        read_weight_file(path)
     with pytest.raises(ArcFaceTorchError, match=f"holds {name} beside") as refused:
         read_arcface_torch([path])
     assert "\x1b" not in str(refused.value)
@@ -116,7 +116,10 @@ def mutations_refused(
     content: bytes, draw: random.Random, folder: Path, *, suffix: str, count: int
 ) -> list[str]:
     """How each reader refuses so many damaged copies; the others it takes."""
-    readers: list[Callable[[Path], Any]] = [read_backbone, lambda path: read_arcface_torch([path])]
+    readers: list[Callable[[Path], Any]] = [
+        read_weight_file,
+        lambda path: read_arcface_torch([path]),
+    ]
     refused = []
     for number in range(count):
         path = folder / f"{number}{suffix}"

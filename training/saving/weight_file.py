@@ -1,4 +1,4 @@
-"""Trained weights on the disk: one of our checkpoints, or a file of a backbone's alone."""
+"""Files of weights that anyone has saved: what backbone they hold, read without running code."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from facestream import UserError
 from models.recognize import LANDMARK, MAGFACE_PREFIXES, recognize, require_finite, split_prefix
-from training.distributed import World, together
-from training.saving.files import faults, newest
-from training.saving.metadata import load_state, read_metadata
 
-_SUFFIXES = (".pth", ".pt", ".safetensors")
-_BACKBONE = "backbone."
+SUFFIXES = (".pth", ".pt", ".safetensors")
 _NAMED = 6  # tensors that a line names
 _DEEPEST = 4  # nested dicts that are looked into
 _TORCH_CODE = re.compile(r"GLOBAL ([\w.]+)")
@@ -40,45 +35,16 @@ class Backbone:
     notes: tuple[str, ...] = ()  # what was changed, and what of the file is not used
 
 
-def find_weights(given: str | Path, world: World) -> Path:
-    """A checkpoint's folder whose checksums hold, or a file of weights; call it on every rank.
+def read_weight_file(path: Path) -> Backbone:
+    """The backbone in a file of weights.
 
-    Of a run's folder it is the newest checkpoint. Raises WeightsError, on every rank, where there
-    is neither.
+    Raises WeightsError for a file that holds none, for one of which nothing says which pixels it
+    takes, and for values that are not finite.
     """
-    path = together(lambda: _find(Path(given)))
-    together(lambda: _require_whole(path, world))
-    return path
-
-
-def tensor_shapes(checkpoint: Path) -> dict[str, torch.Size]:
-    """The names and shapes of all tensors in a checkpoint."""
-    saved = read_metadata(checkpoint).state_dict_metadata
-    return {
-        name: entry.size
-        for name, entry in saved.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-
-
-def read_backbone(path: Path) -> Backbone:
-    """The backbone that `path` holds; `path` is from `find_weights`; call it on every rank.
-
-    Raises WeightsError, on every rank, for a file that holds none, for one of which nothing says
-    which pixels it takes, and for values that are not finite.
-    """
-    if path.is_file():
-        return together(lambda: _read_file(path))
-    saved = read_metadata(path).state_dict_metadata
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in saved.items()
-        if name.startswith(_BACKBONE) and isinstance(entry, TensorStorageMetadata)
-    }
-    load_state(tensors, path)
-    backbone = {name.removeprefix(_BACKBONE): tensor for name, tensor in tensors.items()}
-    together(lambda: _require_finite(backbone, path))
-    return Backbone(backbone)
+    tensors, beside = find_state_dict(load_content(path), path)
+    backbone = _take_names(tensors, path)
+    require_finite_weights(backbone.tensors, path)
+    return Backbone(backbone.tensors, (*_not_used(beside), *backbone.notes))
 
 
 def load_content(path: Path) -> Any:
@@ -151,42 +117,18 @@ def state_dicts(
         yield from state_dicts(inner, (*at, str(key)))
 
 
+def require_finite_weights(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise WeightsError, with the file's name, where values are not finite."""
+    try:
+        require_finite(tensors)
+    except UserError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
 def some(names: Sequence[str], *, between: str = ", ") -> str:
     """The first names of a list, and how many more there are."""
     more = f"{between}and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return between.join(names[:_NAMED]) + more
-
-
-def _find(path: Path) -> Path:
-    if path.is_file() and path.suffix in _SUFFIXES:
-        return path
-    if (path / ".metadata").is_file():
-        return path
-    found = newest(path)
-    if found is None:
-        there = "is there, but holds no checkpoint" if path.exists() else "does not exist"
-        raise WeightsError(
-            f"{path} {there}: expected a checkpoint (RUN/checkpoints/step_…), the folder of a run, "
-            f"or a file of weights ({', '.join(_SUFFIXES)})"
-        )
-    return found
-
-
-def _require_whole(path: Path, world: World) -> None:
-    """Each rank checks a share of the files."""
-    if path.is_dir():
-        found = faults(path, rank=world.rank, world_size=world.world_size)
-        if found:
-            raise WeightsError(
-                f"{path} is damaged: {'; '.join(found)}. Restore it from a copy, or name another"
-            )
-
-
-def _read_file(path: Path) -> Backbone:
-    tensors, beside = find_state_dict(load_content(path), path)
-    backbone = _take_names(tensors, path)
-    _require_finite(backbone.tensors, path)
-    return Backbone(backbone.tensors, (*_not_used(beside), *backbone.notes))
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -230,10 +172,3 @@ def _take_names(tensors: dict[str, Tensor], path: Path) -> Backbone:
 
 def _not_used(names: Sequence[str]) -> tuple[str, ...]:
     return (f"not used: {some(names)}",) if names else ()
-
-
-def _require_finite(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        require_finite(tensors)
-    except UserError as error:
-        raise WeightsError(f"{path}: {error}") from error
