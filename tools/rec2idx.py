@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from facestream import USER_ERROR_EXIT_CODE
 from pipeline.classify import Scan, scan_rec
 from pipeline.index import RecordIndex, idx_lists, open_index, write_idx
-from pipeline.rec_names import read_names
+from pipeline.records.manifest import read_names
 from pipeline.repair import repair
 from pipeline.sidecar import output_folder, write_sidecar
 from training.command import command, whole_number

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.balanced_order import BalancedOrder
 from pipeline.collection import Collection, dense_labels, stack_labels
 from pipeline.identity_map import read_identity_map
 from pipeline.image_kind import image_size
 from pipeline.index import RecordIndex, open_index
-from pipeline.order import BlockOrder, GlobalOrder, Order, WeightedOrder
+from pipeline.order import BalancedOrder, BlockOrder, GlobalOrder, Order, WeightedOrder
 from pipeline.record_file import fingerprint
 from pipeline.record_filter import read_filter
 from pipeline.recordio import RecordError

@@ -1,4 +1,4 @@
-"""The manifest beside a packed .rec: a JSON file that says where the set is from."""
+"""The manifest beside a packed .rec: a JSON file that says where the set is from, and whose it is."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.rec_names import manifest_path
+from pipeline.named_path import MALFORMED
 from pipeline.record_file import fingerprint
+
+
+def manifest_path(rec: Path) -> Path:
+    return rec.with_suffix(".json")
 
 
 def write_manifest(
@@ -38,6 +42,23 @@ def write_manifest(
     # Names that are no text (a folder's bytes) stay writable: json escapes them.
     path.write_text(json.dumps(about, indent=1) + "\n")
     return path
+
+
+def read_names(rec: Path, *, damaged: bool = False) -> list[str] | None:
+    """The identities' names by label; None without a manifest, or where it is another file's.
+
+    damaged: the file is known to be, so that its bytes need not be the manifest's; it may be
+        shorter, but no longer.
+    """
+    try:
+        about = json.loads(manifest_path(rec).read_text())
+        if damaged and rec.stat().st_size > about["bytes"]:
+            return None
+        if not damaged and about["fingerprint"] != fingerprint(rec):
+            return None
+        return [str(name) for name in about["names"]]
+    except (OSError, *MALFORMED):
+        return None
 
 
 def _sha256(path: Path) -> str:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import counter
-from pipeline.balanced_order import BalancedOrder
 from pipeline.order import (
+    BalancedOrder,
     BlockOrder,
     GlobalOrder,
     permute,

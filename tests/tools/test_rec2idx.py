@@ -12,10 +12,9 @@ from PIL import Image
 
 from pipeline.classify import Scan, scan_rec
 from pipeline.index import RecordIndex, open_index, read_idx
-from pipeline.rec_names import read_names
 from pipeline.rec_set import pack_set
 from pipeline.recordio import RecordWriter, pack_image
-from pipeline.records.manifest import write_manifest
+from pipeline.records.manifest import read_names, write_manifest
 from tools.rec2idx import main, rec2idx, write_repaired
 
 ROOT = Path(__file__).parents[2]

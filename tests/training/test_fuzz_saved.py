@@ -16,8 +16,8 @@ import torch
 from evaluation import plots
 from pipeline.embedding_cache import EmbeddingCacheError, open_embeddings, write_embeddings
 from pipeline.index import open_index
-from pipeline.rec_names import manifest_path, read_names
 from pipeline.record_file import fingerprint
+from pipeline.records.manifest import manifest_path, read_names
 from tests import damage
 from tests.training import tiny
 from tests.training.distill.test_onnx_network import open_network, write_onnx

@@ -10,8 +10,8 @@ import numpy as np
 from pipeline.classify import scan_rec
 from pipeline.index import RecordIndex
 from pipeline.named_path import read_text
-from pipeline.rec_names import read_names
 from pipeline.recordio import RecordError
+from pipeline.records.manifest import read_names
 from tools.sources.sample import Identity
 
 BY = ("identity", "key", "offset")

@@ -19,8 +19,8 @@ from facestream import UserError
 from pipeline.collection import Collection
 from pipeline.identity_map import read_identity_names
 from pipeline.named_path import MALFORMED
-from pipeline.rec_names import read_names
 from pipeline.record_file import fingerprint
+from pipeline.records.manifest import read_names
 from training.saving.disk import replace
 
 FILE = "identities.json"
