@@ -29,7 +29,8 @@ STEPS = 10
 CONFIG = """
 import os, signal, time
 from pathlib import Path
-import evaluation.plots, training.assembly, training.loop, training.saving.checkpoint as checkpoint
+import training.assembly, training.loop, training.reporting.curves
+import training.saving.checkpoint as checkpoint
 from tests.training import tiny
 from training.config import override
 from training.loop import Trainer
@@ -109,14 +110,14 @@ def press_twice(*_):
     os.kill(os.getpid(), signal.SIGINT)
     while True:
         time.sleep(0.01)
-before(evaluation.plots, "plot_curves", press_twice)
+before(training.reporting.curves, "plot_curves", press_twice)
 """,
     "closing": """
 def at_the_end(*_):
     os.kill(os.getpid(), signal.SIGTERM)
     while not trainers[0]._stops._reason:
         time.sleep(0.01)
-before(evaluation.plots, "plot_curves", at_the_end)
+before(training.reporting.curves, "plot_curves", at_the_end)
 """,
 }
 

@@ -131,6 +131,7 @@ class Assembly:
             for key, value in values.items()
         }
         return settings | {
+            "run.device": self.plan.world.device.type,
             "data.threads": self.plan.loader.threads,
             "data.decode": self.plan.loader.decode,
             "head.backend": self.step.head.backend.name,

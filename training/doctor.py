@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class _Cause:
     """Something that holds a run up: a share of the time that is above its limit."""
 
-    measure: str  # a name of training.metrics
+    measure: str  # a name of training.reporting.meters
     limit: float
     finding: str  # goes before the share
     remedies: Mapping[str, tuple[str, tuple]]  # setting → advice, and where it stands already
@@ -38,8 +38,8 @@ _CAUSES = {
         finding="the head takes",
         remedies={
             "head.sample_rate": ("try smaller", (0,)),
-            "head.backend": ("try triton on GPUs", ("triton",)),
-            "step.cuda_graph": ("try head or full on GPUs", ("head", "full")),
+            "head.backend": ("try triton", ("triton",)),
+            "step.cuda_graph": ("try head or full", ("head", "full")),
         },
     ),
     "host": _Cause(
@@ -54,16 +54,20 @@ _CAUSES = {
     ),
 }
 
+_FOR_GPUS = ("data.decode", "head.backend", "step.cuda_graph")
+
 
 def diagnose(reading: Mapping[str, float], settings: Mapping[str, object]) -> dict[str, str]:
     """What holds a run up: a line for each cause, "data", "head" or "host"; none if all is well.
 
     Args:
-        reading: as named in training.metrics, of which data_wait_fraction (limit 5 %), share_head
-            (30 %) and host_bound_fraction (20 %) are judged.
+        reading: as named in reporting/meters.py, of which data_wait_fraction (limit 5 %),
+            share_head (30 %) and host_bound_fraction (20 %) are judged.
         settings: "section.key" to the value that this run has, automatic ones resolved. Remedies
-            are named with it; what is not in there, or as good already, is not proposed.
+            are named with it; what is not in there, as good already, or for GPUs where
+            "run.device" is "cpu", is not proposed.
     """
+    beyond = _FOR_GPUS if settings.get("run.device") == "cpu" else ()
     lines = {}
     for name, cause in _CAUSES.items():
         share = cause.share(reading)
@@ -71,7 +75,7 @@ def diagnose(reading: Mapping[str, float], settings: Mapping[str, object]) -> di
             remedies = ", ".join(
                 f"{key}={settings[key]} ({advice})"
                 for key, (advice, done) in cause.remedies.items()
-                if key in settings and settings[key] not in done
+                if key in settings and key not in beyond and settings[key] not in done
             )
             lines[name] = f"bottleneck: {cause.finding} {share:.0%} of the time: {remedies}"
     return lines

@@ -23,7 +23,6 @@ from training.distributed import World, of_all_ranks, together
 from training.doctor import diagnose
 from training.forecast import WARM_UP, duration, warm_up_steps
 from training.memory import Prediction
-from training.metrics import pace, peak_memory
 from training.out_of_memory import (
     does_not_fit,
     least_available,
@@ -31,6 +30,7 @@ from training.out_of_memory import (
 )
 from training.precision import Precision
 from training.reporting.introduction import introduce
+from training.reporting.meters import pace, peak_memory
 from training.saving.files import newest, step_of
 from training.saving.room import Room, require_room
 from training.stopwatch import Stopwatch
@@ -38,7 +38,7 @@ from training.stopwatch import Stopwatch
 STEPS = 20  # on synthetic images, and again on real ones; those to warm up are not counted
 _CLEAR_PEAK = Path("/proc/self/clear_refs")  # Linux: a 5 sets a process's peak to what it has now
 
-Reading = dict[str, float]  # named as in training.metrics
+Reading = dict[str, float]  # named as in training.reporting.meters
 
 
 class _Readings(NamedTuple):
@@ -202,7 +202,7 @@ def _bottlenecks(readings: _Readings) -> list[str]:
 
 
 def _forget_peak(device: torch.device) -> None:
-    """Let `training.metrics.peak_memory` start again from what is in use."""
+    """Let `training.reporting.meters.peak_memory` start again from what is in use."""
     if device.type != "cpu":
         torch.get_device_module(device).reset_peak_memory_stats(device)
     elif _CLEAR_PEAK.exists():

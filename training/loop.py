@@ -24,10 +24,12 @@ from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops
 from training.faults.watchdog import Watchdog
 from training.forecast import Forecast
 from training.memory import available_memory
-from training.metrics import Meters, Position, Reporter, pace
 from training.out_of_memory import memory_explained
 from training.precision import Precision
 from training.reporting.introduction import introduce
+from training.reporting.journal import Position
+from training.reporting.meters import Meters, pace
+from training.reporting.reporter import Reporter
 from training.saving import checkpoint, resume
 from training.saving.files import (
     CheckpointError,

@@ -1,4 +1,4 @@
-"""The manifest beside a packed .rec: a JSON file that says where the set is from, and whose it is."""
+"""The manifest beside a packed .rec: a JSON file that says where the set is from."""
 
 from __future__ import annotations
 

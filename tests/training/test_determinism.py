@@ -39,7 +39,7 @@ def train(world: World, config: Config) -> list[str]:
     trainer.run()
     if trainer.reporter is None:
         return []
-    lines = trainer.reporter.metrics_path.read_text().splitlines()
+    lines = trainer.reporter.journal.path.read_text().splitlines()
     return [line[line.index('"loss"') :].split(",")[0] for line in lines if '"loss"' in line]
 
 

@@ -54,6 +54,15 @@ def test_causes_are_told_together():
     assert list(diagnose(everything, SETTINGS)) == ["data", "head", "host"]
 
 
+def test_on_a_cpu_nothing_that_only_gpus_have_is_proposed():
+    on_cpu = SETTINGS | {"run.device": "cpu", "data.decode": "cpu"}
+    found = diagnose(WELL | {"data_wait_fraction": 0.5, "share_head": 0.5}, on_cpu)
+    assert "data.threads=3" in found["data"]
+    assert "head.sample_rate=0.7" in found["head"]
+    for setting in ("data.decode", "head.backend", "step.cuda_graph"):
+        assert setting not in found["data"] + found["head"]
+
+
 def test_what_is_not_measured_is_no_cause():
     """As the head's share, where a CUDA graph holds the whole step."""
     reading = {name: share for name, share in ILL["data"].items() if name != "share_head"}

@@ -20,8 +20,8 @@ from training.distributed import World
 from training.faults.agreement import Reason
 from training.faults.stops import Stopped
 from training.loop import Trainer
-from training.metrics import Meters
 from training.precision import choose_precision
+from training.reporting.meters import Meters
 from training.saving import checkpoint, files, room
 from training.saving.files import CheckpointError
 
@@ -52,7 +52,7 @@ def finished(data, world, tmp_path_factory) -> Trainer:
 
 
 def test_a_run_learns_and_writes_down_what_it_saw(finished):
-    lines = [json.loads(line) for line in finished.reporter.metrics_path.read_text().splitlines()]
+    lines = [json.loads(line) for line in finished.reporter.journal.path.read_text().splitlines()]
     training = [line for line in lines if "loss" in line]
     assert [line["step"] for line in training] == [2, 4, 6, 8, 10, 12, 14, 15]
     assert training[-1]["loss"] < training[0]["loss"]
@@ -106,7 +106,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(finished, data, world, tmp_path)
         assert torch.equal(found, expected)
     steps = [
         json.loads(line)["step"]
-        for line in resumed.reporter.metrics_path.read_text().splitlines()
+        for line in resumed.reporter.journal.path.read_text().splitlines()
         if "loss" in line
     ]
     assert steps == sorted(set(steps)), "nothing is told twice"
@@ -187,7 +187,7 @@ def test_a_try_that_saved_nothing_does_not_refuse_the_mended_one(data, world, tm
     config = override(tiny.config(data, output), ["run.resume=never", "run.epochs=1"])
     mended = build(config, world)
     mended.run()
-    lines = [json.loads(line) for line in mended.reporter.metrics_path.read_text().splitlines()]
+    lines = [json.loads(line) for line in mended.reporter.journal.path.read_text().splitlines()]
     assert [line["step"] for line in lines if "verification" in line] == [0, 5]
     events = EventAccumulator(str(mended.reporter.tensorboard_path)).Reload()
     steps = [event.step for event in events.Scalars("verification_pairs/accuracy")]
@@ -197,7 +197,7 @@ def test_a_try_that_saved_nothing_does_not_refuse_the_mended_one(data, world, tm
 
 
 def test_a_line_that_was_half_written_does_not_stop_a_resume(finished, world):
-    metrics = finished.reporter.metrics_path
+    metrics = finished.reporter.journal.path
     whole = metrics.read_text()
     metrics.write_text(whole + '{"step": 15, "los')
     build(finished.config, world).reporter.close()
@@ -467,7 +467,7 @@ def test_a_student_learns_from_a_teacher_and_goes_on_where_it_stopped(data, worl
     )
     whole = build(student, world)
     whole.run()
-    lines = [json.loads(line) for line in whole.reporter.metrics_path.read_text().splitlines()]
+    lines = [json.loads(line) for line in whole.reporter.journal.path.read_text().splitlines()]
     distances = [
         line["distillation"] / weight
         for line, weight in zip((x for x in lines if "loss" in x), (35.7, 25.0, 14.3))

@@ -43,7 +43,7 @@ def test_a_folder_that_is_removed_midway_costs_what_was_in_it(config, world, tmp
     trainer = run(config, world, at=7, disturb=lambda: shutil.rmtree(tmp_path / "run"))
     assert trainer.last_checkpoint.name == "step_000000010"
     assert files.faults(trainer.last_checkpoint) == []
-    lines = map(json.loads, trainer.reporter.metrics_path.read_text().splitlines())
+    lines = map(json.loads, trainer.reporter.journal.path.read_text().splitlines())
     assert [line["step"] for line in lines] == [8, 9, 10]
     assert list(trainer.reporter.tensorboard_path.iterdir())
     assert "saving" in (trainer.output / "run.log").read_text()

@@ -148,7 +148,7 @@ def test_scores_in_about_json_are_read_as_older_runs_wrote_them(config, world):
 def test_a_damaged_scores_json_costs_one_verification(config, world):
     first = build(config, world, Examiner(0.1, 0.2, 0.9))
     first.run()
-    first.reporter.metrics_path.unlink()
+    first.reporter.journal.path.unlink()
     (first.last_checkpoint / "scores.json").write_text('{"scores": {"pai')
     assert files.faults(first.last_checkpoint) == []
     examiner = Examiner(0.9)

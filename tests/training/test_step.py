@@ -16,9 +16,9 @@ from tests.host_reads import no_host_reads
 from tests.recorded_graph import RecordedGraphs
 from training import step_graph
 from training.config import ConfigError, OptimConfig
-from training.metrics import Meters
 from training.optim import create_optimizer, set_learning_rate
 from training.precision import Precision
+from training.reporting.meters import Meters
 from training.step import StepResult, TrainStep
 from training.step_graph import GraphedStep
 

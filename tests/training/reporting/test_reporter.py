@@ -18,9 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from heads import CosFace, PartialFC
 from tests.host_reads import no_host_reads
-from training.metrics import Meters, Position, Reporter, pace, peak_memory
 from training.precision import choose_precision
 from training.reporting.console import protect_console
+from training.reporting.journal import Position
+from training.reporting.meters import Meters, pace, peak_memory
+from training.reporting.reporter import Reporter
 from training.reporting.run_log import keep_early_warnings
 from training.reporting.tags import Tags
 from training.step import StepResult, TrainStep
@@ -163,7 +165,7 @@ def test_a_reading_arrives_everywhere_under_its_names(tmp_path):
     reporter, reading = Reporter(tmp_path, at=Position(0, 0.0, 9005)), read()
     reporter.training(Position(5, 0.25, 9005), reading)
     reporter.close()
-    [line] = reporter.metrics_path.read_text().splitlines()
+    [line] = reporter.journal.path.read_text().splitlines()
     assert json.loads(line) == {"step": 5, "epoch": 0.25, **reading}
     events = EventAccumulator(str(reporter.tensorboard_path)).Reload()
     assert set(events.Tags()["scalars"]) == set(Tags().named(reading))
@@ -193,10 +195,10 @@ def test_a_resumed_run_forgets_what_was_told_after_its_checkpoint(tmp_path):
     for step in (5, 10, 15):
         first.training(Position(step, step / 20, 9005), read())
     first.close()
-    with first.metrics_path.open("a") as file:
+    with first.journal.path.open("a") as file:
         file.write('{"step": 7, "los')
     Reporter(tmp_path, at=Position(10, 0.5, 9005)).close()
-    steps = [json.loads(line)["step"] for line in first.metrics_path.read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in first.journal.path.read_text().splitlines()]
     assert steps == [5, 10]
 
 
@@ -213,7 +215,7 @@ def test_going_back_forgets_the_steps_that_come_again(tmp_path):
     reporter.go_back(Position(10, 0.5, 9005))
     reporter.training(Position(12, 0.6, 9005), read())
     reporter.close()
-    steps = [json.loads(line)["step"] for line in reporter.metrics_path.read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in reporter.journal.path.read_text().splitlines()]
     assert steps == [5, 10, 12] == points(reporter, "loss/loss")
 
 
@@ -238,7 +240,7 @@ def test_a_folder_that_is_removed_ends_nobody_who_reports(tmp_path, caplog):
     (tmp_path / "away").rename(tmp_path / "disk")
     reporter.training(Position(20, 1.0, 9005), read())
     reporter.close()
-    lines = [json.loads(line) for line in reporter.metrics_path.read_text().splitlines()]
+    lines = [json.loads(line) for line in reporter.journal.path.read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [5, 10, 15, 20]
     assert points(reporter, "loss/loss") == [5, 10, 15, 20]
     assert reporter.verified(15) == SCORES
@@ -256,7 +258,7 @@ def test_metrics_that_cannot_be_read_for_a_moment_are_not_forgotten(tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_text", fail)
         Reporter(tmp_path, at=Position(5, 0.25, 9005)).close()
-    [line] = first.metrics_path.read_text().splitlines()
+    [line] = first.journal.path.read_text().splitlines()
     assert json.loads(line)["step"] == 5
 
 

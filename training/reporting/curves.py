@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from facestream import UserError
-from pipeline.named_path import MALFORMED, as_text
-
-Curve = dict[int, float]  # step → value
+from pipeline.named_path import as_text
+from training.reporting.journal import Curve, read_curves
 
 _COLORS = ("#2f6db5", "#d1602b", "#3c8d5a", "#8a5fa8", "#b08a1e", "#5b6470")
 _INK, _SOFT_INK, _GRID = "#2b2f36", "#6b7280", "#e3e6ea"
@@ -35,7 +32,7 @@ def plot_curves(metrics: Path, output: Path) -> None:
     Raises:
         ValueError: the file is missing, empty or garbled; says in which line.
     """
-    curves = _read(metrics)
+    curves = read_curves(metrics)
     layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12, wspace=0.03, hspace=0.03)
     figure = Figure(figsize=(11, 7), layout=layout, facecolor="white")
     figure.suptitle(
@@ -53,44 +50,6 @@ def plot_curves(metrics: Path, output: Path) -> None:
 
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, format="png", dpi=130)
-
-
-def _read(path: Path) -> dict[str, dict[str, Curve]]:
-    """The curves by panel and name, their steps ascending."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected the metrics of a run, as JSON lines")
-    curves: dict[str, dict[str, Curve]] = {
-        panel: {} for panel in ("loss", "verification", "lr", "images_per_s")
-    }
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        try:
-            _take(json.loads(text), curves)
-        except MALFORMED as error:
-            raise UserError(
-                f"{path}, line {number}: not a line of metrics ({type(error).__name__}: {error}). "
-                f'Expected an object such as {{"step": 20, "loss": 9.1}}, found {text[:80]!r}. '
-                "Remove the line if a run was killed while writing it"
-            ) from error
-    if not any(curves.values()):
-        raise UserError(f"{path}: nothing to draw; the run has not logged a loss yet")
-    return {
-        panel: {name: dict(sorted(curve.items())) for name, curve in named.items()}
-        for panel, named in curves.items()
-    }
-
-
-def _take(line: dict, curves: dict[str, dict[str, Curve]]) -> None:
-    step = line["step"]
-    if type(step) is not int:
-        raise TypeError(f"the step is {step!r}, not an integer")
-    for key in ("loss", "lr", "images_per_s"):
-        if key in line:
-            curves[key].setdefault(key, {})[step] = float(line[key])
-    for name, result in line.get("verification", {}).items():
-        curves["verification"].setdefault(name, {})[step] = float(result["accuracy"])
 
 
 def _draw(

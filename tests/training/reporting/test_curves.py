@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from evaluation import plots
-from evaluation.plots import plot_curves
+from training.reporting.curves import plot_curves
 
 TITLES = ["Loss", "Verification accuracy", "Learning rate", "Images per second"]
 

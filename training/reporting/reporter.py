@@ -1,0 +1,166 @@
+"""The main rank's voice, and all the places that it is heard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from facestream import UserError
+from training.reporting.board import Board
+from training.reporting.journal import Journal, Position
+from training.reporting.lines import open_console, show
+from training.reporting.outlet import Outlet
+from training.reporting.run_log import RunLog
+from training.reporting.tags import Tags
+
+
+class Reporter:
+    """The main rank's voice: console with a progress bar, run.log, TensorBoard, and JSON lines.
+
+    None of them fails whoever speaks: see training.reporting. Whoever prints to the console must
+    have `reporting.console.protect_console` see to that.
+
+    Args:
+        folder: the run's.
+        at: where it begins.
+        scales_losses: whether steps scale their losses, which the console's lines then tell.
+    """
+
+    def __init__(self, folder: Path, *, at: Position, scales_losses: bool = False) -> None:
+        self.console, self._scales_losses = open_console(), scales_losses
+        self.tensorboard_path = folder / "tensorboard"
+        self.curves_path = folder / "curves.png"
+        self._log = RunLog(folder / "run.log")
+        self._log.attach()
+        self.journal = Journal(folder, step=at.step)
+        # A run from its start has not even been verified: nothing of a try before it is shown.
+        self._board = Board(self.tensorboard_path, first_step=at.step + 1 if at.step else 0)
+        self._tags = Tags()
+        self._curves = Outlet(str(self.curves_path))
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]:.2f}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task(
+            "train", total=at.total_steps, completed=at.step, epoch=at.epoch, told=""
+        )
+        self._progress.start()
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches, and for who looks into run.log afterwards."""
+        self._log.write(text)
+        show(self.console, text)
+
+    def note(self, text: str) -> None:
+        """A line for run.log alone."""
+        self._log.write(text)
+
+    def advance(self, at: Position) -> None:
+        """Move the progress bar."""
+        self._progress.update(self._task, completed=at.step, epoch=at.epoch)
+
+    def training(self, at: Position, reading: Mapping[str, float]) -> None:
+        """One reading, named as in reporting/meters.py; the console's line is arcface_torch's."""
+        self.journal.write(at, reading)
+        self._board.scalars(self._tags.named(reading), at.step)
+        told = f"{reading['images_per_s']:.0f} images/s  loss {reading['loss']:.3f}"
+        self._progress.update(self._task, told=f"{told}  lr {reading['lr']:.4f}")
+        shares = {
+            name.removeprefix("share_"): share
+            for name, share in reading.items()
+            if name.startswith("share_")
+        }
+        scale = f"Fp16 Grad Scale: {reading['loss_scale']:.9g}   " if self._scales_losses else ""
+        self.say(
+            f"Speed {reading['images_per_s']:.2f} samples/sec   Loss {reading['loss']:.4f}   "
+            f"LearningRate {reading['lr']:.6f}   Epoch: {at.epoch:.2f}   "
+            f"Global Step: {at.step}/{at.total_steps}   {scale}"
+            f"Required: {reading['seconds_left'] / 3600:.2f} hours   "
+            f"Memory: {reading['memory_mb']:.0f} MB   "
+            + " ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
+        )
+
+    def verification(self, at: Position, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Scores of each verification set."""
+        self.journal.write(at, {"verification": results})
+        for name, scores in results.items():
+            named = {f"verification_{name}/{score}": value for score, value in scores.items()}
+            self._board.scalars(named, at.step)
+            self.say(
+                f"[{name}][{at.step}] Accuracy {scores['accuracy']:.4f} ± "
+                f"{scores['accuracy_std']:.4f}   AUC {scores['auc']:.4f}   "
+                f"TAR@FAR=1e-3 {scores['tar_at_far']:.4f}"
+            )
+
+    def verified(self, step: int) -> dict[str, dict[str, float]]:
+        """The scores that metrics.jsonl has of a step; empty where it has none."""
+        return {
+            name: scores
+            for at, results in self.journal.verifications()
+            if at == step
+            for name, scores in results.items()
+        }
+
+    def go_back(self, at: Position) -> None:
+        """Forget what was written of steps that come again."""
+        self.journal.forget_after(at.step)
+        self._board.forget_from(at.step + 1)
+        self.advance(at)
+
+    def images(self, at: Position, images: torch.Tensor) -> None:
+        """A grid of the first 32 of (B, 3, H, W) uint8 images, as the network sees them."""
+        rows = min(4, len(images) // 8) or 1
+        shown = images[: rows * 8].cpu()
+        columns = len(shown) // rows
+        _, channels, height, width = shown.shape
+        grid = shown.reshape(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+        picture = grid.reshape(channels, rows * height, columns * width)
+        self._board.image("data/images", picture, at.step)
+
+    def text(self, name: str, text: str) -> None:
+        """A text for TensorBoard, such as the resolved configuration."""
+        self._board.text(name, text)
+
+    def sum_up(self, checkpoint: Path | None) -> None:
+        """Draw the curves; say how verification went and where everything lies."""
+        from training.reporting.curves import plot_curves  # a second that no start should take
+
+        drawn = False
+        try:
+            drawn = self._curves.attempt(lambda: plot_curves(self.journal.path, self.curves_path))
+        except UserError as error:
+            self.say(f"no curves: {error}")
+        history: dict[str, list[float]] = {}
+        for _, results in self.journal.verifications():
+            for name, scores in results.items():
+                history.setdefault(name, []).append(scores["accuracy"])
+        for name, accuracy in history.items():
+            first = f"{accuracy[0]:.4f} → " if len(accuracy) > 1 else ""
+            self.say(f"verification {name}: accuracy {first}{accuracy[-1]:.4f}")
+        self.say(f"TensorBoard  tensorboard --logdir {self.tensorboard_path}")
+        self.say(f"checkpoint   {checkpoint}")
+        if drawn:
+            self.say(f"curves       {self.curves_path}")
+        self.say(f"log          {self._log.path}")
+
+    def close(self) -> None:
+        """End the progress bar; `say` and `sum_up` work on."""
+        self._progress.stop()
+        self._log.detach()
