@@ -36,12 +36,14 @@ class RecordIndex:
     `file` reads it by position; `buffer` is all of it, memory-mapped: (bytes,) uint8.
     """
 
-    def __init__(self, path: Path, records: np.ndarray, summary: Summary) -> None:
+    def __init__(
+        self, path: Path, records: np.ndarray, summary: Summary, *, file: RecordFile | None = None
+    ) -> None:
         self.path = path
         self.records = np.asarray(records)
         self.summary = summary
         self.buffer = map_file(path)
-        self.file = RecordFile(path)
+        self.file = file or RecordFile(path)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -90,18 +92,19 @@ def open_index(rec: str | Path, progress: Progress | None = None) -> RecordIndex
     if rec.is_dir():
         rec = rec / "train.rec"
     map_file(rec)
+    file = RecordFile(rec)
     idx = rec.with_suffix(".idx")
     for folder in sidecar_folders(rec):
         sidecar = folder / (rec.stem + SIDECAR_SUFFIX)
-        content = read_sidecar(sidecar, rec)
+        content = read_sidecar(sidecar, file)
         if content:
-            index = RecordIndex(rec, *content)
+            index = RecordIndex(rec, *content, file=file)
             if idx.is_file() and idx.stat().st_mtime_ns > sidecar.stat().st_mtime_ns:
                 check_idx(idx, index)
             return index
     seen = rec.stat()
     found = scan_rec(rec, progress)
-    index = RecordIndex(rec, found.images, found.summary)
+    index = RecordIndex(rec, found.images, found.summary, file=file)
     if idx.is_file():
         check_idx(idx, index)
     try:

@@ -48,7 +48,10 @@ def map_bytes(path: str | Path, *, offset: int = 0) -> np.ndarray:
 
 
 class RecordFile:
-    """Bytes of a file that does not change; `size` of them when it was opened."""
+    """Bytes of a file that does not change; `size` of them when it was opened.
+
+    `fingerprint` is its digest; computing it takes 64 reads, each a journey on a network disk.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,7 +59,7 @@ class RecordFile:
         weakref.finalize(self, os.close, self._descriptor)
         found = os.fstat(self._descriptor)
         self.size, self._changed = found.st_size, found.st_mtime_ns
-        self._content = fingerprint(path)
+        self.fingerprint = fingerprint(path)
 
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on; RecordError with the reason where there are none."""
@@ -92,7 +95,7 @@ class RecordFile:
             if found.st_size < self.size:
                 raise self._lost(f"has shrunk to {found.st_size} bytes")
             if found.st_mtime_ns != self._changed:
-                if found.st_size != self.size or fingerprint(self.path) != self._content:
+                if found.st_size != self.size or fingerprint(self.path) != self.fingerprint:
                     raise self._lost(f"was written anew, with {found.st_size} bytes")
                 self._changed = found.st_mtime_ns
         except FileNotFoundError:

@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.cache_folder import cache_folders
 from pipeline.classify import RECORD, Scan, Summary
 from pipeline.named_path import MALFORMED
-from pipeline.record_file import fingerprint, map_bytes
+from pipeline.record_file import RecordFile, fingerprint, map_bytes
 from pipeline.recordio import RecordError
 from pipeline.sync import sync
 
@@ -109,8 +109,8 @@ def digest(about: dict[str, Any], body: np.ndarray) -> str:
     return found.hexdigest()
 
 
-def read_sidecar(path: Path, rec: Path) -> tuple[np.ndarray, Summary] | None:
-    """The sidecar's content, or None where it is missing, damaged, outdated or another file's.
+def read_sidecar(path: Path, file: RecordFile) -> tuple[np.ndarray, Summary] | None:
+    """A .rec's sidecar's content; None where it is missing, damaged, outdated or another file's.
 
     The .rec must have the size, the modification time and the fingerprint noted at the scan. The
     sidecar's own age says nothing: downloads set times of long ago. So a set that was moved or
@@ -120,11 +120,11 @@ def read_sidecar(path: Path, rec: Path) -> tuple[np.ndarray, Summary] | None:
     """
     if not path.is_file():
         return None
-    now, content = rec.stat(), fingerprint(rec)
+    now = file.path.stat()
     try:
-        return _unpack(path, now, content)
+        return _unpack(path, now, file.fingerprint)
     except (OSError, *MALFORMED) as error:
-        _log.warning("%s is damaged (%s): %s is scanned again", path, error, rec)
+        _log.warning("%s is damaged (%s): %s is scanned again", path, error, file.path)
         return None
 
 

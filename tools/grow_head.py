@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from heads.centers import initial_centers
 from models import create_model
 from pipeline.collection import Collection
-from pipeline.record_file import fingerprint
 from training.command import command
 from training.data import open_shared_index
 from training.distributed import World, join_world, leave_world
@@ -163,7 +162,7 @@ def _documents(
     about = read_about(source)
     facts = about["facts"] | {"number of classes": count, "grown from": str(source)}
     if "dataset" in facts:  # an import has none
-        facts["dataset"] += f" {fingerprint(index.path)}"
+        facts["dataset"] += f" {index.file.fingerprint}"
     if FILES in facts:
         facts[FILES] += f" and {index.path}"
     documents = {"config.json": config, "about.json": about | {"facts": facts}}

@@ -12,7 +12,6 @@ from pipeline.identity_map import read_identity_map
 from pipeline.image_kind import image_size
 from pipeline.index import RecordIndex, open_index
 from pipeline.order import BalancedOrder, BlockOrder, GlobalOrder, Order, WeightedOrder
-from pipeline.record_file import fingerprint
 from pipeline.record_filter import read_filter
 from pipeline.recordio import RecordError
 from pipeline.shuffle_report import ShuffleReport, report_shuffle
@@ -37,7 +36,7 @@ class TrainingData(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """What the files are made of, in few letters."""
-        return " ".join(str(fingerprint(index.path)) for index in self.records.indexes)
+        return " ".join(index.file.fingerprint for index in self.records.indexes)
 
 
 def open_training_data(config: Config, world: World) -> TrainingData:

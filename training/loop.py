@@ -19,7 +19,7 @@ from training.config import Config
 from training.distributed import World, from_main, together
 from training.doctor import Doctor
 from training.faults.agreement import Reason
-from training.faults.rollback import DivergedError, Rollback, diagnose, gather_bad_steps
+from training.faults.rollback import Rollback, gather_bad_steps
 from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops
 from training.faults.watchdog import Watchdog
 from training.forecast import Forecast
@@ -384,20 +384,13 @@ class Trainer:
         """
         with self._watchdog.paused("going back"):
             self.wait_for_checkpoint()
-            own = together(lambda: checkpoint.checkpoints(self.output))
-            saved = {step_of(path): path for path in from_main(own)}
-            step = self.rollback.target(saved, first_skipped=self.steps_done - skipped)
-            if step is None:
-                raise DivergedError(
-                    diagnose(
-                        gather_bad_steps(result, batch, self.assembly.plan.data.records),
-                        step=self.steps_done,
-                        skipped_in_a_row=skipped,
-                        times=self.rollback.times,
-                    )
-                )
-            useful = [saved[older] for older in sorted(saved) if older <= step]
-            self._take_up(resume.newest_whole(useful))
+            path = self.rollback.choose(
+                self.output,
+                step=self.steps_done,
+                skipped=skipped,
+                seen=lambda: gather_bad_steps(result, batch, self.assembly.plan.data.records),
+            )
+            self._take_up(path)
             if self.world.is_main:  # the others have the same weights, of which nothing comes
                 remove_beyond(self.output, self.steps_done)
             self.rollback.times += 1

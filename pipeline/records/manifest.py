@@ -44,17 +44,18 @@ def write_manifest(
     return path
 
 
-def read_names(rec: Path, *, damaged: bool = False) -> list[str] | None:
+def read_names(rec: Path, *, damaged: bool = False, content: str | None = None) -> list[str] | None:
     """The identities' names by label; None without a manifest, or where it is another file's.
 
     damaged: the file is known to be, so that its bytes need not be the manifest's; it may be
         shorter, but no longer.
+    content: the fingerprint of the .rec, where it is known.
     """
     try:
         about = json.loads(manifest_path(rec).read_text())
         if damaged and rec.stat().st_size > about["bytes"]:
             return None
-        if not damaged and about["fingerprint"] != fingerprint(rec):
+        if not damaged and about["fingerprint"] != (content or fingerprint(rec)):
             return None
         return [str(name) for name in about["names"]]
     except (OSError, *MALFORMED):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline import record_file
 from tests.host_reads import no_host_reads
 from tests.training import tiny
 from training.config import Config, ConfigError, override
@@ -597,3 +599,18 @@ def test_a_run_does_not_go_on_with_other_peoples_centers(data, world, tmp_path):
     )
     with pytest.raises(CheckpointError, match="records and labels"):
         build(changed, world)
+
+
+def test_a_start_computes_a_files_fingerprint_once(data, world, tmp_path, monkeypatch):
+    """Each takes 64 reads, which are 64 journeys on a network disk."""
+    original, asked = record_file.fingerprint, []
+
+    def counted(path: Path) -> str:
+        asked.append(Path(path).name)
+        return original(path)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "fingerprint", None) is original:
+            monkeypatch.setattr(module, "fingerprint", counted)
+    build(tiny.config(data, tmp_path / "run"), world).close()
+    assert asked == ["train.rec"]

@@ -8,15 +8,18 @@ checkpoint may pass it by.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch.distributed as dist
 
 from facestream import UserError
 from pipeline.collection import Collection
 from pipeline.dali_loader import Batch
-from training.distributed import of_all_ranks
+from training.distributed import from_main, of_all_ranks, together
+from training.saving import files
+from training.saving.resume import newest_whole
 from training.step import StepResult
 
 MOST = 2  # times that a run goes back
@@ -55,6 +58,24 @@ class Rollback:
         """
         useful = [step for step in saved if step < first_skipped]
         return max(useful) if useful and self.times < MOST else None
+
+    def choose(
+        self, output: Path, *, step: int, skipped: int, seen: Callable[[], list[BadStep]]
+    ) -> Path:
+        """The checkpoint to go back to after `skipped` steps in a row, up to `step`, that were not
+        finite; call it on every rank. seen: gathers the last of them; see `gather_bad_steps`.
+
+        Raises DivergedError, on every rank, where there is none or it has been tried enough.
+        """
+        own = together(lambda: files.checkpoints(output))
+        saved = {files.step_of(path): path for path in from_main(own)}
+        target = self.target(saved, first_skipped=step - skipped)
+        if target is None:
+            raise DivergedError(
+                diagnose(seen(), step=step, skipped_in_a_row=skipped, times=self.times)
+            )
+        useful = [saved[older] for older in sorted(saved) if older <= target]
+        return newest_whole(useful)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from facestream import UserError
 from pipeline.collection import Collection
 from pipeline.identity_map import read_identity_names
 from pipeline.named_path import MALFORMED
-from pipeline.record_file import fingerprint
 from pipeline.records.manifest import read_names
 from training.saving.disk import replace
 
@@ -54,8 +53,9 @@ class Identities:
         """
         files, names = {}, {}
         for index, classes in zip(records.indexes, records.label_maps):
-            files[fingerprint(index.path)] = classes
-            named = zip(classes.tolist(), read_names(index.path) or ())
+            content = index.file.fingerprint
+            files[content] = classes
+            named = zip(classes.tolist(), read_names(index.path, content=content) or ())
             names |= {number: name for number, name in named if number >= 0 and not name.isdigit()}
         if identity_map:
             names |= enumerate(read_identity_names(identity_map))
