@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import plots
 from pipeline.embedding_cache import EmbeddingCacheError, open_embeddings, write_embeddings
 from pipeline.index import open_index
 from pipeline.record_file import fingerprint
@@ -24,7 +23,7 @@ from tests.training.distill.test_onnx_network import open_network, write_onnx
 from tests.training.saving.test_checkpoint_files import make
 from training.config import ConfigError, load_config
 from training.distill.onnx_network import OnnxError
-from training.reporting.journal import forget_after
+from training.reporting.journal import forget_after, read_curves
 from training.saving import files, resume
 from training.saving.files import CheckpointError
 from training.saving.lock import FILE as LOCK
@@ -105,7 +104,7 @@ def test_damaged_metrics_are_left_out_where_a_run_goes_on_and_named_where_they_a
         if isinstance(odd, list):
             mutations.append("".join(f"{json.dumps(line)}\n" for line in odd).encode())
     never_refused(path, iter(mutations), lambda: forget_after(path, 15))
-    damage.assert_refused_by_name(path, iter(mutations), lambda: plots._read(path), ValueError)
+    damage.assert_refused_by_name(path, iter(mutations), lambda: read_curves(path), ValueError)
 
 
 def test_a_damaged_configuration_of_a_checkpoint_is_refused_by_name(tmp_path):

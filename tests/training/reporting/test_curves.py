@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from evaluation import plots
+from training.reporting import curves
 from training.reporting.curves import plot_curves
 
 TITLES = ["Loss", "Verification accuracy", "Learning rate", "Images per second"]
@@ -24,7 +24,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
             super().__init__(*args, **options)
             figures.append(self)
 
-    monkeypatch.setattr(plots, "Figure", Kept)
+    monkeypatch.setattr(curves, "Figure", Kept)
     return figures
 
 
