@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from pipeline.collection import find_file
 from pipeline.index import RecordIndex
+from pipeline.name_order import order_of
 from pipeline.named_path import MALFORMED, read_text
 from pipeline.recordio import RecordError
 
@@ -22,13 +24,15 @@ def read_identity_map(path: str | Path, indexes: Sequence[RecordIndex]) -> list[
     path: a .csv with the columns file, label and identity, or a .json of
         {file: {label: identity}}. `file` is a .rec's path as configured, its name, or, where that
         tells them apart, the name of its folder. Labels that are not listed are people of their
-        own. Identities are numbered in the order of the names, the others after them.
+        own. Identities are numbered in the order of the names, or of their numbers where all are
+        numbers, the others after them.
 
-    Raises RecordError for a file, label or column that is not there, naming the line.
+    Raises RecordError for a file, label or column that is not there, an identity without a name
+    and a label with two, naming the line.
     """
     path = Path(path)
     listed = _read(path)
-    names = sorted({identity for _, _, _, identity in listed})
+    names = _in_order(listed)
     numbers = {name: number for number, name in enumerate(names)}
     labels = [np.full(index.summary.num_classes, -1, np.int64) for index in indexes]
     for place, file, label, identity in listed:
@@ -37,6 +41,11 @@ def read_identity_map(path: str | Path, indexes: Sequence[RecordIndex]) -> list[
             raise RecordError(
                 f"{path}, {place}: label {label} of {file}, expected one from 0 to "
                 f"{len(mapped) - 1}: list labels as they are in the .rec"
+            )
+        if mapped[label] not in (-1, numbers[identity]):
+            raise RecordError(
+                f"{path}, {place}: label {label} of {file} is {identity} here and "
+                f"{names[mapped[label]]} before: expected one identity. Keep the one that it is"
             )
         mapped[label] = numbers[identity]
     following = len(numbers)
@@ -49,12 +58,24 @@ def read_identity_map(path: str | Path, indexes: Sequence[RecordIndex]) -> list[
 
 def read_identity_names(path: str | Path) -> list[str]:
     """The names of the first labels that `read_identity_map` gives, in their order."""
-    return sorted({identity for _, _, _, identity in _read(Path(path))})
+    return _in_order(_read(Path(path)))
+
+
+def _in_order(listed: list[tuple[str, str, int, str]]) -> list[str]:
+    names = {identity for _, _, _, identity in listed}
+    return sorted(names, key=order_of(names))
 
 
 def _read(path: Path) -> list[tuple[str, str, int, str]]:
     """(place, file, label, identity) of each entry."""
-    return _read_json(path) if path.suffix == ".json" else _read_csv(path)
+    listed = _read_json(path) if path.suffix == ".json" else _read_csv(path)
+    for place, file, label, identity in listed:
+        if not identity.strip():
+            raise RecordError(
+                f"{path}, {place}: label {label} of {file} has no identity: expected a name. "
+                "Labels that are not listed are people of their own"
+            )
+    return listed
 
 
 def _read_csv(path: Path) -> list[tuple[str, str, int, str]]:
@@ -90,7 +111,7 @@ def _read_csv(path: Path) -> list[tuple[str, str, int, str]]:
 def _read_json(path: Path) -> list[tuple[str, str, int, str]]:
     text = read_text(path)
     try:
-        listed = json.loads(text)
+        listed = json.loads(text, object_pairs_hook=_named_once)
         pairs = [
             (file, label, name) for file, names in listed.items() for label, name in names.items()
         ]
@@ -104,6 +125,15 @@ def _read_json(path: Path) -> list[tuple[str, str, int, str]]:
     return [
         (file, file, _label(label, f"{path}, {file}"), str(name)) for file, label, name in pairs
     ]
+
+
+def _named_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object, of whose equal keys Python would keep the last."""
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return named
 
 
 def _label(text: str, place: str) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -35,16 +37,43 @@ def command(name: str) -> Iterator[None]:
     """Around the work of a command: what its user can mend ends it in a line on stderr.
 
     That is a UserError, or an OSError about a file or a disk; the exit code is
-    USER_ERROR_EXIT_CODE. What is left is a mistake of ours and shows its trace.
+    USER_ERROR_EXIT_CODE. What is left is a mistake of ours and shows its trace. Signals that end it
+    let it remove what it has half made; those that somebody else handles are left to them.
     """
     provide_caches()
     for stream in (sys.stdout, sys.stderr):
         legible(stream)
     try:
-        yield
+        with _unwinding():
+            yield
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         line = mendable(error)
         if line is None:
             raise
         print(f"{name}: {line}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """Signals raise SystemExit, so that temporary files go."""
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    ours = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if threading.current_thread() is threading.main_thread()
+        and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.collection import Collection, dense_labels, stack_labels
-from pipeline.identity_map import read_identity_map
+from pipeline.identity_map import read_identity_map, read_identity_names
 from pipeline.index import RecordIndex, open_index
 from pipeline.named_path import PathError
 from pipeline.order import GlobalOrder, WeightedOrder
@@ -86,6 +86,11 @@ def test_a_name_in_two_files_is_one_person(indexes, tmp_path, form):
         ("file,label,identity\ntrain.rec,0,ann\n", "'train.rec' names none or several"),
         ("file,label,identity\na,7,ann\n", "line 2: label 7 of a, expected one from 0 to 2"),
         ("file,label,identity\na,x,ann\n", "line 2: label 'x', expected a whole number"),
+        ("file,label,identity\na,1,\n", "line 2: label 1 of a has no identity: expected a name"),
+        (
+            "file,label,identity\na,1,ann\na,1,ann\na,1,zoe\n",
+            "line 4: label 1 of a is zoe here and ann before: expected one identity",
+        ),
         ("file,label,identity\na,1\n", "line 2: fewer columns than the 3 of the first line"),
         ("file,label,identity\na,1,Doe, Ann\n", "line 2: more columns than the 3.*in quotes"),
         ("file,label,identity\na,1," + "x" * 200_000, "line 1: field larger than field limit"),
@@ -109,6 +114,21 @@ def test_a_list_in_another_encoding_is_named(indexes, tmp_path, name):
     read = read_filter if name == "drop.txt" else read_identity_map
     with pytest.raises(PathError, match=rf"{name} is not text: .*Save it as UTF-8"):
         read(path, indexes)
+
+
+def test_identities_named_by_numbers_are_numbered_in_their_order(indexes, tmp_path):
+    path = tmp_path / "people.json"
+    path.write_text('{"a": {"0": 10, "2": "9"}, "b": {"1": 9}}')
+    assert [labels.tolist() for labels in read_identity_map(path, indexes)] == [[1, 2, 0], [3, 0]]
+    assert read_identity_names(path) == ["9", "10"]
+
+
+@pytest.mark.parametrize("text", ['{"a": {"0": "x", "0": "y"}}', '{"a": {}, "a": {"0": "y"}}'])
+def test_what_stands_in_json_twice_is_refused(indexes, tmp_path, text):
+    path = tmp_path / "people.json"
+    path.write_text(text)
+    with pytest.raises(RecordError, match=r"identity\}\}; '[a0]' stands there twice"):
+        read_identity_map(path, indexes)
 
 
 def test_a_name_in_json_is_a_text_or_a_number(indexes, tmp_path):

@@ -6,7 +6,9 @@ import errno
 import importlib
 import pkgutil
 import re
+import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,28 @@ def test_a_full_disk_ends_a_tool_in_a_line(capsys):
         raise OSError(errno.ENOSPC, "No space left on device")
     told = r"pack_rec: this process finds no room .*Make room.*\n"
     assert re.fullmatch(told, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_lets_a_tool_remove_what_it_has_half_made(number, tmp_path, capsys):
+    before = signal.getsignal(number)
+    ended = pytest.raises(SystemExit, match=str(128 + number))
+    with ended, command("pack_rec"), tempfile.TemporaryDirectory(dir=tmp_path):
+        signal.raise_signal(number)
+    assert not any(tmp_path.iterdir())
+    assert "Traceback" not in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_is_ignored_or_handled_is_left_so():
+    for handler in (signal.SIG_IGN, lambda number, frame: None):
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            with command("pack_rec"):
+                assert signal.getsignal(signal.SIGHUP) is handler
+                signal.raise_signal(signal.SIGHUP)
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
 
 def test_a_mistake_of_ours_shows_its_trace():

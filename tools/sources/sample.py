@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import mmap
-import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.name_order import order_of
 from pipeline.recordio import RecordError
-
-_NUMBER = re.compile(r"-?[0-9]+")
 
 
 class Sample(NamedTuple):
@@ -31,16 +29,6 @@ class Identity(NamedTuple):
     name: str
     images: list[bytes]  # encoded
     places: list[str]  # where each one is from, for messages
-
-
-def order_of(names: Iterable[int | str]) -> Callable[[int | str], tuple[int, str]]:
-    """The key by which these identities are sorted: numbers, text or not, as numbers; else as text.
-
-    Numbers of one value, such as 7 and 007, go by their text.
-    """
-    if all(_NUMBER.fullmatch(str(name)) for name in names):
-        return lambda name: (int(name), str(name))
-    return lambda name: (0, str(name))
 
 
 def group(samples: Iterable[Sample], scratch: Path) -> Iterator[Identity]:
