@@ -27,43 +27,46 @@ def read_identity_map(path: str | Path, indexes: Sequence[RecordIndex]) -> list[
         own. Identities are numbered in the order of the names, or of their numbers where all are
         numbers, the others after them.
 
+    Raises RecordError as `read_identity_names`.
+    """
+    names = read_identity_names(path, indexes)
+    every = {identity for listed in names for identity in listed.values()}
+    numbers = {identity: n for n, identity in enumerate(sorted(every, key=order_of(every)))}
+    labels, following = [], len(numbers)
+    for index, listed in zip(indexes, names):
+        mapped = np.full(index.summary.num_classes, -1, np.int64)
+        for label, identity in listed.items():
+            mapped[label] = numbers[identity]
+        alone = mapped < 0
+        mapped[alone] = following + np.arange(alone.sum())
+        following += int(alone.sum())
+        labels.append(mapped)
+    return labels
+
+
+def read_identity_names(path: str | Path, indexes: Sequence[RecordIndex]) -> list[dict[int, str]]:
+    """For each file, from those of its labels that are listed to the names of their people.
+
     Raises RecordError for a file, label or column that is not there, an identity without a name
     and a label with two, naming the line.
     """
     path = Path(path)
-    listed = _read(path)
-    names = _in_order(listed)
-    numbers = {name: number for number, name in enumerate(names)}
-    labels = [np.full(index.summary.num_classes, -1, np.int64) for index in indexes]
-    for place, file, label, identity in listed:
-        mapped = labels[find_file(file, indexes, place=f"{path}, {place}")]
-        if not 0 <= label < len(mapped):
+    names: list[dict[int, str]] = [{} for _ in indexes]
+    for place, file, label, identity in _read(path):
+        at = find_file(file, indexes, place=f"{path}, {place}")
+        count = indexes[at].summary.num_classes
+        if not 0 <= label < count:
             raise RecordError(
-                f"{path}, {place}: label {label} of {file}, expected one from 0 to "
-                f"{len(mapped) - 1}: list labels as they are in the .rec"
+                f"{path}, {place}: label {label} of {file}, expected one from 0 to {count - 1}: "
+                "list labels as they are in the .rec"
             )
-        if mapped[label] not in (-1, numbers[identity]):
+        known = names[at].setdefault(label, identity)
+        if known != identity:
             raise RecordError(
-                f"{path}, {place}: label {label} of {file} is {identity} here and "
-                f"{names[mapped[label]]} before: expected one identity. Keep the one that it is"
+                f"{path}, {place}: label {label} of {file} is {identity} here and {known} before: "
+                "expected one identity. Keep the one that it is"
             )
-        mapped[label] = numbers[identity]
-    following = len(numbers)
-    for mapped in labels:
-        alone = mapped < 0
-        mapped[alone] = following + np.arange(alone.sum())
-        following += int(alone.sum())
-    return labels
-
-
-def read_identity_names(path: str | Path) -> list[str]:
-    """The names of the first labels that `read_identity_map` gives, in their order."""
-    return _in_order(_read(Path(path)))
-
-
-def _in_order(listed: list[tuple[str, str, int, str]]) -> list[str]:
-    names = {identity for _, _, _, identity in listed}
-    return sorted(names, key=order_of(names))
+    return names
 
 
 def _read(path: Path) -> list[tuple[str, str, int, str]]:

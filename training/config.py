@@ -128,12 +128,6 @@ class DataConfig:
             "a .rec file or its folder, or a list of them",
         )
         _check(len(set(self.files)) == len(self.files), "data.train", self.train, "each file once")
-        _check(
-            self.labels == "stored" or not self.identity_map,
-            "data.labels",
-            self.labels,
-            "stored with data.identity_map, which numbers the identities itself",
-        )
 
     @property
     def files(self) -> tuple[Any, ...]:

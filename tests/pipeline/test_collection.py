@@ -120,7 +120,7 @@ def test_identities_named_by_numbers_are_numbered_in_their_order(indexes, tmp_pa
     path = tmp_path / "people.json"
     path.write_text('{"a": {"0": 10, "2": "9"}, "b": {"1": 9}}')
     assert [labels.tolist() for labels in read_identity_map(path, indexes)] == [[1, 2, 0], [3, 0]]
-    assert read_identity_names(path) == ["9", "10"]
+    assert read_identity_names(path, indexes) == [{0: "10", 2: "9"}, {1: "9"}]
 
 
 @pytest.mark.parametrize("text", ['{"a": {"0": "x", "0": "y"}}', '{"a": {}, "a": {"0": "y"}}'])

@@ -99,7 +99,7 @@ def test_a_damaged_map_of_identities_is_refused_by_name(rec, tmp_path, mark):
         (labels,) = read_identity_map(path, [index])
         assert len(labels) == 6
         assert (labels >= 0).all()
-        read_identity_names(path)
+        read_identity_names(path, [index])
 
     assert_refused_by_name(path, of_bytes(mark + CSV, count=400), read, (RecordError, PathError))
 
@@ -110,7 +110,7 @@ def test_a_damaged_map_in_json_is_refused_by_name(rec, tmp_path):
 
     def read() -> None:
         read_identity_map(path, [index])
-        read_identity_names(path)
+        read_identity_names(path, [index])
 
     assert_refused_by_name(path, of_json(listed, count=400), read, (RecordError, PathError))
 

@@ -73,6 +73,14 @@ def test_classes_that_nobody_has_are_told_of(world, tmp_path, caplog, settings, 
     assert (told in caplog.text) if told else not caplog.records
 
 
-def test_dense_labels_and_an_identity_map_are_one_too_many(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.labels.*stored with data\.identity_map"):
-        override(tiny.config(tmp_path, tmp_path), ["data.identity_map=a.csv", "data.labels=dense"])
+def test_dense_labels_close_the_gaps_of_an_identity_map(world, tmp_path):
+    folder = write_labels(tmp_path / "gaps", [0, 5, 3, 0])
+    listed, drop = tmp_path / "people.csv", tmp_path / "drop.txt"
+    listed.write_text("file,label,identity\ngaps,0,zoe\ngaps,5,ann\n")
+    drop.write_text("identity 5\n")
+    settings = [f"data.identity_map={listed}", f"data.leave_out={drop}", "data.global_batch=2"]
+    _, data = open_data(folder, world, *settings)
+    assert (data.records.num_classes, data.records.count_identities()) == (6, 2)
+    _, data = open_data(folder, world, *settings, "data.labels=dense")
+    assert count_classes(data.records, None) == 2
+    assert data.records.labels(np.arange(3)).tolist() == [0, 1, 0]

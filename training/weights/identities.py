@@ -58,7 +58,10 @@ class Identities:
             named = zip(classes.tolist(), read_names(index.path, content=content) or ())
             names |= {number: name for number, name in named if number >= 0 and not name.isdigit()}
         if identity_map:
-            names |= enumerate(read_identity_names(identity_map))
+            listed = read_identity_names(identity_map, records.indexes)
+            for classes, people in zip(records.label_maps, listed):
+                known = {int(classes[label]): name for label, name in people.items()}
+                names |= {number: name for number, name in known.items() if number >= 0}
         return cls(num_classes, files, names)
 
     def rows_from(self, other: Identities) -> np.ndarray:

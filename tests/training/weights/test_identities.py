@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.collection import Collection, stack_labels
+from pipeline.collection import Collection, dense_labels, stack_labels
 from pipeline.identity_map import read_identity_map
 from pipeline.index import open_index
 from tests.training.people import write_people
@@ -51,6 +51,10 @@ def test_those_of_a_set_are_by_the_names_of_manifests_and_of_the_identity_map(tm
     found = Identities.of(joined, num_classes=joined.num_classes, identity_map=listed)
     assert found.names == {0: "James", 1: "Zoe", 2: "cyd", 3: "bob"}
     assert [labels.tolist() for labels in found.files.values()] == [[1, 0, 2], [3, 1]]
+    kept = [np.array([0, 2]), None]  # James is left out
+    dense = Collection([one, two], dense_labels([one, two], joined.label_maps, kept), kept)
+    found = Identities.of(dense, num_classes=dense.num_classes, identity_map=listed)
+    assert found.names == {0: "Zoe", 1: "cyd", 2: "bob"}
 
 
 def test_labels_that_are_no_class_take_no_row_and_have_no_name():
