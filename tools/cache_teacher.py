@@ -26,7 +26,7 @@ from pipeline.index import RecordIndex
 from training.command import command, whole_number
 from training.config import Config, load_config
 from training.data import open_training_data
-from training.distill.teacher import Teacher, load_teacher
+from training.distill.teacher import Teacher, load_teacher, name_teacher
 from training.distributed import World, join_world, leave_world
 from training.out_of_memory import memory_explained
 from training.precision import choose_precision
@@ -39,6 +39,7 @@ def cache_teacher(config: Config, world: World, *, batch: int) -> list[Path]:
     data = open_training_data(config, world)
     precision = choose_precision(world.device, config.step.precision)
     teacher = load_teacher(config, device=world.device, precision=precision)
+    print(f"teacher       {name_teacher(config)}, given {config.teacher_input}")
     written = []
     for index in data.records.indexes:
         try:

@@ -61,6 +61,7 @@ def grow_head(checkpoint: str | Path, rec: Path, output: Path, *, init: str, wor
     source, held = saved.path, saved.shapes().get(CENTERS, (0,))[0]
     if not held or not isinstance(saved, SavedCheckpoint):
         raise WeightsError(f"{source} has no head to grow: expected a checkpoint of a run")
+    print(f"checkpoint    {source}")
     records = Collection.of(open_shared_index(str(rec), world))
     people = _who(source, held, records)
     state = _read_with_room(source, records.num_classes)

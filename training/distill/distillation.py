@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.collection import Collection
 from pipeline.embedding_cache import CachedEmbeddings
 from training.config import Config, ConfigError, DistillConfig
-from training.distill.teacher import fingerprint_teacher, load_teacher
+from training.distill.teacher import fingerprint_teacher, load_teacher, name_teacher
 from training.precision import Precision
 
 Targets = Callable[[Tensor, np.ndarray], Tensor]
@@ -113,12 +113,13 @@ def create_distillation(
             f"model.embedding_dim={config.model.embedding_dim}: expected {dim}, as long as the "
             f"embeddings of distill.teacher={distill.teacher}"
         )
+    given = f"given {config.teacher_input}, {where}"
     return Distillation(
         distill,
         targets,
         total_steps=total_steps,
         device=device,
-        source=f"teacher {distill.teacher} ({fingerprint}), given {config.teacher_input}, {where}",
+        source=f"teacher {name_teacher(config)} ({fingerprint}), {given}",
     )
 
 

@@ -67,6 +67,18 @@ def load_teacher(config: Config, *, device: torch.device, precision: Precision) 
     )
 
 
+def name_teacher(config: Config) -> str:
+    """What `config.distill.teacher` stands for: itself, or which checkpoint of the run it names.
+
+    Call it on every rank; raises as `load_teacher`.
+    """
+    given = _given(config)
+    if given.endswith(_ONNX):
+        return given
+    saved = open_weights(given, checked=False)
+    return (isinstance(saved, SavedCheckpoint) and saved.chosen) or given
+
+
 def fingerprint_teacher(config: Config) -> str:
     """What `load_teacher` would give as fingerprint; call it on every rank.
 

@@ -9,7 +9,12 @@ from models import create_model, normalize
 from pipeline.named_path import PathError
 from tests.training import tiny
 from training.config import DistillConfig, override
-from training.distill.teacher import TeacherError, fingerprint_teacher, load_teacher
+from training.distill.teacher import (
+    TeacherError,
+    fingerprint_teacher,
+    load_teacher,
+    name_teacher,
+)
 from training.loop import Trainer
 from training.precision import choose_precision
 from training.saving.weight_file import WeightsError
@@ -122,6 +127,9 @@ def test_a_run_its_best_one_and_files_of_any_kind_are_the_same_teacher(trainer, 
     torch.save({"epoch": 3, "model": state}, tmp_path / "nested.pt")
     plain = {name: tensor.contiguous() for name, tensor in state.items()}
     safetensors.save_file(plain, tmp_path / "model.safetensors")
+    told = name_teacher(taught_by(trainer.config, trainer.output))
+    assert told == f"{trainer.output}: {trainer.last_checkpoint.name}, its newest checkpoint"
+    assert name_teacher(taught_by(trainer.config, tmp_path / "nested.pt")).endswith("/nested.pt")
     run, step = trainer.output, int(trainer.last_checkpoint.name.removeprefix("step_"))
     there = [run, f"{run}@{step}", tmp_path / "nested.pt", tmp_path / "model.safetensors"]
     found = {fingerprint_teacher(taught_by(trainer.config, path)) for path in there}
