@@ -113,7 +113,7 @@ def test_the_files_of_older_versions_are_read(tmp_path):
         (tmp_path / f"rank_{rank}_softmax_weight_mom.pt").unlink()
     without = read_arcface_torch([tmp_path])
     assert without.velocity is None
-    assert any(note.startswith("momentum of the centers: these files") for note in without.notes)
+    assert any(note.startswith("momentum of the centers: not of all") for note in without.notes)
 
 
 def test_a_backbone_alone_and_under_others_prefixes_is_read(tmp_path):
