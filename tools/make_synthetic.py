@@ -52,17 +52,20 @@ def make_synthetic(
     look: dict[str, Any] = {"seed": seed, "size": size}
     held_out = range(identities, identities + max(2, identities // 2))
     chosen, same = make_pairs(held_out, pairs=pairs, seed=seed)  # refused before any is drawn
+    unseen = not sys.stdout.isatty()  # a bar would leave a line there
     with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
         drawn: Iterable[list[bytes]] = track(
             pool.imap(partial(_draw_identity, images=images, **look), range(identities)),
             "draw training set",
             total=identities,
+            disable=unseen,
         )
         pack_set(folder, drawn)
         encoded = track(
             pool.imap(partial(_draw_one, **look), chosen, chunksize=32),
             "draw pairs",
             total=len(chosen),
+            disable=unseen,
         )
         write_bin(folder / "val.bin", list(encoded), same)
     sheet = contact_sheet(range(_SHEET[0]), _SHEET[1], **look)
@@ -86,7 +89,7 @@ def main() -> None:
         picture = render(0, 0, seed=arguments.seed, size=arguments.size)
         drawn = {"picture": hashlib.sha256(picture.tobytes()).hexdigest()}
         recipe = arguments.output / "synthetic.json"
-        if recipe.exists() and recipe.read_text() == json.dumps(settings | drawn):
+        if recipe.exists() and recipe.read_bytes() == json.dumps(settings | drawn).encode():
             print(f"{arguments.output} already holds this set")
             return
         rec = arguments.output / "train.rec"

@@ -24,6 +24,7 @@ def command(folder: Path, images: int = 4) -> subprocess.CompletedProcess[str]:
 def test_a_set_is_drawn_once_and_holds_what_was_asked_for(tmp_path):
     first = command(tmp_path / "set")
     assert first.returncode == 0, first.stderr
+    assert len(first.stdout.splitlines()) == 1, "no bar where nobody watches"
     index = open_index(tmp_path / "set")
     assert (len(index), index.summary.identities) == (24, 6)
     pairs = read_bin(tmp_path / "set" / "val.bin")
@@ -40,7 +41,7 @@ def test_a_set_is_drawn_once_and_holds_what_was_asked_for(tmp_path):
 
 
 def test_a_set_whose_drawing_was_interrupted_is_drawn_again(tmp_path):
-    (tmp_path / "synthetic.json").write_text('"unfinished"')
+    (tmp_path / "synthetic.json").write_bytes(b'"unfinished"\xff')
     (tmp_path / "train.rec").write_bytes(b"half a set")
     assert command(tmp_path).returncode == 0
     assert len(open_index(tmp_path)) == 24

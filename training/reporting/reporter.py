@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -154,7 +155,8 @@ class Reporter:
         for name, accuracy in history.items():
             first = f"{accuracy[0]:.4f} → " if len(accuracy) > 1 else ""
             self.say(f"verification {name}: accuracy {first}{accuracy[-1]:.4f}")
-        self.say(f"TensorBoard  tensorboard --logdir {self.tensorboard_path}")
+        folder = shlex.quote(str(self.tensorboard_path))
+        self.say(f"TensorBoard  tensorboard --logdir {folder}")
         self.say(f"checkpoint   {checkpoint}")
         if drawn:
             self.say(f"curves       {self.curves_path}")
