@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from facestream import UserError
 from pipeline import dali
 
 DecodeDevice = Literal["gpu", "hybrid", "cpu"]
@@ -86,6 +87,17 @@ def decoded(encoded: Any, decode: DecodeDevice) -> Any:
     return images.gpu() if decode == "hybrid" else images
 
 
-def channels_last(images: Any) -> torch.Tensor:
-    """DALI's (B, H, W, 3) as torch's (B, 3, H, W) in channels_last: the same bytes."""
-    return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+def channels_last(images: Any, size: int) -> torch.Tensor:
+    """DALI's (B, H, W, 3) as torch's (B, 3, H, W) in channels_last: the same bytes.
+
+    Raises UserError for what is not uint8 of `size` pixels, as a recipe of one's own may leave it.
+    """
+    found = torch.from_dlpack(images.as_tensor())  # (B, H, W, 3)
+    if found.dtype != torch.uint8 or found.shape[1:] != (size, size, 3):
+        sides, kind = "×".join(map(str, found.shape[1:])), str(found.dtype).removeprefix("torch.")
+        raise UserError(
+            f"data.augment: its recipes make images of {sides}, {kind}, expected {size}×{size}×3, "
+            "uint8. Where a recipe computes in another type, let its apply() end with "
+            "dali.fn.cast_like(result, images)"
+        )
+    return found.permute(0, 3, 1, 2)

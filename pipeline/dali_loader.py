@@ -309,7 +309,11 @@ class Loader:
         images, labels, *shapes = outputs
         for shape in shapes:
             require_size(np.asarray(shape.as_tensor()), self._image_size)
-        return Batch(channels_last(images), torch.from_dlpack(labels.as_tensor()), records())
+        return Batch(
+            channels_last(images, self._image_size),
+            torch.from_dlpack(labels.as_tensor()),
+            records(),
+        )
 
     def _quarantine(self, steps: range, error: RuntimeError) -> None:
         """Find out which records of these steps broke the pipeline; re-raise if none did."""

@@ -125,6 +125,11 @@ def register_recipe(name: str, recipe: Recipe) -> None:
     if not name or ":" in name:
         raise UserError(f"recipe {name!r}: expected a name without a colon")
     drawn = recipe.draw(Draw(np.arange(3), seed=0, epoch=0, size=112))
+    if not isinstance(drawn, Mapping):
+        raise UserError(
+            f"recipe {name!r} draws a {type(drawn).__name__}, expected a dictionary from each "
+            "argument of its apply(images, …) to what is drawn for it"
+        )
     for argument, values in drawn.items():
         one_each = isinstance(values, (list, np.ndarray)) and len(values) == 3
         if not one_each or any(np.asarray(value).dtype.name not in _DALI_TYPES for value in values):

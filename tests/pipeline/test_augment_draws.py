@@ -189,6 +189,7 @@ def test_a_registered_recipe_is_one_of_the_entries(monkeypatch):
         ("mine", Recipe(lambda draw: {"shade": draw("a")}, apply_shade), r"astype\('float32'\)"),
         ("mine", Recipe(lambda draw: {"shade": np.ones(1, bool)}, apply_shade), "three images"),
         ("mine", Recipe(lambda draw: {"shade": 0.5}, apply_shade), "three images"),
+        ("mine", Recipe(lambda draw: draw("a"), apply_shade), "draws a ndarray, expected a dict"),
         ("mine", Recipe(lambda draw: {}, apply_shade), "does not take that: missing a required"),
     ],
     ids=str,

@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
+from facestream import UserError
 from pipeline import dali, dali_loader
-from pipeline.augment import RECIPES, Augmentation, Draw
+from pipeline.augment import RECIPES, Augmentation, Draw, Recipe
 from pipeline.dali_decode import choose_decode_device, decoded, find_faults
 from pipeline.dali_loader import Loader
 from pipeline.index import open_index
@@ -83,6 +84,26 @@ def test_batches_are_uint8_channels_last_and_int64(index):
     assert (batch.images.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
     assert batch.images.shape == (12, 3, SIZE, SIZE)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.dali
+@pytest.mark.parametrize(
+    ("apply", "found"),
+    [
+        (lambda images: images / 255.0, "32×32×3, float32"),
+        (lambda images: dali.fn.resize(images, size=[16, 24]), "16×24×3, uint8"),
+    ],
+)
+def test_a_recipe_that_leaves_other_images_than_it_took_is_refused(
+    index, apply, found, monkeypatch
+):
+    monkeypatch.setitem(RECIPES, "mine", Recipe(lambda draw: {}, apply))
+    message = rf"make images of {found}, expected 32×32×3, uint8"
+    with (
+        closing(loader(index, augment=("mine",)).stream(0)) as stream,
+        pytest.raises(UserError, match=message),
+    ):
+        next(stream)
 
 
 @WAYS
