@@ -15,10 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_type_hints
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import Annotated, Any, Literal, get_type_hints
 
 from facestream import UserError
 from heads import create_margin
@@ -37,7 +34,7 @@ from training.setting_range import (
     Remainder,
     out_of_range,
 )
-from training.setting_value import SettingValueError, as_given, from_plain, parse_value
+from training.setting_value import SettingValueError, as_given, as_typed, from_plain, parse_value
 
 # Where a leading tilde is expanded.
 PATH_SETTINGS = (
@@ -70,7 +67,9 @@ def _check(holds: bool, key: str, value: object, allowed: str) -> None:
 
 def _check_ranges(section: str, settings: object) -> None:
     for name, value, allowed in out_of_range(settings):
-        raise ConfigError(f"{section}.{name}={value!r}: expected {allowed}")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        kind = "" if number else "a number of Python's own, "
+        raise ConfigError(f"{section}.{name}={value!r}: expected {kind}{allowed}")
 
 
 @dataclass(frozen=True)
@@ -454,6 +453,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{_place(error, str(path))}: {said}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{path} must define `config`, a training.config.Config")
+    try:
+        config = _typed(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return override(config, overrides)
 
 
@@ -534,10 +537,17 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 def _typed(config: Config) -> Config:
     """The same; ConfigError for values of other types than their settings."""
-    try:
-        return cast(Config, OmegaConf.to_object(OmegaConf.structured(config)))
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+    sections: dict[str, Any] = {}
+    for section in fields(config):
+        given = getattr(config, section.name)
+        values = dict(vars(given))
+        for name, kind in get_type_hints(type(given)).items():
+            try:
+                values[name] = as_typed(values[name], kind)
+            except SettingValueError as error:
+                raise ConfigError(f"{section.name}.{name}={values[name]!r}: {error}") from error
+        sections[section.name] = type(given)(**values)
+    return Config(**sections)
 
 
 def by_names_of_now(saved: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -56,6 +56,23 @@ def parse_value(text: str, kind: Any, current: Any, *, inner: str = "") -> Any:
         raise SettingValueError(_in_a_line(error)) from error
 
 
+def as_typed(value: Any, kind: Any) -> Any:
+    """A value from Python as its setting's type has it, such as 3.0 of 3.
+
+    Texts stay as they are: OmegaConf would put other settings in place of ``${...}``.
+
+    Raises SettingValueError for a value of another type.
+    """
+    texts = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+    if kind is Any or type(value) is kind or (kind == tuple[str, ...] and texts):
+        return value
+    try:
+        tree = OmegaConf.structured(make_dataclass("Setting", [("value", kind)])(value))
+        return cast(Any, OmegaConf.to_object(tree)).value
+    except _NO_VALUE as error:
+        raise SettingValueError(_in_a_line(error)) from error
+
+
 def as_given(value: Any) -> str:
     """The text that `parse_value` makes this value of."""
     if isinstance(value, str):

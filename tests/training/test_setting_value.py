@@ -8,7 +8,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from training import named_files
-from training.config import PATH_SETTINGS, Config, ConfigError, DataConfig, override
+from training.config import (
+    PATH_SETTINGS,
+    Config,
+    ConfigError,
+    DataConfig,
+    load_config,
+    override,
+)
 
 BASE = Config(data=DataConfig(train="x.rec"))
 # What a list in brackets can hold in quotes: YAML allows no control characters.
@@ -161,3 +168,36 @@ def test_what_no_setting_holds_is_refused(key, text):
     if not (text.startswith("9") and key in ("data.augment", "eval.sets")):
         with pytest.raises(ConfigError, match=key):
             override(BASE, [f"{key}={text}"])
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "${run.seed}", "???", "a${b", r"\${x}"])
+def test_a_text_in_a_file_or_a_checkpoint_is_taken_as_it_is(text, tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(
+        "from training.config import Config, DataConfig, EvalConfig, RunConfig\n"
+        f"config = Config(run=RunConfig(output={text!r}), data=DataConfig(train={text!r}), "
+        f"eval=EvalConfig(sets=({text!r},)))\n"
+    )
+    config = load_config(path)
+    assert (config.run.output, config.data.train, config.eval.sets) == (text, text, (text,))
+    again, _ = Config.from_dict(json.loads(json.dumps(config.as_dict())))
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("data=DataConfig(train='x', augment='flip')", r"data\.augment='flip': .*str is not"),
+        ("head=HeadConfig(loss=['a'])", r"head\.loss=\['a'\]: Cannot convert 'list' to string"),
+        ("head=HeadConfig(loss_args={1: 2})", r"head\.loss_args=\{1: 2\}: Key 1"),
+        ("optim=OptimConfig(lr=np.float32(1))", r"optim\.lr=.*1\.0.*: expected a number of Python"),
+    ],
+)
+def test_a_value_of_another_type_in_a_file_is_named_with_its_setting(setting, complaint, tmp_path):
+    path = tmp_path / "recipe.py"
+    data = "" if setting.startswith("data") else "data=DataConfig(train='x'), "
+    path.write_text(
+        f"import numpy as np\nfrom training.config import *\nconfig = Config({data}{setting})\n"
+    )
+    with pytest.raises(ConfigError, match=rf"recipe\.py.*: {complaint}"):
+        load_config(path)
