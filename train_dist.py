@@ -115,6 +115,8 @@ def run(arguments: argparse.Namespace, stops: Stops) -> int:
             trainer.reporter.say(f"go on with: {resume_command(sys.argv, os.environ)}")
     if trainer.reporter:
         trainer.reporter.sum_up(trainer.last_checkpoint)
+        if status != os.EX_OK and "TORCHELASTIC_RUN_ID" in os.environ:
+            trainer.reporter.say("torchrun     shows a trace of its own now; the run is saved")
     leave_world()
     return status
 

@@ -178,6 +178,7 @@ def test_what_torchrun_is_sent_stops_all_ranks_after_the_same_step(configure, nu
     assert f"stopped: {number.name} on rank" in told
     launched = r"go on with: \S*torchrun --standalone --nproc_per_node=2 train_dist\.py"
     assert re.search(f"{launched} {path}\n", told)
+    assert "torchrun     shows a trace of its own now; the run is saved" in told
     assert newest(output) == f"step_{steps(output)[-1]:09d}"
 
 

@@ -239,7 +239,7 @@ def test_a_run_is_exported_by_its_newest_checkpoint_and_an_import_tells_its_sour
     import_arcface_torch([tmp_path / "theirs" / "model.pt"], tmp_path / "back")
     _, card = export_safetensors(tmp_path / "back", tmp_path / "out", license="unknown")
     text = card.read_text()
-    assert "| loss | not told by the files it was imported from (model.pt) |" in text
+    assert "| loss | unknown: imported from files that do not say it (model.pt) |" in text
     assert "| classes | no head |" in text
     assert "Not verified at this checkpoint." in text
     alone = export_arcface_torch(tmp_path / "back", tmp_path / "alone", world_size=2, epoch=0)

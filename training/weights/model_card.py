@@ -75,7 +75,7 @@ def model_card(
     num_classes = about["facts"].get("number of classes")
     source = about["facts"].get("imported from")
     if source:
-        data = loss = f"not told by the files it was imported from ({', '.join(source)})"
+        data = loss = f"unknown: imported from files that do not say it ({', '.join(source)})"
     else:
         train = config["data"]["train"]
         files = [train] if isinstance(train, str) else train
