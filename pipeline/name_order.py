@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-_NUMBER = re.compile(r"-?[0-9]+")
+_NUMBER = re.compile(r"-?[0-9]{1,4000}")  # of more digits Python makes no number
 
 
 def order_of(names: Iterable[int | str]) -> Callable[[int | str], tuple[int, str]]:

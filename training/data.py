@@ -58,6 +58,12 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     if data.labels == "dense":
         labels = dense_labels(indexes, labels, kept)
     records = Collection(indexes, labels, kept)
+    if not len(records):
+        images = sum(len(index) for index in indexes)
+        left_out = f", and data.leave_out={data.leave_out} leaves out all of them" if images else ""
+        raise ConfigError(
+            f"data.train={data.train}: found {images} images{left_out}: expected some to train on"
+        )
     together(lambda: world.is_main and _require_image_size(records, data.image_size))
     shown = _shown(data, records)
     return TrainingData(records, create_order(config, records, shown), sum(shown))

@@ -44,6 +44,20 @@ def test_a_set_of_another_size_is_refused_with_the_remedy(world: World, tmp_path
         open_training_data(override(config, ["data.global_batch=4"]), world)
 
 
+def test_a_set_without_images_is_refused(world: World, tmp_path):
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        writer.write(pack_image(b"", [1.0, 1.0], 0))
+    with pytest.raises(ConfigError, match=r"data\.train=.* found 0 images: expected some"):
+        open_training_data(tiny.config(tmp_path, tmp_path / "run"), world)
+
+
+def test_a_list_that_leaves_out_every_image_is_refused(world: World, tmp_path):
+    config = tiny.config(write_sizes(tmp_path, [RIGHT] * 8), tmp_path / "run")
+    (tmp_path / "all.txt").write_text("identity 0\nidentity 1\n")
+    with pytest.raises(ConfigError, match=r"found 8 images, and data\.leave_out=.* leaves out all"):
+        open_training_data(override(config, [f"data.leave_out={tmp_path / 'all.txt'}"]), world)
+
+
 @pytest.mark.parametrize("sizes", [[OTHER] * 7 + [RIGHT], [OTHER] * 7 + [(0, 0)]])
 def test_single_images_are_left_to_who_decodes_them(world: World, tmp_path, sizes):
     config = tiny.config(write_sizes(tmp_path, sizes), tmp_path / "run")
