@@ -25,14 +25,14 @@ from pipeline.dali_loader import choose_threads
 from training.command import command
 from training.config import Config, load_config
 from training.distributed import World, join_world, leave_world, together
-from training.dry_run import dry_run
 from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops, resume_command
 from training.loop import Evaluate, Scores, Trainer
 from training.named_files import check_named_files
-from training.precision import Precision, choose_precision
+from training.planning.dry_run import dry_run
 from training.reporting.console import protect_console
 from training.reporting.lines import ConsoleHandler
 from training.reporting.run_log import keep_early_warnings
+from training.step.precision import Precision, choose_precision
 
 
 def build_evaluate(config: Config, world: World, precision: Precision) -> Evaluate:

@@ -31,7 +31,7 @@ from pipeline.augment import RECIPES, Augmentation, Draw, Node, Recipe
 from pipeline.augment.color import without_color
 from pipeline.augment.geometry import lower_resolution
 from pipeline.augment.quality import blur
-from pipeline.synthetic import encode_jpeg, render
+from synthetic import encode_jpeg, render
 
 SIZE = 112
 AHEAD = 2  # batches: as in training

@@ -35,11 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import about_cpu, save, show
 from pipeline.collection import Collection
 from pipeline.dali_loader import Loader
-from pipeline.index import RecordIndex, open_index
 from pipeline.order import BlockOrder, GlobalOrder, Order
-from pipeline.record_file import RecordFile
-from pipeline.recordio import RecordWriter, pack_image
-from pipeline.synthetic import encode_jpeg, render
+from pipeline.records.index import RecordIndex, open_index
+from pipeline.records.record_file import RecordFile
+from pipeline.records.recordio import RecordWriter, pack_image
+from synthetic import encode_jpeg, render
 
 BATCH, THREADS, DRAWN = 128, 2, 500
 BLOCK, WINDOW = 256, 32  # 8,192 records are mixed

@@ -34,7 +34,7 @@ from benchmarks.harness import (
     take_turns,
 )
 from heads import ArcFace, PartialFC
-from training.precision import cpu_has_bf16
+from training.step.precision import cpu_has_bf16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CASES = [(100_000, 1.0), (100_000, 0.1), (400_000, 0.1)]

@@ -22,8 +22,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness import about_cpu, medians, save, show, take_turns
-from pipeline.classify import scan_rec
-from pipeline.recordio import RecordWriter, pack_image
+from pipeline.records.recordio import RecordWriter, pack_image
+from pipeline.records.scan import scan_rec
 
 ROOT = Path(__file__).resolve().parents[1]
 

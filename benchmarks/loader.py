@@ -36,9 +36,9 @@ from benchmarks.harness import about_cpu, medians, save, show, take_turns
 from pipeline import dali
 from pipeline.collection import Collection
 from pipeline.dali_loader import Loader
-from pipeline.index import RecordIndex, open_index
-from pipeline.recordio import RecordWriter, pack_image
-from pipeline.synthetic import encode_jpeg, render
+from pipeline.records.index import RecordIndex, open_index
+from pipeline.records.recordio import RecordWriter, pack_image
+from synthetic import encode_jpeg, render
 
 THREADS, BATCH, SIZE = 2, 128, 112
 RECORDS, DRAWN = 20_000, 2_000

@@ -28,8 +28,8 @@ from train_dist import build_evaluate
 from training.config import Config, DataConfig, EvalConfig, ModelConfig, RunConfig, override
 from training.distributed import join_world, leave_world
 from training.loop import Trainer
-from training.precision import choose_precision
 from training.reporting.meters import peak_memory
+from training.step.precision import choose_precision
 
 BOUNDS = (0.95, 1.10)  # of the prediction over the peak: never far under, and no empty caution
 SMALL = ("model.name=iresnet10", "model.width=0.25", "model.embedding_dim=128")

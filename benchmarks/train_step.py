@@ -40,12 +40,12 @@ from benchmarks.harness import (
 from benchmarks.loader import draw_set, torch_batches
 from models import create_model
 from pipeline.dali_loader import Loader, choose_threads
-from pipeline.index import open_index
+from pipeline.records.index import open_index
 from training.assembly import create_step
 from training.config import Config, DataConfig, HeadConfig, ModelConfig
 from training.distributed import World, join_world
-from training.optim import set_learning_rate
-from training.precision import choose_precision
+from training.step.optim import set_learning_rate
+from training.step.precision import choose_precision
 
 CLASSES, DIM, RATE, LR = 100_000, 512, 0.1, 0.01
 CASES = [("iresnet50", 16), ("iresnet18", 32)]

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 
 from pipeline.collection import Collection
-from pipeline.recordio import RecordError
+from pipeline.records.recordio import RecordError
 
 _log = logging.getLogger("facestream.pipeline")
 

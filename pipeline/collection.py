@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from pipeline.index import RecordIndex
-from pipeline.recordio import RecordError
-from pipeline.sidecar import damaged_sidecar
+from pipeline.records.index import RecordIndex
+from pipeline.records.recordio import RecordError
+from pipeline.records.sidecar import damaged_sidecar
 
 
 class Collection:

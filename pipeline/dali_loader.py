@@ -33,11 +33,11 @@ from pipeline.dali_decode import (
     pipeline_settings,
     require_size,
 )
-from pipeline.index import RecordIndex
 from pipeline.jpeg import decode_batch
 from pipeline.order import GlobalOrder, Order, rank_positions, steps_per_epoch
 from pipeline.read_ahead import read_ahead
-from pipeline.recordio import RecordError
+from pipeline.records.index import RecordIndex
+from pipeline.records.recordio import RecordError
 
 _STAGE = 16  # steps at least that are announced to the disk at once
 

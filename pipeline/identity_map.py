@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.collection import find_file
-from pipeline.index import RecordIndex
 from pipeline.name_order import order_of
 from pipeline.named_path import MALFORMED, read_text
-from pipeline.recordio import RecordError
+from pipeline.records.index import RecordIndex
+from pipeline.records.recordio import RecordError
 
 
 def read_identity_map(path: str | Path, indexes: Sequence[RecordIndex]) -> list[np.ndarray]:

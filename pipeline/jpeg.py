@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pipeline.recordio import RecordError
+from pipeline.records.recordio import RecordError
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")  # what DALI decodes, too
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.collection import find_file
-from pipeline.index import RecordIndex
 from pipeline.named_path import read_text
-from pipeline.recordio import RecordError
+from pipeline.records.index import RecordIndex
+from pipeline.records.recordio import RecordError
 
 _NUMBER = re.compile("[0-9]{1,18}")
 

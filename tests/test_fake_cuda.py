@@ -15,10 +15,10 @@ from models import create_model, normalize
 from tests.fake_cuda import DEVICE, OtherDeviceError, fake_cuda, strict
 from tests.graph_safety import GraphUnsafeError
 from training.config import OptimConfig
-from training.optim import create_optimizer, set_learning_rate
-from training.precision import choose_precision
 from training.reporting.meters import Meters
-from training.step import TrainStep
+from training.step.optim import create_optimizer, set_learning_rate
+from training.step.precision import choose_precision
+from training.step.train_step import TrainStep
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.cuda.is_built(),

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from evaluation.pair_set import write_bin
-from pipeline.index import open_index
 from pipeline.named_path import as_name, as_text
+from pipeline.records.index import open_index
 from tests.training import tiny
 
 ROOT = Path(__file__).parents[1]

@@ -21,15 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evaluation.embedding import embed_batches
 from facestream import UserError
 from pipeline.ahead import cores
-from pipeline.embedding_cache import EmbeddingCacheError, open_embeddings, write_embeddings
-from pipeline.index import RecordIndex
+from pipeline.records.index import RecordIndex
 from training.command import command, whole_number
 from training.config import Config, load_config
 from training.data import open_training_data
+from training.distill.embedding_cache import EmbeddingCacheError, open_embeddings, write_embeddings
 from training.distill.teacher import Teacher, load_teacher, name_teacher
 from training.distributed import World, join_world, leave_world
-from training.out_of_memory import memory_explained
-from training.precision import choose_precision
+from training.planning.out_of_memory import memory_explained
+from training.step.precision import choose_precision
 
 
 def cache_teacher(config: Config, world: World, *, batch: int) -> list[Path]:

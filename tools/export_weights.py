@@ -23,7 +23,7 @@ from training.command import command, whole_number
 from training.saving.files import CheckpointError
 from training.saving.names import BACKBONE, CENTERS, HEAD, MOMENTUM, OPTIMIZER, VELOCITY
 from training.saving.reading import SavedCheckpoint, open_weights
-from training.schedules import create_schedule
+from training.step.schedules import create_schedule
 from training.weights.arcface_files import Weights, write_arcface_torch
 from training.weights.model_card import model_card
 

@@ -30,8 +30,7 @@ from pipeline.collection import Collection
 from training.command import command
 from training.data import open_shared_index
 from training.distributed import World, join_world, leave_world
-from training.out_of_memory import OutOfMemoryError, asked_for, is_shortage
-from training.precision import choose_precision
+from training.planning.out_of_memory import OutOfMemoryError, asked_for, is_shortage
 from training.saving.checkpoint import create_writer
 from training.saving.files import complete, read_about
 from training.saving.metadata import load_state, read_metadata
@@ -39,6 +38,7 @@ from training.saving.names import BACKBONE, CENTERS, VELOCITY, under
 from training.saving.reading import SavedCheckpoint, open_weights
 from training.saving.resume import FILES
 from training.saving.weight_file import WeightsError
+from training.step.precision import choose_precision
 from training.weights.center_transfer import aim_centers
 from training.weights.identities import FILE, Identities, read_identities
 from training.weights.mean_embeddings import mean_embeddings

@@ -24,9 +24,9 @@ from rich.progress import track
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.pair_set import write_bin
-from pipeline.rec_set import pack_set
-from pipeline.recordio import RecordError
-from pipeline.synthetic import contact_sheet, encode_jpeg, make_pairs, render
+from pipeline.records.recordio import RecordError
+from pipeline.records.write_set import pack_set
+from synthetic import contact_sheet, encode_jpeg, make_pairs, render
 from training.command import command, whole_number
 
 _SHEET = (8, 6)  # identities, images of each

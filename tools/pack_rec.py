@@ -26,9 +26,9 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.rec_set import pack_set
-from pipeline.recordio import RecordError
 from pipeline.records.manifest import write_manifest
+from pipeline.records.recordio import RecordError
+from pipeline.records.write_set import pack_set
 from tools.sources.folders import read_folders
 from tools.sources.inspection import Inspection
 from tools.sources.lst import read_lst

@@ -22,11 +22,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from facestream import USER_ERROR_EXIT_CODE
-from pipeline.classify import Scan, scan_rec
-from pipeline.index import RecordIndex, idx_lists, open_index, write_idx
+from pipeline.records.index import RecordIndex, open_index
 from pipeline.records.manifest import read_names
-from pipeline.repair import repair
-from pipeline.sidecar import output_folder, write_sidecar
+from pipeline.records.mxnet_idx import idx_lists, write_idx
+from pipeline.records.repair import repair
+from pipeline.records.scan import Scan, scan_rec
+from pipeline.records.sidecar import output_folder, write_sidecar
 from training.command import command, whole_number
 
 
@@ -108,7 +109,7 @@ def verify(index: RecordIndex, *, size: int | None = None) -> list[int]:
 
     size: pixels; images that are not size × size fail, too.
     """
-    from pipeline.verify import find_undecodable
+    from pipeline.records.verify import find_undecodable
 
     with _progress("decode") as told:
         failures = list(find_undecodable(index, told, size=size))
@@ -122,7 +123,7 @@ def verify(index: RecordIndex, *, size: int | None = None) -> list[int]:
 def write_repaired(index: RecordIndex, folder: Path, *, without: list[int]) -> None:
     """Write what is intact, less the records at the offsets `without`, and whose it is."""
     # Importing Pillow, which both need, takes as long as scanning some hundred megabytes.
-    from pipeline.image_kind import image_kind
+    from pipeline.records.image_kind import image_kind
     from pipeline.records.manifest import write_manifest
 
     identities, images, sizes = repair(index, folder, without=without)

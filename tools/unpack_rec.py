@@ -18,10 +18,10 @@ from rich.progress import track
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.ahead import cores, map_ahead
-from pipeline.image_kind import EXTENSIONS, image_kind
-from pipeline.index import open_index
-from pipeline.recordio import RecordError
+from pipeline.records.image_kind import EXTENSIONS, image_kind
+from pipeline.records.index import open_index
 from pipeline.records.manifest import read_names
+from pipeline.records.recordio import RecordError
 from tools.sources.folder_names import folder_name, on_disk
 from training.command import command
 

@@ -14,7 +14,6 @@ from heads import GroupClasses, PartialFC, create_margin
 from pipeline import counter
 from pipeline.dali_decode import choose_decode_device
 from pipeline.dali_loader import Batch, Loader, choose_threads
-from training.backbone import create_backbone
 from training.config import Config, check_batch
 from training.data import (
     TrainingData,
@@ -25,13 +24,14 @@ from training.data import (
 from training.distill.distillation import Distillation, create_distillation
 from training.distributed import World, require_agreement, together
 from training.facts import agree
-from training.memory import Prediction, predict
-from training.optim import create_optimizer, set_learning_rate
-from training.out_of_memory import memory_explained, require_memory
-from training.precision import Precision, set_determinism
-from training.schedules import Schedule, create_schedule
-from training.step import Lap, StepResult, TrainStep
-from training.step_graph import GraphedStep
+from training.planning.memory import Prediction, predict
+from training.planning.out_of_memory import memory_explained, require_memory
+from training.step.backbone import create_backbone
+from training.step.graphed_step import GraphedStep
+from training.step.optim import create_optimizer, set_learning_rate
+from training.step.precision import Precision, set_determinism
+from training.step.schedules import Schedule, create_schedule
+from training.step.train_step import Lap, StepResult, TrainStep
 
 
 @dataclass(frozen=True)

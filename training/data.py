@@ -9,11 +9,11 @@ import numpy as np
 
 from pipeline.collection import Collection, dense_labels, stack_labels
 from pipeline.identity_map import read_identity_map
-from pipeline.image_kind import image_size
-from pipeline.index import RecordIndex, open_index
 from pipeline.order import BalancedOrder, BlockOrder, GlobalOrder, Order, WeightedOrder
 from pipeline.record_filter import read_filter
-from pipeline.recordio import RecordError
+from pipeline.records.image_kind import image_size
+from pipeline.records.index import RecordIndex, open_index
+from pipeline.records.recordio import RecordError
 from pipeline.shuffle_report import ShuffleReport, report_shuffle
 from training.config import Config, ConfigError, DataConfig
 from training.distributed import World, together

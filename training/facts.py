@@ -8,9 +8,9 @@ from pipeline.named_path import as_text
 from training.config import Config
 from training.data import TrainingData
 from training.distributed import World, require_agreement
-from training.precision import Precision
 from training.saving.checkpoint import versions
 from training.saving.resume import FILES, OF_FILES
+from training.step.precision import Precision
 
 
 def agree(

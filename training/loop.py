@@ -17,19 +17,19 @@ from pipeline.named_path import as_text, mendable
 from training.assembly import Plan, assemble, plan
 from training.config import Config
 from training.distributed import World, from_main, together
-from training.doctor import Doctor
 from training.faults.agreement import Reason
 from training.faults.rollback import Rollback, gather_bad_steps
 from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops
 from training.faults.watchdog import Watchdog
-from training.forecast import Forecast
-from training.memory import available_memory
-from training.out_of_memory import memory_explained
-from training.precision import Precision
+from training.planning.memory import available_memory
+from training.planning.out_of_memory import memory_explained
+from training.reporting.doctor import Doctor
+from training.reporting.forecast import Forecast
 from training.reporting.introduction import introduce
 from training.reporting.journal import Position
 from training.reporting.meters import Meters, pace
 from training.reporting.reporter import Reporter
+from training.reporting.stopwatch import Laps, Stopwatch
 from training.saving import checkpoint, resume
 from training.saving.files import (
     CheckpointError,
@@ -42,8 +42,9 @@ from training.saving.files import (
 from training.saving.lock import Lock, require_free
 from training.saving.room import Room, require_room
 from training.saving.run_state import RunState, describe_silent_end
-from training.step import Lap, StepResult
-from training.stopwatch import Laps, Stopwatch
+from training.step.backbone import average_statistics, unwrapped
+from training.step.precision import Precision
+from training.step.train_step import Lap, StepResult
 from training.weights.identities import Identities, write_identities
 from training.weights.warm_start import warm_start
 
@@ -438,7 +439,7 @@ class Trainer:
         with self._watchdog.paused("verification"), self._forecast.verification():
             self._average_statistics()
             # A copy, which is not compiled: batches of other sizes would be compiled anew.
-            scores = self._evaluate(fold_batch_norm(checkpoint.unwrapped(self.step.backbone)))
+            scores = self._evaluate(fold_batch_norm(unwrapped(self.step.backbone)))
         if self.reporter and scores:
             self._require_lock()
             self.reporter.verification(self._position(), scores)
@@ -472,7 +473,7 @@ class Trainer:
     def _average_statistics(self) -> None:
         """Once a step: what is verified has the very bits of what is saved."""
         if self._averaged_at != self.steps_done:
-            checkpoint.average_statistics(self.step.backbone)
+            average_statistics(self.step.backbone)
             self._averaged_at = self.steps_done
 
     def wait_for_checkpoint(self) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.gpu.figures import Figures, run_stage, seconds_of
 from benchmarks.harness import about_device
-from training.precision import choose_precision
+from training.step.precision import choose_precision
 
 
 def facts(figures: Figures) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from training.distributed import World, join_world, leave_world
-from training.precision import choose_precision, set_determinism
+from training.step.precision import choose_precision, set_determinism
 
 Row = dict[str, Any]
 _SPARE = 1.5  # a case is begun if it may take this much longer than the longest so far

@@ -15,7 +15,7 @@ from benchmarks.baselines import ArcfaceTorchHead
 from benchmarks.gpu.figures import Figures, Row, peak_mb, run_stage, seconds_of
 from heads import ArcFace, PartialFC
 from training.distributed import World
-from training.precision import choose_precision
+from training.step.precision import choose_precision
 
 DIM = 512
 # Classes over all ranks, sample rate, embeddings of a rank, whether the baseline has its turn.

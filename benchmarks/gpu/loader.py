@@ -17,7 +17,7 @@ from benchmarks.loader import bare_decoding, draw_set
 from pipeline.dali import DaliMissingError
 from pipeline.dali_decode import DecodeDevice
 from pipeline.dali_loader import Loader, choose_threads
-from pipeline.index import RecordIndex, open_index
+from pipeline.records.index import RecordIndex, open_index
 from training.distributed import World
 
 RECIPES = ("flip", "flip+adaface:0.5")

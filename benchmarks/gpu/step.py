@@ -20,9 +20,9 @@ from models import create_model
 from training.assembly import create_step
 from training.config import Config, DataConfig, HeadConfig, ModelConfig, StepConfig
 from training.distributed import World
-from training.optim import set_learning_rate
-from training.precision import choose_precision
-from training.step_graph import GraphedStep
+from training.step.graphed_step import GraphedStep
+from training.step.optim import set_learning_rate
+from training.step.precision import choose_precision
 
 DIM, SIZE = 512, 112
 CLASSES = 93_431  # as many as MS1MV3 has, all of them in every step

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.named_path import MALFORMED
-from pipeline.record_file import fingerprint
+from pipeline.records.record_file import fingerprint
 
 
 def manifest_path(rec: Path) -> Path:

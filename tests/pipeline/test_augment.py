@@ -10,9 +10,9 @@ from pipeline import dali
 from pipeline.augment import RECIPES, Augmentation, Draw
 from pipeline.augment.color import photometric
 from pipeline.dali_loader import Loader
-from pipeline.index import open_index
-from pipeline.recordio import RecordWriter, pack_image
-from pipeline.synthetic import encode_jpeg, render
+from pipeline.records.index import open_index
+from pipeline.records.recordio import RecordWriter, pack_image
+from synthetic import encode_jpeg, render
 
 pytestmark = pytest.mark.dali
 

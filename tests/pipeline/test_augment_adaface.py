@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from pipeline.augment import RECIPES, Draw
-from pipeline.synthetic import render
+from synthetic import render
 from tests.pipeline.test_augment import SIZE, apply
 
 pytestmark = pytest.mark.dali

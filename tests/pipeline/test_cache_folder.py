@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.cache_folder import _LIBRARIES, cache_folders, provide_caches
-from pipeline.index import open_index
-from pipeline.recordio import RecordWriter, pack_image
-from pipeline.sidecar import output_folder, sidecar_folders
+from pipeline.records.index import open_index
+from pipeline.records.recordio import RecordWriter, pack_image
+from pipeline.records.sidecar import output_folder, sidecar_folders
 from tools import rec2idx
 
 NOBODY = 54321  # a number that no account has

@@ -10,11 +10,11 @@ import pytest
 
 from pipeline.collection import Collection, dense_labels, stack_labels
 from pipeline.identity_map import read_identity_map, read_identity_names
-from pipeline.index import RecordIndex, open_index
 from pipeline.named_path import PathError
 from pipeline.order import GlobalOrder, WeightedOrder
 from pipeline.record_filter import read_filter
-from pipeline.recordio import RecordError, RecordWriter, pack_image
+from pipeline.records.index import RecordIndex, open_index
+from pipeline.records.recordio import RecordError, RecordWriter, pack_image
 
 
 def write_set(folder: Path, labels: list[int]) -> RecordIndex:

@@ -17,8 +17,8 @@ from pipeline.augment.geometry import CUBIC, LANCZOS3, LINEAR, NN
 from pipeline.dali import DaliMissingError
 from pipeline.dali_decode import choose_decode_device
 from pipeline.dali_loader import Loader
-from pipeline.index import open_index
-from pipeline.recordio import RecordWriter, pack_image
+from pipeline.records.index import open_index
+from pipeline.records.recordio import RecordWriter, pack_image
 
 SIZE = 16
 

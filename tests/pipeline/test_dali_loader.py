@@ -22,9 +22,9 @@ from pipeline import dali, dali_loader
 from pipeline.augment import RECIPES, Augmentation, Draw, Recipe
 from pipeline.dali_decode import choose_decode_device, decoded, find_faults
 from pipeline.dali_loader import Loader
-from pipeline.index import open_index
 from pipeline.order import permute
-from pipeline.recordio import MAGIC, RecordError, RecordWriter, pack_image
+from pipeline.records.index import open_index
+from pipeline.records.recordio import MAGIC, RecordError, RecordWriter, pack_image
 from tests.clock import LIMIT
 
 CPU = torch.device("cpu")
@@ -486,7 +486,7 @@ ENDLESS = """
 import logging, sys, torch
 sys.path.insert(0, {root!r})
 from pipeline.dali_loader import Loader
-from pipeline.index import open_index
+from pipeline.records.index import open_index
 loader = Loader(open_index({rec!r}), global_batch=12, device=torch.device("cpu"), image_size={size},
                 augment={augment!r}, threads=2)
 for number, batch in enumerate(loader.stream(0)):

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from pipeline.collection import Collection
 from pipeline.dali_loader import Loader
-from pipeline.index import open_index
 from pipeline.order import BlockOrder, GlobalOrder
 from pipeline.read_ahead import read_ahead, stretches
-from pipeline.recordio import RecordWriter, pack_image
+from pipeline.records.index import open_index
+from pipeline.records.recordio import RecordWriter, pack_image
 from tests.clock import LIMIT, wait_until
 
 RECORDS = 600

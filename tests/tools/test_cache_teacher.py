@@ -10,14 +10,14 @@ import torch
 
 from models import create_model
 from pipeline.dali_loader import Loader
-from pipeline.embedding_cache import open_embeddings
-from pipeline.index import open_index
-from pipeline.recordio import RecordWriter, pack_image
-from pipeline.synthetic import encode_jpeg, render
+from pipeline.records.index import open_index
+from pipeline.records.recordio import RecordWriter, pack_image
+from synthetic import encode_jpeg, render
 from tools.cache_teacher import cache_teacher
 from training.config import Config, DataConfig, DistillConfig, ModelConfig, RunConfig, StepConfig
+from training.distill.embedding_cache import open_embeddings
 from training.distill.teacher import load_teacher
-from training.precision import choose_precision
+from training.step.precision import choose_precision
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -19,13 +19,13 @@ from tools.export_weights import export_arcface_torch, export_safetensors, main
 from tools.import_arcface_torch import import_arcface_torch
 from training.assembly import create_step
 from training.config import Config
-from training.precision import choose_precision
 from training.saving import checkpoint
 from training.saving.files import CheckpointError
 from training.saving.reading import SavedCheckpoint
 from training.saving.weight_file import WeightsError
-from training.schedules import create_schedule
-from training.step import TrainStep
+from training.step.precision import choose_precision
+from training.step.schedules import create_schedule
+from training.step.train_step import TrainStep
 
 ROOT = Path(__file__).parents[2]
 CLASSES, STEPS = 11, 2

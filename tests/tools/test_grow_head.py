@@ -18,12 +18,12 @@ from tests.training.people import build, save_run, with_data, write_people
 from tools.grow_head import grow_head
 from training.config import Config, override
 from training.distributed import World
-from training.optim import set_learning_rate
-from training.precision import choose_precision
 from training.saving import checkpoint
 from training.saving.files import faults, read_about
-from training.saving.state import unwrapped
 from training.saving.weight_file import WeightsError
+from training.step.backbone import unwrapped
+from training.step.optim import set_learning_rate
+from training.step.precision import choose_precision
 from training.weights.warm_start import warm_start
 
 ROOT = Path(__file__).parents[2]

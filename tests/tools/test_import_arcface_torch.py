@@ -14,10 +14,10 @@ from models import Architecture
 from tests.training import tiny
 from tools.import_arcface_torch import import_arcface_torch, main
 from training.assembly import create_step
-from training.precision import choose_precision
 from training.saving import checkpoint
 from training.saving.files import faults, read_about
-from training.saving.state import unwrapped
+from training.step.backbone import unwrapped
+from training.step.precision import choose_precision
 from training.weights.arcface_files import ArcFaceTorchError, rows_of, trained
 
 ROOT = Path(__file__).parents[2]

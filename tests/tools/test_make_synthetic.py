@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from evaluation.pair_set import read_bin
-from pipeline.index import open_index
+from pipeline.records.index import open_index
 
 ROOT = Path(__file__).parents[2]
 

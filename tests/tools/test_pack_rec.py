@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.classify import scan_rec
-from pipeline.image_kind import image_kind
-from pipeline.index import open_index, read_idx
-from pipeline.rec_set import pack_set
-from pipeline.recordio import RecordError, read_record, unpack_image
+from pipeline.records.image_kind import image_kind
+from pipeline.records.index import open_index
+from pipeline.records.mxnet_idx import read_idx
+from pipeline.records.recordio import RecordError, read_record, unpack_image
+from pipeline.records.scan import scan_rec
+from pipeline.records.write_set import pack_set
 from tools.pack_rec import Options, find_sources, main, pack
 from tools.sources.folders import read_folders
 from tools.sources.passed_over import PassedOver

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from pipeline.dali_loader import Loader
-from pipeline.index import open_index
 from pipeline.order import GlobalOrder
-from pipeline.recordio import RecordWriter, pack_image
-from pipeline.synthetic import encode_jpeg, render
+from pipeline.records.index import open_index
+from pipeline.records.recordio import RecordWriter, pack_image
+from synthetic import encode_jpeg, render
 from tests.commands import call
 from tools.preview import main, preview
 from training.config import Config, DataConfig, RunConfig

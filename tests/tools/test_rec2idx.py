@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.classify import Scan, scan_rec
-from pipeline.index import RecordIndex, open_index, read_idx
-from pipeline.rec_set import pack_set
-from pipeline.recordio import RecordWriter, pack_image
+from pipeline.records.index import RecordIndex, open_index
 from pipeline.records.manifest import read_names, write_manifest
+from pipeline.records.mxnet_idx import read_idx
+from pipeline.records.recordio import RecordWriter, pack_image
+from pipeline.records.scan import Scan, scan_rec
+from pipeline.records.write_set import pack_set
 from tools.rec2idx import main, rec2idx, write_repaired
 
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.index import open_index
-from pipeline.rec_set import pack_set
-from pipeline.recordio import RecordError, RecordWriter, pack_image
+from pipeline.records.index import open_index
 from pipeline.records.manifest import write_manifest
+from pipeline.records.recordio import RecordError, RecordWriter, pack_image
+from pipeline.records.write_set import pack_set
 from tools.pack_rec import Options, pack
 from tools.sources.folder_names import folder_name
 from tools.unpack_rec import unpack

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.rec_set import pack_set
 from pipeline.records.manifest import write_manifest
+from pipeline.records.write_set import pack_set
 from tests.training.saved import save
 from tests.training.tiny import SIZE
 from training.assembly import create_step
 from training.config import Config
 from training.data import TrainingData, count_classes, open_training_data
 from training.distributed import World
-from training.precision import choose_precision
-from training.saving import checkpoint
-from training.step import TrainStep
+from training.step.backbone import unwrapped
+from training.step.precision import choose_precision
+from training.step.train_step import TrainStep
 from training.weights.identities import Identities, write_identities
 
 
@@ -63,7 +63,7 @@ def save_run(config: Config, world: World, *, known: bool = True) -> tuple[Path,
     known: whether it says who its people are.
     """
     step, data = build(config, world)
-    network = checkpoint.unwrapped(step.backbone)
+    network = unwrapped(step.backbone)
     torch.manual_seed(1)
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():

@@ -8,7 +8,7 @@ from typing import Any
 from training.config import Config
 from training.saving.checkpoint import Saver
 from training.saving.files import CheckpointError, Scores
-from training.step import TrainStep
+from training.step.train_step import TrainStep
 
 
 def save(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.recordio import RecordWriter, pack_image
+from pipeline.records.recordio import RecordWriter, pack_image
 from tests.training import tiny
 from training.config import Config, ConfigError, override
 from training.data import (

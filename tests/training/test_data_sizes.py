@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.recordio import RecordWriter, pack_image
+from pipeline.records.recordio import RecordWriter, pack_image
 from tests.training import tiny
 from training.config import ConfigError, override
 from training.data import open_training_data

@@ -16,8 +16,8 @@ from tools.export_weights import export_safetensors
 from training.config import ConfigError, load_config, override
 from training.loop import Trainer
 from training.own_parts import own_parts
-from training.precision import choose_precision
 from training.saving.files import read_about
+from training.step.precision import choose_precision
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

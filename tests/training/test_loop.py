@@ -14,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import record_file
+from pipeline.records import record_file
 from tests.host_reads import no_host_reads
 from tests.training import tiny
 from training.config import Config, ConfigError, override
@@ -22,10 +22,11 @@ from training.distributed import World
 from training.faults.agreement import Reason
 from training.faults.stops import Stopped
 from training.loop import Trainer
-from training.precision import choose_precision
 from training.reporting.meters import Meters
 from training.saving import checkpoint, files, room
 from training.saving.files import CheckpointError
+from training.step.backbone import unwrapped
+from training.step.precision import choose_precision
 
 SCORES = {"accuracy": 0.5, "accuracy_std": 0.1, "auc": 0.6, "tar_at_far": 0.0, "far": 0.0}
 
@@ -315,8 +316,8 @@ def test_the_heads_schedules_and_statistics_survive_an_interruption(data, world,
 def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
     """A label outside the classes poisons the loss with NaN: weights, BatchNorm's statistics,
     centers and all momentum stay."""
-    from training.optim import set_learning_rate
-    from training.stopwatch import Stopwatch
+    from training.reporting.stopwatch import Stopwatch
+    from training.step.optim import set_learning_rate
 
     trainer = build(tiny.config(data, tmp_path / "run"), world)
     step, stopwatch = trainer.step, Stopwatch(world.device)
@@ -512,8 +513,8 @@ def test_a_run_starts_from_another_ones_weights_and_resumes_its_own(data, world,
         [f"run.init_from={tmp_path / 'first'}", "run.seed=5"],
     )
     second = build(config, world)
-    expected = checkpoint.unwrapped(first.step.backbone).state_dict()
-    for name, tensor in checkpoint.unwrapped(second.step.backbone).state_dict().items():
+    expected = unwrapped(first.step.backbone).state_dict()
+    for name, tensor in unwrapped(second.step.backbone).state_dict().items():
         counted = name.endswith("num_batches_tracked")  # a run counts its own
         assert counted or torch.equal(tensor, expected[name]), name
     assert torch.equal(second.step.head.centers, first.step.head.centers)

@@ -12,8 +12,8 @@ from tests.training import tiny
 from training.config import Config, override
 from training.distributed import World
 from training.loop import Trainer
-from training.precision import choose_precision
 from training.saving import files
+from training.step.precision import choose_precision
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from tests.training import tiny
 from training.config import Config, override
 from training.distributed import World
 from training.loop import Trainer
-from training.precision import choose_precision
 from training.saving import checkpoint, files
+from training.step.backbone import unwrapped
+from training.step.precision import choose_precision
 
 
 def scores(accuracy: float) -> dict[str, dict[str, float]]:
@@ -221,7 +222,7 @@ def train_an_epoch(world: World, config: Config) -> bool:
     trainer = build(config, world, examine)
     trainer.run()
     checkpoint.load(trainer.last_checkpoint, train_step=trainer.step)
-    saved = fold_batch_norm(checkpoint.unwrapped(trainer.step.backbone)).state_dict().values()
+    saved = fold_batch_norm(unwrapped(trainer.step.backbone)).state_dict().values()
     return all(torch.equal(a, b) for a, b in zip(seen[-1], saved, strict=True))
 
 

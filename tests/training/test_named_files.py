@@ -17,8 +17,8 @@ from training.data import open_training_data
 from training.distill.teacher import load_teacher
 from training.distributed import World
 from training.named_files import check_named_files
-from training.precision import choose_precision
 from training.saving.resume import choose_checkpoint
+from training.step.precision import choose_precision
 from training.weights.warm_start import warm_start
 
 # Settings that are text and name no file that is read.

@@ -14,10 +14,10 @@ from training.config import Config, override
 from training.data import TrainingData
 from training.distributed import World
 from training.loop import Trainer
-from training.optim import set_learning_rate
-from training.precision import choose_precision
+from training.reporting.stopwatch import Stopwatch
 from training.saving import checkpoint
-from training.stopwatch import Stopwatch
+from training.step.optim import set_learning_rate
+from training.step.precision import choose_precision
 
 # The loss falls to a seventh in twenty steps. At thirty times the rate, a change of 1e-7 in the
 # weights of a single process moves the last losses by 1e-3: no two orders of summation would agree.

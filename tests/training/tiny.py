@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.recordio import RecordWriter, pack_image
+from pipeline.records.recordio import RecordWriter, pack_image
 from training.config import Config, DataConfig, HeadConfig, ModelConfig, OptimConfig, RunConfig
 
 SIZE, IDENTITIES, IMAGES = 32, 10, 7

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.ahead import cores, map_ahead
 from pipeline.name_order import order_of
-from pipeline.recordio import RecordError
+from pipeline.records.recordio import RecordError
 from tools.sources.folder_names import name_of
 from tools.sources.image_file import read_image
 from tools.sources.passed_over import Passed, PassedOver

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.image_kind import image_kind
+from pipeline.records.image_kind import image_kind
 
 # What training decodes: packed as it is, whatever its bytes turn out to be.
 SUFFIXES = (

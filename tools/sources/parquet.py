@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.named_path import MALFORMED
-from pipeline.recordio import RecordError
+from pipeline.records.recordio import RecordError
 from tools.sources.sample import Sample
 
 _ROWS = 256  # at a time: some MB of images

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.classify import scan_rec
-from pipeline.index import RecordIndex
 from pipeline.named_path import read_text
-from pipeline.recordio import RecordError
+from pipeline.records.index import RecordIndex
 from pipeline.records.manifest import read_names
+from pipeline.records.recordio import RecordError
+from pipeline.records.scan import scan_rec
 from tools.sources.sample import Identity
 
 BY = ("identity", "key", "offset")

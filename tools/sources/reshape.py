@@ -7,8 +7,8 @@ import io
 from PIL import Image, ImageOps
 
 from facestream import UserError
-from pipeline.image_kind import image_size
 from pipeline.jpeg import in_8_bits
+from pipeline.records.image_kind import image_size
 
 
 class ReshapeError(UserError):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.name_order import order_of
-from pipeline.recordio import RecordError
+from pipeline.records.recordio import RecordError
 
 
 class Sample(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from pipeline.recordio import RecordError
+from pipeline.records.recordio import RecordError
 from tools.sources.sample import Sample
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.collection import Collection
-from pipeline.embedding_cache import CachedEmbeddings
 from training.config import Config, ConfigError, DistillConfig
+from training.distill.embedding_cache import CachedEmbeddings
 from training.distill.teacher import fingerprint_teacher, load_teacher, name_teacher
-from training.precision import Precision
+from training.step.precision import Precision
 
 Targets = Callable[[Tensor, np.ndarray], Tensor]
 

@@ -16,8 +16,8 @@ from training.config import Config
 from training.distill.onnx_network import OnnxNetwork
 from training.distributed import together
 from training.named_files import check_named_files
-from training.precision import Precision
 from training.saving.reading import SavedCheckpoint, open_weights
+from training.step.precision import Precision
 
 _ONNX = ".onnx"
 

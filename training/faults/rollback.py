@@ -1,8 +1,8 @@
 """What follows when steps stay non-finite: back to a checkpoint with smaller steps, or a diagnosis.
 
-A step that is not finite changes nothing (training/step.py), so one alone is only lost. Many in a
-row mean that the weights have come to a place where none is finite: other steps from an earlier
-checkpoint may pass it by.
+A step that is not finite changes nothing (training/step/train_step.py), so one alone is only lost.
+Many in a row mean that the weights have come to a place where none is finite: other steps from an
+earlier checkpoint may pass it by.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.dali_loader import Batch
 from training.distributed import from_main, of_all_ranks, together
 from training.saving import files
 from training.saving.resume import newest_whole
-from training.step import StepResult
+from training.step.train_step import StepResult
 
 MOST = 2  # times that a run goes back
 

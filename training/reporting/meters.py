@@ -27,8 +27,8 @@ from pathlib import Path
 
 import torch
 
-from training.step import StepResult
-from training.stopwatch import Laps
+from training.reporting.stopwatch import Laps
+from training.step.train_step import StepResult
 
 _MEANS = ("loss", "distillation", "gradient_norm", "embedding_norm")
 _BETWEEN_STEPS = ("data", "other")  # phases

@@ -39,24 +39,21 @@ from training.saving.resume import claim
 from training.saving.state import (
     HostCopy,
     State,
-    average_statistics,
     put_state,
     rank_mesh,
     read_state,
     share_head,
-    unwrapped,
 )
-from training.step import TrainStep
+from training.step.backbone import unwrapped
+from training.step.train_step import TrainStep
 
 __all__ = [
     "CheckpointError",
     "Saver",
-    "average_statistics",
     "checkpoints",
     "claim",
     "load",
     "newest",
-    "unwrapped",
     "write",
 ]
 

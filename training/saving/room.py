@@ -11,8 +11,9 @@ from torch import Tensor
 
 from training.config import Config
 from training.saving.files import CheckpointError, checkpoints, least_kept
-from training.saving.state import SHARDED, unwrapped
-from training.step import TrainStep
+from training.saving.state import SHARDED
+from training.step.backbone import unwrapped
+from training.step.train_step import TrainStep
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -20,7 +20,8 @@ from torch.distributed.tensor import DTensor, Shard
 from heads import PartialFC
 from heads.shard_state import SHARD_ENTRIES
 from training.saving.names import BACKBONE, HEAD, OPTIMIZER, SCALER
-from training.step import TrainStep
+from training.step.backbone import unwrapped
+from training.step.train_step import TrainStep
 
 State = dict[str, Any]  # nested; leaves are tensors and plain values
 
@@ -103,18 +104,3 @@ class HostCopy:
         if path not in self._memory:
             self._memory[path] = torch.empty_like(value, device="cpu", pin_memory=pinned)
         return self._memory[path].copy_(value, non_blocking=pinned)
-
-
-def average_statistics(backbone: nn.Module) -> None:
-    """Average BatchNorm's running statistics over the ranks: each has only seen its own."""
-    if dist.get_world_size() == 1:
-        return
-    for buffer in backbone.buffers():
-        if buffer.is_floating_point():
-            dist.all_reduce(buffer)
-            buffer /= dist.get_world_size()
-
-
-def unwrapped(backbone: nn.Module) -> nn.Module:
-    """The network itself, without DistributedDataParallel around it."""
-    return getattr(backbone, "module", backbone)

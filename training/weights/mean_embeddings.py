@@ -14,7 +14,7 @@ from models import fold_batch_norm
 from pipeline.ahead import cores
 from pipeline.collection import Collection
 from training.distributed import World
-from training.precision import Precision
+from training.step.precision import Precision
 
 IMAGES = 32  # of an identity at most: more hardly move the mean
 

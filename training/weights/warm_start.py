@@ -18,12 +18,12 @@ from training.config import Config
 from training.data import TrainingData
 from training.distributed import World, require_agreement, together
 from training.named_files import check_named_files
-from training.precision import Precision
 from training.saving.names import CENTERS
 from training.saving.reading import SavedCheckpoint, SavedFile, open_weights
-from training.saving.state import unwrapped
 from training.saving.weight_file import WeightsError, some
-from training.step import TrainStep
+from training.step.backbone import unwrapped
+from training.step.precision import Precision
+from training.step.train_step import TrainStep
 from training.weights.center_transfer import aim_centers, owned_rows, take_centers
 from training.weights.identities import Identities, read_identities
 from training.weights.mean_embeddings import IMAGES, mean_embeddings

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.jpeg import decode_batch
-from pipeline.recordio import RecordError
+from pipeline.records.recordio import RecordError
 from tools.pack_rec import Options, pack
 from tools.sources.folders import read_folders
 from tools.sources.passed_over import PassedOver

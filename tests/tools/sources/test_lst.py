@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.index import open_index
 from pipeline.named_path import PathError
-from pipeline.recordio import RecordError
+from pipeline.records.index import open_index
+from pipeline.records.recordio import RecordError
 from tests import damage
 from tools.pack_rec import Options, pack
 from tools.sources.lst import read_lst

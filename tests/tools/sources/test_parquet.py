@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.recordio import RecordError
+from pipeline.records.recordio import RecordError
 from tools.sources.parquet import read_parquet
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.index import open_index, read_idx
-from pipeline.rec_set import pack_set
-from pipeline.recordio import RecordError, RecordWriter, pack_image
+from pipeline.records.index import open_index
+from pipeline.records.mxnet_idx import read_idx
+from pipeline.records.recordio import RecordError, RecordWriter, pack_image
+from pipeline.records.write_set import pack_set
 from tools.sources.rec import read_rec
 
 SETS = [[b"a0", b"a1"], [b"b0"], [b"c0", b"c1", b"c2"]]

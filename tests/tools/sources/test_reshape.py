@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.image_kind import image_kind, image_size
+from pipeline.records.image_kind import image_kind, image_size
 from tools.sources.reshape import ReshapeError, reshape
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 3), np.uint8)

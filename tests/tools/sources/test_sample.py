@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.recordio import RecordError
+from pipeline.records.recordio import RecordError
 from tools.sources.sample import Identity, Sample, group
 
 samples = st.lists(

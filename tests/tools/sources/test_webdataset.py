@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recordio import RecordError
+from pipeline.records.recordio import RecordError
 from tools.sources.webdataset import read_webdataset
 
 

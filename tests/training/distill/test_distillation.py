@@ -9,14 +9,14 @@ import torch
 
 from heads import ArcFace, PartialFC
 from pipeline.collection import Collection
-from pipeline.embedding_cache import EmbeddingCacheError, write_embeddings
-from pipeline.index import open_index
+from pipeline.records.index import open_index
 from tests.graph_safety import GraphSafety
 from tests.training import tiny
 from training.config import ConfigError, DistillConfig, override
 from training.distill.distillation import Distillation, cosine_loss, create_distillation, l2_loss
+from training.distill.embedding_cache import EmbeddingCacheError, write_embeddings
 from training.distill.teacher import fingerprint_teacher, load_teacher
-from training.precision import choose_precision
+from training.step.precision import choose_precision
 
 CPU = torch.device("cpu")
 FP32 = choose_precision(CPU, "fp32")

@@ -14,7 +14,7 @@ from tests.training import tiny
 from training.config import Config, DataConfig, DistillConfig, override
 from training.distill.onnx_network import OnnxError, OnnxNetwork
 from training.distill.teacher import fingerprint_teacher, load_teacher
-from training.precision import choose_precision
+from training.step.precision import choose_precision
 
 CPU = torch.device("cpu")
 SIZE, DIM = tiny.SIZE, 8

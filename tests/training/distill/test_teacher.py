@@ -16,8 +16,8 @@ from training.distill.teacher import (
     name_teacher,
 )
 from training.loop import Trainer
-from training.precision import choose_precision
 from training.saving.weight_file import WeightsError
+from training.step.precision import choose_precision
 
 CPU = torch.device("cpu")
 FP32 = choose_precision(CPU, "fp32")

@@ -8,12 +8,12 @@ import torch
 
 from pipeline.collection import Collection
 from pipeline.dali_loader import Batch
-from pipeline.index import open_index
+from pipeline.records.index import open_index
 from tests.ranks import run_ranks
 from tests.training import tiny
 from training.distributed import World
 from training.faults.rollback import BadStep, Rollback, diagnose, gather_bad_steps
-from training.step import StepResult
+from training.step.train_step import StepResult
 
 NAN, INF = float("nan"), float("inf")
 

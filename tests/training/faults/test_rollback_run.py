@@ -14,7 +14,7 @@ from training.config import override
 from training.distributed import World
 from training.faults.rollback import DivergedError
 from training.loop import Trainer
-from training.precision import choose_precision
+from training.step.precision import choose_precision
 
 
 def build(

@@ -18,15 +18,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from heads import CosFace, PartialFC
 from tests.host_reads import no_host_reads
-from training.precision import choose_precision
 from training.reporting.console import protect_console
 from training.reporting.journal import Position
 from training.reporting.meters import Meters, pace, peak_memory
 from training.reporting.reporter import Reporter
 from training.reporting.run_log import keep_early_warnings
+from training.reporting.stopwatch import Laps, Stopwatch
 from training.reporting.tags import Tags
-from training.step import StepResult, TrainStep
-from training.stopwatch import Laps, Stopwatch
+from training.step.precision import choose_precision
+from training.step.train_step import StepResult, TrainStep
 
 CPU = torch.device("cpu")
 

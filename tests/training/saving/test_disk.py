@@ -10,15 +10,15 @@ import shutil
 
 import pytest
 
-from pipeline import sidecar
+from pipeline.records import sidecar
 from tests.bad_disk import FAULTS, break_disk
 from tests.training import tiny
 from tests.training.saved import save
 from tests.training.saving.test_checkpoint import CONFIG, same, tensors, train_step
 from training.loop import Trainer
-from training.precision import choose_precision
 from training.saving import checkpoint, disk, files, lock, resume
 from training.saving.files import CheckpointError
+from training.step.precision import choose_precision
 
 ALL = " ".join(FAULTS)
 

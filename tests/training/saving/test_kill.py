@@ -29,8 +29,8 @@ from tests.training import tiny
 from training.config import Config, override
 from training.distributed import join_world, leave_world
 from training.loop import Trainer
-from training.precision import choose_precision
 from training.saving import files as checkpoint_files
+from training.step.precision import choose_precision
 
 ROOT = Path(__file__).parents[3]
 RANKS, KILLS, STEPS = 2, 20, 40

@@ -17,11 +17,11 @@ from tests.clock import LIMIT, wait_until
 from tests.training import tiny
 from tests.training.saving.test_checkpoint import CONFIG, train_step
 from training.loop import Trainer
-from training.precision import choose_precision
 from training.saving import checkpoint, files
 from training.saving import lock as locks
 from training.saving.files import CheckpointError
 from training.saving.lock import Lock
+from training.step.precision import choose_precision
 
 
 class Ended(BaseException):

@@ -15,8 +15,8 @@ from heads import GroupClasses
 from tests.training import tiny
 from training.config import Config, override
 from training.loop import Trainer
-from training.precision import choose_precision
 from training.saving.files import CheckpointError
+from training.step.precision import choose_precision
 
 ARCHIVE = Path(__file__).with_name("run_of_9d7b361.tar.xz")
 # What it was trained with, by the names of now.

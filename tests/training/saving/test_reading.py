@@ -17,12 +17,13 @@ from training.assembly import create_step
 from training.config import Config, override
 from training.distributed import World, join_world, leave_world
 from training.named_files import check_named_files
-from training.precision import choose_precision
-from training.saving import checkpoint, resume
+from training.saving import resume
 from training.saving.files import CheckpointError, read_about
 from training.saving.names import BACKBONE, CENTERS, HEAD, VELOCITY
 from training.saving.reading import SavedFile, open_weights
 from training.saving.weight_file import WeightsError
+from training.step.backbone import unwrapped
+from training.step.precision import choose_precision
 
 CLASSES = 7
 
@@ -52,7 +53,7 @@ def run(tmp_path_factory, world: World) -> Run:
     scores = {"pairs": {"accuracy": 0.75}}
     best = save(folder / "run", step=5, config=config, train_step=step, scores=scores)
     newest = save(folder / "run", step=8, config=config, train_step=step)
-    state = checkpoint.unwrapped(step.backbone).state_dict()
+    state = unwrapped(step.backbone).state_dict()
     return Run(config, folder / "run", best, newest, state, step.head.centers.detach())
 
 

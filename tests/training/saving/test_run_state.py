@@ -11,10 +11,10 @@ import pytest
 from tests.training import tiny
 from training.config import Config, override
 from training.loop import Trainer
-from training.precision import choose_precision
 from training.saving import run_state
 from training.saving.files import CheckpointError, checkpoints
 from training.saving.run_state import RunState, describe_silent_end
+from training.step.precision import choose_precision
 
 
 def build(config: Config, world) -> Trainer:

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.collection import Collection, dense_labels, stack_labels
 from pipeline.identity_map import read_identity_map
-from pipeline.index import open_index
+from pipeline.records.index import open_index
 from tests.training.people import write_people
 from training.weights.identities import (
     FILE,

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from pipeline.collection import Collection
-from pipeline.index import open_index
-from pipeline.recordio import RecordWriter, pack_image
-from training.precision import choose_precision
+from pipeline.records.index import open_index
+from pipeline.records.recordio import RecordWriter, pack_image
+from training.step.precision import choose_precision
 from training.weights.mean_embeddings import mean_embeddings
 
 SIZE = 16

@@ -12,17 +12,17 @@ import torch.distributed as dist
 from torch.nn.functional import normalize as to_unit_length
 
 from models import normalize
-from pipeline.index import open_index
 from pipeline.jpeg import decode_batch
 from pipeline.named_path import PathError
+from pipeline.records.index import open_index
 from tests.ranks import run_ranks
 from tests.training import tiny
 from tests.training.people import build, save_run, with_data, write_people
 from training.config import Config, override
 from training.distributed import World
-from training.precision import choose_precision
-from training.saving.state import unwrapped
 from training.saving.weight_file import WeightsError
+from training.step.backbone import unwrapped
+from training.step.precision import choose_precision
 from training.weights.warm_start import warm_start
 
 OLD, NEW = ("ann", "bob", "cyd", "dan"), ("bob", "eve", "ann", "fay", "gus")

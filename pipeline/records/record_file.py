@@ -1,0 +1,110 @@
+"""A file read by position, on any number of threads, that may lie on a network disk.
+
+Reads are asked for with pread, not through a memory map: where the file has been cut off, or the
+disk fails, a read says so, while touching a map would end the process without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import weakref
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.records.recordio import RecordError
+
+# What Linux fetches of one announcement by default; what goes beyond that is left out.
+_PIECE = 128 << 10  # bytes
+
+
+def fingerprint(path: str | Path) -> str:
+    """A digest of a file's size and of 64 blocks of 4096 bytes spread over it.
+
+    It depends on nothing but the content, and tells two data sets apart. A change that keeps the
+    size and falls between the blocks escapes it, so the sidecar notes the file's time as well.
+    """
+    size = os.path.getsize(path)
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with open(path, "rb") as file:
+        for k in range(64):
+            file.seek(max(0, size - 4096) * k // 63)
+            digest.update(file.read(4096))
+    return digest.hexdigest()
+
+
+def map_bytes(path: str | Path, *, offset: int = 0) -> np.ndarray:
+    """A file's bytes from `offset` on, memory-mapped and read-only: (bytes,) uint8.
+
+    The map is private: some network disks (rclone, mergerfs, FUSE with direct_io) refuse shared
+    ones, which are what np.memmap and mmap.ACCESS_READ ask for.
+    """
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    return np.frombuffer(mapped, np.uint8, offset=offset)
+
+
+class RecordFile:
+    """Bytes of a file that does not change; `size` of them when it was opened.
+
+    `fingerprint` is its digest; computing it takes 64 reads, each a journey on a network disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+        found = os.fstat(self._descriptor)
+        self.size, self._changed = found.st_size, found.st_mtime_ns
+        self.fingerprint = fingerprint(path)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` on; RecordError with the reason where there are none."""
+        try:
+            found = os.pread(self._descriptor, length, offset)
+            while 0 < len(found) < length:  # a network disk may hand out less at a time
+                more = os.pread(self._descriptor, length - len(found), offset + len(found))
+                if not more:
+                    break
+                found += more
+        except OSError as error:
+            raise RecordError(f"cannot be read: {error}") from error
+        if len(found) < length:
+            raise RecordError(f"cannot be read: the file ends before {length} bytes from {offset}")
+        return found
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Announce a read, so that the system fetches the bytes meanwhile, if it can do that."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for begin in range(offset, offset + length, _PIECE):
+            piece = min(_PIECE, offset + length - begin)
+            with suppress(OSError):  # of a place that cannot be: to read it will say so
+                os.posix_fadvise(self._descriptor, begin, piece, os.POSIX_FADV_WILLNEED)
+
+    def check_unchanged(self) -> None:
+        """Raise RecordError where the file was cut off, removed or written anew since then.
+
+        A changed time alone is no harm: the content is looked at then, in samples.
+        """
+        try:
+            found = self.path.stat()
+            if found.st_size < self.size:
+                raise self._lost(f"has shrunk to {found.st_size} bytes")
+            if found.st_mtime_ns != self._changed:
+                if found.st_size != self.size or fingerprint(self.path) != self.fingerprint:
+                    raise self._lost(f"was written anew, with {found.st_size} bytes")
+                self._changed = found.st_mtime_ns
+        except FileNotFoundError:
+            raise self._lost("is gone") from None
+        except OSError as error:
+            raise self._lost(f"cannot be reached: {error}") from error
+
+    def _lost(self, found: str) -> RecordError:
+        return RecordError(
+            f"{self.path} {found}, it had {self.size} bytes when the run began: put it back and "
+            "start the run again, which goes on from its newest checkpoint"
+        )

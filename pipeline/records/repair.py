@@ -1,0 +1,47 @@
+"""Writes what is intact of a .rec file into a new one, in InsightFace's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.records.index import RecordIndex
+from pipeline.records.recordio import read_record, unpack_image
+from pipeline.records.write_set import Labels, Packed, write_set
+
+
+def repair(index: RecordIndex, folder: Path, *, without: Collection[int] = ()) -> Packed:
+    """Write the intact images of `index` into `folder`.
+
+    The images keep their bytes, their labels and their order within an identity; keys, header and
+    identity records are written anew, so that they speak of what is there. An identity without an
+    image left keeps its number and an empty identity record: the number of classes stays.
+
+    Args:
+        index: the file, opened.
+        folder: gets train.rec and what belongs to it (see pipeline/records/write_set.py).
+        without: offsets of records to leave out.
+    """
+    kept = np.flatnonzero(~np.isin(index.records["offset"], list(without)))
+    # A set that was packed identity by identity is in this order already.
+    order = kept[np.argsort(index.records["label"][kept], kind="stable")]
+    labels = index.records["label"][order]
+    # The identity records of a file tell of identities whose last images are lost.
+    classes = max(index.summary.num_classes, index.summary.identity_records)
+    starts = np.searchsorted(labels, np.arange(classes + 1))
+
+    def identities() -> Iterator[list[tuple[Labels, bytes]]]:
+        for first, last in pairwise(starts):
+            yield [_image(index, i) for i in order[first:last]]
+
+    return write_set(folder, identities())
+
+
+def _image(index: RecordIndex, i: int) -> tuple[Labels, bytes]:
+    payload, _ = read_record(memoryview(index.buffer), int(index.records["offset"][i]))
+    record = unpack_image(payload)
+    labels = record.labels.tolist()
+    return (labels if record.vector else labels[0]), bytes(record.image)

@@ -1,0 +1,1 @@
+"""Before a run: the memory that it will take, and a try in small."""

@@ -1,0 +1,361 @@
+"""How much memory a run takes on each rank, by part, known before anything is allocated."""
+
+from __future__ import annotations
+
+import copy
+import os
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from heads import GroupClasses
+from heads.centers import shard_of
+from heads.memory import predict_memory
+from heads.sampling import Sampling, sampling_at
+from models import normalize
+from pipeline.augment import Augmentation
+from pipeline.dali_decode import PREFETCH
+from pipeline.dali_loader import choose_threads
+from training.config import Config, DataConfig, HeadConfig, OptimConfig
+from training.distributed import World
+from training.saving.files import CheckpointError, split_choice
+from training.saving.reading import open_weights
+from training.saving.weight_file import WeightsError
+from training.step.precision import Precision
+
+# Bytes that a run's libraries take on a CPU after the prediction, whatever is trained: code that
+# they load or compile, threads, and what malloc keeps without use. Measured, see
+# benchmarks/memory_prediction.py.
+_LOADED_LATER = 90_000_000
+_TO_VERIFY = 140_000_000  # the same, of what only verification uses
+_TO_AUGMENT = 50_000_000  # of DALI
+_LARGE = 32 << 20  # bytes: the largest block that glibc's malloc may keep
+
+_MEMINFO = Path("/proc/meminfo")
+_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Bytes on the device of one rank, of that with the most centers.
+
+    Of an accelerator, what torch's allocator holds without use is left out, and so are the
+    private pools of CUDA graphs. On a CPU all of the process is counted.
+    """
+
+    libraries: int  # on a CPU: what the process takes by now, and what they will load later
+    backbone: int  # weights, gradients, the optimizer's state, BatchNorm's statistics
+    activations: int  # kept for backward, of one micro-batch
+    centers: int
+    momentum: int  # of the centers
+    transients: int  # of the head's step
+    loader: int  # batches made ahead, in memory that torch does not see on an accelerator
+    teacher: int  # weights, and what its forward takes beyond the activations
+    checkpoint: int  # on a CPU: the copy of the state that is written while training goes on
+    verification: int  # folded copy of the backbone, and what a batch takes beyond the activations
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by part."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """In 10^6 bytes, for the log."""
+        parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in self.parts.items())
+        return f"{self.total / 1e6:,.0f} MB a rank: {parts}"
+
+
+def predict(config: Config, world: World, precision: Precision, *, num_classes: int) -> Prediction:
+    """What a run takes; nothing is allocated to find out.
+
+    config: one that training.config.check_batch accepts. num_classes: of the data.
+    world: its ranks share the centers, those of a machine its cores.
+
+    Compiling the backbone (model.compile) and the head's Triton kernels make it less. Raises
+    UserError for a model or an augmentation that cannot be built.
+    """
+    micro_batches = config.step.micro_batches
+    batch = config.data.global_batch // world.world_size
+    with torch.device("meta"):
+        backbone = config.architecture.create()
+    head = predict_memory(
+        shard_of(num_classes, rank=0, world_size=world.world_size),
+        config.model.embedding_dim,
+        _sampling(config.head, config.run.epochs),
+        global_batch=config.data.global_batch // micro_batches,
+        subcenters=config.head.subcenters,
+        compute_dtype=precision.head_dtype,
+        adding=micro_batches > 1,
+    )
+    size, on_cpu = config.data.image_size, world.device.type == "cpu"
+    activations = _activations(
+        backbone, batch=batch // micro_batches, image_size=size, precision=precision
+    )
+    teacher = verification = 0
+    if config.distill.teacher and not config.distill.cached:
+        teacher = _teacher_bytes(config, batch=batch, precision=precision, besides=activations)
+    if config.eval.sets:
+        inference = _inference(
+            copy.deepcopy(backbone).eval(),
+            batch=config.eval.batch_size,
+            image_size=size,
+            precision=precision,
+        )
+        verification = _weight_bytes(backbone) + inference.beyond(activations)
+        verification += _TO_VERIFY if on_cpu else 0
+    states = _state_bytes(backbone, config.optim)
+    return Prediction(
+        libraries=_library_bytes(config.data) if on_cpu else 0,
+        backbone=_backbone_bytes(backbone, config.optim),
+        activations=sum(activations),
+        centers=head.centers,
+        momentum=head.momentum,
+        transients=head.step,
+        teacher=teacher,
+        checkpoint=states + head.centers + head.momentum if on_cpu else 0,
+        verification=verification,
+        loader=_batches_ahead(config.data, world.device, world.local_world_size)
+        * batch
+        * (3 * config.data.image_size**2 + torch.int64.itemsize),
+    )
+
+
+def activation_bytes(
+    backbone: nn.Module, *, batch: int, image_size: int, precision: Precision
+) -> int:
+    """Bytes that a training forward of `batch` images keeps for backward.
+
+    Parameters aside, but with their narrow copies under autocast. The forward runs on tensors that
+    have no memory, as on a CPU: other devices keep the same.
+
+    backbone: in train mode, on any device, the meta device included; left unchanged.
+    """
+    return sum(_activations(backbone, batch=batch, image_size=image_size, precision=precision))
+
+
+def _activations(
+    backbone: nn.Module, *, batch: int, image_size: int, precision: Precision
+) -> _Blocks:
+    with FakeTensorMode():
+        state = _without_memory(backbone)
+        shape = (batch, image_size, image_size, 3)
+        images = torch.empty(shape, dtype=torch.uint8, device="cpu").permute(0, 3, 1, 2)
+
+        def forward() -> Tensor:
+            with precision.autocast(images.device):
+                pixels = normalize(images, precision.compute_dtype)
+                return torch.func.functional_call(backbone, state, (pixels,))
+
+        return _kept(forward, besides=state.values())
+
+
+def _inference(network: nn.Module, *, batch: int, image_size: int, precision: Precision) -> _Blocks:
+    """What is alive at once, at most, in a forward of `batch` images without a gradient.
+
+    Parameters aside. network: in eval mode, on any device; left unchanged.
+    """
+    with FakeTensorMode(), _Living() as living, torch.no_grad():
+        state = _without_memory(network)
+        living.forget()
+        images = torch.empty((batch, image_size, image_size, 3), dtype=torch.uint8, device="cpu")
+        with precision.autocast(images.device):
+            pixels = normalize(images.permute(0, 3, 1, 2), precision.compute_dtype)
+            torch.func.functional_call(network, state, (pixels,))
+    return living.peak
+
+
+def resident_memory() -> int:
+    """Bytes of the machine's memory that this process takes now; 0 where nothing tells."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
+
+
+def available_memory(device: torch.device, *, local_world_size: int) -> int:
+    """Bytes that a rank may take in all: free ones of its accelerator; or its share of what is free
+    on the machine, and what it has already.
+    """
+    if device.type != "cpu":
+        return torch.get_device_module(device).mem_get_info(device)[0]
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    if _MEMINFO.exists():  # where what files take of the memory counts as free
+        (line,) = (
+            line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable")
+        )
+        free = int(line.split()[1]) << 10
+    available = free // local_world_size + resident_memory()
+    if _LIMIT.exists() and (allowed := _LIMIT.read_text().strip()) != "max":
+        available = min(available, int(allowed) // local_world_size)
+    return available
+
+
+class _Blocks(NamedTuple):
+    """Bytes in small blocks of memory and in large ones.
+
+    glibc gives large blocks back to the system when they are free and keeps most of the small ones
+    for the next that are small: one kind hardly stands in for the other.
+    """
+
+    small: int
+    large: int
+
+    @classmethod
+    def of(cls, sizes: Iterable[int]) -> _Blocks:
+        sizes = list(sizes)
+        large = sum(size for size in sizes if size >= _LARGE)
+        return cls(sum(sizes) - large, large)
+
+    def beyond(self, others: _Blocks) -> int:
+        """Bytes that are needed where there were `others` before."""
+        returned = max(0, others.small - self.small) // 4  # measured
+        more_small = max(0, self.small - others.small)
+        return more_small + max(0, self.large - others.large - returned)
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive, as operators make them; `peak` is the most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known = weakref.WeakSet()
+        self.forget()
+
+    @property
+    def peak(self) -> _Blocks:
+        return _Blocks(self._most[False], self._most[True])
+
+    def forget(self) -> None:
+        """Count only what is made from here on."""
+        self._alive, self._most = [0, 0], [0, 0]  # small blocks, large ones
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        kind = size >= _LARGE
+        self._alive[kind] += size
+        self._most[kind] = max(self._most[kind], self._alive[kind])
+        weakref.finalize(storage, self._end, size)
+
+    def _end(self, size: int) -> None:
+        self._alive[size >= _LARGE] -= size
+
+
+def _without_memory(network: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and buffers as a CPU's tensors; call it under FakeTensorMode."""
+    return {
+        name: torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
+        ).requires_grad_(tensor.requires_grad)
+        for name, tensor in (*network.named_parameters(), *network.named_buffers())
+    }
+
+
+def _kept(forward: Callable[[], Tensor], *, besides: Iterable[Tensor]) -> _Blocks:
+    """Bytes of what `forward` saves for backward, every storage once."""
+    known = {tensor.untyped_storage()._cdata for tensor in besides}
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor.detach()  # the tensor itself would keep its graph alive for ever
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return _Blocks.of(kept.values())
+
+
+def _library_bytes(data: DataConfig) -> int:
+    """What the process has by now, and what its libraries take later in any run."""
+    needs_dali = Augmentation(data.augment, mirrored_before=True).needs_graph
+    return resident_memory() + _LOADED_LATER + (_TO_AUGMENT if needs_dali else 0)
+
+
+def _backbone_bytes(backbone: nn.Module, optim: OptimConfig) -> int:
+    """Weights, gradients, optimizer state and statistics; DDP's buckets are the gradients."""
+    statistics = sum(buffer.nbytes for buffer in backbone.buffers())
+    # A step keeps a copy of the statistics, to go back to.
+    return _state_bytes(backbone, optim) + _trained_bytes(backbone) + statistics
+
+
+def _state_bytes(backbone: nn.Module, optim: OptimConfig) -> int:
+    """What a checkpoint has of the backbone: weights, statistics, and the optimizer's state."""
+    states = 2 if optim.name == "adamw" else int(optim.momentum > 0)
+    return _weight_bytes(backbone) + states * _trained_bytes(backbone)
+
+
+def _weight_bytes(network: nn.Module) -> int:
+    """Parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+
+
+def _trained_bytes(backbone: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in backbone.parameters() if parameter.requires_grad)
+
+
+def _teacher_bytes(config: Config, *, batch: int, precision: Precision, besides: _Blocks) -> int:
+    """The teacher's weights, and of its forward what exceeds the `besides` of the student's step.
+
+    Its batch is not split into micro-batches. Of an ONNX file the size is taken for the weights.
+    """
+    given = config.distill.teacher
+    if not os.path.exists(split_choice(given)[0]):  # nor for names that no file can have
+        return 0  # its reader says what is wrong
+    if given.endswith(".onnx"):
+        parts = (Path(given), Path(f"{given}.data"))
+        return sum(part.stat().st_size for part in parts if part.is_file())
+    try:
+        architecture = open_weights(given, checked=False).architecture
+    except (WeightsError, CheckpointError):  # as above
+        return 0
+    with torch.device("meta"):
+        network = architecture.create()
+    size = architecture.image_size
+    forward = _inference(network.eval(), batch=batch, image_size=size, precision=precision)
+    return _weight_bytes(network) + forward.beyond(besides)
+
+
+def _sampling(head: HeadConfig, epochs: int) -> Sampling:
+    """The one of a run's samplings that takes most."""
+    if head.sample_groups:
+        return GroupClasses(
+            head.sample_groups, random_groups=head.random_groups, scope=head.groups_scope
+        )
+    changes = [epoch for epoch in head.sample_rate_from if epoch < epochs]
+    rate = max(head.sample_rate_at(epoch) for epoch in (0, *changes))
+    return sampling_at(rate)
+
+
+def _batches_ahead(data: DataConfig, device: torch.device, local_world_size: int) -> int:
+    """Batches that are held at once: the one in use, DALI's, and on a CPU the threads'."""
+    batches = 1
+    if device.type == "cpu":
+        batches += (data.threads or choose_threads(local_world_size)) + PREFETCH
+    if device.type != "cpu" or Augmentation(data.augment, mirrored_before=True).needs_graph:
+        batches += PREFETCH
+    return batches
