@@ -192,7 +192,6 @@ def test_a_registered_recipe_is_one_of_the_entries(monkeypatch):
         ("mine", Recipe(lambda draw: draw("a"), apply_shade), "draws a ndarray, expected a dict"),
         ("mine", Recipe(lambda draw: {}, apply_shade), "does not take that: missing a required"),
     ],
-    ids=str,
 )
 def test_what_is_no_recipe_is_not_registered(name, recipe, complaint):
     before = dict(RECIPES)
