@@ -1,6 +1,7 @@
 """What all tests share: those that need a GPU or DALI are skipped, with the reason, without it."""
 
 import os
+import signal
 import tempfile
 from collections import Counter
 
@@ -66,3 +67,14 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faces")
     make_synthetic(folder, identities=8, images=8, pairs=20, seed=0, size=64)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before():
+    """A command that ends in this process leaves signals ignored, as a process that ends should."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)

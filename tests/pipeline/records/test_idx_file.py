@@ -60,7 +60,7 @@ def test_a_plain_idx_is_read_without_looking_at_each_line(tmp_path, monkeypatch)
     shuffled = np.random.default_rng(0).permutation(20_000)
     lines = "".join(f"{key}\t{key * 7000}\n" for key in shuffled)
     (tmp_path / "shuffled.idx").write_text(lines)
-    monkeypatch.delattr("pipeline.records.index._parse_lines")
+    monkeypatch.delattr("pipeline.records.mxnet_idx._parse_lines")
     for name, expected in (("train", np.arange(20_000)), ("shuffled", shuffled)):
         keys, offsets = read_idx(tmp_path / f"{name}.idx")
         assert np.array_equal(keys, expected)
