@@ -130,14 +130,16 @@ def read_identities(
     if form == "lst":
         samples = read_lst(sources, passed_over, root=options.root)
     elif form == "webdataset":
-        samples = read_webdataset(sources, label_key=label)
+        samples = read_webdataset(sources, passed_over, label_key=label)
     else:
         try:
             from tools.sources.parquet import read_parquet
         except ImportError as error:
             raise RecordError(f"parquet needs pyarrow: pip install pyarrow ({error})") from error
-        samples = read_parquet(sources, image_column=options.image_column, label_column=label)
-    return group(_watched(samples, "read"), scratch)
+        samples = read_parquet(
+            sources, passed_over, image_column=options.image_column, label_column=label
+        )
+    return group(_watched(samples, "read"), scratch, passed_over)
 
 
 def _watched(things: Iterable[T], doing: str) -> Iterable[T]:

@@ -161,7 +161,8 @@ def print_summary(rec: Path, found: Scan) -> None:
     summary = found.summary
     print(f"file          {rec} ({rec.stat().st_size} bytes)")
     print(f"images        {summary.images}, of {summary.smallest} to {summary.largest} bytes")
-    print(f"identities    {summary.identities}, labels up to {summary.num_classes - 1}")
+    labels = f", labels up to {summary.num_classes - 1}" if summary.images else ""
+    print(f"identities    {summary.identities}{labels}")
     print(
         f"bookkeeping   {summary.header_records} header and {summary.identity_records} identity "
         "records"

@@ -185,6 +185,7 @@ class Trainer:
         resumed = f", resumed from {self.last_checkpoint.name}" if self.last_checkpoint else ""
         lines = [
             *introduce(self.assembly),
+            f"memory     {self.prediction}",
             *([f"before     the run {silent}"] if silent else []),
             *(f"start      {line}" for line in self._taken),
             *(f"changed    {line}" for line in self._changed),

@@ -21,7 +21,7 @@ class Inspection:
     """Counts the kinds of images on their way, and remembers the first place of each.
 
     Args:
-        passed_over: gets the images that cannot be cropped or resized.
+        passed_over: gets the images that cannot be cropped, resized or re-encoded.
         normalise: re-encode unusual JPEGs.
         crop, resize: pixels, as for `reshape`; None: as they are.
     """
@@ -63,13 +63,24 @@ class Inspection:
             identity, reshaped, passed = self._reshape(identity)
         kinds = [image_kind(image) for image in identity.images]
         if self._normalise:
-            for i, kind in enumerate(kinds):
-                if kind in UNUSUAL:
-                    try:
-                        identity.images[i] = to_baseline(identity.images[i])
-                    except UserError as error:
-                        raise RecordError(f"{identity.places[i]}: {error}. Remove it") from error
+            identity, kinds, damaged = self._make_baseline(identity, kinds)
+            passed += damaged
         return identity, kinds, reshaped, passed
+
+    def _make_baseline(
+        self, identity: Identity, kinds: list[str]
+    ) -> tuple[Identity, list[str], list[Passed]]:
+        """The images with unusual JPEGs re-encoded, their kinds, and what cannot be decoded."""
+        left, kept, passed = Identity(identity.name, [], []), [], []
+        for image, place, kind in zip(identity.images, identity.places, kinds):
+            try:
+                left.images.append(to_baseline(image) if kind in UNUSUAL else image)
+            except UserError:
+                passed.append(Passed(f"{kind} that cannot be decoded", place))
+                continue
+            left.places.append(place)
+            kept.append(kind)
+        return left, kept, passed
 
     def _reshape(self, identity: Identity) -> tuple[Identity, int, list[Passed]]:
         """Of what is left; how many images are others now; and what cannot be packed."""

@@ -16,15 +16,21 @@ import pyarrow.parquet as pq
 
 from pipeline.named_path import MALFORMED
 from pipeline.records.recordio import RecordError
+from tools.sources.passed_over import Passed, PassedOver
 from tools.sources.sample import Sample
 
 _ROWS = 256  # at a time: some MB of images
+_NO_IMAGE = "row without an image (a data set of paths must embed its images first)"
 
 
 def read_parquet(
-    files: Sequence[Path], *, image_column: str | None = None, label_column: str = "label"
+    files: Sequence[Path],
+    passed_over: PassedOver,
+    *,
+    image_column: str | None = None,
+    label_column: str = "label",
 ) -> Iterator[Sample]:
-    """Every row of `files` in turn.
+    """Every row of `files` in turn; those without an image or a label are passed over.
 
     Args:
         files: parquet files with the same columns.
@@ -33,18 +39,22 @@ def read_parquet(
 
     Raises:
         RecordError: for a file that is no parquet file, a column that is missing or of another
-            type, and a row without image or label; names file and row, counted from 0.
+            type, and a label that the file has no class for; names file and row, counted from 0.
     """
     for path in files:
         try:
             with pq.ParquetFile(path) as file:
-                yield from _read_file(path, file, image_column, label_column)
+                yield from _read_file(path, file, passed_over, image_column, label_column)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             raise RecordError(f"{path} cannot be read as parquet: {error}") from error
 
 
 def _read_file(
-    path: Path, file: pq.ParquetFile, image_column: str | None, label_column: str
+    path: Path,
+    file: pq.ParquetFile,
+    passed_over: PassedOver,
+    image_column: str | None,
+    label_column: str,
 ) -> Iterator[Sample]:
     schema = file.schema_arrow
     image_column = image_column or _only_image_column(path, schema)
@@ -60,20 +70,20 @@ def _read_file(
                 f"another with --{role}-column"
             )
     names = _class_names(schema, label_column)
-    row = 0
+    first = 0
     for batch in file.iter_batches(_ROWS, columns=[image_column, label_column]):
         images = batch.column(image_column)
         if pa.types.is_struct(images.type):
             images = pc.struct_field(images, "bytes")
-        for image, label in zip(images.to_pylist(), batch.column(label_column).to_pylist()):
+        labels = batch.column(label_column).to_pylist()
+        for row, (image, label) in enumerate(zip(images.to_pylist(), labels), start=first):
             place = f"{path}, row {row}"
             if image is None:
-                raise RecordError(
-                    f"{place}: no image in column {image_column!r}: found null, expected the "
-                    "encoded bytes. A data set of paths must embed its images first"
-                )
+                passed_over.add(Passed(_NO_IMAGE, place))
+                continue
             if label is None:
-                raise RecordError(f"{place}: no label in column {label_column!r}: remove the row")
+                passed_over.add(Passed("row without a label", place))
+                continue
             if names is not None:
                 if not 0 <= label < len(names):
                     raise RecordError(
@@ -82,7 +92,7 @@ def _read_file(
                     )
                 label = names[label]
             yield Sample(label, image, place)
-            row += 1
+        first += len(batch)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

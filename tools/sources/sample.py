@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.name_order import order_of
 from pipeline.records.recordio import RecordError
+from tools.sources.passed_over import Passed, PassedOver
 
 
 class Sample(NamedTuple):
@@ -31,22 +32,23 @@ class Identity(NamedTuple):
     places: list[str]  # where each one is from, for messages
 
 
-def group(samples: Iterable[Sample], scratch: Path) -> Iterator[Identity]:
+def group(samples: Iterable[Sample], scratch: Path, passed_over: PassedOver) -> Iterator[Identity]:
     """Bring samples together by identity, in the order of `order_of`.
 
     The images of an identity keep their order. They pass through a file in the folder `scratch`,
     for they may be more than the memory holds: it needs the room of the whole set for a while.
+    Samples whose image is empty are passed over, and those without an identity.
 
-    Raises RecordError where a sample's image is empty or its identity is.
+    Raises RecordError where an identity is given as a number and as text.
     """
     number_of: dict[int | str, int] = {}  # identity to the order of its appearance
     owner, ends = array("q"), array("q", [0])  # a sample's identity; ends of its place and image
     with open(scratch / "samples", "wb+") as file:
         for identity, image, place in samples:
-            if identity == "":
-                raise RecordError(f"{place}: the identity is empty: name it, or remove the sample")
-            if not image:
-                raise RecordError(f"{place}: the image is empty: remove the sample")
+            if identity == "" or not image:
+                what = "empty image" if not image else "without an identity"
+                passed_over.add(Passed(what, place))
+                continue
             owner.append(number_of.setdefault(identity, len(number_of)))
             for piece in (place.encode(errors="surrogateescape"), image):
                 file.write(piece)

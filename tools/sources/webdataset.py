@@ -14,28 +14,39 @@ from itertools import groupby
 from pathlib import Path
 
 from pipeline.records.recordio import RecordError
+from tools.sources.passed_over import Passed, PassedOver
 from tools.sources.sample import Sample
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
 
 
-def read_webdataset(shards: Sequence[Path], *, label_key: str = "label") -> Iterator[Sample]:
+def read_webdataset(
+    shards: Sequence[Path], passed_over: PassedOver, *, label_key: str = "label"
+) -> Iterator[Sample]:
     """Every sample of `shards` in turn; read from front to end, compressed ones too.
+
+    Samples without an image, or without a label, are passed over.
 
     Args:
         shards: tar files.
         label_key: of the label in the .json of samples that have no .cls.
 
     Raises:
-        RecordError: for a shard that is no tar file or is cut off, and a sample without image or
-            label; names shard and sample.
+        RecordError: for a shard that is no tar file or is cut off, and a sample of two images, or
+            whose label cannot be read; names shard and sample.
     """
     for shard in shards:
         try:
             with tarfile.open(shard, "r|*") as tar:
                 for key, members in groupby(_members(tar), key=lambda member: member[0]):
-                    fields = _fields(f"{shard}, sample {key}", members)
-                    yield _sample(f"{shard}, sample {key}", fields, label_key)
+                    place = f"{shard}, sample {key}"
+                    fields = _fields(place, members)
+                    if "image" not in fields:
+                        passed_over.add(Passed("sample without an image", place))
+                    elif "cls" not in fields and "json" not in fields:
+                        passed_over.add(Passed("sample without a .cls or .json", place))
+                    else:
+                        yield _sample(place, fields, label_key)
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise RecordError(
                 f"{shard} cannot be read as a tar file: {error}. Download it again"
@@ -69,19 +80,12 @@ def _fields(place: str, members: Iterator[tuple[str, str, bytes]]) -> dict[str, 
 
 
 def _sample(place: str, fields: dict[str, bytes], label_key: str) -> Sample:
-    if "image" not in fields:
-        raise RecordError(
-            f"{place}: found {', '.join('.' + name for name in fields)}, expected an image "
-            f"({', '.join('.' + name for name in _IMAGES)}) next to it"
-        )
     if "cls" in fields:
         label = _decode(place, ".cls", fields["cls"]).strip()
         try:
             return Sample(int(label), fields["image"], place)
         except ValueError:
             return Sample(label, fields["image"], place)
-    if "json" not in fields:
-        raise RecordError(f"{place}: found only an image, expected a .cls or .json next to it")
     try:
         about = json.loads(_decode(place, ".json", fields["json"]))
     except (ValueError, RecursionError) as error:

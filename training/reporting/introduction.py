@@ -7,7 +7,7 @@ from training.data import shuffle_report
 
 
 def introduce(run: Assembly) -> list[str]:
-    """Lines for the log, each with what it is about in front."""
+    """Lines for the log, each with what it is about in front; the memory has its own."""
     plan, head, loader = run.plan, run.step.head, run.plan.loader
     dropped = f", {loader.dropped} records left over" if loader.dropped else ""
     mixed = str(plan.precision.compute_dtype).removeprefix("torch.")
@@ -22,7 +22,6 @@ def introduce(run: Assembly) -> list[str]:
         f"head       {head.margin}, {head.num_classes} classes, {head.sampling}; "
         f"{head.backend.name}, because {head.backend.reason}",
         f"rate       {plan.schedule}",
-        f"memory     {plan.prediction}",
     ]
     if run.step.distillation:
         lines.append(f"teacher    {run.step.distillation}")

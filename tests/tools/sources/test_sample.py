@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.records.recordio import RecordError
+from tools.sources.passed_over import PassedOver
 from tools.sources.sample import Identity, Sample, group
 
 samples = st.lists(
@@ -25,12 +26,12 @@ def test_it_is_a_stable_sort_by_identity(tmp_path_factory, samples, as_text):
         )
         for name in sorted({sample.identity for sample in samples})
     ]
-    assert list(group(iter(samples), tmp_path_factory.mktemp("scratch"))) == expected
+    assert list(group(iter(samples), tmp_path_factory.mktemp("scratch"), PassedOver())) == expected
 
 
 def test_numbers_and_text_together_sort_as_text(tmp_path):
     mixed = [Sample("b", b"1", ""), Sample(10, b"2", ""), Sample(9, b"3", "")]
-    assert [identity.name for identity in group(mixed, tmp_path)] == ["10", "9", "b"]
+    assert [identity.name for identity in group(mixed, tmp_path, PassedOver())] == ["10", "9", "b"]
 
 
 @pytest.mark.parametrize(
@@ -45,17 +46,26 @@ def test_numbers_and_text_together_sort_as_text(tmp_path):
 )
 def test_numbers_sort_as_numbers_also_where_they_are_text(tmp_path, names, expected):
     samples = [Sample(name, b"x", "") for name in names]
-    assert [identity.name for identity in group(samples, tmp_path)] == expected
+    assert [identity.name for identity in group(samples, tmp_path, PassedOver())] == expected
 
 
 @pytest.mark.parametrize(
     ("samples", "complaint"),
     [
-        ([Sample(1, b"", "shard 3, row 7")], "shard 3, row 7: the image is empty"),
-        ([Sample("", b"x", "row 7")], "row 7: the identity is empty"),
         ([Sample(1, b"x", ""), Sample("1", b"x", "")], "1 appears as a number and as text"),
     ],
 )
 def test_what_cannot_be_grouped_is_named(tmp_path, samples, complaint):
     with pytest.raises(RecordError, match=complaint):
-        list(group(samples, tmp_path))
+        list(group(samples, tmp_path, PassedOver()))
+
+
+def test_samples_without_an_image_or_an_identity_are_counted_and_the_others_grouped(tmp_path):
+    samples = [Sample(1, b"", "row 0"), Sample("", b"x", "row 1"), Sample(1, b"y", "row 2")]
+    passed_over = PassedOver()
+    (identity,) = group(samples, tmp_path, passed_over)
+    assert (identity.name, identity.images) == ("1", [b"y"])
+    assert passed_over.lines() == [
+        "empty image: 1, first row 0",
+        "without an identity: 1, first row 1",
+    ]

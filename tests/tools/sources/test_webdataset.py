@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.records.recordio import RecordError
+from tools.sources.passed_over import PassedOver
 from tools.sources.webdataset import read_webdataset
 
 
@@ -17,6 +18,16 @@ def shard(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path
             about.size = len(content)
             tar.addfile(about, io.BytesIO(content))
     return path
+
+
+def test_an_incomplete_sample_is_counted_and_the_others_read(tmp_path):
+    members = [("0.jpg", b"x"), ("1.cls", b"1"), ("2.jpg", b"y"), ("2.cls", b"7")]
+    path, passed_over = shard(tmp_path / "0.tar", members), PassedOver()
+    assert [sample[:2] for sample in read_webdataset([path], passed_over)] == [(7, b"y")]
+    assert passed_over.lines() == [
+        f"sample without a .cls or .json: 1, first {path}, sample 0",
+        f"sample without an image: 1, first {path}, sample 1",
+    ]
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
@@ -34,7 +45,7 @@ def test_samples_are_members_of_one_name(tmp_path, mode):
         mode,
     )
     two = shard(tmp_path / "1.tar", [("b/001.jpeg", b"third"), ("b/001.cls", b"ann")], mode)
-    read = list(read_webdataset([one, two]))
+    read = list(read_webdataset([one, two], PassedOver()))
     assert [sample[:2] for sample in read] == [
         (12, b"first"),
         ("ann", b"second"),
@@ -45,14 +56,14 @@ def test_samples_are_members_of_one_name(tmp_path, mode):
 
 def test_the_key_of_the_label_can_be_named(tmp_path):
     path = shard(tmp_path / "0.tar", [("0.jpg", b"x"), ("0.json", b'{"id": 4}')])
-    assert [sample.identity for sample in read_webdataset([path], label_key="id")] == [4]
+    assert [
+        sample.identity for sample in read_webdataset([path], PassedOver(), label_key="id")
+    ] == [4]
 
 
 @pytest.mark.parametrize(
     ("members", "complaint"),
     [
-        ([("0.jpg", b"x")], r"found only an image, expected a \.cls or \.json"),
-        ([("0.cls", b"1")], r"found \.cls, expected an image"),
         ([("0.jpg", b"x"), ("0.png", b"y"), ("0.cls", b"1")], "two members for its image"),
         ([("0.jpg", b"x"), ("0.json", b"{")], r"its \.json is garbled"),
         ([("0.jpg", b"x"), ("0.json", b"[1]")], "has a list and the label None"),
@@ -65,7 +76,7 @@ def test_the_key_of_the_label_can_be_named(tmp_path):
 def test_a_sample_that_is_incomplete_is_named(tmp_path, members, complaint):
     path = shard(tmp_path / "bad.tar", members)
     with pytest.raises(RecordError, match=rf"bad\.tar, sample 0.*{complaint}"):
-        list(read_webdataset([path]))
+        list(read_webdataset([path], PassedOver()))
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
@@ -74,13 +85,13 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path, mode):
     path = shard(tmp_path / "cut.tar", [("0.jpg", image), ("0.cls", b"1")], mode)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     with pytest.raises(RecordError, match=r"cut\.tar cannot be read as a tar file"):
-        list(read_webdataset([path]))
+        list(read_webdataset([path], PassedOver()))
 
 
 def test_a_file_of_another_kind_is_named(tmp_path):
     (tmp_path / "no.tar").write_bytes(b"no tar file" * 100)
     with pytest.raises(RecordError, match=r"no\.tar cannot be read as a tar file"):
-        list(read_webdataset([tmp_path / "no.tar"]))
+        list(read_webdataset([tmp_path / "no.tar"], PassedOver()))
 
 
 def test_links_are_no_images(tmp_path):
@@ -88,4 +99,4 @@ def test_links_are_no_images(tmp_path):
         link = tarfile.TarInfo("0.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
         tar.addfile(link)
-    assert list(read_webdataset([tmp_path / "0.tar"])) == []
+    assert list(read_webdataset([tmp_path / "0.tar"], PassedOver())) == []
