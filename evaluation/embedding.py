@@ -62,7 +62,7 @@ def embed_batches(
             (b, D) float32 there; see `on_pixels`.
         read: gives the images at some places; it is called on threads.
         places: which images, in which order.
-        device: where `embed` computes, and where the process group can gather tensors.
+        device: where `embed` computes, and where the process group can gather tensors (all_gather).
         batch_size: images decoded and embedded at a time.
         threads: that read and decode.
         rank, world_size: of the default process group; 0 and 1 need none.

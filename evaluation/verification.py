@@ -79,8 +79,9 @@ def verify(embeddings: Tensor, same: np.ndarray, *, folds: int = FOLDS) -> Verif
         folds: contiguous parts of the pairs, in their order, for the accuracy.
 
     Raises:
-        NonFiniteEmbeddingsError: a subclass of ValueError, for embeddings that are not finite.
-        ValueError: shapes that do not fit, fewer pairs than folds, or pairs of one kind only.
+        NonFiniteEmbeddingsError: a subclass of UserError, for embeddings that are not finite.
+        UserError: fewer than 2 folds, fewer pairs than folds, or pairs of one kind only.
+        ValueError: shapes that do not fit, or truth values that are not bool.
     """
     # Not before it is needed: every start of a rank would take a second longer.
     from sklearn.metrics import auc, roc_curve
@@ -124,8 +125,8 @@ class Verifier:
         threads: that decode.
 
     Raises:
-        PairSetError: a file that is not a verification set, or whose images are of another size.
-        ValueError: two files of one stem.
+        PairSetError: a file that is not a verification set, or whose images are of another size;
+            two files of one stem.
     """
 
     def __init__(
@@ -165,11 +166,13 @@ class Verifier:
     def __call__(self, model: nn.Module) -> dict[str, Verification]:
         """Results by file stem, the same on every rank; all ranks must call it together.
 
-        `model` maps normalized images (B, 3, image_size, image_size) to (B, D); it is in eval mode
-        meanwhile, and every submodule back in its own mode afterwards.
+        Args:
+            model: maps normalized images (B, 3, image_size, image_size) to (B, D); it is in eval
+                mode meanwhile, and every submodule back in its own mode afterwards.
 
-        Raises, on every rank, PairSetError for images that cannot be decoded, and
-        NonFiniteEmbeddingsError for a model that cannot be judged.
+        Raises:
+            PairSetError: images that cannot be decoded; on every rank.
+            NonFiniteEmbeddingsError: a model that cannot be judged; on every rank.
         """
         embed = on_pixels(model, device=self._device, dtype=self._dtype, flip=True)
         results = {}

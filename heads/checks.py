@@ -13,7 +13,7 @@ from heads.sampling import GroupClasses
 
 
 def check(fits: bool, name: str, value: object, expected: str) -> None:
-    """Raises ValueError naming the argument unless it `fits`."""
+    """Raises UserError naming the argument unless it `fits`."""
     if not fits:
         raise UserError(f"PartialFC: {name}={value!r}, expected {expected}")
 
@@ -31,7 +31,7 @@ def check_head(
     compute_dtype: torch.dtype,
     dtype: torch.dtype,
 ) -> None:
-    """Raises ValueError for what no head can be built with."""
+    """Raises UserError for what no head can be built with."""
     for name, count in (
         ("num_classes", num_classes),
         ("embedding_dim", embedding_dim),
@@ -54,7 +54,7 @@ def check_head(
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    """Raises ValueError unless centers can have it."""
+    """Raises UserError unless centers can have it."""
     check(dtype in (torch.float32, torch.float64), "dtype", dtype, "float32 or float64")
 
 
@@ -88,7 +88,7 @@ def check_micro_batches(labels: Tensor) -> None:
 
 
 def check_step_inputs(lr: float | Tensor, skip: Tensor | None) -> None:
-    """Raises ValueError for a rate that is no finite number >= 0, or a skip that is no 0-d bool."""
+    """Raises UserError for a rate that is no finite number >= 0, or a skip that is no 0-d bool."""
     if isinstance(lr, Tensor):
         check(lr.dim() == 0, "lr", lr.shape, "a number or a 0-d tensor")
     else:

@@ -34,9 +34,12 @@ class Batch(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """mean: 0-d, of the global batch. terms: for the second pass over the classes.
+    """The loss of one global batch.
 
-    norm_grad: (G,) d mean / d feature norm, or None where the margin leaves the norms alone.
+    Attributes:
+        mean: 0-d, of the global batch.
+        terms: for the second pass over the classes.
+        norm_grad: (G,) d mean / d feature norm, or None where the margin leaves the norms alone.
     """
 
     mean: Tensor
@@ -53,9 +56,11 @@ class FirstPass(NamedTuple):
 
 
 class BatchGradients(NamedTuple):
-    """embeddings: (B, D) d mean / d this rank's embeddings. finite: 0-d bool, alike on all ranks.
+    """The gradients of the mean loss, both multiplied by the share that was asked for.
 
-    Both gradients are multiplied by the share that was asked for.
+    Attributes:
+        embeddings: (B, D) d mean / d this rank's embeddings.
+        finite: 0-d bool, alike on all ranks.
     """
 
     embeddings: Tensor
@@ -75,7 +80,7 @@ class DistributedLoss:
     compute_dtype: torch.dtype
 
     def gather(self, embeddings: Tensor, labels: Tensor, dtype: torch.dtype) -> Batch:
-        """The batches of all ranks, normalized in `dtype`: one collective."""
+        """The batches of all ranks, normalized in `dtype`: one collective (all_gather)."""
         rows, labels = self.ranks.gather_batch(embeddings, labels)
         rows = rows.to(dtype)
         norms = torch.linalg.vector_norm(rows, dim=1)
@@ -188,9 +193,12 @@ def target_cosines(
 ) -> tuple[Tensor, Tensor]:
     """(G,) cosine of each row to its own class's nearest sub-center, and int64 which that is.
 
-    embeddings: (G, D) of unit length in the centers' dtype; centers: (n, K·D). Both results are 0
-    where the class is not on this rank. In full precision always: the margin acts on this number,
-    and a rounded one would be off most where the loss is steepest.
+    Both results are 0 where the class is not on this rank. In full precision always: the margin
+    acts on this number, and a rounded one would be off most where the loss is steepest.
+
+    Args:
+        embeddings: (G, D) of unit length in the centers' dtype.
+        centers: (n, K·D).
     """
     positions = sample.positions
     if centers.shape[0] == 0:
@@ -208,8 +216,11 @@ def target_cosines(
 def combine(negative: Tensor, target: Target, subcenter: Tensor, scale: float) -> Loss:
     """The loss of the global batch, from sums over every rank's classes; all inputs (G,).
 
-    negative: log-sum-exp of the logits of all classes but the row's own. target: the margined
-    cosine to that one. Where there is a penalty, it is added to the row's cross-entropy.
+    Where there is a penalty, it is added to the row's cross-entropy.
+
+    Args:
+        negative: log-sum-exp of the logits of all classes but the row's own.
+        target: the margined cosine to the row's own class.
     """
     target_logit = scale * target.cosine
     # -log p(target) and p(target) - 1 through the logit's distance: no cancellation as p → 1.

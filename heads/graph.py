@@ -24,8 +24,10 @@ class Captured:
     The function is given at each call and not kept: a graph that held it would hold its head, and
     the head the graph.
 
-    device: whose graphs are used. agree: whether all ranks that communicate in the function
-        succeeded, given whether this one did.
+    Args:
+        device: whose graphs are used.
+        agree: whether all ranks that communicate in the function succeeded, given whether this one
+            did.
     """
 
     def __init__(self, *, device: torch.device, agree: Callable[[bool], bool]) -> None:
@@ -41,12 +43,17 @@ class Captured:
         warm_up: int = _WARM_UP,
         stream: torch.Stream | None = None,
     ) -> str | None:
-        """Call the function `warm_up` times, then record it; returns why that failed, if it did.
+        """Call the function `warm_up` times, then record it.
 
-        stream: to do so on; a new one by default.
-        inputs: like all that follow in shape, dtype and device. What the calls leave behind is the
-        caller's to undo. What fails in them, such as a lack of memory, is raised: other ranks went
-        on from there.
+        What the calls leave behind is the caller's to undo. What fails in them, such as a lack of
+        memory, is raised: other ranks went on from there.
+
+        Args:
+            inputs: like all that follow in shape, dtype and device.
+            stream: a side stream to do so on; a new one by default.
+
+        Returns:
+            Why the recording failed, if it did.
         """
         self._inputs = tuple(given.detach().clone() for given in inputs)
         module = torch.get_device_module(self._device)
@@ -92,8 +99,9 @@ class StepGraphs(Generic[Result]):
     The update reads what the forward has returned, always in the same memory once the forward is
     recorded; so where there is no graph of the forward there is none of the update.
 
-    obstacle: a known reason why there can be no graphs; None to try. Where there is one, known or
-    met, it is told as a warning and the functions are called as they are.
+    Args:
+        obstacle: a known reason why there can be no graphs; None to try. Where there is one, known
+            or met, it is told as a warning and the functions are called as they are.
     """
 
     def __init__(
@@ -148,7 +156,9 @@ class StepGraphs(Generic[Result]):
 class HeadGraphs(Generic[Result]):
     """A head's graphs: those of steps of a single forward, and of steps that add several up.
 
-    wanted: whether to record where the device has graphs. Else functions are called as they are.
+    Args:
+        wanted: whether to record where the device has graphs. Else functions are called as they
+            are.
     """
 
     def __init__(self, ranks: Ranks, device: torch.device, *, wanted: bool) -> None:

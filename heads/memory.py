@@ -36,7 +36,9 @@ def predict_memory(
 ) -> HeadMemory:
     """An upper bound for heads.passes.cosine_softmax; the Triton kernels take less.
 
-    global_batch: of one forward. adding: whether steps are made of several forwards (`begin_step`).
+    Args:
+        global_batch: of one forward.
+        adding: whether steps are made of several forwards (gradient accumulation, `begin_step`).
     """
     width = subcenters * embedding_dim
     size = sampling.size(shard, global_batch)

@@ -1,4 +1,4 @@
-"""A step made of several forwards, whose center gradients are added up."""
+"""A step made of several forwards, whose center gradients are added up: gradient accumulation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from heads.sampling import Sample
 class MicroBatches:
     """What k forwards share; every tensor stays where it is, so that recorded graphs find it.
 
-    labels: (k, B) int64 of this rank. sample: drawn for all forwards of all ranks together, its
-    positions in the order of (rank, forward, row). centers: (n, K·D).
+    Args:
+        labels: (k, B) int64 of this rank.
+        sample: drawn for all forwards of all ranks together, its positions in the order of
+            (rank, forward, row).
+        centers: (n, K·D).
     """
 
     def __init__(

@@ -17,11 +17,12 @@ from torch import Tensor
 class Negatives(NamedTuple):
     """The hook of one step; by default it leaves every cosine as it is.
 
-    filter_above: inter-class filtering (PartialFC, An et al., 2022, arXiv:2203.15565): a negative
-        with a cosine above it is taken for a mislabeled positive and leaves the sum.
-    hard_above: (G,), CurricularFace (Huang et al., 2020, arXiv:2004.00288): a negative c above its
-        row's value counts as c · (easing + c). Filtering goes by the cosine before that.
-    easing: 0-d, there where hard_above is.
+    Attributes:
+        filter_above: inter-class filtering (PartialFC, An et al., 2022, arXiv:2203.15565): a
+            negative with a cosine above it is taken for a mislabeled positive and leaves the sum.
+        hard_above: (G,), CurricularFace (Huang et al., 2020, arXiv:2004.00288): a negative c above
+            its row's value counts as c · (easing + c). Filtering goes by the cosine before that.
+        easing: 0-d, there where hard_above is.
     """
 
     filter_above: float = math.inf

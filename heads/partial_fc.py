@@ -59,41 +59,48 @@ class _Forward(NamedTuple):
 class PartialFC(nn.Module):
     """Class centers with a margin softmax over a sample of them, alone or across ranks.
 
-    num_classes: classes of all ranks together. Rank r of w owns the ids from r·ceil(C/w), at most
-        ceil(C/w) of them and possibly none: DTensor's Shard(0).
-    embedding_dim: D.
-    margin: what is done to the target cosine, from heads.margins.
-    sample_rate: in [0, 1], the share of a rank's centers that take part in a step; those of the
-        batch's own classes always do, and at 0 they alone (see heads.sampling.BatchClasses). May be
-        set to another value between steps.
-    group_sampling: instead of a rate, contiguous groups of classes (multi-head sampling).
-    subcenters: K centers a class, of which the nearest one counts (Sub-center ArcFace, Deng et al.,
-        2020).
-    momentum, weight_decay: of the centers' SGD, applied as torch.optim.SGD applies them, but to the
-        sampled rows only.
-    seed: of the initial centers and of all draws, in [0, 2**63); the same on every rank.
-    compute_dtype: what the matrix products read; statistics and sums stay in `dtype`.
-    dtype: of the centers and their velocity, float32 or float64.
-    backend: "triton" for the kernels of heads.passes.kernels, "torch", or "auto": Triton where it
-        runs.
-    cuda_graph: on a GPU, record the step as a CUDA graph and replay it. Every batch must then have
-        the same shape. Learning rate, margin_factor and loss scale may change; another sample rate
-        is recorded anew, and other attributes are not looked at again.
-    process_group: the ranks that share the classes; the default group where torch.distributed is
-        initialized by now, else this process alone.
-
     Keep it out of DistributedDataParallel, which would give every rank the first one's centers.
 
-    Buffers: centers (rows, K·D), drawn from N(0, 0.01²) by global class id, so the start depends on
-    neither the world size nor num_classes; velocity (rows, K·D); steps, 0-d int64, the number of
-    `step` calls so far, from which each step's draws are made; nonfinite_steps, 0-d int64, how many
-    of them changed nothing for that reason; margin_state, the margin's running values;
-    margin_factor, 0-d in [0, 1], the share of the margin in force, which is not in state_dict. The
-    others are, this rank's rows alone, and beside them num_classes and first_class, which say whose
-    rows these are: load_state_dict refuses those of other classes with a RuntimeError and changes
-    nothing. A state without the two, as older versions saved it, is taken as it is.
+    The attributes below are buffers. All but margin_factor are in state_dict, this rank's rows
+    alone, and beside them num_classes and first_class, which say whose rows these are:
+    load_state_dict refuses those of other classes with a RuntimeError and changes nothing. A state
+    without the two, as older versions saved it, is taken as it is.
 
-    Raises ValueError for arguments outside these ranges.
+    Args:
+        num_classes: classes of all ranks together. Rank r of w owns the ids from r·ceil(C/w), at
+            most ceil(C/w) of them and possibly none: DTensor's Shard(0).
+        embedding_dim: D.
+        margin: what is done to the target cosine, from heads.margins.
+        sample_rate: in [0, 1], the share of a rank's centers that take part in a step; those of the
+            batch's own classes always do, and at 0 they alone (see heads.sampling.BatchClasses).
+            May be set to another value between steps.
+        group_sampling: instead of a rate, contiguous groups of classes (multi-head sampling).
+        subcenters: K centers a class, of which the nearest one counts (Sub-center ArcFace, Deng et
+            al., 2020).
+        momentum, weight_decay: of the centers' SGD, applied as torch.optim.SGD applies them, but to
+            the sampled rows only.
+        seed: of the initial centers and of all draws, in [0, 2**63); the same on every rank.
+        compute_dtype: what the matrix products read; statistics and sums stay in `dtype`.
+        dtype: of the centers and their velocity, float32 or float64.
+        backend: "triton" for the kernels of heads.passes.kernels, "torch", or "auto": Triton where
+            it runs.
+        cuda_graph: on a GPU, record the step as a CUDA graph and replay it. Every batch must then
+            have the same shape. Learning rate, margin_factor and loss scale may change; another
+            sample rate is recorded anew, and other attributes are not looked at again.
+        process_group: the ranks that share the classes; the default group where torch.distributed
+            is initialized by now, else this process alone.
+
+    Attributes:
+        centers: (rows, K·D), drawn from N(0, 0.01²) by global class id, so the start depends on
+            neither the world size nor num_classes.
+        velocity: (rows, K·D).
+        steps: 0-d int64, the number of `step` calls so far, from which each step's draws are made.
+        nonfinite_steps: 0-d int64, how many of them changed nothing for that reason.
+        margin_state: the margin's running values.
+        margin_factor: 0-d in [0, 1], the share of the margin in force.
+
+    Raises:
+        UserError: arguments outside these ranges.
     """
 
     centers: Tensor
@@ -242,14 +249,18 @@ class PartialFC(nn.Module):
     def begin_step(self, labels: Tensor) -> None:
         """Announce a step of several micro-batches, whose gradients are to be added up.
 
-        labels: this rank's (k, B) int64, a row for each of the next k training forwards, which must
-        come with these labels in this order (else their loss is NaN). One sample is drawn for all,
-        each forward's loss is divided by k, and `step` may follow the last. So the step equals that
-        of one batch k times as large, but for margins that look at the whole batch.
+        This is gradient accumulation. One sample is drawn for all, each forward's loss is divided
+        by k, and `step` may follow the last. So the step equals that of one batch k times as large,
+        but for margins that look at the whole batch.
 
         Like a forward, it replaces what waits for `step`, an unfinished step among it.
 
-        Raises ValueError for labels of another shape or dtype.
+        Args:
+            labels: this rank's (k, B) int64, a row for each of the next k training forwards, which
+                must come with these labels in this order (else their loss is NaN).
+
+        Raises:
+            ValueError: labels of another shape or dtype.
         """
         check_micro_batches(labels)
         self._drop_step()
@@ -269,11 +280,6 @@ class PartialFC(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss of the global batch: a 0-d tensor, the same on every rank.
 
-        embeddings: this rank's (B, D), of any floating dtype; they are normalized here, in `dtype`.
-            B and the dtype must be the same on every rank.
-        labels: (B,) int64 global class ids in [0, num_classes). A label outside makes the loss and
-            its gradients NaN, on every rank, and the step is skipped; check the data set first.
-
         In training the gradients of the sampled centers are computed here and wait for `step`;
         another forward before that replaces them, unless `begin_step` announced it.
         `loss.backward()` then only hands on the exact gradient of the global mean with respect to
@@ -282,7 +288,15 @@ class PartialFC(nn.Module):
 
         In evaluation mode the loss is over all centers and carries no gradient.
 
-        Raises ValueError for wrong shapes or dtypes.
+        Args:
+            embeddings: this rank's (B, D), of any floating dtype; they are normalized here, in
+                `dtype`. B and the dtype must be the same on every rank.
+            labels: (B,) int64 global class ids in [0, num_classes). A label outside makes the loss
+                and its gradients NaN, on every rank, and the step is skipped; check the data set
+                first.
+
+        Raises:
+            ValueError: wrong shapes or dtypes.
         """
         check_batch(embeddings, labels, centers=self.centers, embedding_dim=self.embedding_dim)
         # The precision is compute_dtype's to choose, not autocast's.
@@ -297,12 +311,17 @@ class PartialFC(nn.Module):
     def step(self, lr: float | Tensor, skip: Tensor | None = None) -> None:
         """Momentum SGD on the sampled rows, from the gradients of the forwards since the last step.
 
-        lr: a number >= 0 or a 0-d tensor. skip: 0-d bool tensor; where it is true nothing changes,
-        bit for bit, and the same where the loss or any rank's center gradients are non-finite. That
-        is decided on the device, without waiting for it. Every rank must give the same lr and skip.
+        Every rank must give the same lr and skip.
 
-        Raises RuntimeError without the training forwards that it needs, ValueError for an lr or a
-        skip of another kind.
+        Args:
+            lr: a number >= 0 or a 0-d tensor.
+            skip: 0-d bool tensor; where it is true nothing changes, bit for bit, and the same where
+                the loss or any rank's center gradients are non-finite. That is decided on the
+                device, without waiting for it.
+
+        Raises:
+            RuntimeError: without the training forwards that it needs.
+            UserError: an lr or a skip of another kind.
         """
         expected = self._micro.count if self._micro and self._adding else 1
         if self._update is None or self._forwards < expected:

@@ -10,8 +10,9 @@ from torch import Tensor
 class Ranks:
     """The ranks that share the classes.
 
-    group: None for the default group where torch.distributed is initialized by now, else this
-    process alone.
+    Args:
+        group: None for the default group where torch.distributed is initialized by now, else this
+            process alone.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
@@ -50,7 +51,8 @@ class Ranks:
     def gather_batch(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Every rank's (B, D) embeddings and (B,) int64 labels, in the order of the ranks.
 
-        One collective: the labels travel beside the embeddings as bytes, and stay exact.
+        One collective (all_gather): the labels travel beside the embeddings as bytes, and stay
+        exact.
         """
         packed = torch.cat(
             [

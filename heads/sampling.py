@@ -36,12 +36,17 @@ class Shard:
 class Sample(NamedTuple):
     """The S classes of this rank that take part in a step, for a global batch of N labels.
 
-    rows: (S,) int64 distinct rows of this rank, in no promised order; None: all of them, in order.
-    positions: (N,) int64 slot of each label's class among the S, -1 where it is not on this rank.
-    column_groups: (S,) int32 per class: EVERYONE sees it, NOBODY does, or the number of the group
-        that does. row_groups: (N,) int32, the group of each label, -1 for none. Column j is visible
-        to row i where column_groups[j] is EVERYONE or equals row_groups[i]. Both None: every row
-        sees every class.
+    Column j is visible to row i where column_groups[j] is EVERYONE or equals row_groups[i]. Both
+    None: every row sees every class.
+
+    Attributes:
+        rows: (S,) int64 distinct rows of this rank, in no promised order; None: all of them, in
+            order.
+        positions: (N,) int64 slot of each label's class among the S, -1 where it is not on this
+            rank.
+        column_groups: (S,) int32 per class: EVERYONE sees it, NOBODY does, or the number of the
+            group that does.
+        row_groups: (N,) int32, the group of each label, -1 for none.
     """
 
     rows: Tensor | None
@@ -61,9 +66,10 @@ class Sampling(ABC):
     def draw(self, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
         """The classes of one step.
 
-        labels: (N,) int64 global class ids of the global batch; those of other ranks, and ids that
-            are no class at all, count as not here. key: 0-d int64 on their device, from
-            counter.step_key.
+        Args:
+            labels: (N,) int64 global class ids of the global batch; those of other ranks, and ids
+                that are no class at all, count as not here.
+            key: 0-d int64 on their device, from counter.step_key.
         """
 
 
@@ -82,12 +88,16 @@ class AllClasses(Sampling):
 class RandomClasses(Sampling):
     """The batch's own classes and random others (PartialFC, An et al., 2022, arXiv:2203.15565).
 
-    rate: in (0, 1], the share of the rank's classes that take part. Raises ValueError outside.
-
     S = min(num_local, max(round(rate · num_local), N)) counts what could happen, not what does: N
     labels name at most N different classes, and all of them may live on this rank. So the shape
     never changes and no positive is ever lost. What N adds to the rate is filled with further
     random negatives, not with masked columns: those would cost as much and teach nothing.
+
+    Args:
+        rate: in (0, 1], the share of the rank's classes that take part.
+
+    Raises:
+        UserError: a rate outside (0, 1].
     """
 
     rate: float
@@ -141,20 +151,22 @@ def sampling_at(rate: float) -> Sampling:
 class GroupClasses(Sampling):
     """Multi-head sampling: the classes lie in groups, "heads", and a step trains those it needs.
 
-    groups: >= 1. Group g owns the ceil(num_classes / groups) consecutive class ids from
-        g · ceil(num_classes / groups) on; the last may own fewer, and where the division leaves no
-        ids for a group it is empty.
-    random_groups: >= 0. Beside the groups of the batch's labels a step takes this many of the
-        others at random, out of those with classes on this rank, or all where there are not as
-        many.
-    scope: "batch": every row sees all groups of the step. "sample": a row sees the group of its own
-        label and the random groups.
-
-    Raises ValueError for values outside these ranges.
-
     S is the number of rows that the largest min(N + random_groups, groups on this rank) groups have
     here, since N labels can lie in N groups. Where a step's groups have fewer, the slots left hold
     rows of further groups that NOBODY sees. The rows of a group are consecutive.
+
+    Args:
+        groups: >= 1. Group g owns the ceil(num_classes / groups) consecutive class ids from
+            g · ceil(num_classes / groups) on; the last may own fewer, and where the division leaves
+            no ids for a group it is empty.
+        random_groups: >= 0. Beside the groups of the batch's labels a step takes this many of the
+            others at random, out of those with classes on this rank, or all where there are not as
+            many.
+        scope: "batch": every row sees all groups of the step. "sample": a row sees the group of its
+            own label and the random groups.
+
+    Raises:
+        UserError: values outside these ranges.
     """
 
     groups: int

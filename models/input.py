@@ -35,7 +35,8 @@ class Input:
         mean, std: in units of `range`; a number, or one for each channel in the order of `color`.
         layout: "nchw" or "nhwc".
 
-    Raises InputError for a value outside these.
+    Raises:
+        InputError: a value outside these.
     """
 
     size: int = 112
@@ -63,7 +64,11 @@ class Input:
     def of(cls, values: Mapping[str, Any], *, size: int) -> Input:
         """From a configuration's mapping, which names what differs from the defaults.
 
-        size: where the mapping has none. Raises InputError, also for a name that is not there.
+        Args:
+            size: where the mapping has none.
+
+        Raises:
+            InputError: as for `Input`, also for a name that is not there.
         """
         names = [field.name for field in fields(cls)]
         unknown = [name for name in values if name not in names]

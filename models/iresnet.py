@@ -71,7 +71,7 @@ class IResNet(nn.Module):
         dropout: probability of dropping an input of the last fully connected layer, in [0, 1).
 
     Raises:
-        ValueError: an argument outside its range; see `check_iresnet`.
+        UserError: an argument outside its range; see `check_iresnet`.
     """
 
     folds: ClassVar = (("conv1", "bn1"), ("fc", "features"))  # see models.fold

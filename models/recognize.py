@@ -45,7 +45,7 @@ class Recognized:
 def split_prefix(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     """The prefix before an IResNet's names, and all that stands under it, by names without it.
 
-    Raises ValueError where there is no IResNet, with what it was recognized as.
+    Raises UserError where there is no IResNet, with what it was recognized as.
     """
     prefix = next((k.removesuffix(LANDMARK) for k in state if k.endswith(LANDMARK)), None)
     if prefix is None:
@@ -106,7 +106,7 @@ def recognize(state: Mapping[str, Tensor]) -> Recognized:
 
     MagFace's are told by its names and by its head beside them, (D, C) where others' are (C, D).
 
-    Raises ValueError for what is no network of ours, with what it was recognized as, and for one
+    Raises UserError for what is no network of ours, with what it was recognized as, and for one
     with MagFace's names but no head, of which nothing says which pixels it takes.
     """
     prefix, own = split_prefix(state)

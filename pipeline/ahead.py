@@ -30,9 +30,9 @@ def map_ahead(
 ) -> Generator[Result, None, None]:
     """`map` on `workers` threads (as many as cores), in the order of `items`.
 
-    Unlike an executor's own map it takes only `depth` items ahead of its reader (by default four
-    for each worker), so an endless or heavy stream of them does not fill the memory. What
-    `function` raises is raised in its place.
+    Unlike an executor's own map it takes only `depth` items ahead of its reader (a prefetch; by
+    default four for each worker), so an endless or heavy stream of them does not fill the memory.
+    What `function` raises is raised in its place.
     """
     workers = workers or cores()
     items = iter(items)

@@ -16,7 +16,8 @@ _log = logging.getLogger("facestream.pipeline")
 class BadRecords:
     """What is known to be bad of a collection; threads share it.
 
-    max_fraction: of the collection's images that may be bad before that is an error.
+    Args:
+        max_fraction: of the collection's images that may be bad before that is an error.
     """
 
     def __init__(self, collection: Collection, *, max_fraction: float) -> None:

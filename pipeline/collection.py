@@ -20,10 +20,11 @@ from pipeline.records.sidecar import damaged_sidecar
 class Collection:
     """Records of one or more indexes with labels of their own; the face of a RecordIndex.
 
-    indexes: at least one. labels: for each, (labels,) int64 from a file's label to the
-        collection's, -1 for one that no kept record has, if at all; see `stack_labels`,
-        `dense_labels` and identity_map.py.
-    kept: for each, (n,) int64 rising record numbers, or None for all; see record_filter.py.
+    Args:
+        indexes: at least one.
+        labels: for each, (labels,) int64 from a file's label to the collection's, -1 for one that
+            no kept record has, if at all; see `stack_labels`, `dense_labels` and identity_map.py.
+        kept: for each, (n,) int64 rising record numbers, or None for all; see record_filter.py.
     """
 
     def __init__(
@@ -165,9 +166,14 @@ def _seen(
 
 
 def find_file(file: str, indexes: Sequence[RecordIndex], *, place: str) -> int:
-    """Which index a list means by `file`: a path as configured, a name, or a folder's name.
+    """Which index a list means by `file`.
 
-    Raises RecordError, naming the place in the list, where it is none or several.
+    Args:
+        file: a path as configured, a name, or a folder's name.
+        place: where in the list it is said, for the error.
+
+    Raises:
+        RecordError: it is none or several; names the place in the list.
     """
     for names in (
         [str(index.path) for index in indexes],

@@ -81,7 +81,8 @@ class Loader:
         threads: that decode, and as many of DALI's.
         max_bad_fraction: of the images that may turn out undecodable before that is an error.
 
-    Raises DaliMissingError, a ValueError, where DALI is needed and cannot be imported.
+    Raises:
+        DaliMissingError: a UserError, where DALI is needed and cannot be imported.
     """
 
     def __init__(
@@ -350,9 +351,11 @@ class _InUse:
 
 
 class _Source:
-    """What DALI calls for its inputs, ahead of what it gives.
+    """What DALI calls for its inputs, ahead of what it gives (its prefetch).
 
-    taken: the first global step that was not asked for. records: of the batches in the graph.
+    Attributes:
+        taken: the first global step that was not asked for.
+        records: of the batches in the graph.
     """
 
     def __init__(self, prepared: Generator[_Inputs, None, None], *, first: int) -> None:

@@ -21,13 +21,16 @@ from pipeline.records.recordio import RecordError
 def read_identity_map(path: str | Path, indexes: Sequence[RecordIndex]) -> list[np.ndarray]:
     """Labels by name: the same name in two files is the same person.
 
-    path: a .csv with the columns file, label and identity, or a .json of
-        {file: {label: identity}}. `file` is a .rec's path as configured, its name, or, where that
-        tells them apart, the name of its folder. Labels that are not listed are people of their
-        own. Identities are numbered in the order of the names, or of their numbers where all are
-        numbers, the others after them.
+    Labels that are not listed are people of their own. Identities are numbered in the order of the
+    names, or of their numbers where all are numbers, the others after them.
 
-    Raises RecordError as `read_identity_names`.
+    Args:
+        path: a .csv with the columns file, label and identity, or a .json of
+            {file: {label: identity}}. `file` is a .rec's path as configured, its name, or, where
+            that tells them apart, the name of its folder.
+
+    Raises:
+        RecordError: as `read_identity_names`.
     """
     names = read_identity_names(path, indexes)
     every = {identity for listed in names for identity in listed.values()}

@@ -22,11 +22,14 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")  # what DALI decodes, to
 def decode_batch(
     sources: Sequence[Callable[[], bytes]], *, size: int, mirrored: np.ndarray | None = None
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode images that all are size × size pixels; `sources` read them.
+    """Decode images that all are size × size pixels.
 
-    mirrored: (B,) bool, which images to mirror left to right; None mirrors none.
+    Args:
+        sources: read the images.
+        mirrored: (B,) bool, which images to mirror left to right; None mirrors none.
 
-    Returns (B, size, size, 3) uint8 RGB, and what is wrong with which images; theirs are zeros.
+    Returns:
+        (B, size, size, 3) uint8 RGB, and what is wrong with which images; theirs are zeros.
     """
     out = np.empty((len(sources), size, size, 3), np.uint8)
     scratch = np.empty((size, size, 3), np.uint8)

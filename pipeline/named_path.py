@@ -50,8 +50,10 @@ def check_path(
 ) -> None:
     """Raise PathError unless `path` is there, is what is expected, and can be opened to be read.
 
-    called: the path with the setting or argument that names it, such as "data.train=a.rec".
-    expected: what it should have been, in words. file, folder: which of them it may be.
+    Args:
+        called: the path with the setting or argument that names it, such as "data.train=a.rec".
+        expected: what it should have been, in words.
+        file, folder: which of them it may be.
     """
     try:
         mode = os.stat(path).st_mode

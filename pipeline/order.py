@@ -60,7 +60,7 @@ def permute(position: np.ndarray, *, num_records: int, seed: int, epoch: int) ->
 
 
 def steps_per_epoch(num_records: int, global_batch: int) -> int:
-    """Whole global batches in an epoch; ValueError when there is not even one."""
+    """Whole global batches in an epoch; UserError when there is not even one."""
     if global_batch > num_records:
         raise UserError(
             f"a global batch of {global_batch} does not fit {num_records} records: "
@@ -147,9 +147,13 @@ class BlockOrder:
 class WeightedOrder:
     """Sets that are seen more or less often than once an epoch.
 
-    order: over the records of an epoch, sum of `shown`. counts: records of each set, in a row.
-    shown: how many of each an epoch shows. A set shown in part goes on in the next epoch where it
-    stopped; one shown more than once begins again.
+    A set shown in part goes on in the next epoch where it stopped; one shown more than once begins
+    again.
+
+    Args:
+        order: over the records of an epoch, sum of `shown`.
+        counts: records of each set, in a row.
+        shown: how many of each an epoch shows.
     """
 
     def __init__(self, order: Order, *, counts: Sequence[int], shown: Sequence[int]) -> None:
@@ -174,9 +178,11 @@ class BalancedOrder:
     than `images` repeats some. An epoch is as long as with the other orders, but
     identities with few images are seen more often than they would be, and others less.
 
-    labels: (N,) int64, each record's identity. Building it sorts them once, 8 bytes a record.
+    Args:
+        labels: (N,) int64, each record's identity. Building it sorts them once, 8 bytes a record.
 
-    Raises UserError where `images` does not divide the global batch.
+    Raises:
+        UserError: `images` does not divide the global batch.
     """
 
     locality = 1

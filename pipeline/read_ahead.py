@@ -30,10 +30,13 @@ def read_ahead(
     soon: Callable[[int], np.ndarray],
     collection: Collection,
 ) -> Generator[int, None, None]:
-    """Hand `steps` on, and announce each one's stage and the next, on a thread.
+    """Hand `steps` on, and announce (prefetch) each one's stage and the next, on a thread.
 
-    stage_of: a step's stage. records_of: the (n,) records that a stage reads. soon: the (n,)
-    records of a step and the few after it, which come before all else at the start.
+    Args:
+        stage_of: a step's stage.
+        records_of: the (n,) records that a stage reads.
+        soon: the (n,) records of a step and the few after it, which come before all else at the
+            start.
     """
     stop = threading.Event()
 

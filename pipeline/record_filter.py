@@ -19,10 +19,12 @@ _NUMBER = re.compile("[0-9]{1,18}")
 def read_filter(path: str | Path, indexes: Sequence[RecordIndex]) -> list[np.ndarray | None]:
     """What is kept of each file when what the list names is left out: (n,) record numbers, or None.
 
-    path: lines of `identity LABEL` or `record OFFSET`, as labels and offsets are in the .rec, with
-        the file in front where there are several; # begins a comment.
+    Args:
+        path: lines of `identity LABEL` or `record OFFSET`, as labels and offsets are in the .rec,
+            with the file in front where there are several; # begins a comment.
 
-    Raises RecordError for a line that is none of these or names what is not there.
+    Raises:
+        RecordError: a line that is none of these or names what is not there.
     """
     path = Path(path)
     left_out = [np.zeros(len(index), bool) for index in indexes]

@@ -44,7 +44,9 @@ def report_shuffle(
 ) -> ShuffleReport:
     """Look at batches spread over the first epoch, and at as many drawn from all of it.
 
-    labels: (N,) record numbers to (N,) int64 identities. epoch_records: positions of an epoch.
+    Args:
+        labels: (N,) record numbers to (N,) int64 identities.
+        epoch_records: positions of an epoch.
     """
     batches = epoch_records // global_batch
     looked_at = np.unique(np.linspace(0, batches - 1, _BATCHES).astype(np.int64))

@@ -15,7 +15,11 @@ _UNSUPPORTED = {
 def sync(descriptor: int) -> bool:
     """Make a file's bytes, or a folder's names, last through a power cut, if its disk can.
 
-    Returns whether it can; raises OSError where it fails.
+    Returns:
+        Whether it can.
+
+    Raises:
+        OSError: where it fails.
     """
     try:
         os.fsync(descriptor)

@@ -22,7 +22,7 @@ def render(identity: int, image: int, *, seed: int = 0, size: int = 112) -> np.n
     """Image number ``image`` of person number ``identity``: (size, size, 3) uint8 RGB.
 
     A pure function of its arguments. The same image at another size shows the same scene.
-    ValueError unless the numbers are integers in [0, 2**32) and the size is at least 16.
+    UserError unless the numbers are integers in [0, 2**32) and the size is at least 16.
     """
     size = word("size", size)
     if size < MIN_SIZE:

@@ -102,7 +102,7 @@ class Shot:
 def identity_traits(identity: int, *, seed: int = 0) -> Identity:
     """The traits of person number ``identity``, each independent and uniform on its range.
 
-    ValueError unless both numbers are integers in [0, 2**32).
+    UserError unless both numbers are integers in [0, 2**32).
     """
     return _identity_traits(word("seed", seed), word("identity", identity))
 
@@ -127,7 +127,7 @@ def _ranges(kind: type) -> tuple[list[str], np.ndarray, np.ndarray]:
 def word(name: str, value: int) -> int:
     """``value`` as an int in [0, 2**32): one word of a seed sequence, so no two keys can collide.
 
-    ValueError, naming the argument, for anything else.
+    UserError, naming the argument, for anything else.
     """
     try:
         number = operator.index(value)

@@ -21,7 +21,7 @@ def contact_sheet(
 
     Each image is size × size pixels.
 
-    ValueError if there is nothing to show.
+    UserError if there is nothing to show.
     """
     if len(identities) == 0 or images_per_identity < 1:
         raise UserError(
@@ -46,7 +46,7 @@ def make_pairs(
     contiguous folds of the LFW protocol are each half and half. An image's number is its place in
     the list: none is used twice.
 
-    ValueError if pairs is not a positive multiple of 20, or there are not two distinct identities,
+    UserError if pairs is not a positive multiple of 20, or there are not two distinct identities,
     or one is listed twice.
     """
     if pairs < 1 or pairs % (2 * FOLDS):

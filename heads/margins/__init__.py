@@ -54,7 +54,7 @@ OWN_MARGINS: dict[str, str] = {}
 def create_margin(name: str, /, **params: Any) -> Margin:
     """The margin called `name` (a key of MARGINS), built with its own parameters.
 
-    Raises ValueError for an unknown name, an unknown parameter or a value outside its range.
+    Raises UserError for an unknown name, an unknown parameter or a value outside its range.
     """
     if name not in MARGINS:
         raise UserError(
@@ -76,7 +76,7 @@ def register_margin(name: str, margin: type[Margin]) -> None:
     The same class defined again, as where a notebook's cell or a configuration file runs twice,
     takes its own place.
 
-    Raises ValueError for a name that is another margin's, and for what is no frozen dataclass
+    Raises UserError for a name that is another margin's, and for what is no frozen dataclass
     derived from Margin, with `bend` written out.
     """
     is_margin = isinstance(margin, type) and issubclass(margin, Margin)

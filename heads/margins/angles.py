@@ -21,11 +21,13 @@ def cos_of_sum(cosine: Tensor, angle: Tensor) -> Tensor:
 def rotate(cosine: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     """cos(θ + angle), kept monotone, and its slope; both (N,).
 
-    cosine: (N,) cosθ in [-1, 1]. angle: 0-d or (N,), in [-π/2, π/2].
-
     Where θ + angle > π the cosine would rise again, so the result is cosθ − angle · sin(angle)
     there, with slope 1: lower than -1, which cos(θ + angle) reaches at the border. Where
     θ + angle < 0 it is 1, with slope 0.
+
+    Args:
+        cosine: (N,) cosθ in [-1, 1].
+        angle: 0-d or (N,), in [-π/2, π/2].
     """
     cos_a, sin_a = torch.cos(angle), torch.sin(angle)
     sine = ((1 - cosine) * (1 + cosine)).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
@@ -42,8 +44,13 @@ def rotate(cosine: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
 def stretch(cosine: Tensor, multiplier: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """(-1)^k cos(φ) − 2k with φ = multiplier · θ + shift and k = floor(φ / π), and its slope.
 
-    cosine: (N,) cosθ in [-1, 1]. multiplier: 0-d, at least 1. shift: 0-d, at least 0. Both results
-    are (N,). It continues cos(φ) beyond π without a jump and without ever rising with θ.
+    Both results are (N,). The first continues cos(φ) beyond π without a jump and without ever
+    rising with θ.
+
+    Args:
+        cosine: (N,) cosθ in [-1, 1].
+        multiplier: 0-d, at least 1.
+        shift: 0-d, at least 0.
     """
     theta = torch.acos(cosine)
     angle = multiplier * theta + shift

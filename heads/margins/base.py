@@ -24,11 +24,12 @@ GRADIENTS = ("exact", "straight_through")
 class StepContext(NamedTuple):
     """What a margin may know beside cosines and norms; all on their device.
 
-    factor: 0-d, in [0, 1]: the share of the margin in force (a margin may grow during training).
-        At 0 the target cosine is left as it is.
-    state: (k,) the margin's running values before this step; k is len(margin.initial_state()).
-    key: 0-d int64, this step's counter key for heads.counter.
-    index: (N,) int64, each row's place in the global batch, the same for any number of ranks.
+    Attributes:
+        factor: 0-d, in [0, 1]: the share of the margin in force (a margin may grow during
+            training). At 0 the target cosine is left as it is.
+        state: (k,) the margin's running values before this step; k is len(margin.initial_state()).
+        key: 0-d int64, this step's counter key for heads.counter.
+        index: (N,) int64, each row's place in the global batch, the same for any number of ranks.
     """
 
     factor: Tensor
@@ -46,14 +47,15 @@ class Target(NamedTuple):
 
     All in the cosines' dtype. None: the margin keeps no state, or leaves the norm alone.
 
-    cosine: (N,) margined target, at most 1; below -1 where a margin is subtracted.
-    slope: (N,) d cosine / d (cosine before the margin); never negative. None from `Margin.bend`
-        alone: autograd finds it then.
-    state: (k,) running values after this step, NaN where the batch held NaN. The head keeps the
-        old ones then.
-    norm_slope: (N,) d cosine / d norm.
-    penalty: (N,) added to each row's loss; `scale` does not apply to it.
-    penalty_slope: (N,) d penalty / d norm.
+    Attributes:
+        cosine: (N,) margined target, at most 1; below -1 where a margin is subtracted.
+        slope: (N,) d cosine / d (cosine before the margin); never negative. None from `Margin.bend`
+            alone: autograd finds it then.
+        state: (k,) running values after this step, NaN where the batch held NaN. The head keeps the
+            old ones then.
+        norm_slope: (N,) d cosine / d norm.
+        penalty: (N,) added to each row's loss; `scale` does not apply to it.
+        penalty_slope: (N,) d penalty / d norm.
     """
 
     cosine: Tensor
@@ -68,18 +70,20 @@ class Target(NamedTuple):
 class Margin(ABC):
     """A margin on the target cosine.
 
-    scale: the softmax's inverse temperature, finite and > 0.
-    gradient: "exact" is the derivative of the margined cosine. "straight_through" takes the slope
-        to be 1, which is what arcface_torch computes, its arccos and cos standing under no_grad;
-        accuracies quoted from arcface_torch were trained so. Those of the papers' own code were
-        trained with the derivative.
-    filter_above: inter-class filtering, in cosine units, in (-1, 1]: negatives with a larger cosine
-        leave the softmax. None: none do (arcface_torch writes 0 for that).
-
     Every margin's target rises, or stays, as the cosine rises, unless its docstring says where not.
     The norm gets a gradient from MagFace alone.
 
-    Raises ValueError when built with a parameter outside its range.
+    Args:
+        scale: the softmax's inverse temperature, finite and > 0.
+        gradient: "exact" is the derivative of the margined cosine. "straight_through" takes the
+            slope to be 1, which is what arcface_torch computes, its arccos and cos standing under
+            no_grad; accuracies quoted from arcface_torch were trained so. Those of the papers' own
+            code were trained with the derivative.
+        filter_above: inter-class filtering, in cosine units, in (-1, 1]: negatives with a larger
+            cosine leave the softmax. None: none do (arcface_torch writes 0 for that).
+
+    Raises:
+        UserError: when built with a parameter outside its range.
     """
 
     scale: float = 64.0
@@ -124,7 +128,8 @@ class Margin(ABC):
     def negatives(self, cosine: Tensor | None, context: StepContext) -> Negatives:
         """The hook for this step's negatives.
 
-        cosine: (N,) target cosines; None will do where `uses_target_for_negatives` is False.
+        Args:
+            cosine: (N,) target cosines; None will do where `uses_target_for_negatives` is False.
         """
         return Negatives(filter_above=math.inf if self.filter_above is None else self.filter_above)
 
@@ -150,7 +155,7 @@ class Margin(ABC):
 
 
 def check(margin: Margin, name: str, fits: Callable[[float], bool], stated: str) -> None:
-    """Raises ValueError unless the parameter is a finite number that `fits`."""
+    """Raises UserError unless the parameter is a finite number that `fits`."""
     value = getattr(margin, name)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (is_number and math.isfinite(value) and fits(value)):
@@ -160,12 +165,12 @@ def check(margin: Margin, name: str, fits: Callable[[float], bool], stated: str)
 
 
 def check_angle(margin: Margin, name: str) -> None:
-    """Raises ValueError unless the parameter is an angle in [0, π/2)."""
+    """Raises UserError unless the parameter is an angle in [0, π/2)."""
     check(margin, name, lambda angle: 0 <= angle < math.pi / 2, "[0, π/2)")
 
 
 def check_flag(margin: Margin, name: str) -> None:
-    """Raises ValueError unless the parameter is True or False."""
+    """Raises UserError unless the parameter is True or False."""
     value = getattr(margin, name)
     if not isinstance(value, bool):
         raise UserError(f"{type(margin).__name__}: {name}={value!r}, expected True or False")

@@ -19,7 +19,7 @@ _BATCH_WEIGHT = 0.01
 class CurricularFace(Margin):
     """ArcFace's target; negatives c above it count as c·(t + c) (Huang et al., CVPR 2020).
 
-    arXiv:2004.00288. margin: radians, in [0, π/2).
+    arXiv:2004.00288.
 
     The state is (t,), a running mean of the target cosines that starts at 0. It is updated with the
     global batch before it is used and gets no gradient. A negative is hard when its cosine is above
@@ -27,6 +27,9 @@ class CurricularFace(Margin):
 
     straight_through concerns the target alone: the negatives' slope is exact in both modes. At
     factor 0 the target is bare, but negatives above it are still weighed.
+
+    Args:
+        margin: radians, in [0, π/2).
     """
 
     margin: float = 0.5

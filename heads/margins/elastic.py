@@ -55,13 +55,15 @@ class ElasticArcFace(_Elastic):
 
     Draws are clamped to [0, π/2].
 
-    margin: radians, in [0, π/2). std: in [0, 1]; None is the paper's, 0.05, with plus 0.0175.
-    plus: ElasticFace-Arc+: the largest of the drawn margins go to the smallest target cosines of
-        the global batch. The authors' code indexes by the sorting order instead of its inverse, so
-        that they miss the rows they are meant for; here they do not.
-
     Beyond π it goes on as ArcFace. For given draws it is monotone, with plus too: a row whose
     cosine rises can only get a smaller margin.
+
+    Args:
+        margin: radians, in [0, π/2).
+        std: in [0, 1]; None is the paper's, 0.05, with plus 0.0175.
+        plus: ElasticFace-Arc+: the largest of the drawn margins go to the smallest target cosines
+            of the global batch. The authors' code indexes by the sorting order instead of its
+            inverse, so that they miss the rows they are meant for; here they do not.
     """
 
     margin: float = 0.5
@@ -81,10 +83,12 @@ class ElasticArcFace(_Elastic):
 class ElasticCosFace(_Elastic):
     """cosθ − m, m drawn from N(margin, std²) for each row (arXiv:2109.09416).
 
-    Draws are clamped to [0, 1].
+    Draws are clamped to [0, 1]. The slope is 1, so both gradients are the same.
 
-    margin: cosine units, in [0, 1]. std: in [0, 1]; None is the paper's, 0.05, with plus 0.02.
-    plus: as in ElasticArcFace. The slope is 1, so both gradients are the same.
+    Args:
+        margin: cosine units, in [0, 1].
+        std: in [0, 1]; None is the paper's, 0.05, with plus 0.02.
+        plus: as in ElasticArcFace.
     """
 
     margin: float = 0.35

@@ -24,11 +24,14 @@ class Softmax(Margin):
 
 @dataclass(frozen=True, kw_only=True)
 class SphereFace(Margin):
-    """cos(mθ) (Liu et al., CVPR 2017, arXiv:1704.08063); margin a factor on θ, in [1, 8].
+    """cos(mθ) (Liu et al., CVPR 2017, arXiv:1704.08063).
 
     In the paper's piecewise form (-1)^k cos(mθ) − 2k with k = floor(mθ/π), which is monotone; here
     m may be any real number. The first release had m = 4. While the margin grows the factor is
     1 + (m − 1) · context.factor; the paper's blend with the plain cosine is not done.
+
+    Args:
+        margin: m, a factor on θ, in [1, 8].
     """
 
     margin: float = 1.7
@@ -44,9 +47,12 @@ class SphereFace(Margin):
 
 @dataclass(frozen=True, kw_only=True)
 class CosFace(Margin):
-    """cosθ − m (Wang et al., CVPR 2018, arXiv:1801.09414); margin in cosine units, in [0, 1].
+    """cosθ − m (Wang et al., CVPR 2018, arXiv:1801.09414).
 
     Its slope is 1, so both gradients are the same.
+
+    Args:
+        margin: m, in cosine units, in [0, 1].
     """
 
     margin: float = 0.4
@@ -61,11 +67,14 @@ class CosFace(Margin):
 
 @dataclass(frozen=True, kw_only=True)
 class ArcFace(Margin):
-    """cos(θ + m) (Deng et al., CVPR 2019, arXiv:1801.07698); margin in radians, in [0, π/2).
+    """cos(θ + m) (Deng et al., CVPR 2019, arXiv:1801.07698).
 
     Where θ + m > π the cosine would rise again, so the target is cosθ − m·sin m there, with slope
     1: lower than -1, which cos(θ + m) reaches at the border, hence monotone over [-1, 1]. This
     holds for both gradients.
+
+    Args:
+        margin: m, in radians, in [0, π/2).
     """
 
     margin: float = 0.5
@@ -82,11 +91,14 @@ class ArcFace(Margin):
 class Combined(Margin):
     """cos(m1·θ + m2) − m3, the three margins of the ArcFace paper in one (arXiv:1801.07698).
 
-    m1: a factor on θ, in [1, 8]. m2: radians, in [0, π/2). m3: cosine units, in [0, 1].
-
     Beyond π the cosine goes on as SphereFace's does, so it is monotone; ArcFace, the same as m2
     alone up to π, goes on otherwise. arcface_torch's loss of this kind ignores m1, and m2 when
     m3 > 0; here all three count.
+
+    Args:
+        m1: a factor on θ, in [1, 8].
+        m2: radians, in [0, π/2).
+        m3: cosine units, in [0, 1].
     """
 
     m1: float = 1.0

@@ -16,18 +16,19 @@ from heads.margins.base import Margin, StepContext, Target, check, check_angle, 
 class MagFace(Margin):
     """cos(θ + m(a)) with m linear in the feature norm a (Meng et al., CVPR 2021, arXiv:2103.06627).
 
-    l_a, u_a: the norm is clamped to [l_a, u_a]; 0 < l_a < u_a.
-    l_margin, u_margin: the margins there, in radians; 0 <= l_margin <= u_margin < π/2.
-    lambda_g: weight of the penalty a/u_a² + 1/a on the clamped norm, at least 0. The paper's theory
-        asks for at least s·K·(u_a·l_a)²/(u_a² − l_a²), K = (u_margin − l_margin)/(u_a − l_a): 22.6
-        with these defaults.
-    easy_margin: True: cosθ where cosθ <= 0, which falls by sin m at θ = π/2, so it is not monotone
-        there. False: ArcFace's continuation beyond π. The authors' code has both, and True unless
-        told otherwise.
-
     The gradient reaches the norm, through the margin and through the penalty, and is zero where
     the norm is clamped. It is exact in both gradient modes; straight_through concerns the cosine
     alone. The factor of the step scales the margin, not the penalty.
+
+    Args:
+        l_a, u_a: the norm is clamped to [l_a, u_a]; 0 < l_a < u_a.
+        l_margin, u_margin: the margins there, in radians; 0 <= l_margin <= u_margin < π/2.
+        lambda_g: weight of the penalty a/u_a² + 1/a on the clamped norm, at least 0. The paper's
+            theory asks for at least s·K·(u_a·l_a)²/(u_a² − l_a²),
+            K = (u_margin − l_margin)/(u_a − l_a): 22.6 with these defaults.
+        easy_margin: True: cosθ where cosθ <= 0, which falls by sin m at θ = π/2, so it is not
+            monotone there. False: ArcFace's continuation beyond π. The authors' code has both, and
+            True unless told otherwise.
     """
 
     l_a: float = 10.0
@@ -82,9 +83,6 @@ class AdaFace(Margin):
     arXiv:2204.00964. ẑ = (norm − mean) / (std + 0.001) · h, clipped to [-1, 1]; norms are clipped
     to [0.001, 100] first and get no gradient.
 
-    margin: m, in [0, 1]. h: in (0, 1]. t_alpha: the weight of a batch in the running mean and
-    standard deviation of the norms, in (0, 1].
-
     The state is (mean, std), updated with the global batch before it is used. The standard
     deviation is the unbiased one; a batch of one row leaves the running one as it is. A NaN norm
     makes every row and the state NaN; the head then keeps the old state.
@@ -92,6 +90,12 @@ class AdaFace(Margin):
     Beyond π it goes on as ArcFace; where θ − m·ẑ < 0 the target is 1 − (m + m·ẑ), flat, as in the
     authors' code. That code also keeps cosines and angles 0.001 away from their ends and is flat
     beyond π.
+
+    Args:
+        margin: m, in [0, 1].
+        h: in (0, 1].
+        t_alpha: the weight of a batch in the running mean and standard deviation of the norms, in
+            (0, 1].
     """
 
     margin: float = 0.4

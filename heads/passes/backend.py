@@ -30,7 +30,7 @@ def choose_backend(
 ) -> Backend:
     """Triton where it runs, PyTorch elsewhere, or the one that is asked for.
 
-    Raises ValueError for an unknown name, and for Triton where it cannot run, with the reason.
+    Raises UserError for an unknown name, and for Triton where it cannot run, with the reason.
     """
     if requested not in BACKENDS:
         raise UserError(f"backend={requested!r}, expected one of {', '.join(BACKENDS)}")

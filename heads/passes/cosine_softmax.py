@@ -39,9 +39,11 @@ KEPT_BYTES = 40 << 20
 class ShardGradients(NamedTuple):
     """What the second pass leaves.
 
-    embeddings: (G, D) gradient of the unit embeddings, this rank's classes' share of the sum.
-    centers: of the raw rows of the centers.
-    finite: 0-d bool, whether every center gradient is; those of the embeddings are not looked at.
+    Attributes:
+        embeddings: (G, D) gradient of the unit embeddings, this rank's classes' share of the sum.
+        centers: of the raw rows of the centers.
+        finite: 0-d bool, whether every center gradient is; those of the embeddings are not looked
+            at.
     """
 
     embeddings: Tensor
@@ -109,7 +111,10 @@ def bound_targets(
     Slopes reach thousands where a row lies on its center or opposite to it, and a center's product
     adds up all rows of its class: unbounded, one such row would cost the whole step. A row alone in
     its class is cut at a slope of 1,000 or more, as far from the center's axis as rounding moves
-    it. positions: as in Sample.
+    it.
+
+    Args:
+        positions: as in Sample.
     """
     if compute_dtype != torch.float16:
         return target
@@ -124,7 +129,10 @@ def is_finite(gradient: CenterGradient, reach: Tensor, dtype: torch.dtype) -> Te
     """0-d bool, without looking at the product: `reach` (0-d) bounds its elements.
 
     No element exceeds the sum of its coefficients' magnitudes, as the embeddings are of unit
-    length; NaN and inf show in that sum. dtype: the narrowest that the product went through.
+    length; NaN and inf show in that sum.
+
+    Args:
+        dtype: the narrowest that the product went through.
     """
     fits = reach <= torch.finfo(dtype).max
     largest = reach * gradient.pull + gradient.drift.abs()
@@ -134,8 +142,10 @@ def is_finite(gradient: CenterGradient, reach: Tensor, dtype: torch.dtype) -> Te
 class ChunkedSoftmax:
     """One step's two passes over this rank's classes.
 
-    embeddings: (G, D) of unit length, in the centers' dtype. centers: (n, K·D) float32 or float64,
-    all of the rank's, not normalized. workspace: holds what is large from step to step.
+    Args:
+        embeddings: (G, D) of unit length, in the centers' dtype.
+        centers: (n, K·D) float32 or float64, all of the rank's, not normalized.
+        workspace: holds what is large from step to step.
     """
 
     def __init__(
@@ -195,9 +205,12 @@ class ChunkedSoftmax:
     ) -> ShardGradients:
         """Second pass: gradients of `share` times the mean loss over the rows.
 
-        into: a gradient for the same sample, its product in the centers' dtype, to which that of
-        the centers is added. Deterministic: every target term enters through the matrix products,
-        none through an atomic add.
+        Deterministic: every target term enters through the matrix products, none through an atomic
+        add.
+
+        Args:
+            into: a gradient for the same sample, its product in the centers' dtype, to which that
+                of the centers is added.
         """
         gain = coefficient_gain(self._global_batch, self._compute_dtype)
         # The products read d loss / d cosine times gain · G / scale; `unit` undoes that.

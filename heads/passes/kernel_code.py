@@ -135,8 +135,11 @@ def logsumexp_kernel(
 ):
     """Log-sum-exp of one batch tile over every n-th tile of classes, n programs beside each other.
 
-    Neighbors in the grid's first axis read the same centers at the same time, from L2. partial:
-    (n, G), which the host combines. In powers of two, as the hardware's exponential is.
+    Neighbors in the grid's first axis read the same centers at the same time, from L2. In powers of
+    two, as the hardware's exponential is.
+
+    Args:
+        partial: (n, G), which the host combines.
     """
     i = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)
     own = tl.load(positions + i, mask=i < G, other=-1).to(tl.int32)
@@ -198,9 +201,10 @@ def coefficients_kernel(
 ):
     """One tile of the coefficients of a chunk, which begins at class `start`, and its two sums.
 
-    coefficients: (chunk_columns, pitch), class-major; the pitch's padding becomes 0. partial:
-    (batch tiles, 2, chunk_columns), Σ c · cosine and Σ |c| over the tile's batch rows, of the
-    narrowed coefficients: what the products read.
+    Args:
+        coefficients: (chunk_columns, pitch), class-major; the pitch's padding becomes 0.
+        partial: (batch tiles, 2, chunk_columns), Σ c · cosine and Σ |c| over the tile's batch rows,
+            of the narrowed coefficients: what the products read.
     """
     i = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)
     slot = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -44,9 +44,11 @@ _MAX_DIM = 1024
 class Tiles(NamedTuple):
     """Block sizes of the matrix products: powers of two, at least 16.
 
-    batch, classes, depth: of the cosine tiles, (batch, classes) with D read in steps of `depth`.
-    block, width: of the two gradient products' tiles, (block, width) with `width` columns of D and
-        a step of `depth` along the sum.
+    Attributes:
+        batch, classes, depth: of the cosine tiles, (batch, classes) with D read in steps of
+            `depth`.
+        block, width: of the two gradient products' tiles, (block, width) with `width` columns of D
+            and a step of `depth` along the sum.
     """
 
     batch: int
@@ -59,7 +61,7 @@ class Tiles(NamedTuple):
 
 
 def tiles(capability: tuple[int, int] | None, embedding_dim: int) -> Tiles:
-    """The one table of block sizes; capability: of the CUDA device, None for the interpreter.
+    """The one table of block sizes.
 
     Cosines: 128 x 64 sums are 32 registers in each of 256 threads, and with all that happens to a
     cosine 128 suffice, so that of two programs on a multiprocessor one can multiply while the other
@@ -68,6 +70,9 @@ def tiles(capability: tuple[int, int] | None, embedding_dim: int) -> Tiles:
     embedding is half precision and a center float32. Gradients: no such epilogue, so full squares.
     Shared memory: 227 KiB on sm_90, where a deeper step feeds its wider tensor-core instructions;
     99 KiB or more on the others.
+
+    Args:
+        capability: of the CUDA device, None for the interpreter.
     """
     if capability is None:
         size = Tiles(batch=16, classes=16, depth=16, block=16, width=16, warps=1, stages=1)
@@ -148,7 +153,10 @@ def negative_logsumexp(
     """First pass: (G,) float32 log-sum-exp of scale · cosine over the visible negatives.
 
     The row's own class is not among them; -inf where there are none. A class's cosine is the
-    largest of its sub-centers', bent by `negatives`. inverse: from `inverse_norms`.
+    largest of its sub-centers', bent by `negatives`.
+
+    Args:
+        inverse: from `inverse_norms`.
     """
     global_batch, dim = embeddings.shape
     count = _class_count(centers, rows)
@@ -209,12 +217,15 @@ def gradients(
         0 elsewhere,
     narrowed to the compute dtype, where it may overflow to inf and so show in `reach`.
 
-    log_partition, target: (G,) float32. target_subcenter: (G,) int64 in 0..K-1.
-    product: (S·K, D), receives Σ_i c · e_i, which is added to what it holds if `accumulate`; of the
-        compute dtype or float32.
+    Args:
+        log_partition, target: (G,) float32.
+        target_subcenter: (G,) int64 in 0..K-1.
+        product: (S·K, D), receives Σ_i c · e_i, which is added to what it holds if `accumulate`; of
+            the compute dtype or float32.
 
-    Returns Σ_jk c · ŵ_jk, (G, D) float32 with ŵ the unit centers, then Σ_i c · cosine and Σ_i |c|,
-    both (S·K,) float32.
+    Returns:
+        Σ_jk c · ŵ_jk, (G, D) float32 with ŵ the unit centers, then Σ_i c · cosine and Σ_i |c|,
+        both (S·K,) float32.
     """
     global_batch, dim = embeddings.shape
     count = _class_count(centers, rows)
@@ -323,9 +334,15 @@ def update_rows(
 
     v = momentum · v + pull · product + (drift + weight_decay) · w;  w -= lr · v
 
-    velocity: (n, K·D) float32. product: (S·K, D). pull, drift: (S·K,) float32. lr: 0-d float32.
-    apply: 0-d bool; active: (S,) bool, or None for all. Where either is false the class's row and
-    velocity keep their bits.
+    Where `apply` or a class's `active` is false the class's row and velocity keep their bits.
+
+    Args:
+        velocity: (n, K·D) float32.
+        product: (S·K, D).
+        pull, drift: (S·K,) float32.
+        lr: 0-d float32.
+        apply: 0-d bool.
+        active: (S,) bool, or None for all.
     """
     columns, dim = product.shape
     if columns > 0:

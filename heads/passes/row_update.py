@@ -24,8 +24,12 @@ def update_rows(
 ) -> None:
     """v ← momentum · v + gradient + weight_decay · w, then w ← w − lr · v, on the sampled rows.
 
-    centers, velocity: (n, K·D). lr: 0-d. apply: 0-d bool; where it is false nothing changes, bit
-    for bit. The rows of classes that nobody sees stay as they are too.
+    The rows of classes that nobody sees stay as they are.
+
+    Args:
+        centers, velocity: (n, K·D).
+        lr: 0-d.
+        apply: 0-d bool; where it is false nothing changes, bit for bit.
     """
     width = centers.shape[1]
     columns, dim = gradient.product.shape

@@ -61,7 +61,7 @@ class Augmentation:
 
     An entry is the name of a recipe, or ``"name:0.3"`` for a recipe that 30 % of the images go
     through. With `mirrored_before`, a flip that comes first is left to who decodes: see `mirrored`.
-    Raises ValueError for unknown or repeated recipes and for what is no probability.
+    Raises UserError for unknown or repeated recipes and for what is no probability.
     """
 
     def __init__(self, entries: Sequence[str], *, mirrored_before: bool = False) -> None:
@@ -111,7 +111,7 @@ def register_recipe(name: str, recipe: Recipe) -> None:
     The same functions defined again, as where a configuration file runs twice, take their own
     place. They are tried out on three positions.
 
-    Raises ValueError for a name that is another recipe's or holds a colon, for draws that are no
+    Raises UserError for a name that is another recipe's or holds a colon, for draws that are no
     arrays with an entry an image, of a type that DALI takes, and for those that `apply` does not
     take.
     """

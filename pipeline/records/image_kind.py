@@ -74,7 +74,7 @@ def image_size(image: bytes | memoryview) -> tuple[int, int] | None:
 def to_baseline(image: bytes | memoryview) -> bytes:
     """The image as a baseline RGB JPEG (quality 95, colors at full resolution).
 
-    Raises ValueError where it does not decode.
+    Raises UserError where it does not decode.
     """
     stored = io.BytesIO()
     try:

@@ -47,9 +47,10 @@ def write_manifest(
 def read_names(rec: Path, *, damaged: bool = False, content: str | None = None) -> list[str] | None:
     """The identities' names by label; None without a manifest, or where it is another file's.
 
-    damaged: the file is known to be, so that its bytes need not be the manifest's; it may be
-        shorter, but no longer.
-    content: the fingerprint of the .rec, where it is known.
+    Args:
+        damaged: the file is known to be, so that its bytes need not be the manifest's; it may be
+            shorter, but no longer.
+        content: the fingerprint of the .rec, where it is known.
     """
     try:
         about = json.loads(manifest_path(rec).read_text())

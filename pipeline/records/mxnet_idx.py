@@ -105,7 +105,9 @@ def _format_lines(keys: np.ndarray, offsets: np.ndarray) -> Iterator[bytes]:
 def check_idx(path: Path, rec: Path, *, images: np.ndarray, content: np.ndarray) -> None:
     """Raise RecordError unless the .idx lists every image of the .rec and nothing but records.
 
-    images: (N,) int64 offsets of the records that have one. content: the .rec, (bytes,) uint8.
+    Args:
+        images: (N,) int64 offsets of the records that have one.
+        content: the .rec, (bytes,) uint8.
     """
     _, offsets = read_idx(path)
     size = len(content)

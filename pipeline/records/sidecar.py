@@ -66,8 +66,9 @@ def write_sidecar(
 ) -> Path:
     """Write the sidecar for `rec` into `folder`, complete or not at all.
 
-    seen: `rec.stat()` from before the scan, so that a file still being written is scanned again
-    when it is next opened; by default the file is taken to be as it was scanned.
+    Args:
+        seen: `rec.stat()` from before the scan, so that a file still being written is scanned again
+            when it is next opened; by default the file is taken to be as it was scanned.
     """
     rec = Path(rec)
     seen = seen or rec.stat()

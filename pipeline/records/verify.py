@@ -27,10 +27,11 @@ class Failure(NamedTuple):
 def decode_error(image: bytes | memoryview, *, size: int | None = None) -> str | None:
     """Why an encoded image does not decode without complaint, or None where it does.
 
-    size: pixels; an image that is not size × size is complained about, too.
-
     libjpeg forgives a JPEG that is cut off, and paints what is missing gray; here that counts as
     a failure.
+
+    Args:
+        size: pixels; an image that is not size × size is complained about, too.
     """
     try:
         if bytes(image[:2]) == b"\xff\xd8":
@@ -58,7 +59,9 @@ def find_undecodable(
 ) -> Iterator[Failure]:
     """The images of `index` that do not decode, or to another size, in file order; on all cores.
 
-    `progress` is told (images done, images in all). size: as in `decode_error`.
+    Args:
+        progress: is told (images done, images in all).
+        size: as in `decode_error`.
     """
 
     def check(begin: int) -> list[Failure]:
