@@ -1,4 +1,4 @@
-"""What Facestream is measured against: the head of InsightFace's arcface_torch, written anew.
+"""What Facestream is measured against: the head of InsightFace's arcface_torch, reimplemented.
 
 `ArcfaceTorchHead` computes a step as arcface_torch's PartialFC_V2 does with its CombinedMarginLoss
 (m1 = 1, m3 = 0: ArcFace) on one process. What is kept, because it costs time or memory or changes
@@ -37,11 +37,15 @@ _SMALLEST_PROBABILITY = 1e-30
 class ArcfaceTorchHead(nn.Module):
     """arcface_torch's head with its optimizer: `loss = head(x, y); loss.backward(); head.step(lr)`.
 
-    sample_rate: in (0, 1]. margin: radians. seed: of the initial weight and of the sampling.
-    autocast: the products in the device's autocast type (float16 on CUDA, bfloat16 on CPUs).
-    device: of the weight; the CPU by default.
+    Args:
+        sample_rate: in (0, 1].
+        margin: radians.
+        seed: of the initial weight and of the sampling.
+        autocast: the products in the device's autocast type (float16 on CUDA, bfloat16 on CPUs).
+        device: of the weight; the CPU by default.
 
-    weight: (num_classes, embedding_dim) float32 parameter from N(0, 0.01²).
+    Attributes:
+        weight: (num_classes, embedding_dim) float32 parameter from N(0, 0.01²).
     """
 
     def __init__(

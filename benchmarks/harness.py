@@ -81,8 +81,11 @@ def show(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = 
 def save(subject: str, about: Mapping[str, Any], **results: Any) -> Path:
     """Write benchmarks/results/SUBJECT_DEVICE_DATE.json and say so.
 
-    about: of `about_cpu` or `about_device`. A CPU held to fewer instruction sets than it has gets a
-    name of its own, so that its results lie beside the others.
+    A CPU held to fewer instruction sets than it has gets a name of its own, so that its results lie
+    beside the others.
+
+    Args:
+        about: of `about_cpu` or `about_device`.
     """
     held = f"_{about['torch_uses'].lower()}" if "held_to" in about else ""
     device = re.sub(r"\W+", "-", about["device"]).lower()

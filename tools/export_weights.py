@@ -33,10 +33,12 @@ FORMATS = ("safetensors", "arcface_torch")
 def export_safetensors(checkpoint: str | Path, output: Path, *, license: str) -> list[Path]:
     """Write the backbone and its model card into the folder `output`; returns both files.
 
-    license: an SPDX name for the card, such as "mit".
+    Args:
+        license: an SPDX name for the card, such as "mit".
 
-    Raises WeightsError for a checkpoint that is not there or damaged, CheckpointError for an
-    `output` in use.
+    Raises:
+        WeightsError: for a checkpoint that is not there or damaged.
+        CheckpointError: for an `output` in use.
     """
     _require_empty(output)
     saved = _open(checkpoint)
@@ -60,11 +62,14 @@ def export_arcface_torch(
 ) -> list[Path]:
     """Write arcface_torch's files for `world_size` GPUs into the folder `output`; returns them.
 
-    epoch: epochs done, from which arcface_torch would go on; None: those of the checkpoint, or 0
-        where it does not say.
+    Args:
+        epoch: epochs done, from which arcface_torch would resume; None: those of the checkpoint, or
+            0 where it does not say.
 
-    Raises WeightsError for a checkpoint that is not there or damaged, CheckpointError for an
-    `output` in use, ArcFaceTorchError for fewer classes than GPUs.
+    Raises:
+        WeightsError: for a checkpoint that is not there or damaged.
+        CheckpointError: for an `output` in use.
+        ArcFaceTorchError: for fewer classes than GPUs.
     """
     _require_empty(output)
     saved = _open(checkpoint)

@@ -53,7 +53,8 @@ def grow_head(checkpoint: str | Path, rec: Path, output: Path, *, init: str, wor
         init: "mean" starts a class at the mean embedding of up to 32 of its images, as long as the
             old centers are on average; "random" where a new head would start it.
 
-    Raises UserError, a subclass of it, for files that cannot be read or do not fit together.
+    Raises:
+        UserError: a subclass of it, for files that cannot be read or do not fit together.
     """
     if output.exists():
         raise WeightsError(f"{output} exists: name another folder")

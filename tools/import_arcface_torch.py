@@ -32,11 +32,15 @@ def import_arcface_torch(
 ) -> Path:
     """Write what `sources` hold as a checkpoint under `output`; returns its folder.
 
-    Call it in a process group of one. num_classes: C, if it is to be checked. head: FILE or
-    FILE:KEY of the centers, where `sources` do not have them.
+    Call it in a process group of one.
 
-    Raises ArcFaceTorchError for files that cannot be taken over and an `output` that is in use,
-    CheckpointError where it cannot be written.
+    Args:
+        num_classes: C, if it is to be checked.
+        head: FILE or FILE:KEY of the centers, where `sources` do not have them.
+
+    Raises:
+        ArcFaceTorchError: for files that cannot be taken over and an `output` that is in use.
+        CheckpointError: where it cannot be written.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ArcFaceTorchError(f"{output} is not empty: name another folder")
@@ -69,7 +73,7 @@ def _config(weights: Weights, output: Path) -> Config:
 
 
 def _facts(config: Config) -> dict[str, Any]:
-    """What a run that goes on from here must have in common with it; as Trainer names it."""
+    """What a run that resumes from here must have in common with it; as Trainer names it."""
     facts = {
         "image size": config.data.image_size,
         "model.name": config.model.name,

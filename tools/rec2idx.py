@@ -46,7 +46,11 @@ def rec2idx(
         every_record: list header and identity records, too; None: where the .idx there does.
         skip_bad_labels: pass over records whose label is none.
 
-    Returns what was found. Raises RecordError for a file that is missing, empty or not RecordIO.
+    Returns:
+        What was found.
+
+    Raises:
+        RecordError: for a file that is missing, empty or not RecordIO.
     """
     seen = rec.stat() if rec.exists() else None
     with _progress("scan", in_bytes=True) as told:
@@ -107,7 +111,8 @@ def _progress(name: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, i
 def verify(index: RecordIndex, *, size: int | None = None) -> list[int]:
     """Decode every image, print what fails, and return the offsets of those records.
 
-    size: pixels; images that are not size × size fail, too.
+    Args:
+        size: pixels; images that are not size × size fail, too.
     """
     from pipeline.records.verify import find_undecodable
 

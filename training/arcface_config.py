@@ -57,7 +57,9 @@ class ArcFaceConfigError(UserError):
 class Translation:
     """The same run in our settings, as far as there are such.
 
-    settings: "section.key" to a value. notes: what has no equivalent or differs, a line each.
+    Attributes:
+        settings: "section.key" to a value.
+        notes: what has no equivalent or differs, a line each.
     """
 
     settings: dict[str, Any]
@@ -83,9 +85,11 @@ class _Read:
 def translate(path: Path, *, gpus: int) -> Translation | None:
     """What a configuration of arcface_torch means here; None for a file that is no such.
 
-    gpus: that arcface_torch would be started on. Its batch is of one of them, its rate of all.
+    Args:
+        gpus: that arcface_torch would be started on. Its batch is of one of them, its rate of all.
 
-    Raises ArcFaceConfigError where there is no such network, loss or optimizer here.
+    Raises:
+        ArcFaceConfigError: where there is no such network, loss or optimizer here.
     """
     own = _read(path)
     if own is None or len(_MARKS & {*own.values, *own.unread}) < 2:
@@ -277,7 +281,7 @@ def _data(values: Mapping[str, Any], path: Path, gpus: int) -> _Part:
 
 
 def _batch(values: Mapping[str, Any], gpus: int) -> int:
-    """Images between two steps of the optimizer."""
+    """Images between two steps of the optimizer, with gradient accumulation."""
     return values["batch_size"] * gpus * values["gradient_acc"]
 
 

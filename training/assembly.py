@@ -110,7 +110,8 @@ class Assembly:
     def train(self, number: int, batch: Batch, lap: Lap, *, rate_factor: float = 1.0) -> StepResult:
         """The step of that number, on this rank's batch; everything else about it follows from it.
 
-        rate_factor: of the learning rate that the schedule has for it.
+        Args:
+            rate_factor: of the learning rate that the schedule has for it.
         """
         self._seed_dropout(number)
         self._follow_head_schedules(number)

@@ -24,9 +24,12 @@ _LOOKED_AT = 8  # images, for their size
 
 
 class TrainingData(NamedTuple):
-    """records: all that may be seen. order: which of them when, for every epoch.
+    """What is trained on.
 
-    epoch_records: positions of an epoch, which weights may make more or fewer than the records.
+    Attributes:
+        records: all that may be seen.
+        order: which of them when, for every epoch.
+        epoch_records: positions of an epoch, which weights may make more or fewer than the records.
     """
 
     records: Collection

@@ -85,14 +85,14 @@ def leave_world() -> None:
 
 
 def of_all_ranks(value: T) -> list[T]:
-    """What every rank has, by rank; call it on every rank."""
+    """What every rank has, by rank (all_gather); call it on every rank."""
     values: list[T] = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 def from_main(value: T) -> T:
-    """What rank 0 has, on every rank: folders on a network may look different elsewhere."""
+    """What rank 0 has, broadcast to all: folders on a network may look different elsewhere."""
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]

@@ -38,10 +38,13 @@ class Place:
 def read_place(environment: Mapping[str, str], *, gpus: int, address: bool) -> Place:
     """This process's place as torchrun tells it; without RANK it is the only one.
 
-    gpus: that this process could use. address: whether the environment must say where ranks meet.
+    Args:
+        gpus: that this process could use.
+        address: whether the environment must say where ranks meet.
 
-    Raises LaunchError where the process is one of several that do not know of each other, or where
-    what it was told is incomplete or contradicts itself.
+    Raises:
+        LaunchError: where the process is one of several that do not know of each other, or where
+            what it was told is incomplete or contradicts itself.
     """
     if "RANK" not in environment:
         _refuse_copies(environment)

@@ -151,13 +151,13 @@ class Trainer:
         return counters(self.last_checkpoint).get("times_gone_back", 0)
 
     def _take_up(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         self.last_checkpoint = path
         self.steps_done = checkpoint.load(path, train_step=self.step)
         self._saved_at = self._averaged_at = self.steps_done
 
     def _resume(self, facts: dict[str, Any]) -> None:
-        """Go on from the newest whole checkpoint, if there is one."""
+        """Resume from the newest whole checkpoint, if there is one."""
         try:
             path = resume.choose_checkpoint(self.output, self.config, facts=facts)
             if path:

@@ -43,8 +43,9 @@ Remainder = Annotated[float, Range(0, 1, below=True)]  # of what must change
 def out_of_range(settings: Any) -> Iterator[tuple[str, Any, Range]]:
     """(name, value, what is allowed) of each number that is out of the range of its field's type.
 
-    settings: an instance of a dataclass. Of its fields it looks at ``Annotated[kind, Range(…)]``,
-        alone, or none, or in tuples, keys and values of dicts.
+    Args:
+        settings: an instance of a dataclass. Of its fields it looks at
+            ``Annotated[kind, Range(…)]``, alone, or none, or in tuples, keys and values of dicts.
     """
     section: Any = type(settings)
     for name, kind in _kinds(section).items():

@@ -37,7 +37,8 @@ def parse_value(text: str, kind: Any, current: Any, *, inner: str = "") -> Any:
         current: its value until now.
         inner: what of the setting is changed, as in ``head.loss_args.margin``; empty: all of it.
 
-    Raises SettingValueError.
+    Raises:
+        SettingValueError: for a text that is no such value.
     """
     text = as_text(text)
     if kind is str and not inner:

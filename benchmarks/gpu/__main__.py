@@ -89,7 +89,8 @@ def stage_of(name: str, options: argparse.Namespace, *, ranks: int, folder: Path
 def beside_others(figures: list[dict[str, Any]], *, roofs: list[dict[str, Any]]) -> None:
     """Add to each row how it stands to the roofs, and how many times as fast as the baseline.
 
-    of_roof: the least time that the card could take, for arithmetic or for memory, over the time.
+    `of_roof` is the least time that the card could take, for arithmetic or for memory, over the
+    time.
     """
     limits = {key: value for row in roofs for key, value in row.items() if "_per_s" in key}
     baselines: dict[tuple, float] = {}

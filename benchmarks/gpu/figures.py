@@ -27,8 +27,10 @@ _SPARE = 1.5  # a case is begun if it may take this much longer than the longest
 class Figures:
     """A stage's rows, each in the file as soon as it is known: a stage that dies has left them.
 
-    path: a file of JSON lines, written by the main rank. seconds: the stage's limit. quick: whether
-    this is a rehearsal, with sizes that take no time.
+    Args:
+        path: a file of JSON lines, written by the main rank.
+        seconds: the stage's limit.
+        quick: whether this is a rehearsal, with sizes that take no time.
     """
 
     def __init__(self, path: Path, world: World, *, seconds: float, quick: bool) -> None:

@@ -21,11 +21,15 @@ def read_folders(
     """The identities in the order of their folders' names, or of their numbers where all are; the
     images in that of their files' names.
 
-    Folders and files whose names begin with a dot are none. nested: the images of folders inside an
-    identity's folder, at any depth, are the identity's; else those are passed over. So is what is
-    no image, or empty, and folders with no image.
+    Folders and files whose names begin with a dot are none. What is no image, or empty, is passed
+    over, and so are folders with no image.
 
-    Raises RecordError where no image is found at all.
+    Args:
+        nested: the images of folders inside an identity's folder, at any depth, are the identity's;
+            else those are passed over.
+
+    Raises:
+        RecordError: where no image is found at all.
     """
     entries = [entry for entry in source.iterdir() if not entry.name.startswith(".")]
     folders = [entry for entry in entries if entry.is_dir()]

@@ -122,7 +122,8 @@ class Inspection:
 def about_sizes(sizes: Sizes) -> list[str]:
     """How large images are, and what is to be done where training does not take them as they are.
 
-    sizes: how many images are (height, width) pixels.
+    Args:
+        sizes: how many images are (height, width) pixels.
     """
     if not sizes:
         return []

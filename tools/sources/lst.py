@@ -19,10 +19,13 @@ def read_lst(
 ) -> Iterator[Sample]:
     """The images of the lists in their order; the first label of a line is the identity.
 
-    root: where the paths in a list begin; None: in the list's own folder. What is missing, empty or
-    no image is passed over.
+    What is missing, empty or no image is passed over.
 
-    Raises RecordError, with the line, for one that is none of a list.
+    Args:
+        root: where the paths in a list begin; None: in the list's own folder.
+
+    Raises:
+        RecordError: with the line, for one that is none of a list.
     """
     for path in lists:
         start = path.parent if root is None else root

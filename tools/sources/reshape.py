@@ -28,7 +28,8 @@ def reshape(image: bytes, *, crop: int | None = None, resize: int | None = None)
         resize: pixels; the shorter side is scaled to it, by areas where that shrinks and linearly
             where it enlarges, and the middle of the longer one is taken.
 
-    Raises ReshapeError where the image does not decode, or a side is shorter than `crop`.
+    Raises:
+        ReshapeError: where the image does not decode, or a side is shorter than `crop`.
     """
     target = resize or crop
     if image_size(image) == (target, target) and crop in (None, target):

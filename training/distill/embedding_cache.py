@@ -79,7 +79,7 @@ def write_embeddings(
 ) -> Path:
     """Write the cache of a .rec, complete or not at all; returns its path.
 
-    What an interrupted run has written is kept, and gone on from.
+    What an interrupted run has written is kept, and resumed from.
 
     Args:
         index: of the .rec file.
@@ -87,7 +87,8 @@ def write_embeddings(
             time.
         teacher: its fingerprint.
 
-    Raises EmbeddingCacheError for embeddings that are not finite in float16.
+    Raises:
+        EmbeddingCacheError: for embeddings that are not finite in float16.
     """
     target = output_folder(index.path) / _cache_name(index, teacher)
     unfinished = target.with_name(target.name + ".unfinished")

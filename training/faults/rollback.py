@@ -63,9 +63,13 @@ class Rollback:
         self, output: Path, *, step: int, skipped: int, seen: Callable[[], list[BadStep]]
     ) -> Path:
         """The checkpoint to go back to after `skipped` steps in a row, up to `step`, that were not
-        finite; call it on every rank. seen: gathers the last of them; see `gather_bad_steps`.
+        finite; call it on every rank.
 
-        Raises DivergedError, on every rank, where there is none or it has been tried enough.
+        Args:
+            seen: gathers the last of them; see `gather_bad_steps`.
+
+        Raises:
+            DivergedError: on every rank, where there is none or it has been tried enough.
         """
         own = together(lambda: files.checkpoints(output))
         saved = {files.step_of(path): path for path in from_main(own)}

@@ -72,7 +72,8 @@ class Stops:
     def follow(self, config: RunConfig, world: World) -> None:
         """From now on all ranks stop together; call it on every rank, once the world stands.
 
-        config: its `max_hours` count from where this object was made.
+        Args:
+            config: its `max_hours` count from where this object was made.
         """
         self._max_hours, self._rank = config.max_hours, world.rank
         self._peers = Peers()
@@ -267,7 +268,7 @@ def exit_code(number: int, environment: Mapping[str, str]) -> int:
 
 
 def resume_command(argv: Sequence[str], environment: Mapping[str, str]) -> str:
-    """The command line that goes on with a run which was started as this process was."""
+    """The command line that resumes a run which was started as this process was."""
     # Where the run began matters no more: it has checkpoints of its own. The local rank comes from
     # torch.distributed.launch, and torchrun says it in the environment.
     dropped = ("run.resume=", "--local-rank=", "--local_rank=")

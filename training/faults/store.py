@@ -24,9 +24,11 @@ def serve_store(meeting: dist.Store, *, rank: int, world_size: int) -> dist.Stor
     The one where ranks meet is mostly torchrun's. It ends when torchrun is killed, while the ranks
     must still find the step that they all stop after.
 
-    meeting: where rank 0 says its address; keep it until all ranks have come.
+    Args:
+        meeting: where rank 0 says its address; keep it until all ranks have come.
 
-    Raises RuntimeError (torch.distributed.DistError) when rank 0 does not come in time.
+    Raises:
+        RuntimeError: torch.distributed.DistError, when rank 0 does not come in time.
     """
     if rank == 0:
         served = dist.TCPStore("localhost", 0, world_size, is_master=True, wait_for_workers=False)

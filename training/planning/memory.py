@@ -81,11 +81,15 @@ class Prediction:
 def predict(config: Config, world: World, precision: Precision, *, num_classes: int) -> Prediction:
     """What a run takes; nothing is allocated to find out.
 
-    config: one that training.config.check_batch accepts. num_classes: of the data.
-    world: its ranks share the centers, those of a machine its cores.
+    Compiling the backbone (model.compile) and the head's Triton kernels make it less.
 
-    Compiling the backbone (model.compile) and the head's Triton kernels make it less. Raises
-    UserError for a model or an augmentation that cannot be built.
+    Args:
+        config: one that training.config.check_batch accepts.
+        world: its ranks share the centers, those of a machine its cores.
+        num_classes: of the data.
+
+    Raises:
+        UserError: for a model or an augmentation that cannot be built.
     """
     micro_batches = config.step.micro_batches
     batch = config.data.global_batch // world.world_size
@@ -141,7 +145,8 @@ def activation_bytes(
     Parameters aside, but with their narrow copies under autocast. The forward runs on tensors that
     have no memory, as on a CPU: other devices keep the same.
 
-    backbone: in train mode, on any device, the meta device included; left unchanged.
+    Args:
+        backbone: in train mode, on any device, the meta device included; left unchanged.
     """
     return sum(_activations(backbone, batch=batch, image_size=image_size, precision=precision))
 
@@ -165,7 +170,10 @@ def _activations(
 def _inference(network: nn.Module, *, batch: int, image_size: int, precision: Precision) -> _Blocks:
     """What is alive at once, at most, in a forward of `batch` images without a gradient.
 
-    Parameters aside. network: in eval mode, on any device; left unchanged.
+    Parameters aside.
+
+    Args:
+        network: in eval mode, on any device; left unchanged.
     """
     with FakeTensorMode(), _Living() as living, torch.no_grad():
         state = _without_memory(network)
@@ -352,7 +360,7 @@ def _sampling(head: HeadConfig, epochs: int) -> Sampling:
 
 
 def _batches_ahead(data: DataConfig, device: torch.device, local_world_size: int) -> int:
-    """Batches that are held at once: the one in use, DALI's, and on a CPU the threads'."""
+    """Batches held at once: the one in use, and what DALI and, on a CPU, the threads prefetch."""
     batches = 1
     if device.type == "cpu":
         batches += (data.threads or choose_threads(local_world_size)) + PREFETCH

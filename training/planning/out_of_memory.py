@@ -64,7 +64,8 @@ def memory_explained(
 ) -> Iterator[None]:
     """Around what takes memory: where it runs out, OutOfMemoryError in place of what was raised.
 
-    prediction: what was said to be needed, where that is known.
+    Args:
+        prediction: what was said to be needed, where that is known.
     """
     try:
         yield

@@ -30,7 +30,7 @@ def plot_curves(metrics: Path, output: Path) -> None:
         output: the PNG to write; its folder is made if need be.
 
     Raises:
-        ValueError: the file is missing, empty or garbled; says in which line.
+        UserError: the file is missing, empty or garbled; says in which line.
     """
     curves = read_curves(metrics)
     layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12, wspace=0.03, hspace=0.03)

@@ -1,1 +1,1 @@
-"""Checkpoints: what is in them, how they come to be complete, which one a run goes on from."""
+"""Checkpoints: what is in them, how they come to be complete, which one a run resumes from."""

@@ -1,7 +1,7 @@
 """Checkpoints through torch.distributed.checkpoint, written while training goes on.
 
 What is in one is for state.py to say, how it lies on the disk for files.py, and which one a run
-goes on from for resume.py.
+resumes from for resume.py.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class Saver:
         """Copy the state after `step` steps and begin to write it; returns where it will be.
 
         Call it on every rank. It waits for the save before it, then as long as the copy takes.
-        counters: what the run has counted.
+        Args:
+            counters: what the run has counted.
         """
         self.wait()
         state = self._copy(read_state(self._train_step))
@@ -188,10 +189,13 @@ def write(
 ) -> Path:
     """Write a state as the checkpoint of a step, remove old ones, return its folder.
 
-    Call it on every rank of `group`. state: on the host, nested, with the head's centers and
-    velocity as DTensors (C, K·D).
+    Call it on every rank of `group`.
 
-    Raises CheckpointError, on every rank, where any cannot write; the others stay as they were.
+    Args:
+        state: on the host, nested, with the head's centers and velocity as DTensors (C, K·D).
+
+    Raises:
+        CheckpointError: on every rank, where any cannot write; the others stay as they were.
     """
     final = files.folder_of(output, step)
     writer, written = create_writer(final)
@@ -244,7 +248,7 @@ def create_writer(folder: Path) -> tuple[dcp.FileSystemWriter, dict[str, Digest]
 
 
 def load(path: Path, *, train_step: TrainStep) -> int:
-    """Restore a checkpoint into a step of any world size; returns the step to go on from.
+    """Restore a checkpoint into a step of any world size; returns the step to resume from.
 
     Call it on every rank, and while no `Saver` is at work on this folder. Checksums are
     `resume.choose_checkpoint`'s to check.

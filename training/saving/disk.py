@@ -105,7 +105,11 @@ def persistently(read: Callable[[], T]) -> T:
 def write_aside(file: Path, text: str, *, aside: Path) -> None:
     """Write a file so that it has, even after a power cut, its old text or the whole new one.
 
-    aside: where it is written first; nothing is left there. Raises OSError.
+    Args:
+        aside: where it is written first; nothing is left there.
+
+    Raises:
+        OSError: where it cannot be written.
     """
     try:
         with aside.open("w") as stream:

@@ -244,8 +244,10 @@ def clear(final: Path) -> None:
 def complete(final: Path, *, documents: Mapping[str, Any], digests: Mapping[str, Digest]) -> None:
     """Add documents and, last of all, the manifest to a checkpoint's folder.
 
-    documents: what is to be written as JSON, by file name. digests: of the files that were digested
-    as they were written, by name; the others are read again.
+    Args:
+        documents: what is to be written as JSON, by file name.
+        digests: of the files that were digested as they were written, by name; the others are read
+            again.
     """
     for name, content in documents.items():
         _write_json(final / name, content)

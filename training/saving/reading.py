@@ -45,11 +45,14 @@ def open_weights(given: str | Path, *, checked: bool = True) -> SavedCheckpoint 
     Where there is a process group, call it on every rank of that, and what is asked of the answer,
     too: errors are raised on all.
 
-    checked: compare the checksums of a checkpoint, each rank those of a share of its files; without
-        it nothing but what it is may be asked.
+    Args:
+        checked: compare the checksums of a checkpoint, each rank those of a share of its files;
+            without it nothing but what it is may be asked.
 
-    Raises WeightsError where nothing is there, or it is damaged; CheckpointError where a run does
-    not have the checkpoint that is asked for, or the disk does not give it.
+    Raises:
+        WeightsError: where nothing is there, or it is damaged.
+        CheckpointError: where a run does not have the checkpoint that is asked for, or the disk
+            does not give it.
     """
     path, chosen = _on_all(lambda: _find(str(given)))
     if path.is_file():
@@ -63,7 +66,8 @@ def open_weights(given: str | Path, *, checked: bool = True) -> SavedCheckpoint 
 class SavedCheckpoint:
     """A checkpoint's folder.
 
-    chosen: which of a run's it is and why, for the log; empty where it was named itself.
+    Attributes:
+        chosen: which of a run's it is and why, for the log; empty where it was named itself.
     """
 
     path: Path

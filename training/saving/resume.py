@@ -1,4 +1,4 @@
-"""Whose a run's folder is, and which checkpoint a run goes on from."""
+"""Whose a run's folder is, and which checkpoint a run resumes from."""
 
 from __future__ import annotations
 
@@ -116,9 +116,9 @@ def _refuse_others(output: Path) -> None:
 def choose_checkpoint(output: Path, config: Config, *, facts: dict[str, Any]) -> Path | None:
     """The newest checkpoint of `output` whose checksums hold; else what run.resume names.
 
-    None is for a run that starts anew. Call it on every rank: each checks a share of the files, and
-    all get the same answer. Where a checkpoint is damaged, a warning names file and fault, and the
-    one before it is taken; of the run's own it counts no more, and the next save removes it.
+    None is for a run that starts at step 0. Call it on every rank: each checks a share of the files
+    and all get the same answer. Where a checkpoint is damaged, a warning names file and fault, and
+    the one before it is taken; of the run's own it counts no more, and the next save removes it.
 
     Raises CheckpointError, on every rank, where none is whole, where one cannot be read, where
     run.resume names none or an older one of this very run, and where the one it names is of another
@@ -147,8 +147,8 @@ def choose_checkpoint(output: Path, config: Config, *, facts: dict[str, Any]) ->
 def require_settings(path: Path, output: Path, config: Config) -> list[str]:
     """What differs from the configuration that `path` was saved with, a line each.
 
-    Call it on every rank. Raises CheckpointError, on every rank, where a run would go on in its own
-    `output` with settings that change the result; one that begins in another may.
+    Call it on every rank. Raises CheckpointError, on every rank, where a run would resume in its
+    own `output` with settings that change the result; one that begins in another may.
     """
     try:
         saved = json.loads((path / "config.json").read_text()) if dist.get_rank() == 0 else {}

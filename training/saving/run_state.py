@@ -116,7 +116,8 @@ class RunState:
 def describe_silent_end(before: dict[str, Any]) -> str | None:
     """What became of a run that had no time to say so; None where it did, or there was none.
 
-    before: what state.json said when the next run began, whose folder it is now.
+    Args:
+        before: what state.json said when the next run began, whose folder it is now.
     """
     if before.get("status") != "running":
         return None

@@ -1,4 +1,4 @@
-"""Which settings may differ where a run goes on from a checkpoint, and which may not.
+"""Which settings may differ where a run resumes from a checkpoint, and which may not.
 
 Those of `FREE` say where, how fast and how closely watched a run is. Those of `BINDING` change the
 result: if they change half-way, no configuration says how the weights were made.
@@ -73,8 +73,9 @@ class Differences:
 def compare_settings(saved: Mapping[str, Mapping[str, Any]], config: Config) -> Differences:
     """What a checkpoint was saved with against what there is now.
 
-    saved: its config.json. What it lacks is newer than it is and counts as the default; what is no
-    setting any more is named among the free.
+    Args:
+        saved: its config.json. What it lacks is newer than it is and counts as the default; what is
+            no setting any more is named among the free.
     """
     saved = by_names_of_now(saved)
     now = json.loads(json.dumps(config.as_dict()))

@@ -18,7 +18,7 @@ _WARM_UP = 11
 
 
 class GraphedStep:
-    """A TrainStep that is recorded after its first steps and replayed from then on.
+    """A TrainStep that is recorded (captured) as a CUDA graph after its first steps, then replayed.
 
     The first steps train as all do; they let libraries choose their algorithms and allocate. The
     head must have been built with cuda_graph=False, for graphs do not nest. The result of a step
@@ -65,7 +65,7 @@ class GraphedStep:
         return result
 
     def _aside(self, *arguments: Any) -> StepResult:
-        """A plain step on another stream than the default one, which cannot be recorded."""
+        """A plain step on the side stream, for the default one cannot be recorded."""
         before, stream = self._module.current_stream(), side_stream(self._device)
         stream.wait_stream(before)
         with self._module.stream(stream):

@@ -16,10 +16,10 @@ class Schedule:
 
     A pure function of the step, so a resumed run has the rates of one that never stopped.
 
-    polynomial: share left of the decay to `config.power`, reaching zero after the last step.
-    step: times `config.decay_factor` at each of `decay_steps`.
-    cosine: half a period, reaching the share `config.min_lr` of the peak after the last step
-        (SGDR without restarts, Loshchilov and Hutter, 2017, arXiv:1608.03983).
+    - polynomial: share left of the decay to `config.power`, reaching zero after the last step.
+    - step: times `config.decay_factor` at each of `decay_steps`.
+    - cosine: half a period, reaching the share `config.min_lr` of the peak after the last step
+      (SGDR without restarts, Loshchilov and Hutter, 2017, arXiv:1608.03983).
     """
 
     config: OptimConfig

@@ -54,8 +54,8 @@ class TrainStep:
         clip: largest norm of the backbone's gradient; 0 for any.
         head_lr_ratio: the centers' learning rate over the backbone's.
         micro_batches: parts that a rank's batch is computed in, one after another, to need less
-            memory; gradients are those of the whole, but for BatchNorm, which sees a part at a
-            time.
+            memory (gradient accumulation); gradients are those of the whole, but for BatchNorm,
+            which sees a part at a time.
         world_size: DDP averages gradients over ranks, while the loss already is the global mean.
     """
 
@@ -87,8 +87,10 @@ class TrainStep:
     ) -> StepResult:
         """Train on images (B, 3, H, W) uint8 and labels (B,) int64 of this rank.
 
-        B is a multiple of `micro_batches`; lr is 0-d, and the optimizer's own; targets are the
-        teacher's embeddings (B, D), where there is distillation.
+        Args:
+            images: B of them, a multiple of `micro_batches`.
+            lr: 0-d, and the optimizer's own.
+            targets: the teacher's embeddings (B, D), where there is distillation.
         """
         if self._buffers:  # a network may have no BatchNorm
             torch._foreach_copy_(self._kept, self._buffers)
@@ -146,7 +148,7 @@ class TrainStep:
         return torch.stack([loss.detach(), distilled.detach(), norm])
 
     def _averaging(self, *, last: bool) -> AbstractContextManager:
-        """Ranks average their gradients once a step, in the backward of its last part."""
+        """Ranks average their gradients (all-reduce) once a step, in its last part's backward."""
         if last or not isinstance(self.backbone, DistributedDataParallel):
             return nullcontext()
         return self.backbone.no_sync()

@@ -69,12 +69,15 @@ def read_arcface_torch(
 ) -> Weights:
     """Read files, or folders of them, of one run.
 
-    num_classes: C, if it is to be checked. The ranks tell theirs, but not whether one came after
-        the last.
-    head: FILE or FILE:KEY of centers that are in none of arcface_torch's files; see `read_head`.
+    Args:
+        num_classes: C, if it is to be checked. The ranks tell theirs, but not whether one came
+            after the last.
+        head: FILE or FILE:KEY of centers that are in none of arcface_torch's files; see
+            `read_head`.
 
-    Raises ArcFaceTorchError for a file that is none of these or has code in it, a network that is
-    none of ours, a rank that is missing, and files of different runs.
+    Raises:
+        ArcFaceTorchError: for a file that is none of these or has code in it, a network that is
+            none of ours, a rank that is missing, and files of different runs.
     """
     backbones: dict[Path, Mapping[str, Tensor]] = {}
     ranks: dict[int, dict[str, Any]] = {}
@@ -141,11 +144,15 @@ def write_arcface_torch(
     """Write model.pt and, where there are centers, what arcface_torch resumes `world_size` ranks
     from; returns the files.
 
-    epoch: epochs done, with which it goes on. momentum, weight_decay: of its SGD.
-    rate: of the next step. Its scheduler multiplies the rate that it finds, so one of 0 stays 0.
-    peak_rate: what its schedule starts from, the highest.
+    Args:
+        epoch: epochs done, with which it resumes.
+        rate: of the next step. Its scheduler multiplies the rate that it finds, so one of 0 stays
+            0.
+        peak_rate: what its schedule starts from, the highest.
+        momentum, weight_decay: of its SGD.
 
-    Raises ArcFaceTorchError where there are fewer classes than ranks.
+    Raises:
+        ArcFaceTorchError: where there are fewer classes than ranks.
     """
     num_classes = 0 if weights.centers is None else len(weights.centers)
     if 0 < num_classes < world_size:

@@ -32,7 +32,7 @@ def take_centers(
 ) -> float:
     """Fill in the centers that a checkpoint has; call it on every rank.
 
-    Every rank reads its share of the checkpoint's rows onto the host and sends them to all, a piece
+    Every rank reads its share of the checkpoint's rows onto the host and broadcasts them, a piece
     at a time; each keeps what is for its own classes.
 
     Args:
@@ -85,7 +85,8 @@ def aim_centers(
         directions: (n, K·D) of unit length for each D; zeros leave a center as it is.
         norm: of the new centers; None keeps each one's own.
 
-    Returns (n, K·D) like `centers`, and how many of the n were left as they are.
+    Returns:
+        (n, K·D) like `centers`, and how many of the n were left as they are.
     """
     old = centers.view(-1, embedding_dim)
     new = directions.to(old).view_as(old)

@@ -39,8 +39,9 @@ def read_head(given: str, *, embedding_dim: int, num_classes: int | None = None)
         embedding_dim: D, of the backbone's embeddings.
         num_classes: C, if it is known.
 
-    Raises WeightsError for a file that holds none or several such, and for (D, D), of which nothing
-    says whether a class is a row or a column.
+    Raises:
+        WeightsError: for a file that holds none or several such, and for (D, D), of which nothing
+            says whether a class is a row or a column.
     """
     path, key = split_key(given)
     if not path.is_file():

@@ -33,9 +33,11 @@ class IdentitiesError(UserError):
 class Identities:
     """Who the classes of a head are.
 
-    num_classes: C.
-    files: from the fingerprint of a .rec to the (labels,) int64 classes of its labels, -1 for none.
-    names: from a class to its name; a class may have none.
+    Attributes:
+        num_classes: C.
+        files: from the fingerprint of a .rec to the (labels,) int64 classes of its labels, -1 for
+            none.
+        names: from a class to its name; a class may have none.
     """
 
     num_classes: int

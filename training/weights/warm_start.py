@@ -1,4 +1,4 @@
-"""Starting from other weights (`run.init_from`): what fits is taken, the rest begins anew.
+"""Starting from other weights (`run.init_from`): what fits is taken, the rest is new.
 
 The backbone's tensors go by name and shape, the centers by person (identities.py); who is new
 starts at the mean embedding of their images. A run that is resumed needs none of it.
@@ -37,7 +37,8 @@ def warm_start(
     The result is the same at any world size. Momentum stays zero, and the margin's running values
     stay those of a start.
 
-    Returns lines for the log: what was taken and what was not.
+    Returns:
+        Lines for the log: what was taken and what was not.
 
     Raises:
         PathError: `config.run.init_from` is missing, or cannot be opened.
