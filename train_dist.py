@@ -32,24 +32,26 @@ from training.planning.dry_run import dry_run
 from training.reporting.console import protect_console
 from training.reporting.lines import ConsoleHandler
 from training.reporting.run_log import keep_early_warnings
+from training.setting_names import settings_named
 from training.step.precision import Precision, choose_precision
 
 
 def build_evaluate(config: Config, world: World, precision: Precision) -> Evaluate:
     """Load and check the verification sets once; what comes back scores a backbone on them."""
     together(lambda: check_named_files(config, "eval.sets"))
-    verifier = together(
-        lambda: Verifier(
-            config.eval.sets,
-            device=world.device,
-            rank=world.rank,
-            world_size=world.world_size,
-            batch_size=config.eval.batch_size,
-            autocast_dtype=precision.compute_dtype,
-            image_size=config.data.image_size,
-            threads=config.data.threads or choose_threads(world.local_world_size),
+    with settings_named("data.image_size", paths="eval.sets"):
+        verifier = together(
+            lambda: Verifier(
+                config.eval.sets,
+                device=world.device,
+                rank=world.rank,
+                world_size=world.world_size,
+                batch_size=config.eval.batch_size,
+                autocast_dtype=precision.compute_dtype,
+                image_size=config.data.image_size,
+                threads=config.data.threads or choose_threads(world.local_world_size),
+            )
         )
-    )
 
     def evaluate(backbone: nn.Module) -> Scores:
         try:

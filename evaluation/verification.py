@@ -230,8 +230,8 @@ def _size_fault(encoded: bytes, image_size: int) -> str:
     if (width, height) == (image_size, image_size):
         return ""
     return (
-        f"has {width}×{height} pixels, not {image_size}×{image_size} as data.image_size says: pack "
-        "the set again in that size, or leave it out of eval.sets"
+        f"has {width}×{height} pixels, not {image_size}×{image_size} (image_size): pack the set "
+        "again in that size, or leave it out of the paths"
     )
 
 

@@ -47,8 +47,8 @@ class BadRecords:
             record, fault = next(iter((new or found).items()))
             raise RecordError(
                 f"{self._collection.describe(record)} {fault}. That makes {count} bad images of "
-                f"{len(self._collection)}: set data.image_size where the images have another size, "
-                "pack the set again without them, or raise data.max_bad_fraction"
+                f"{len(self._collection)}: give another image_size where that is theirs, pack the "
+                "set again without them, or raise max_bad_fraction"
             ) from cause
         for record, fault in new.items():
             _log.warning(

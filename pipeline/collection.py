@@ -183,4 +183,4 @@ def find_file(file: str, indexes: Sequence[RecordIndex], *, place: str) -> int:
         if names.count(file) == 1:
             return names.index(file)
     known = ", ".join(str(index.path) for index in indexes)
-    raise RecordError(f"{place}: {file!r} names none or several of data.train, which are {known}")
+    raise RecordError(f"{place}: {file!r} names none or several of the files, which are {known}")

@@ -35,7 +35,7 @@ def require() -> ModuleType:
     except (ImportError, OSError) as error:  # not there, or without the libraries that it links to
         raise DaliMissingError(
             f"NVIDIA DALI is needed and cannot be imported ({error}): pip install {_wheel()}; or "
-            "run without it, with data.augment=[flip] or [] and data.decode=auto"
+            "run without it, with augment=[flip] or [] and decode=hybrid or cpu"
         ) from error
 
 

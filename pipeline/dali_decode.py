@@ -96,7 +96,7 @@ def channels_last(images: Any, size: int) -> torch.Tensor:
     if found.dtype != torch.uint8 or found.shape[1:] != (size, size, 3):
         sides, kind = "×".join(map(str, found.shape[1:])), str(found.dtype).removeprefix("torch.")
         raise UserError(
-            f"data.augment: its recipes make images of {sides}, {kind}, expected {size}×{size}×3, "
+            f"augment: its recipes make images of {sides}, {kind}, expected {size}×{size}×3, "
             "uint8. Where a recipe computes in another type, let its apply() end with "
             "dali.fn.cast_like(result, images)"
         )

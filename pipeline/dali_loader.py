@@ -103,7 +103,7 @@ class Loader:
         max_bad_fraction: float = 0.001,
     ) -> None:
         if device.type == "cpu" and decode != "cpu":
-            raise UserError(f"data.decode={decode}: there is no GPU here, expected cpu or auto")
+            raise UserError(f"decode={decode}: device={device} is no GPU, expected decode=cpu")
         if isinstance(records, RecordIndex):
             records = Collection.of(records)
         epoch_records = epoch_records or len(records)

@@ -64,7 +64,7 @@ def steps_per_epoch(num_records: int, global_batch: int) -> int:
     if global_batch > num_records:
         raise UserError(
             f"a global batch of {global_batch} does not fit {num_records} records: "
-            "lower data.global_batch"
+            "lower global_batch"
         )
     return num_records // global_batch
 
@@ -190,8 +190,8 @@ class BalancedOrder:
     def __init__(self, labels: np.ndarray, *, seed: int, global_batch: int, images: int) -> None:
         if images < 1 or global_batch % images:
             raise UserError(
-                f"data.images_per_identity={images} does not divide "
-                f"data.global_batch={global_batch}: every identity of a batch has the same number"
+                f"images={images} does not divide global_batch={global_batch}: every identity of a "
+                "batch has the same number"
             )
         self._records = np.argsort(labels, kind="stable")
         self._starts = np.flatnonzero(np.diff(labels[self._records], prepend=-1))

@@ -43,7 +43,7 @@ def read_filter(path: str | Path, indexes: Sequence[RecordIndex]) -> list[np.nda
         if not file and len(indexes) > 1:
             raise RecordError(
                 f"{place}: found {line.strip()!r}, expected the file in front, as there are "
-                f"{len(indexes)} in data.train: `{indexes[0].path} {kind} {value}`"
+                f"{len(indexes)} files: `{indexes[0].path} {kind} {value}`"
             )
         records = indexes[at].records
         if kind == "identity":

@@ -28,8 +28,8 @@ class ShuffleReport(NamedTuple):
         told = f"{self.found:.1f} distinct identities in a batch, {self.ideal:.1f} if ideal"
         if self.is_poor:
             told += (
-                "; too few: the file is sorted by identity and the windows are small, raise "
-                "data.window_blocks or lower data.block_records"
+                "; too few: the file is sorted by identity and the windows are small, take more "
+                "blocks into a window or smaller blocks"
             )
         return told
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from facestream import UserError
 from pipeline.order import Order
-from training.assembly import create_loader
+from training.assembly import create_loader, stream_batches
 from training.command import command, whole_number
 from training.config import Config, load_config
 from training.data import TrainingData, open_training_data
@@ -82,7 +82,7 @@ def _epochs(
     """(B, H, W, 3) uint8 of epochs 0, 1, 2 …, as the run's loader makes them."""
     data = replace(config.data, global_batch=shown.epoch_records, augment=tuple(augment))
     loader, _ = create_loader(replace(config, data=data), world, shown)
-    with closing(loader.stream(0)) as batches:
+    with closing(stream_batches(loader)) as batches:
         for batch in batches:
             yield batch.images.permute(0, 2, 3, 1).cpu().numpy()
 

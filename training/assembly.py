@@ -5,6 +5,7 @@ Training runs what is built here, a dry run measures it.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +27,19 @@ from training.distributed import World, require_agreement, together
 from training.facts import agree
 from training.planning.memory import Prediction, predict
 from training.planning.out_of_memory import memory_explained, require_memory
+from training.setting_names import settings_named
 from training.step.backbone import create_backbone
 from training.step.graphed_step import GraphedStep
 from training.step.optim import create_optimizer, set_learning_rate
 from training.step.precision import Precision, set_determinism
 from training.step.schedules import Schedule, create_schedule
 from training.step.train_step import Lap, StepResult, TrainStep
+
+# Those that a loader's errors may be about.
+_LOADER_SETTINGS = (
+    *("data.global_batch", "data.augment", "data.decode"),
+    *("data.image_size", "data.max_bad_fraction"),
+)
 
 
 @dataclass(frozen=True)
@@ -241,19 +249,26 @@ def create_loader(config: Config, world: World, training: TrainingData) -> tuple
     decode, why = choose_decode_device(world.device)
     if data.decode != "auto":
         decode, why = data.decode, "the configuration asks for it"
-    loader = Loader(
-        training.records,
-        order=training.order,
-        epoch_records=training.epoch_records,
-        global_batch=data.global_batch,
-        rank=world.rank,
-        world_size=world.world_size,
-        seed=config.run.seed,
-        device=world.device,
-        decode=decode,
-        augment=data.augment,
-        image_size=data.image_size,
-        threads=data.threads or choose_threads(world.local_world_size),
-        max_bad_fraction=data.max_bad_fraction,
-    )
+    with settings_named(*_LOADER_SETTINGS):
+        loader = Loader(
+            training.records,
+            order=training.order,
+            epoch_records=training.epoch_records,
+            global_batch=data.global_batch,
+            rank=world.rank,
+            world_size=world.world_size,
+            seed=config.run.seed,
+            device=world.device,
+            decode=decode,
+            augment=data.augment,
+            image_size=data.image_size,
+            threads=data.threads or choose_threads(world.local_world_size),
+            max_bad_fraction=data.max_bad_fraction,
+        )
     return loader, f"{loader} ({why})"
+
+
+def stream_batches(loader: Loader, epoch: int = 0, step: int = 0) -> Generator[Batch, None, None]:
+    """The loader's `stream`, whose errors name the settings that they are about."""
+    with settings_named(*_LOADER_SETTINGS):
+        yield from loader.stream(epoch, step)

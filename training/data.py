@@ -14,10 +14,11 @@ from pipeline.record_filter import read_filter
 from pipeline.records.image_kind import image_size
 from pipeline.records.index import RecordIndex, open_index
 from pipeline.records.recordio import RecordError
-from pipeline.shuffle_report import ShuffleReport, report_shuffle
+from pipeline.shuffle_report import report_shuffle
 from training.config import Config, ConfigError, DataConfig
 from training.distributed import World, together
 from training.named_files import check_named_files
+from training.setting_names import settings_named
 
 _FAR_TOO_MANY = 10  # classes for each identity that has an image
 _LOOKED_AT = 8  # images, for their size
@@ -50,8 +51,9 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     data = config.data
     together(lambda: check_named_files(config, "data.train", "data.identity_map", "data.leave_out"))
     indexes = [open_shared_index(path, world) for path in data.files]
-    for index in indexes:
-        index.summary.check_damage(index.path, data.max_bad_fraction)
+    with settings_named("data.max_bad_fraction"):
+        for index in indexes:
+            index.summary.check_damage(index.path, data.max_bad_fraction)
     labels = stack_labels(indexes)
     if data.identity_map:
         labels = together(lambda: read_identity_map(data.identity_map, indexes))
@@ -74,8 +76,9 @@ def open_training_data(config: Config, world: World) -> TrainingData:
 
 def open_shared_index(path: str, world: World) -> RecordIndex:
     """Open the .rec on every rank; the first rank of each machine builds the sidecar if need be."""
-    first = together(lambda: open_index(path) if world.local_rank == 0 else None)
-    return together(lambda: open_index(path) if first is None else first)
+    with settings_named(record_filter="data.leave_out"):
+        first = together(lambda: open_index(path) if world.local_rank == 0 else None)
+        return together(lambda: open_index(path) if first is None else first)
 
 
 def _require_image_size(records: Collection, expected: int) -> None:
@@ -158,12 +161,14 @@ def create_order(config: Config, records: Collection, shown: list[int]) -> Order
             raise ConfigError(
                 "data.weights: expected none with data.order=balanced, where identities take turns"
             )
-        return BalancedOrder(
-            records.labels(np.arange(count)),
-            seed=seed,
-            global_batch=data.global_batch,
-            images=data.images_per_identity,
-        )
+        labels = records.labels(np.arange(count))
+        with settings_named("data.global_batch", images="data.images_per_identity"):
+            return BalancedOrder(
+                labels,
+                seed=seed,
+                global_batch=data.global_batch,
+                images=data.images_per_identity,
+            )
     if data.order == "block":
         order: Order = BlockOrder(
             count, seed=seed, block=data.block_records, window=data.window_blocks
@@ -186,12 +191,13 @@ def _shown(data: DataConfig, records: Collection) -> list[int]:
     return [round(weight * count) for weight, count in zip(weights, records.counts)]
 
 
-def shuffle_report(config: Config, training: TrainingData) -> ShuffleReport:
-    """How well the order mixes identities."""
-    return report_shuffle(
+def shuffle_report(config: Config, training: TrainingData) -> str:
+    """How well the order mixes identities, in words."""
+    report = report_shuffle(
         training.order,
         training.records.labels,
         epoch_records=training.epoch_records,
         global_batch=config.data.global_batch,
         seed=config.run.seed,
     )
+    return f"{report}: data.window_blocks, data.block_records" if report.is_poor else str(report)

@@ -14,7 +14,7 @@ from facestream import USER_ERROR_EXIT_CODE
 from models import fold_batch_norm
 from pipeline.dali_loader import Batch
 from pipeline.named_path import as_text, mendable
-from training.assembly import Plan, assemble, plan
+from training.assembly import Plan, assemble, plan, stream_batches
 from training.config import Config
 from training.distributed import World, from_main, together
 from training.faults.agreement import Reason
@@ -227,7 +227,7 @@ class Trainer:
                 scores = self._first_scores()
                 while self.steps_done < self.schedule.total_steps:
                     at = divmod(self.steps_done, self.loader.steps_per_epoch)
-                    with closing(self.loader.stream(*at)) as stream:
+                    with closing(stream_batches(self.loader, *at)) as stream:
                         scores = self._run(stream, scores)
                 self._require_saved()
                 self._note_end("finished", why="all steps are done", exit_code=os.EX_OK)

@@ -169,4 +169,4 @@ def _parse(entry: str, entries: Sequence[str]) -> _Step:
 
 
 def _refusal(entries: Sequence[str], why: str) -> UserError:
-    return UserError(f"data.augment={list(entries)}: {why}")
+    return UserError(f"augment={list(entries)}: {why}")

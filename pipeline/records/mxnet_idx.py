@@ -121,8 +121,8 @@ def check_idx(path: Path, rec: Path, *, images: np.ndarray, content: np.ndarray)
     if len(missing):
         raise RecordError(
             f"{path} disagrees with {rec.name}: of its {len(images)} images it leaves out "
-            f"{len(missing)}, the first at offset {missing[0]}. {_remedy(path)}. To train without "
-            f"them, list them as `record {missing[0]}` in the file that data.leave_out names"
+            f"{len(missing)}, the first at offset {missing[0]}. {_remedy(path)}. To do without "
+            f"them, list them as `record {missing[0]}` in a file for pipeline/record_filter.py"
         )
     magic = np.frombuffer(MAGIC.to_bytes(4, "little"), np.uint8)
     others = np.setdiff1d(offsets, images, assume_unique=True)

@@ -146,7 +146,7 @@ class Summary:
         what = "does not end where a record ends" if self.truncated else "is damaged"
         raise RecordError(
             f"{path} {what}: {self.images} intact images, {lost} lost ({where or 'at its end'}). "
-            "Download or pack it again, or set data.max_bad_fraction=1 to train on what is intact"
+            "Download or pack it again, or take what is intact with max_bad_fraction=1"
         )
 
 

@@ -152,7 +152,7 @@ def test_a_recipe_is_applied_with_the_probability_of_its_entry():
     "entry", ["flip:0", "flip:1.1", "flip:-0.5", "flip:", "flip:x", "flip:nan"]
 )
 def test_what_is_no_probability_is_refused_with_the_key_and_what_is_allowed(entry):
-    with pytest.raises(ValueError, match=rf"data\.augment=.*'{entry}': expected flip or flip:P"):
+    with pytest.raises(ValueError, match=rf"augment=.*'{entry}': expected flip or flip:P"):
         Augmentation(["light", entry])
 
 

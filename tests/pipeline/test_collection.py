@@ -159,7 +159,7 @@ def test_what_a_list_names_is_left_out(indexes, tmp_path):
         ("identity", "expected `identity LABEL` or `record OFFSET`"),
         (
             "identity 0",
-            "line 1: found .identity 0., expected the file in front, as there are 2 in data.train",
+            "line 1: found .identity 0., expected the file in front, as there are 2 files",
         ),
         ("a identity ²", "expected `identity LABEL` or `record OFFSET`"),
         ("a identity 1", "a/train.rec has no image of identity 1"),

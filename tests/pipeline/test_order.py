@@ -200,7 +200,7 @@ def test_balanced_identities_and_their_images_take_turns():
 
 
 def test_balanced_order_refuses_what_does_not_divide():
-    with pytest.raises(ValueError, match=r"images_per_identity=3 does not divide .*=32"):
+    with pytest.raises(ValueError, match=r"images=3 does not divide .*=32"):
         BalancedOrder(np.arange(100), seed=0, global_batch=32, images=3)
 
 
@@ -214,7 +214,7 @@ def test_the_shuffle_report_warns_of_windows_that_are_too_small():
     poor = report_shuffle(small, labels.take, **options)
     assert poor.found < 60  # two thousand records of fifty images each
     assert poor.is_poor
-    assert "raise data.window_blocks" in str(poor)
+    assert "take more blocks into a window" in str(poor)
     large = BlockOrder(len(labels), seed=0, block=50, window=900)
     assert not report_shuffle(large, labels.take, **options).is_poor
 

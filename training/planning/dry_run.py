@@ -17,7 +17,7 @@ from rich.table import Column, Table
 
 from facestream import USER_ERROR_EXIT_CODE
 from pipeline.dali_loader import Batch
-from training.assembly import Assembly, Plan, assemble, plan
+from training.assembly import Assembly, Plan, assemble, plan, stream_batches
 from training.config import Config
 from training.distributed import World, of_all_ranks, together
 from training.planning.memory import Prediction
@@ -99,7 +99,7 @@ def _rehearse(planned: Plan, console: Console) -> _Readings:
         synthetic = _measure(
             run, noise, warm_up=warm_up_steps(config), name="synthetic", console=console
         )
-        with closing(planned.loader.stream(0)) as stream:
+        with closing(stream_batches(planned.loader)) as stream:
             real = _measure(run, stream, warm_up=WARM_UP, name="real", console=console)
     finally:
         run.forget_graphs()

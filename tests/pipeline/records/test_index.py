@@ -318,7 +318,7 @@ def test_an_image_record_without_an_image_is_damage_not_a_sample(tmp_path):
         ("0\t0\n1\t99999\n", "lists a record at offset 99999, but train.rec ends at"),
         ("0\t0\n1\t99999999999999999999\n", "line 2: found"),
         ("0\t0\n", "of its 5 images it leaves out 5"),
-        ("0\t0\n", "leaves out 5, the first at offset .*data.leave_out"),
+        ("0\t0\n", "leaves out 5, the first at offset .*list them as `record"),
         ("0\t0\n0\t40\n", "line 2: key 0 appears twice, on line 1 too"),
         ("5\t0\n1\t40\n5\t88\n", "line 3: key 5 appears twice, on line 1 too"),
         ("0\t0\nnonsense\n", "line 2: found 'nonsense'"),

@@ -92,8 +92,8 @@ def seconds_a_batch(monkeypatch) -> Callable[[float], None]:
         return train(self, *arguments)
 
     def set_seconds(seconds: float) -> None:
-        def batches(self: Loader, epoch: int) -> Iterator[Batch]:
-            with closing(stream(self, epoch)) as batches:
+        def batches(self: Loader, epoch: int, step: int) -> Iterator[Batch]:
+            with closing(stream(self, epoch, step)) as batches:
                 for batch in batches:
                     clock.now += seconds
                     yield batch
