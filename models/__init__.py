@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from models.architecture import MODELS, Architecture, create_model
+from models.architecture import (
+    MODELS,
+    OWN_MODELS,
+    Architecture,
+    Family,
+    create_model,
+    register_network,
+)
 from models.fold import fold_batch_norm
 from models.normalize import normalize
 
-__all__ = ["MODELS", "Architecture", "create_model", "fold_batch_norm", "normalize"]
+__all__ = [
+    "MODELS",
+    "OWN_MODELS",
+    "Architecture",
+    "Family",
+    "create_model",
+    "fold_batch_norm",
+    "normalize",
+    "register_network",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +16,10 @@ from facestream import UserError
 from models.iresnet import BLOCKS, STAGES, IResNet, check_iresnet
 
 
+def _accept_all(**sizes_and_options: Any) -> None:
+    """The check of a family that builds whatever it is asked for."""
+
+
 @dataclass(frozen=True)
 class Family:
     """What networks that are built alike have in common.
@@ -22,16 +28,22 @@ class Family:
         build: by keyword from embedding_dim, image_size and the options: a module that maps
             normalized images (B, 3, image_size, image_size) to embeddings (B, embedding_dim)
             float32, not L2-normalized.
-        check: takes the same, builds nothing, and raises UserError for what `build` cannot do.
+        check: takes the same, builds nothing, and raises UserError for what `build` cannot do; by
+            default for nothing.
         options: what it takes beside the two sizes, with the defaults.
         stages: its submodules whose children are blocks of equal shapes, which are compiled one by
             one where the whole network is not.
     """
 
     build: Callable[..., nn.Module]
-    check: Callable[..., None]
-    options: Mapping[str, Any]
-    stages: tuple[str, ...]
+    check: Callable[..., None] = _accept_all
+    options: Mapping[str, Any] = field(default_factory=dict)
+    stages: tuple[str, ...] = ()
+
+    @property
+    def builder(self) -> Callable[..., nn.Module]:
+        """The class or function behind `build`."""
+        return self.build.func if isinstance(self.build, partial) else self.build
 
 
 MODELS: dict[str, Family] = {
@@ -43,6 +55,8 @@ MODELS: dict[str, Family] = {
     )
     for name, blocks in BLOCKS.items()
 }
+# Of these, what `register_network` made known: its name and the file that did.
+OWN_MODELS: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,10 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
-            raise UserError(f"unknown model {self.name!r}: choose one of {', '.join(MODELS)}")
+            raise UserError(
+                f"unknown model {self.name!r}: choose one of {', '.join(MODELS)}, or one that "
+                "register_network() made known: see docs/extending.md"
+            )
         known = self.family.options
         if unknown := sorted(self.options.keys() - known.keys()):
             raise UserError(
@@ -102,3 +119,38 @@ def create_model(
         them, to embeddings (B, embedding_dim) float32, not L2-normalized.
     """
     return Architecture(name, embedding_dim, image_size, options).create()
+
+
+def register_network(name: str, family: Family) -> None:
+    """Make a network of your own known by name to `create_model` and model.name.
+
+    The same class or function defined again, as where a configuration file runs twice, takes its
+    own place.
+
+    Raises UserError for a name that is another network's, and for what is no Family of a class or
+    function, or one whose `build` does not take embedding_dim, image_size and its options.
+    """
+    whole = isinstance(family, Family) and isinstance(family.options, Mapping)
+    if not whole or not (inspect.isclass(family.builder) or inspect.isfunction(family.builder)):
+        raise UserError(
+            f"network {name!r}: found {family!r}, expected models.Family(build=CLASS or FUNCTION, "
+            "options={name: default})"
+        )
+    known = MODELS.get(name)
+    if known and (name not in OWN_MODELS or _origin(known) != _origin(family)):
+        raise UserError(f"there is a network {name!r} already: choose another name")
+    arguments = ("embedding_dim", "image_size", *family.options)
+    for function in (family.build, family.check):
+        try:
+            inspect.signature(function).bind(**dict.fromkeys(arguments))
+        except TypeError as error:
+            raise UserError(
+                f"network {name!r}: {function!r} is called with {', '.join(arguments)} by keyword, "
+                f"and does not take that: {error}"
+            ) from error
+    MODELS[name] = family
+    OWN_MODELS[name] = sys._getframe(1).f_code.co_filename
+
+
+def _origin(family: Family) -> tuple[str, str]:
+    return family.builder.__module__, family.builder.__qualname__

@@ -20,6 +20,7 @@ from safetensors.torch import save
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.command import command, whole_number
+from training.config import load_config
 from training.saving.files import CheckpointError
 from training.saving.names import BACKBONE, CENTERS, HEAD, MOMENTUM, OPTIMIZER, VELOCITY
 from training.saving.reading import SavedCheckpoint, open_weights
@@ -190,6 +191,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", help="a checkpoint's folder, RUN, RUN@best or RUN@STEP")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write into")
+    parser.add_argument(
+        "--config", type=Path, help="a configuration file that registers the run's own network"
+    )
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
     parser.add_argument("--license", default="unknown", help="for the model card, such as mit")
     ranks, epochs = whole_number(1, 1 << 16), whole_number(0, 10**6)
@@ -202,6 +206,8 @@ def main() -> None:
     arguments = parser.parse_args()
     source, output = arguments.checkpoint, arguments.output
     with command("export_weights"):
+        if arguments.config:
+            load_config(arguments.config)
         if arguments.format == "safetensors":
             written = export_safetensors(source, output, license=arguments.license)
         else:

@@ -25,9 +25,10 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from heads.centers import initial_centers
-from models import create_model
+from models import Architecture
 from pipeline.collection import Collection
 from training.command import command
+from training.config import load_config
 from training.data import open_shared_index
 from training.distributed import World, join_world, leave_world
 from training.planning.out_of_memory import OutOfMemoryError, asked_for, is_shortage
@@ -62,6 +63,7 @@ def grow_head(checkpoint: str | Path, rec: Path, output: Path, *, init: str, wor
     source, held = saved.path, saved.shapes().get(CENTERS, (0,))[0]
     if not held or not isinstance(saved, SavedCheckpoint):
         raise WeightsError(f"{source} has no head to grow: expected a checkpoint of a run")
+    architecture = saved.architecture
     print(f"checkpoint    {source}")
     records = Collection.of(open_shared_index(str(rec), world))
     people = _who(source, held, records)
@@ -70,9 +72,9 @@ def grow_head(checkpoint: str | Path, rec: Path, output: Path, *, init: str, wor
     centers = state[CENTERS]
     new = initial_centers(held, records.num_classes, centers.shape[1], seed=config["run"]["seed"])
     if init == "mean":
-        dim = config["model"]["embedding_dim"]
+        dim = architecture.embedding_dim
         norm = float(centers[:held].view(-1, dim).norm(dim=1).mean())
-        directions = _directions(config, state, records, world)
+        directions = _directions(architecture, config, state, records, world)
         new, left = aim_centers(new, directions, embedding_dim=dim, norm=norm)
         if left:
             print(f"at random     {left} identities: no image of theirs can be embedded")
@@ -128,11 +130,13 @@ def _read_with_room(source: Path, rows: int) -> dict[str, Any]:
 
 
 def _directions(
-    config: dict[str, Any], state: dict[str, Any], records: Collection, world: World
+    architecture: Architecture,
+    config: dict[str, Any],
+    state: dict[str, Any],
+    records: Collection,
+    world: World,
 ) -> Tensor:
-    model, count = config["model"], records.num_classes
-    size, dim = config["data"]["image_size"], model["embedding_dim"]
-    network = create_model(model["name"], embedding_dim=dim, image_size=size, width=model["width"])
+    count, network = records.num_classes, architecture.create()
     network.load_state_dict(under(BACKBONE, state))
     return mean_embeddings(
         network.to(world.device),
@@ -140,8 +144,8 @@ def _directions(
         np.arange(count),
         owned=slice(0, count),
         subcenters=config["head"]["subcenters"],
-        embedding_dim=dim,
-        image_size=size,
+        embedding_dim=architecture.embedding_dim,
+        image_size=architecture.image_size,
         world=world,
         precision=choose_precision(world.device),
     )
@@ -189,9 +193,14 @@ def main() -> None:
     parser.add_argument("checkpoint", help="a checkpoint's folder, RUN, RUN@best or RUN@STEP")
     parser.add_argument("--rec", type=Path, required=True, help="the .rec of the new identities")
     parser.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
+    parser.add_argument(
+        "--config", type=Path, help="a configuration file that registers the run's own network"
+    )
     parser.add_argument("--init", choices=INITS, default="mean", help="where new centers start")
     arguments = parser.parse_args()
     with command("grow_head"):
+        if arguments.config:
+            load_config(arguments.config)
         world = join_world()
         try:
             grow_head(

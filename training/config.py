@@ -335,7 +335,12 @@ class Config:
             self.optim.decay_epochs,
             f"each less than run.epochs={self.run.epochs}",
         )
-        _check(self.model.name in MODELS, "model.name", self.model.name, f"one of {sorted(MODELS)}")
+        _check(
+            self.model.name in MODELS,
+            "model.name",
+            self.model.name,
+            f"one of {sorted(MODELS)}, or what register_network() made known: docs/extending.md",
+        )
         alike = self.data.order == "balanced" and self.data.images_per_identity
         _check(
             self.head.sample_rate > 0 or alike != self.data.global_batch,

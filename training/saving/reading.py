@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from facestream import UserError
-from models import Architecture
+from models import MODELS, Architecture
 from models.recognize import Recognized, recognize
 from pipeline.named_path import MALFORMED
 from training.config import Config, ConfigError
@@ -223,7 +223,9 @@ def _require_whole(path: Path) -> None:
 def _read_config(path: Path) -> tuple[Config, tuple[str, ...]]:
     content = files.read(path / "config.json")
     try:
-        return Config.from_dict(json.loads(content or b""))
+        values = json.loads(content or b"")
+        _require_known_network(values.get("model", {}).get("name"))
+        return Config.from_dict(values)
     except ConfigError as error:
         raise WeightsError(f"{path / 'config.json'}: {error}") from error
     except MALFORMED as error:
@@ -231,6 +233,15 @@ def _read_config(path: Path) -> tuple[Config, tuple[str, ...]]:
             f"{path} has no readable config.json ({type(error).__name__}: {error}): expected a "
             "checkpoint's own folder, RUN/checkpoints/step_…"
         ) from error
+
+
+def _require_known_network(name: str | None) -> None:
+    """One of its user's own is known where the file that registers it was run: none is run here."""
+    if name is not None and name not in MODELS:
+        raise ConfigError(
+            f"model.name={name} is not known here: give --config FILE, the configuration file that "
+            "registers it; to train_dist.py, a configuration that does. See docs/extending.md"
+        )
 
 
 def _fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, name: str) -> None:

@@ -22,7 +22,7 @@ tags:
 ---
 # {name}, {classes}
 
-{name} of width {width:g}, trained with Facestream for {step} steps. It maps aligned RGB faces of
+{name}{changed}, trained with Facestream for {step} steps. It maps aligned RGB faces of
 {size} × {size} pixels to {dim} features; the cosine of two of them says how alike two faces are.
 
 | | |
@@ -39,8 +39,8 @@ tags:
 
 ## Loading
 
-In Facestream's folder, whose `models` it imports. The features of an image and of its mirror image
-are added up, as they are for scores and thresholds:
+In Facestream's folder, whose `models` it imports.{own} The features of an image and of its mirror
+image are added up, as they are for scores and thresholds:
 
 ```python
 from pathlib import Path
@@ -51,7 +51,7 @@ from safetensors.torch import load_file
 from models import create_model, normalize
 
 folder = Path(".")  # where this card lies
-model = create_model("{name}", embedding_dim={dim}, width={width:g}, image_size={size})
+model = create_model("{name}", embedding_dim={dim}, image_size={size}{options})
 model.load_state_dict(load_file(folder / "model.safetensors"))
 model.eval()
 # images: yours, a (B, 3, {size}, {size}) uint8 tensor, RGB, aligned as in training
@@ -70,7 +70,7 @@ def model_card(
 ) -> str:
     """The card's text, from a checkpoint's config.json and about.json.
 
-    Of data only the names are told, not the folders they lie in.
+    Of data and of a network's own file only the names are told, not the folders they lie in.
     """
     num_classes = about["facts"].get("number of classes")
     source = about["facts"].get("imported from")
@@ -81,10 +81,21 @@ def model_card(
         files = [train] if isinstance(train, str) else train
         data = ", ".join(_name(file) for file in files)
         loss = f"{config['head']['loss']} {json.dumps(config['head']['loss_args'])}"
+    changed = {
+        name: value
+        for name, value in network.options.items()
+        if value != network.family.options[name]
+    }
+    own = about.get("own", {}).get(f"model.name={network.name}", "")
+    if own:
+        builder, _, file = own.rpartition(" of ")
+        own = f" {network.name} is {builder} of {Path(file).name}: run that file first."
     return _CARD.format(
         license=license,
         name=network.name,
-        width=network.options["width"],
+        changed=" with " + ", ".join(f"{k}={v!r}" for k, v in changed.items()) if changed else "",
+        options="".join(f", {name}={value!r}" for name, value in changed.items()),
+        own=own,
         dim=network.embedding_dim,
         size=network.image_size,
         classes="no head" if num_classes is None else f"{num_classes:,} identities",
