@@ -22,6 +22,7 @@ import train_dist
 from tests.clock import LIMIT
 from tests.training import tiny
 from training.faults.stops import NO_ANSWER_EXIT_CODE
+from training.reporting.journal import read_lines
 from training.saving import files
 
 STEPS = 10
@@ -136,7 +137,7 @@ class Ended(NamedTuple):
     @property
     def steps(self) -> list[int]:
         """Those whose loss was written down."""
-        lines = map(json.loads, (self.output / "metrics.jsonl").read_text().splitlines())
+        lines = read_lines(self.output / "metrics.jsonl")
         return [line["step"] for line in lines if "loss" in line]
 
 

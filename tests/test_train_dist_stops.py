@@ -17,6 +17,7 @@ import pytest
 from tests.clock import LIMIT, wait_until
 from tests.training import tiny
 from training.faults.watchdog import HANG_EXIT_CODE
+from training.reporting.journal import read_lines
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -116,10 +117,10 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
 
 
 def steps(output: Path) -> list[int]:
-    """Those whose loss was written down."""
+    """Those whose loss was written down; a line that is being written is none yet."""
     metrics = output / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    return [json.loads(line)["step"] for line in lines if '"loss"' in line]
+    lines = read_lines(metrics) if metrics.exists() else ()
+    return [line["step"] for line in lines if "loss" in line]
 
 
 def wait_for_steps(output: Path, process: subprocess.Popen[str], *, count: int) -> None:
