@@ -172,7 +172,7 @@ class HeadGraphs(Generic[Result]):
         return self._graphs[adding]
 
     def renew(self, *, adding: bool) -> None:
-        """Record the steps of one kind anew."""
+        """Record the steps of one kind again."""
         if self.recording:
             ranks, device = self._ranks, self._device
             self._graphs[adding] = StepGraphs(

@@ -86,7 +86,7 @@ class PartialFC(nn.Module):
             it runs.
         cuda_graph: on a GPU, record the step as a CUDA graph and replay it. Every batch must then
             have the same shape. Learning rate, margin_factor and loss scale may change; another
-            sample rate is recorded anew, and other attributes are not looked at again.
+            sample rate is recorded again, and other attributes are not looked at again.
         process_group: the ranks that share the classes; the default group where torch.distributed
             is initialized by now, else this process alone.
 
@@ -431,7 +431,7 @@ class PartialFC(nn.Module):
             self._micro.rewind(self.margin_state)
 
     def forget_graphs(self) -> None:
-        """Let go of the recorded CUDA graphs; a step after that records anew.
+        """Let go of the recorded CUDA graphs; a step after that records again.
 
         Do so before the process group is destroyed: NCCL waits for graphs that use it.
         """

@@ -101,7 +101,7 @@ class BlockOrder:
     The set is cut into blocks of `block` consecutive records; the blocks are permuted, and the
     records of each window of `window` blocks permuted among themselves. So at any time a run reads
     from `window` places of the file, each of them in one piece. Where the cuts fall is drawn for
-    each epoch anew. Every record comes once an epoch.
+    each epoch again. Every record comes once an epoch.
 
     Raises ValueError for a block or window below 1.
     """

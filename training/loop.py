@@ -94,8 +94,8 @@ class Trainer:
         self._taken, self._changed = [], []
         self.last_checkpoint: Path | None = None
         begun = together(lambda: checkpoint.checkpoints(self.output))
-        anew = not begun and config.run.resume in ("auto", "never")
-        if config.run.init_from and anew:
+        fresh = not begun and config.run.resume in ("auto", "never")
+        if config.run.init_from and fresh:
             with self._memory_explained():
                 self._taken = warm_start(
                     config, world, step=self.step, data=planned.data, precision=precision
@@ -439,7 +439,7 @@ class Trainer:
         """Score the backbone on every verification set, on all ranks together."""
         with self._watchdog.paused("verification"), self._forecast.verification():
             self._average_statistics()
-            # A copy, which is not compiled: batches of other sizes would be compiled anew.
+            # A copy, which is not compiled: batches of other sizes would be compiled again.
             scores = self._evaluate(fold_batch_norm(unwrapped(self.step.backbone)))
         if self.reporter and scores:
             self._require_lock()

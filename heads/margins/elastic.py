@@ -1,4 +1,4 @@
-"""Margins drawn anew for every row at every step (ElasticFace, Boutros et al., CVPRW 2022)."""
+"""Margins drawn again for every row at every step (ElasticFace, Boutros et al., CVPRW 2022)."""
 
 from __future__ import annotations
 

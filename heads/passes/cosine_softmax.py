@@ -7,7 +7,7 @@ The (G, classes) logits never exist. A rank's part of one step is two passes ove
     gradients = softmax.gradients(...)    # once the ranks have exchanged their sums
 
 The second pass needs the products of the first again: as many of them as fit a fixed budget are
-kept, the others are computed anew. heads.passes.kernels does the same on GPUs. Nothing here
+kept, the others are computed again. heads.passes.kernels does the same on GPUs. Nothing here
 communicates or waits for the device.
 
 G is the global batch, D the embedding size, S the rank's classes in this step, K the sub-centers of

@@ -72,7 +72,7 @@ def split(folder: Path, wheels: Path) -> str:
 
 
 def collect(folder: Path, *, python: str, arch: str, cuda: int) -> None:
-    """Fill `folder` anew for a machine."""
+    """Fill `folder` from nothing for a machine."""
     for old in (folder / "small", *folder.glob("dali-*")):
         shutil.rmtree(old, ignore_errors=True)
     small = folder / "small"

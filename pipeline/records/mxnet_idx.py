@@ -136,4 +136,4 @@ def check_idx(path: Path, rec: Path, *, images: np.ndarray, content: np.ndarray)
 
 
 def _remedy(idx: Path) -> str:
-    return f"Run `python tools/rec2idx.py {idx.with_suffix('.rec')}` to write it anew"
+    return f"Run `python tools/rec2idx.py {idx.with_suffix('.rec')}` to write it again"

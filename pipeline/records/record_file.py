@@ -86,7 +86,7 @@ class RecordFile:
                 os.posix_fadvise(self._descriptor, begin, piece, os.POSIX_FADV_WILLNEED)
 
     def check_unchanged(self) -> None:
-        """Raise RecordError where the file was cut off, removed or written anew since then.
+        """Raise RecordError where the file was cut off, removed or overwritten since then.
 
         A changed time alone is no harm: the content is looked at then, in samples.
         """
@@ -96,7 +96,7 @@ class RecordFile:
                 raise self._lost(f"has shrunk to {found.st_size} bytes")
             if found.st_mtime_ns != self._changed:
                 if found.st_size != self.size or fingerprint(self.path) != self.fingerprint:
-                    raise self._lost(f"was written anew, with {found.st_size} bytes")
+                    raise self._lost(f"was overwritten, with {found.st_size} bytes")
                 self._changed = found.st_mtime_ns
         except FileNotFoundError:
             raise self._lost("is gone") from None

@@ -17,7 +17,7 @@ def repair(index: RecordIndex, folder: Path, *, without: Collection[int] = ()) -
     """Write the intact images of `index` into `folder`.
 
     The images keep their bytes, their labels and their order within an identity; keys, header and
-    identity records are written anew, so that they speak of what is there. An identity without an
+    identity records are written again, so that they speak of what is there. An identity without an
     image left keeps its number and an empty identity record: the number of classes stays.
 
     Args:

@@ -58,7 +58,7 @@ def build(config: Config, world: World) -> tuple[TrainStep, TrainingData]:
 
 
 def save_run(config: Config, world: World, *, known: bool = True) -> tuple[Path, TrainStep]:
-    """A run's folder with one checkpoint, all of whose numbers were drawn anew.
+    """A run's folder with one checkpoint, all of whose numbers were drawn again.
 
     known: whether it says who its people are.
     """

@@ -1,4 +1,4 @@
-"""Labels that are no identities in a row: said, refused, or numbered anew, before any training."""
+"""Labels that are no identities in a row: said, refused, or numbered again, before any training."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_a_file_that_was_written_anew_is_found_out_and_a_new_time_alone_is_not(f
     content = bytearray(file.path.read_bytes())
     content[100] ^= 1
     file.path.write_bytes(content)
-    with pytest.raises(RecordError, match="was written anew, with 200 bytes"):
+    with pytest.raises(RecordError, match="was overwritten, with 200 bytes"):
         file.check_unchanged()
 
 

@@ -1,4 +1,4 @@
-"""The sidecar is trusted where the .rec is as it was scanned, and built anew where it is not."""
+"""The sidecar is trusted where the .rec is as it was scanned, and built again where it is not."""
 
 import json
 import os

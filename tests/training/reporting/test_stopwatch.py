@@ -78,7 +78,7 @@ def test_a_cpu_has_one_clock(clock):
         stopwatch.lap("forward")
     expected = {"data": 3.0, "forward": 6.0}
     assert stopwatch.laps() == Laps(expected, expected, {})
-    assert stopwatch.laps().seconds == {}, "a reading begins anew"
+    assert stopwatch.laps().seconds == {}, "a reading begins again"
 
 
 def test_what_is_skipped_is_in_no_lap(clock):
