@@ -28,7 +28,7 @@ _COLUMNS = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemaini
 
 
 @dataclass(frozen=True)
-class Batch:
+class Embedded:
     """Some images' embeddings, in order.
 
     Attributes:
@@ -54,7 +54,7 @@ def embed_batches(
     rank: int = 0,
     world_size: int = 1,
     progress: str = "",
-) -> Iterator[Batch]:
+) -> Iterator[Embedded]:
     """Embed images batch by batch; every rank gets all batches, and embeds every world_size-th.
 
     Args:
@@ -94,7 +94,7 @@ def embed_batches(
                 embeddings = embed(pixels_of(np.zeros((1, image_size, image_size, 3), np.uint8)))
             everyone = _gather(embeddings, batch_size, world_size)
             for place, (batch, rows) in enumerate(zip(turn, everyone)):
-                yield Batch(batch, rows[: len(batch)], faults if place == rank else {})
+                yield Embedded(batch, rows[: len(batch)], faults if place == rank else {})
                 bar.update(task, completed=batch.stop)
 
 
@@ -104,14 +104,16 @@ def on_pixels(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     flip: bool = False,
+    prepare: Callable[[Tensor, torch.dtype], Tensor] = normalize,
 ) -> Callable[[Tensor], Tensor]:
-    """What embeds pixels: normalizes them and runs `network` without a gradient.
+    """What embeds pixels: prepares them and runs `network` without a gradient.
 
     Args:
-        network: normalized images (B, 3, H, W) of `dtype` to (B, D).
+        network: what `prepare` makes of images, of `dtype`, to (B, D).
         device: where the network is.
         dtype: bfloat16 or float16 to run under autocast; float32 for none.
         flip: whether to add the embedding of the image mirrored left to right.
+        prepare: pixels and dtype to what the network takes, where it is none of ours.
 
     Returns:
         (B, 3, H, W) uint8 to (B, D) float32, not L2-normalized.
@@ -121,9 +123,9 @@ def on_pixels(
     @torch.no_grad()
     def embed(pixels: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype if mixed else None, enabled=mixed):
-            embeddings = network(normalize(pixels, dtype))
+            embeddings = network(prepare(pixels, dtype))
             if flip:
-                embeddings = embeddings + network(normalize(pixels.flip(3), dtype))
+                embeddings = embeddings + network(prepare(pixels.flip(3), dtype))
         return embeddings.float()
 
     return embed

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
-from evaluation.embedding import Batch, embed_batches, eval_mode, on_pixels
+from evaluation.embedding import Embedded, embed_batches, eval_mode, on_pixels
 from evaluation.pair_set import read_bin
 from models import create_model
 from tests.clock import LIMIT
@@ -47,7 +47,7 @@ def mean_of(pixels: Tensor) -> Tensor:
     return pixels.float().mean((2, 3))
 
 
-def embed_all(images: Sequence[bytes], **options: object) -> list[Batch]:
+def embed_all(images: Sequence[bytes], **options: object) -> list[Embedded]:
     options = {"device": CPU, "image_size": SIZE, "batch_size": 4, **options}
     return list(embed_batches(mean_of, reader(images), range(len(images)), **options))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from evaluation.embedding import on_pixels
 from facestream import UserError
 from models.input import Input
 from training.config import Config
@@ -55,11 +56,7 @@ def load_teacher(config: Config, *, device: torch.device, precision: Precision) 
         digest, dtype = _weights_digest(frozen), precision.compute_dtype
         network = frozen.to(device)
 
-    @torch.no_grad()
-    def embed(images: Tensor) -> Tensor:
-        with precision.autocast(device):
-            return network(wanted(images, dtype)).float()
-
+    embed = on_pixels(network, device=device, dtype=dtype, prepare=wanted)
     size = config.data.image_size
     black = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=device)
     return Teacher(
