@@ -23,6 +23,8 @@ from pipeline.jpeg import decode_batch
 
 # The encoded images at these places, each read when it is called.
 Read = Callable[[range], Sequence[Callable[[], bytes]]]
+# The images at these places, (b, size, size, 3) uint8 RGB, and what is wrong with which of them.
+Load = Callable[[range], tuple[np.ndarray, dict[int, str]]]
 
 _COLUMNS = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
@@ -34,22 +36,33 @@ class Embedded:
     Attributes:
         places: whose they are.
         embeddings: (b, D) float32 on the device; zeros for an image that cannot be decoded.
+        norms: (b,) float32 on the device, of the embeddings before their mirror images' are added.
         faults: what is wrong with which of the places; known to the rank that decoded them alone.
     """
 
     places: range
     embeddings: Tensor
+    norms: Tensor
     faults: dict[int, str]
+
+
+def decoder(read: Read, *, image_size: int) -> Load:
+    """What `embed_batches` takes, for encoded images that all have image_size × image_size pixels.
+
+    They are decoded on the CPU whatever the device: the same pixels, hence the same numbers.
+    """
+    return lambda places: decode_batch(read(places), size=image_size)
 
 
 def embed_batches(
     embed: Callable[[Tensor], Tensor],
-    read: Read,
+    load: Load,
     places: range,
     *,
     device: torch.device,
     batch_size: int,
     image_size: int = 112,
+    flip: bool = False,
     threads: int = 1,
     rank: int = 0,
     world_size: int = 1,
@@ -60,41 +73,47 @@ def embed_batches(
     Args:
         embed: (b, 3, image_size, image_size) uint8 pixels on the device, in channels_last, to
             (b, D) float32 there; see `on_pixels`.
-        read: gives the images at some places; it is called on threads.
+        load: gives the images at some places; it is called on threads. See `decoder`.
         places: which images, in which order.
         device: where `embed` computes, and where the process group can gather tensors (all_gather).
-        batch_size: images decoded and embedded at a time.
-        threads: that read and decode.
+        batch_size: images loaded and embedded at a time.
+        image_size: height and width that `load` gives.
+        flip: whether to add the embedding of the image mirrored left to right.
+        threads: that load.
         rank, world_size: of the default process group; 0 and 1 need none.
         progress: a name for a progress bar on the first rank's stderr; none without a name.
     """
     assert batch_size > 0
     batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
 
-    def decode(batch: range) -> tuple[np.ndarray, dict[int, str]]:
-        # On the CPU whatever the device: the same pixels, hence the same numbers, on all of them.
-        return decode_batch(read(batch), size=image_size)
+    def embedded(images: np.ndarray) -> Tensor:
+        """(b, D + 1): the norms stand beside the embeddings."""
+        pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+        rows = embed(pixels)
+        norms = rows.norm(dim=1, keepdim=True)
+        if flip:
+            rows = rows + embed(pixels.flip(3))
+        return torch.cat([rows, norms], dim=1)
 
-    def pixels_of(images: np.ndarray) -> Tensor:
-        return torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
-
-    decoded = map_ahead(decode, batches[rank::world_size], workers=threads, depth=threads + 2)
+    loaded = map_ahead(load, batches[rank::world_size], workers=threads, depth=threads + 2)
     hidden = not progress or rank > 0
     with Progress(*_COLUMNS, console=Console(stderr=True), transient=True, disable=hidden) as bar:
         task = bar.add_task(progress, total=places.stop, completed=places.start)
-        embeddings = None
+        own = None
         for first in range(0, len(batches), world_size):
             turn, faults = batches[first : first + world_size], {}
             if rank < len(turn):
-                images, found = next(decoded)
-                embeddings = embed(pixels_of(images))
-                embeddings[list(found)] = 0
+                images, found = next(loaded)
+                own = embedded(images)
+                own[list(found)] = 0
                 faults = {turn[rank][i]: fault for i, fault in found.items()}
-            elif embeddings is None:  # it takes part in the gather all the same, and must know D
-                embeddings = embed(pixels_of(np.zeros((1, image_size, image_size, 3), np.uint8)))
-            everyone = _gather(embeddings, batch_size, world_size)
+            elif own is None:  # it takes part in the gather all the same, and must know D
+                own = embedded(np.zeros((1, image_size, image_size, 3), np.uint8))
+            everyone = _gather(own, batch_size, world_size)
             for place, (batch, rows) in enumerate(zip(turn, everyone)):
-                yield Embedded(batch, rows[: len(batch)], faults if place == rank else {})
+                rows = rows[: len(batch)]
+                theirs = faults if place == rank else {}
+                yield Embedded(batch, rows[:, :-1], rows[:, -1], theirs)
                 bar.update(task, completed=batch.stop)
 
 
@@ -103,7 +122,6 @@ def on_pixels(
     *,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-    flip: bool = False,
     prepare: Callable[[Tensor, torch.dtype], Tensor] = normalize,
 ) -> Callable[[Tensor], Tensor]:
     """What embeds pixels: prepares them and runs `network` without a gradient.
@@ -112,7 +130,6 @@ def on_pixels(
         network: what `prepare` makes of images, of `dtype`, to (B, D).
         device: where the network is.
         dtype: bfloat16 or float16 to run under autocast; float32 for none.
-        flip: whether to add the embedding of the image mirrored left to right.
         prepare: pixels and dtype to what the network takes, where it is none of ours.
 
     Returns:
@@ -123,10 +140,7 @@ def on_pixels(
     @torch.no_grad()
     def embed(pixels: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype if mixed else None, enabled=mixed):
-            embeddings = network(prepare(pixels, dtype))
-            if flip:
-                embeddings = embeddings + network(prepare(pixels.flip(3), dtype))
-        return embeddings.float()
+            return network(prepare(pixels, dtype)).float()
 
     return embed
 
@@ -144,7 +158,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _gather(own: Tensor, batch_size: int, world_size: int) -> list[Tensor]:
-    """Every rank's (batch_size, D) rows, filled up with zeros, by rank."""
+    """Every rank's (batch_size, D + 1) rows, filled up with zeros, by rank."""
     if world_size == 1:
         return [own]
     filled = own.new_zeros(batch_size, own.shape[1])

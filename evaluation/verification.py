@@ -20,7 +20,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
-from evaluation.embedding import embed_batches, eval_mode, on_pixels
+from evaluation.embedding import decoder, embed_batches, eval_mode, on_pixels
 from evaluation.pair_set import PairSet, PairSetError, UnsafePickleError, read_bin, write_bin
 from facestream import UserError
 from pipeline.named_path import as_text
@@ -174,18 +174,19 @@ class Verifier:
             PairSetError: images that cannot be decoded; on every rank.
             NonFiniteEmbeddingsError: a model that cannot be judged; on every rank.
         """
-        embed = on_pixels(model, device=self._device, dtype=self._dtype, flip=True)
+        embed = on_pixels(model, device=self._device, dtype=self._dtype)
         results = {}
         for name, share in self._sets.items():
             with eval_mode(model):
                 batches = list(
                     embed_batches(
                         embed,
-                        share.read,
+                        decoder(share.read, image_size=self._image_size),
                         range(2 * len(share.same)),
                         device=self._device,
                         batch_size=self._batch_size,
                         image_size=self._image_size,
+                        flip=True,
                         threads=self._threads,
                         rank=self._rank,
                         world_size=self._world_size,

@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.embedding import embed_batches
+from evaluation.embedding import decoder, embed_batches
 from facestream import UserError
 from pipeline.ahead import cores
 from pipeline.records.index import RecordIndex
@@ -59,7 +59,10 @@ def _write(
     def rows_from(done: int) -> Iterator[np.ndarray]:
         for part in embed_batches(
             teacher.embed,
-            lambda places: index.sources(np.arange(places.start, places.stop)),
+            decoder(
+                lambda places: index.sources(np.arange(places.start, places.stop)),
+                image_size=config.data.image_size,
+            ),
             range(done, len(index)),
             device=world.device,
             batch_size=batch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
-from evaluation.embedding import Embedded, embed_batches, eval_mode, on_pixels
+from evaluation.embedding import Embedded, Load, decoder, embed_batches, eval_mode, on_pixels
 from evaluation.pair_set import read_bin
 from models import create_model
 from tests.clock import LIMIT
@@ -38,8 +38,8 @@ def random_pixels(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def reader(images: Sequence[bytes]) -> Callable[[range], Sequence[Callable[[], bytes]]]:
-    return lambda places: [partial(bytes, images[place]) for place in places]
+def reader(images: Sequence[bytes]) -> Load:
+    return decoder(lambda places: [partial(bytes, images[i]) for i in places], image_size=SIZE)
 
 
 def mean_of(pixels: Tensor) -> Tensor:
@@ -59,6 +59,25 @@ def test_embeddings_come_in_order_in_batches_of_the_size_that_was_asked(threads:
     assert [batch.places for batch in batches] == [range(4), range(4, 8), range(8, 10)]
     expected = torch.from_numpy(pixels).float().permute(0, 3, 1, 2).mean((2, 3))
     assert torch.equal(torch.cat([batch.embeddings for batch in batches]), expected)
+
+
+def test_the_mirror_image_is_added_on_request_and_norms_are_without_it() -> None:
+    pixels = random_pixels(5)
+
+    def first_column(pixels: Tensor) -> Tensor:
+        return pixels[:, :, :, 0].float().mean(2)  # (B, 3)
+
+    images = reader([png(p) for p in pixels])
+    batches = list(
+        embed_batches(
+            first_column, images, range(5), device=CPU, image_size=SIZE, batch_size=2, flip=True
+        )
+    )
+    columns = torch.from_numpy(pixels).float()[:, :, [0, -1]].mean(1)  # (5, 2, 3)
+    found = torch.cat([batch.embeddings for batch in batches])
+    torch.testing.assert_close(found, columns.sum(1))
+    norms = torch.cat([batch.norms for batch in batches])
+    torch.testing.assert_close(norms, columns[:, 0].norm(dim=1))
 
 
 def test_only_the_places_that_were_asked_are_read() -> None:
@@ -136,22 +155,13 @@ def test_every_rank_gets_all_batches_even_where_there_are_fewer_than_ranks(tmp_p
 # --- on_pixels ----------------------------------------------------------------------------------
 
 
-def test_pixels_are_normalized_and_their_mirror_image_is_added_on_request() -> None:
+def test_pixels_are_normalized_and_embedded_without_a_gradient() -> None:
     pixels = torch.from_numpy(random_pixels(3)).permute(0, 3, 1, 2)
     weight = torch.randn(3 * SIZE * SIZE, 8, requires_grad=True)
-
-    def network(images: Tensor) -> Tensor:
-        return images.flatten(1) @ weight
-
-    def by_hand(images: Tensor) -> Tensor:
-        return (images.double() / 127.5 - 1).flatten(1) @ weight.detach().double()
-
-    single = on_pixels(network, device=CPU)(pixels)
-    summed = on_pixels(network, device=CPU, flip=True)(pixels)
-    assert (single.dtype, single.requires_grad) == (torch.float32, False)
-    mirrored = by_hand(pixels.flip(3))
-    torch.testing.assert_close(single.double(), by_hand(pixels), rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(summed.double(), by_hand(pixels) + mirrored, rtol=1e-5, atol=1e-4)
+    found = on_pixels(lambda images: images.flatten(1) @ weight, device=CPU)(pixels)
+    assert (found.dtype, found.requires_grad) == (torch.float32, False)
+    expected = (pixels.double() / 127.5 - 1).flatten(1) @ weight.detach().double()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -163,8 +173,8 @@ def test_the_asked_autocast_reaches_the_network(dtype: torch.dtype) -> None:
         return images.mean((2, 3))
 
     pixels = torch.from_numpy(random_pixels(1)).permute(0, 3, 1, 2)
-    embeddings = on_pixels(network, device=CPU, dtype=dtype, flip=True)(pixels)
-    assert seen == [(dtype != torch.float32, dtype)] * 2
+    embeddings = on_pixels(network, device=CPU, dtype=dtype)(pixels)
+    assert seen == [(dtype != torch.float32, dtype)]
     assert embeddings.dtype == torch.float32
 
 
@@ -199,10 +209,13 @@ def test_an_untrained_network_embeds_the_real_set_the_same_in_any_batch_size() -
             [
                 batch.embeddings
                 for batch in embed_batches(
-                    on_pixels(model, device=CPU, flip=True),
-                    reader(images),
+                    on_pixels(model, device=CPU),
+                    decoder(
+                        lambda places: [partial(bytes, images[i]) for i in places], image_size=112
+                    ),
                     range(24),
                     device=CPU,
+                    flip=True,
                     batch_size=size,
                 )
             ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as to_unit_length
 
-from evaluation.embedding import embed_batches, on_pixels
+from evaluation.embedding import decoder, embed_batches, on_pixels
 from models import fold_batch_norm
 from pipeline.ahead import cores
 from pipeline.collection import Collection
@@ -56,7 +56,10 @@ def mean_embeddings(
     # Folding makes a copy: the network's own mode and statistics stay.
     batches = embed_batches(
         on_pixels(fold_batch_norm(network), device=world.device, dtype=precision.compute_dtype),
-        lambda places: records.sources(numbers[places.start : places.stop]),
+        decoder(
+            lambda places: records.sources(numbers[places.start : places.stop]),
+            image_size=image_size,
+        ),
         range(len(numbers)),
         device=world.device,
         batch_size=_BATCH,
