@@ -27,10 +27,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from facestream import VERSION
+from pipeline.whole_file import replace
 from training.config import Config
 from training.own_parts import own_parts
 from training.saving import files
-from training.saving.disk import replace
 from training.saving.files import CheckpointError, Digest, Scores, checkpoints, newest
 from training.saving.lock import Lock
 from training.saving.metadata import load_state, read_metadata

@@ -12,17 +12,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from pipeline.sync import sync
+from pipeline.whole_file import replace
 
-_NO_RENAME = {  # what file systems answer that cannot do it
-    *(errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP),
-    *(errno.EMFILE, errno.EXDEV, errno.EPERM),
-}
 _TRIAL = "probe_"  # then the process's number
 _BYTES = bytes(range(256)) * 16
 _PAUSES = (0.5, 2.0, 5.0)  # seconds before each further try of what a disk did not answer
@@ -102,27 +98,6 @@ def persistently(read: Callable[[], T]) -> T:
     return read()
 
 
-def write_aside(file: Path, text: str, *, aside: Path) -> None:
-    """Write a file so that it has, even after a power cut, its old text or the whole new one.
-
-    Args:
-        aside: where it is written first; nothing is left there.
-
-    Raises:
-        OSError: where it cannot be written.
-    """
-    try:
-        with aside.open("w") as stream:
-            stream.write(text)
-            stream.flush()
-            sync(stream.fileno())
-        replace(aside, file)
-    except OSError:
-        with suppress(OSError):  # the first error is the one to tell
-            aside.unlink(missing_ok=True)
-        raise
-
-
 def sync_folder(folder: Path) -> bool:
     """As `sync`, for what a folder's files are called."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -130,20 +105,3 @@ def sync_folder(folder: Path) -> bool:
         return sync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def replace(source: Path, target: Path) -> bool:
-    """Rename a file, or copy it where files cannot be renamed; returns whether they can."""
-    try:
-        source.replace(target)
-    except OSError as error:
-        if error.errno not in _NO_RENAME:
-            raise
-    else:
-        return True
-    with source.open("rb") as read, target.open("wb") as write:
-        shutil.copyfileobj(read, write)
-        write.flush()
-        sync(write.fileno())
-    source.unlink()
-    return False

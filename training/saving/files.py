@@ -33,7 +33,8 @@ from typing import Any, TypedDict, TypeVar
 from facestream import UserError
 from pipeline.named_path import MALFORMED
 from pipeline.sync import sync
-from training.saving.disk import NOT_THERE, persistently, replace, sync_folder
+from pipeline.whole_file import replace
+from training.saving.disk import NOT_THERE, persistently, sync_folder
 
 FORMAT = 1  # of a checkpoint; it rises where older versions would read a new one wrongly
 

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from facestream import USER_ERROR_EXIT_CODE
 from pipeline.named_path import MALFORMED
-from training.saving.disk import write_aside
+from pipeline.whole_file import write_whole
 from training.saving.files import CheckpointError
 
 FILE = "lock.json"
@@ -133,7 +133,7 @@ class Lock:
     def _write(self, *, released: bool = False) -> None:
         holder = _this_process(os.getpid()) | {"released": released}
         aside = self._path.with_suffix(f".{os.getpid()}.unfinished")
-        write_aside(self._path, json.dumps(holder), aside=aside)
+        write_whole(self._path, json.dumps(holder), aside=aside)
 
 
 def require_free(folder: Path) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import torch.distributed as dist
 
 from pipeline.named_path import MALFORMED, PathError
+from pipeline.whole_file import write_whole
 from training.config import Config
 from training.distributed import from_main, of_all_ranks, together
 from training.named_files import check_named_files
 from training.saving import files, lock
-from training.saving.disk import Disk, probe, write_aside
+from training.saving.disk import Disk, probe
 from training.saving.files import CheckpointError, checkpoints, faults, is_complete, read_about
 from training.saving.settings import compare_settings
 
@@ -82,7 +83,7 @@ def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
             "run.output, or run.resume=auto to go on"
         )
     if not begun or written is None:
-        write_aside(path, json.dumps(facts, indent=2), aside=path.with_suffix(".unfinished"))
+        write_whole(path, json.dumps(facts, indent=2), aside=path.with_suffix(".unfinished"))
 
 
 def _read_facts(path: Path) -> dict[str, Any] | None:

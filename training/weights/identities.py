@@ -20,7 +20,7 @@ from pipeline.collection import Collection
 from pipeline.identity_map import read_identity_names
 from pipeline.named_path import MALFORMED
 from pipeline.records.manifest import read_names
-from training.saving.disk import replace
+from pipeline.whole_file import replace
 
 FILE = "identities.json"
 

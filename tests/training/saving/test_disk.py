@@ -10,6 +10,7 @@ import shutil
 
 import pytest
 
+from pipeline import whole_file
 from pipeline.records import sidecar
 from tests.bad_disk import FAULTS, break_disk
 from tests.training import tiny
@@ -158,4 +159,6 @@ def test_a_disk_that_fails_is_not_one_that_lacks_something(call, tmp_path, monke
     file.write_bytes(b"1")
     monkeypatch.setattr(os, call, fail)
     with pytest.raises(OSError, match="Input/output error"):
-        disk.replace(file, tmp_path / "other") if call == "replace" else disk.sync_folder(tmp_path)
+        whole_file.replace(file, tmp_path / "other") if call == "replace" else disk.sync_folder(
+            tmp_path
+        )

@@ -1,0 +1,56 @@
+"""Files that are there as a whole or not at all, on disks that cannot rename, too."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.sync import sync
+
+_NO_RENAME = {  # what file systems answer that cannot do it
+    *(errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP),
+    *(errno.EMFILE, errno.EXDEV, errno.EPERM),
+}
+
+
+def write_whole(file: Path, content: str | bytes, *, aside: Path | None = None) -> None:
+    """Write a file so that it has, even after a power cut, its old content or the whole new one.
+
+    Args:
+        content: text is written as UTF-8.
+        aside: where it is written first, by default beside it; nothing is left there.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    aside = aside or file.with_name(f"{file.name}.unfinished")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with aside.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            sync(stream.fileno())
+        replace(aside, file)
+    except OSError:
+        with suppress(OSError):  # the first error is the one to tell
+            aside.unlink(missing_ok=True)
+        raise
+
+
+def replace(source: Path, target: Path) -> bool:
+    """Rename a file, or copy it where files cannot be renamed; returns whether they can."""
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno not in _NO_RENAME:
+            raise
+    else:
+        return True
+    with source.open("rb") as read, target.open("wb") as write:
+        shutil.copyfileobj(read, write)
+        write.flush()
+        sync(write.fileno())
+    source.unlink()
+    return False

@@ -1,0 +1,38 @@
+"""A file that is written whole: its old content or the new one, on every kind of disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from pipeline.whole_file import write_whole
+from tests.bad_disk import FAULTS, break_disk
+
+
+@pytest.mark.parametrize("faults", [[], FAULTS])
+@pytest.mark.parametrize("content", ["Zürich\n", b"\x00\xff"])
+def test_the_new_content_replaces_the_old_and_nothing_else_is_left(
+    faults, content, tmp_path, monkeypatch
+):
+    break_disk(monkeypatch, *faults)
+    file = tmp_path / "file"
+    file.write_text("old")
+    write_whole(file, content)
+    assert file.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_fails_leaves_the_old_content(call, tmp_path, monkeypatch):
+    def fail(*args, **more):
+        raise OSError(errno.EIO, "Input/output error")
+
+    file = tmp_path / "file"
+    file.write_text("old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_whole(file, "new")
+    assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
