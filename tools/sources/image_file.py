@@ -9,13 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from pipeline.photos import SUFFIXES
 from pipeline.records.image_kind import image_kind
 
-# What training decodes: packed as it is, whatever its bytes turn out to be.
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp"),
-    *(".tif", ".tiff", ".ppm", ".pgm"),
-)
 # What Pillow can open, with a plugin for some, and training cannot. None of them runs a program, as
 # Pillow does for PostScript.
 _CONVERTED = {
