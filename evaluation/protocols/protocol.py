@@ -1,0 +1,71 @@
+"""What every protocol offers: its images, quick scores for a run, a full result for a report.
+
+A protocol embeds nothing. Whoever evaluates asks for its images, embeds them (evaluation/
+features.py), and hands it the embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from evaluation.features import Features
+from evaluation.images import Images
+from evaluation.result import Result
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a full result is to hold.
+
+    Attributes:
+        draws: of the bootstrap, for intervals; 0 for none.
+        seed: of the draws.
+        folds: parts that accuracy is measured on, each with the others' threshold.
+        disjoint_folds: whether no person may be in two of them; only where people are known.
+        groups: image or person name to the group that figures are wanted of.
+        quality: a value by image name, higher for better, for the error-versus-discard curve; the
+            embeddings' norms where there is none.
+        without: names of images to leave out with all their comparisons, such as leaked ones.
+    """
+
+    draws: int = 1000
+    seed: int = 0
+    folds: int = 10
+    disjoint_folds: bool = False
+    groups: Mapping[str, str] | None = None
+    quality: Mapping[str, float] | None = None
+    without: frozenset[str] = frozenset()
+
+
+class TestSet(Protocol):
+    """A set of images and what is asked of them: pairs, templates, galleries and probes.
+
+    Attributes:
+        name: as shown: "lfw", "lfw+blur", "ijbc".
+        images: to embed.
+        headline: the score by which models are compared: "accuracy", "tar@far=0.0001", "rank-1".
+    """
+
+    name: str
+    images: Images
+    headline: str
+
+    def scores(self, features: Features) -> dict[str, float]:
+        """A few figures without intervals, quick enough to be made at every epoch."""
+
+    def judge(self, features: Features, *, model: str, asked: Asked) -> Result:
+        """All figures, with their doubt.
+
+        Raises:
+            UserError: where the set, or what is left of it, cannot show what is asked.
+        """
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """(N, D) to float32 rows of unit length; rows of zeros stay."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.where(norms > 0, norms, 1)).astype(np.float32, copy=False)
