@@ -10,8 +10,8 @@ import shutil
 
 import pytest
 
-from pipeline import whole_file
 from pipeline.records import sidecar
+from pipeline.whole_file import replace
 from tests.bad_disk import FAULTS, break_disk
 from tests.training import tiny
 from tests.training.saved import save
@@ -158,7 +158,9 @@ def test_a_disk_that_fails_is_not_one_that_lacks_something(call, tmp_path, monke
     file = tmp_path / "file"
     file.write_bytes(b"1")
     monkeypatch.setattr(os, call, fail)
+    act = {
+        "replace": lambda: replace(file, tmp_path / "other"),
+        "fsync": lambda: disk.sync_folder(tmp_path),
+    }[call]
     with pytest.raises(OSError, match="Input/output error"):
-        whole_file.replace(file, tmp_path / "other") if call == "replace" else disk.sync_folder(
-            tmp_path
-        )
+        act()

@@ -1,0 +1,1 @@
+"""Tables, pictures and the page that an Evaluation is shown in."""

@@ -1,0 +1,113 @@
+"""How a figure is written: in percent or not, with how many digits, and which way is better."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from evaluation.result import Figure
+
+# By the words that a figure's name is made of. What is named here is a share of pairs or searches.
+_HIGHER_IS_BETTER = {"accuracy", "tar", "tpir", "auc", "rank", "tmr"}
+_LOWER_IS_BETTER = {"eer", "fnmr", "fnir", "frr", "fmr", "far", "fpir"}
+# Shares of nothing, and no percentages.
+_SEPARATION = re.compile(r"^d\W?$|d.?prime", re.IGNORECASE)
+NORM = re.compile(r"\bnorm\b", re.IGNORECASE)
+MISSING = "–"
+
+
+def is_percentage(name: str) -> bool:
+    """Whether the figure of this name is a share, to be written in percent."""
+    if NORM.search(name) or "threshold" in name.lower().split("@")[0].split(" at ")[0]:
+        return False
+    return bool(_words(name) & (_HIGHER_IS_BETTER | _LOWER_IS_BETTER))
+
+
+def direction(name: str) -> int:
+    """1 where more of this figure is better, -1 where less is, 0 where neither is."""
+    first = _words(name)
+    if not is_percentage(name):
+        return 1 if _SEPARATION.search(name) else 0
+    if first & _HIGHER_IS_BETTER:
+        return 1
+    # At a threshold that was fixed elsewhere, one kind of error is traded for the other.
+    return -1 if not first & {"fmr", "far", "fpir"} else 0
+
+
+def title(name: str) -> str:
+    """The figure's name with its unit: "accuracy, %"."""
+    return f"{name}, %" if is_percentage(name) else name
+
+
+def value_text(name: str, value: float | None) -> str:
+    """The number alone, in percent where it is a share; `MISSING` where there is none."""
+    return _number(_scaled(name, value))
+
+
+def interval_text(name: str, figure: Figure) -> str:
+    """ "[98.9, 99.7]", or nothing where the figure has no interval."""
+    low, high = _scaled(name, figure.low), _scaled(name, figure.high)
+    if low is None or high is None or figure.value is None:
+        return ""
+    digits = _digits(high - low)
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def figure_text(name: str, figure: Figure) -> str:
+    """The number with its interval: "99.37 [98.9, 99.7]"."""
+    text = value_text(name, figure.value)
+    return f"{text} {interval_text(name, figure)}".rstrip()
+
+
+def plain(text: object) -> str:
+    """A name as every format may show it: in one line, without what steers a terminal or a page."""
+    return "".join(
+        letter if letter.isprintable() else " " if letter.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for letter in str(text)
+    )
+
+
+def interval_words(interval: Mapping[str, Any]) -> str:
+    """How intervals were made, in a line: "95 % intervals: bootstrap, clusters: identities"."""
+    if not interval:
+        return ""
+    facts = dict(interval)
+    level = facts.pop("level", None)
+    name = f"{100 * level:g} % intervals" if isinstance(level, (int, float)) else "Intervals"
+    said = []
+    if "method" in facts:
+        said.append(plain(facts.pop("method")))
+    if isinstance(facts.get("draws"), int):
+        said.append(f"{facts.pop('draws'):,} draws")
+    said += [f"{plain(key)}: {plain(value)}" for key, value in facts.items()]
+    return f"{name}: {', '.join(said)}" if said else name
+
+
+def _words(name: str) -> set[str]:
+    """Of what the name says before its condition: "tar@far=0.001" is about tar."""
+    subject = re.split(r"@|\bat\b|\bwithout\b", name.lower())[0]
+    return set(re.findall(r"[a-z]+", subject))
+
+
+def _scaled(name: str, value: float | None) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return 100 * value if is_percentage(name) else value
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return MISSING
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    # Two digits behind the point, and no less than two that say anything: an FMR of 0.00012 %.
+    digits = 2 if size == 0 or size >= 0.1 else min(8, 1 - math.floor(math.log10(size)))
+    return f"{value:.{digits}f}"
+
+
+def _digits(width: float) -> int:
+    """As many as an interval of this width needs to have two ends that differ."""
+    return min(8, max(1, -math.floor(math.log10(width)))) if width > 0 else 2

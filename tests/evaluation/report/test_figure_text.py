@@ -1,0 +1,55 @@
+"""How figures are written: percent or not, digits, intervals."""
+
+from __future__ import annotations
+
+import pytest
+
+from evaluation.report.figure_text import direction, figure_text, interval_words, plain, title
+from evaluation.result import Figure
+
+
+@pytest.mark.parametrize(
+    ("name", "figure", "text"),
+    [
+        ("accuracy", Figure(0.9937, 0.989, 0.997), "99.37 [98.9, 99.7]"),
+        ("accuracy", Figure(0.99931, 0.9991, 0.9995), "99.93 [99.91, 99.95]"),
+        ("tar@far=0.001", Figure(0.9, None, None), "90.00"),
+        ("fmr at the common threshold", Figure(1.2e-6), "0.00012"),
+        ("eer", Figure(0.0, 0.0, 0.0), "0.00 [0.00, 0.00]"),
+        ("mean feature norm", Figure(21.734, 21.5, 21.9), "21.73 [21.5, 21.9]"),
+        ("d′", Figure(4.512), "4.51"),
+        ("threshold@far=0.001", Figure(0.3), "0.30"),
+        ("accuracy", Figure(None, 0.1, 0.2), "–"),
+        ("accuracy", Figure(float("nan")), "–"),
+        ("comparisons", Figure(1234567.0), "1,234,567"),
+    ],
+)
+def test_figures(name, figure, text):
+    assert figure_text(name, figure) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        *((name, 1) for name in ("accuracy", "tar@far=0.001", "rank-1", "auc", "d′")),
+        *((name, -1) for name in ("eer", "fnmr@fmr=0.001", "fnir@fpir=0.01")),
+        *((name, 0) for name in ("threshold", "mean feature norm", "fmr at the common threshold")),
+    ],
+)
+def test_which_way_is_better(name, better):
+    assert direction(name) == better
+
+
+def test_titles_have_the_unit():
+    assert title("accuracy") == "accuracy, %"
+    assert title("mean feature norm") == "mean feature norm"
+
+
+def test_intervals_in_words():
+    said = {"level": 0.95, "method": "bootstrap", "draws": 1000, "clusters": "identities"}
+    assert interval_words(said) == "95 % intervals: bootstrap, 1,000 draws, clusters: identities"
+    assert interval_words({}) == ""
+
+
+def test_plain_text_is_one_line_that_steers_nothing():
+    assert plain("Zürich 東京 a\nb\x1b[0m") == "Zürich 東京 a b\ufffd[0m"
