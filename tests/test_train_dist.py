@@ -51,6 +51,7 @@ def test_two_ranks_under_torchrun_train_verify_save_and_draw_curves(faces, tmp_p
     assert [line["step"] for line in lines if "verification" in line] == [0, 8]
 
 
+@pytest.mark.slow
 def test_a_dry_run_takes_the_memory_it_predicts_and_leaves_no_output(faces, tmp_path):
     """Of a head of 500 MB, in a process of its own, whose libraries count."""
     output = tmp_path / "run"
@@ -68,6 +69,7 @@ def test_a_dry_run_takes_the_memory_it_predicts_and_leaves_no_output(faces, tmp_
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_refused_in_one_line_that_says_what_takes_the_memory(faces, tmp_path):
     done = run(
         *("train_dist.py", "configs/demo.py", f"data.train={faces}", "eval.sets=[]"),
@@ -114,6 +116,7 @@ def test_torch_distributed_launch_starts_ranks_as_torchrun_does(faces, tmp_path)
     assert "ranks      2 on cpu" in done.stdout
 
 
+@pytest.mark.slow
 def test_help_tells_of_overrides_and_the_dry_run():
     done = run("train_dist.py", "--help")
     assert done.returncode == 0
@@ -175,6 +178,7 @@ def test_mistakes_end_in_one_line_that_says_how_to_mend_them(
     assert complaint in line
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_the_process_without_a_trace():
     done = run("train_dist.py", "configs/demo.py", "optim.rate=1")
     assert done.returncode == 2

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from evaluation.pair_set import write_bin
 from pipeline.named_path import as_name, as_text
 from pipeline.records.index import open_index
@@ -27,6 +29,7 @@ def test_what_is_no_utf_8_comes_back_from_both_ways():
         assert as_text(as_name(text)) == text
 
 
+@pytest.mark.slow
 def test_a_run_whose_paths_have_accents(tmp_path):
     """Of the file, of an override, and of one in a list; all that is saved has the letters."""
     data, run, pairs = tmp_path / "données", tmp_path / "été", tmp_path / "vérité.bin"

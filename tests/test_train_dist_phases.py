@@ -211,6 +211,7 @@ def assert_saved(ended: Ended, *, name: str, code: int = 143) -> None:
     assert (ended.output / "curves.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_at_the_start_nothing_is_waited_for(world_size, command):
     """Not even another rank that is about to compute with this one."""
@@ -231,6 +232,7 @@ def test_at_the_first_batch_nothing_is_waited_for(command):
     assert json.loads((ended.output / "lock.json").read_text())["released"], "free for the next"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_in_a_step_the_step_is_done_and_saved(world_size, command):
     ended = command("step", world_size=world_size)
@@ -238,17 +240,20 @@ def test_in_a_step_the_step_is_done_and_saved(world_size, command):
     assert ended.steps in ([1, 2, 3], [1, 2, 3, 4]), "the other rank may have begun one more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_every_signal_stops(number, command):
     assert_saved(command("step", number), name=number.name, code=128 + number)
 
 
+@pytest.mark.slow
 def test_while_a_checkpoint_is_written_it_is_finished(command):
     ended = command("checkpoint")
     assert_saved(ended, name="SIGTERM")
     assert "step_000000005" in [path.name for path in files.checkpoints(ended.output)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_while_a_set_is_verified_the_epoch_is_saved(world_size, command):
     ended = command("verification", world_size=world_size)
@@ -256,6 +261,7 @@ def test_while_a_set_is_verified_the_epoch_is_saved(world_size, command):
     assert ended.steps in ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dead", [0, 1])
 def test_when_a_rank_is_killed_the_other_says_so(dead, command):
     """As by the machine's memory killer: a line instead of a trace, and the checkpoint stays."""
@@ -271,6 +277,7 @@ def test_when_a_rank_is_killed_the_other_says_so(dead, command):
     assert (ended.state["status"], ended.state["why"]) == told
 
 
+@pytest.mark.slow
 def test_at_the_end_what_is_left_is_finished(command):
     ended = command("closing")
     assert ended.exit_codes == [0], ended.told
@@ -279,6 +286,7 @@ def test_at_the_end_what_is_left_is_finished(command):
     assert (ended.output / "curves.png").exists()
 
 
+@pytest.mark.slow
 def test_at_the_end_a_second_press_quits_and_the_run_is_finished(command):
     ended = command("impatience")
     assert ended.exit_codes == [0], ended.told

@@ -54,6 +54,7 @@ def shell(figures: Path, script: str, *, seconds: float = 100.0) -> Stage:
     return Stage(["sh", "-c", row + script, str(figures)], figures, seconds)
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_hangs_or_dies_is_named_and_keeps_its_figures(
     tmp_path, monkeypatch, capsys
 ):

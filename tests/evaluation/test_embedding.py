@@ -138,6 +138,7 @@ def embed_as_one_of(
     return found
 
 
+@pytest.mark.slow
 def test_every_rank_gets_all_batches_even_where_there_are_fewer_than_ranks(tmp_path: Path) -> None:
     """4 batches over 3 ranks: two of them have none in the second turn."""
     others = start(embed_as_one_of, args=(tmp_path, 1, 3), nprocs=2, join=False)

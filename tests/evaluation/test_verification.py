@@ -73,6 +73,7 @@ class Projection(nn.Module):
 # --- verify -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pairs", "noise"), [(60, 0.5), (60, 3.0), (107, 1.0)])
 def test_accuracy_is_that_of_the_protocol_written_out(pairs: int, noise: float) -> None:
     """One pair, one threshold and one fold at a time; folds of unequal size where P is 107."""

@@ -238,6 +238,7 @@ def test_cuda_graph_equals_plain_calls(options):
     assert not heads[1]._graphs[False].obstacles
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("margin", [AdaFace(), CurricularFace(filter_above=0.5)], ids=str)
 def test_the_whole_step_compiles_without_a_break(margin, options):

@@ -55,6 +55,7 @@ print(json.dumps([built - empty, status("VmHWM") - built]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     ("classes", "dim", "rate", "compute_dtype"),

@@ -248,6 +248,7 @@ def index(tmp_path_factory):
     return open_index(folder)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_ranks_resumes_as_three_mid_epoch_with_every_image_equal(index):
     entries = ("flip", "geometry:0.5", "light", "arcface", "adaface", "quality:0.8", "erase:0.9")
 

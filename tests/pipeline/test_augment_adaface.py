@@ -61,6 +61,7 @@ def resized(images: np.ndarray, kind: str, after: int) -> np.ndarray:
     return np.clip(np.rint(np.tensordot(rows, by, (2, 1)).transpose(1, 0, 3, 2)), 0, 255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("down", ["nearest", "linear", "area"])
 @pytest.mark.parametrize("up", ["nearest", "linear", "area"])
 def test_resolution_is_lowered_within_a_level_of_opencvs_definitions(faces, down, up):

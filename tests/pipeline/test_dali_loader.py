@@ -125,6 +125,7 @@ def test_the_stream_runs_through_epochs_each_in_its_own_order(index):
         assert labels[epoch * 48 :][:48].tolist() == order.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.dali
 @pytest.mark.parametrize("resumed_world", [1, 2, 3])
 def test_a_run_of_two_ranks_resumes_mid_epoch_in_any_world_with_the_same_pixels(
@@ -464,6 +465,7 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux counts for this test")
 @WAYS
 def test_two_hundred_epochs_cost_no_memory_threads_or_descriptors(index, augment):
@@ -497,6 +499,7 @@ for number, batch in enumerate(loader.stream(0)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True], ids=["ctrl-c", "exception"])
 @WAYS
 def test_a_process_ends_after_ctrl_c_or_an_exception(index, augment, fails):

@@ -45,6 +45,7 @@ def test_epochs_and_seeds_differ():
         assert (other == base).sum() < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_records", [7, 24, 100])
 def test_each_record_falls_on_each_position_equally_often(num_records):
     """Chi-square over all (record, position) cells, within six standard deviations."""
@@ -109,6 +110,7 @@ def test_mixing_is_a_bijection_that_flips_half_of_the_bits():
     assert ones == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 @given(
     num_records=st.integers(1, 1000),
     block=st.integers(1, 150),
@@ -141,6 +143,7 @@ def test_block_order_reads_from_a_window_of_blocks_only():
     assert len(np.intersect1d(first, second)) < 1000, "other blocks in another epoch"
 
 
+@pytest.mark.slow
 def test_block_order_leaves_every_record_an_equal_chance_at_the_end():
     """Where a set is not a whole number of blocks, what is left over is another in each epoch."""
     n = 250

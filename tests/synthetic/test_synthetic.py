@@ -139,6 +139,7 @@ def test_traits_are_independent_of_each_other():
     assert np.abs(correlations).max() < 0.12
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_people_are_all_different():
     assert len({identity_traits(i) for i in range(100_000)}) == 100_000
 
@@ -158,6 +159,7 @@ def test_strangers_in_the_very_same_shot_look_different():
 # ---------------------------------------------------------------- neither too easy nor empty
 
 
+@pytest.mark.slow
 def test_raw_pixels_hardly_verify_people():
     """Nuisance outweighs identity for a cosine of pixels: at most 0.66 even at its best threshold.
 

@@ -70,6 +70,7 @@ def test_rows_are_the_teachers_embeddings_of_the_loaders_images(config, world, c
     assert "kept" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_where_it_was_interrupted(config, world, tmp_path):
     (cache,) = cache_teacher(config, world, batch=4)
     whole = cache.read_bytes()
@@ -91,6 +92,7 @@ def test_the_command_goes_on_where_it_was_interrupted(config, world, tmp_path):
     np.testing.assert_allclose(found[D:], first[D:], rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_configuration_without_a_teacher_is_one_line_of_error(tmp_path):
     path = tmp_path / "config.py"
     path.write_text(

@@ -64,6 +64,7 @@ def train(config: Config, world) -> tuple[TrainStep, Path]:
     return step, path
 
 
+@pytest.mark.slow
 def test_by_way_of_three_ranks_of_arcface_torch_everything_comes_back(config, world, tmp_path):
     step, path = train(config, world)
     assert step.head.velocity.any()
@@ -285,6 +286,7 @@ def test_without_sgds_momentum_it_is_said_and_the_rest_is_there(config, world, t
     assert "its optimizer has 0 such buffers" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_writes(config, world, tmp_path):
     _, path = train(config, world)
     command = [sys.executable, str(ROOT / "tools/export_weights.py"), str(path)]

@@ -120,6 +120,7 @@ def changed(line: list[str], given: dict[str, str], rng: np.random.Generator) ->
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
 def test_a_random_command_line_ends_in_words(module, given, quick, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

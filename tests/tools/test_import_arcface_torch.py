@@ -118,6 +118,7 @@ def test_a_folder_in_use_is_left_alone(theirs, tmp_path):
     assert list(output.rglob("*")) == [output / "checkpoints"]
 
 
+@pytest.mark.slow
 def test_the_command_imports(theirs, tmp_path):
     folder, _, _ = theirs
     command = [sys.executable, str(ROOT / "tools/import_arcface_torch.py"), str(folder)]

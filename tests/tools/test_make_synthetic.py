@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from evaluation.pair_set import read_bin
@@ -21,6 +22,7 @@ def command(folder: Path, images: int = 4) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_set_is_drawn_once_and_holds_what_was_asked_for(tmp_path):
     first = command(tmp_path / "set")
     assert first.returncode == 0, first.stderr

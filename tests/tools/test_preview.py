@@ -43,6 +43,7 @@ def tile(grid: np.ndarray, row: int, column: int) -> np.ndarray:
     return grid[row * TILE :, column * TILE :][2:114, 2:114]
 
 
+@pytest.mark.slow
 @pytest.mark.dali
 def test_the_grid_shows_originals_and_then_what_the_run_sees(config, tmp_path):
     out = tmp_path / "grid.png"

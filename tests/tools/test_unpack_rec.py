@@ -34,6 +34,7 @@ names = st.text(
 images = st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @example(people={"NUL": [b"no folder's name on Windows"]})
 @given(people=st.dictionaries(names, images, min_size=1, max_size=4))
 def test_folders_packed_and_unpacked_are_the_same_folders(tmp_path_factory, people):

@@ -107,6 +107,7 @@ def test_damaged_metrics_are_left_out_where_a_run_goes_on_and_named_where_they_a
     damage.assert_refused_by_name(path, iter(mutations), lambda: read_curves(path), ValueError)
 
 
+@pytest.mark.slow
 def test_a_damaged_configuration_of_a_checkpoint_is_refused_by_name(tmp_path):
     config = tiny.config(tmp_path, tmp_path).as_dict()
     saved = {section: config[section] for section in ("model", "data")}

@@ -283,6 +283,7 @@ HEAD_SCHEDULES = [
 ]
 
 
+@pytest.mark.slow
 def test_the_heads_schedules_and_statistics_survive_an_interruption(data, world, tmp_path):
     """Rate, share of the margin and AdaFace's statistics are those of the step, resumed or not."""
 
@@ -337,6 +338,7 @@ def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
     assert means["loss"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["block", "balanced"])
 def test_every_order_resumes_as_it_went_on(order, data, world, tmp_path):
     overrides = [
@@ -365,6 +367,7 @@ def test_an_order_that_cannot_be_is_refused_with_its_name(data, world, tmp_path)
         build(config, world)
 
 
+@pytest.mark.slow
 def test_several_files_are_trained_on_as_one(data, world, tmp_path):
     """Labels follow one another, weights count, what is listed is left out, a resume goes on."""
     shutil.copytree(data, tmp_path / "more")
@@ -405,6 +408,7 @@ def test_files_and_weights_that_do_not_fit_are_named(overrides, message, data, w
         build(override(tiny.config(data, tmp_path / "run"), overrides), world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fifty_steps_between_two_lines_read_nothing_from_the_device(
     precision, data, world, tmp_path
@@ -453,6 +457,7 @@ def test_fifty_steps_between_two_lines_read_nothing_from_the_device(
     assert (read, len(steps)) == ([50, 60], 60)
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_teacher_and_goes_on_where_it_stopped(data, world, tmp_path):
     """The teacher is an earlier run's checkpoint; its targets pull the student's embeddings."""
     teacher = build(tiny.config(data, tmp_path / "teacher"), world)
@@ -483,6 +488,7 @@ def test_a_student_learns_from_a_teacher_and_goes_on_where_it_stopped(data, worl
     assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_compiles_records_and_gives_the_centers_a_rate_as_it_is_told(
     data, world, tmp_path, monkeypatch, caplog
 ):
@@ -505,6 +511,7 @@ def test_a_run_compiles_records_and_gives_the_centers_a_rate_as_it_is_told(
     assert trainer.steps_done == 15
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_ones_weights_and_resumes_its_own(data, world, tmp_path, capsys):
     first = build(tiny.config(data, tmp_path / "first"), world)
     first.run()
@@ -534,6 +541,7 @@ def test_a_failed_start_from_weights_leaves_the_folder_free(data, world, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_save_its_last_step_says_so(data, world, tmp_path, monkeypatch):
     """Once is tried again; twice is an error, not the exit code of a finished run."""
     complete, failures = files.complete, [OSError(28, "No space left on device")]
@@ -554,6 +562,7 @@ def test_a_run_that_cannot_save_its_last_step_says_so(data, world, tmp_path, mon
     assert resumed.last_checkpoint.name == "step_000000015"
 
 
+@pytest.mark.slow
 def test_one_failed_save_is_a_warning_and_two_in_a_row_end_the_run(
     data, world, tmp_path, monkeypatch, caplog
 ):

@@ -146,6 +146,7 @@ def test_scores_in_about_json_are_read_as_older_runs_wrote_them(config, world):
     assert build(config, world, Examiner()).run() == scores(0.8)
 
 
+@pytest.mark.slow
 def test_a_damaged_scores_json_costs_one_verification(config, world):
     first = build(config, world, Examiner(0.1, 0.2, 0.9))
     first.run()
@@ -170,6 +171,7 @@ def test_a_run_that_begins_at_anothers_checkpoint_writes_nothing_there(config, w
     assert sorted(first.output.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_the_best_stays_though_its_scores_came_after_it(config, world):
     """And the newest, whose scores are not known while others are removed."""
     examiner = Examiner(0.1, 0.9, 0.3, 0.2, 0.4, RuntimeError("killed"))

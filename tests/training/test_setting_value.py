@@ -120,6 +120,7 @@ KEYS = [line.partition("=")[0] for line in BASE.lines()]
 INNER = ["", "", "", ".margin", ".0", ".", ".a.b", ".é"]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, derandomize=True)
 @given(
     st.lists(
@@ -159,6 +160,7 @@ def test_a_tilde_of_a_file_is_expanded_too(monkeypatch, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "key", ["data.augment", "eval.sets", "optim.lr", "optim.betas", "run.seed"]
 )

@@ -80,6 +80,7 @@ def resume(world: World, config: Config) -> tuple[int, np.ndarray, list[float]]:
     return trainer.steps_done, all_centers(trainer), advance(trainer, world, 13)
 
 
+@pytest.mark.slow
 def test_one_two_and_three_ranks_have_the_same_losses_and_resume_one_another(data, tmp_path):
     """Ten classes over three ranks are uneven; the checkpoint lies in the middle of an epoch."""
     runs = {}

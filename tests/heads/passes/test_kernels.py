@@ -152,6 +152,7 @@ def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not installed" in kernels.available(gpu, 512, half)
 
 
+@pytest.mark.slow
 def test_imports_without_triton() -> None:
     code = """
 import sys, torch

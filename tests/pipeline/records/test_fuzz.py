@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipeline.records.index import RecordIndex
 from pipeline.records.recordio import MAGIC, RecordError, RecordWriter, pack_image
@@ -30,6 +31,7 @@ def write_small(path: Path) -> list[tuple[int, int]]:
     return list(zip(begins, ends))[1:]
 
 
+@pytest.mark.slow
 def test_two_thousand_damaged_files(tmp_path):
     """No crash, no endless loop, and no intact image with another one's label."""
     path = tmp_path / "train.rec"

@@ -40,6 +40,7 @@ def contents(index: RecordIndex) -> list[tuple[bytes, int]]:
     return list(zip(map(index.image, range(len(index))), records.labels(everything).tolist()))
 
 
+@pytest.mark.slow
 def test_a_damaged_sidecar_is_made_again(rec, caplog, monkeypatch):
     """What is in it never differs from the .rec, and where damage was seen the file is named."""
     monkeypatch.setattr("pipeline.records.sidecar.sync", lambda descriptor: None)

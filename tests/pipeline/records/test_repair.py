@@ -91,6 +91,7 @@ def test_nothing_intact_and_a_set_that_is_there_are_refused(packed, tmp_path):
         repair(index, packed)
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.integers(1, 3), min_size=1, max_size=5),
     hits=st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)), max_size=4),

@@ -44,6 +44,7 @@ def readings(output: Path) -> list[dict[str, float]]:
     return [reading for reading in map(json.loads, lines) if "loss" in reading]
 
 
+@pytest.mark.slow
 def test_it_goes_back_before_the_skipped_steps_with_half_the_rate(data, world, tmp_path, capsys):
     """Steps 9, 10 … are poisoned: the checkpoint of 10 already holds the weights of 9."""
 
@@ -90,6 +91,7 @@ def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(data, world,
         trainer.run()
 
 
+@pytest.mark.slow
 def test_checkpoints_that_were_saved_among_skipped_steps_do_not_push_out_the_last_good_one(
     data, world, tmp_path
 ):

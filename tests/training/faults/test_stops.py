@@ -352,6 +352,7 @@ def stuck(*, world_size: int, state: str = "trained") -> Iterator[subprocess.Pop
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_second_press_quits_at_once_even_out_of_a_collective_that_hangs():
     with stuck(world_size=1) as process:
         process.send_signal(signal.SIGINT)
@@ -362,6 +363,7 @@ def test_a_second_press_quits_at_once_even_out_of_a_collective_that_hangs():
         assert b"interrupted twice: quitting without saving" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [0, 1])
 def test_before_a_step_is_done_a_stop_ends_even_what_hangs(world_size):
     with stuck(world_size=world_size, state="fresh") as process:
@@ -373,6 +375,7 @@ def test_before_a_step_is_done_a_stop_ends_even_what_hangs(world_size):
         )
 
 
+@pytest.mark.slow
 def test_what_waits_for_a_dead_rank_quits_when_it_is_told_to_stop():
     """As torchrun tells those that are left; it would kill them only after thirty seconds."""
     with stuck(world_size=2) as process:

@@ -30,6 +30,7 @@ def test_it_outlives_where_the_ranks_met():
     assert first.get("word") == b"heard"
 
 
+@pytest.mark.slow
 def test_the_address_of_a_dead_rank_is_passed_over(monkeypatch):
     """As torchrun's store still has it when ranks of several machines start again."""
     tries, client = [], dist.TCPStore

@@ -50,6 +50,7 @@ with watchdog.Watchdog(RunConfig(output=str(folder)), world) as dog:
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_sleeps_is_named_by_the_one_that_waits_for_it(tmp_path):
     ranks = [
         subprocess.Popen(
@@ -183,6 +184,7 @@ def test_nor_does_a_full_disk(config, world, exits, capfd):
     assert TOLD in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_nor_does_a_disk_that_hangs(config, world, exits, capfd, monkeypatch):
     """A pipe that nobody reads: opening it waits for good."""
     monkeypatch.setattr(watchdog_module, "_PATIENCE", 2.0)

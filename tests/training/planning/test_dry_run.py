@@ -135,6 +135,7 @@ def test_what_a_run_would_refuse_is_refused(world, config):
         rehearse(world, override(config, ["step.micro_batches=5"]))
 
 
+@pytest.mark.slow
 def test_ranks_rehearse_together_and_the_main_one_speaks(config, tmp_path, capfd):
     assert run_ranks(rehearse, config, world_size=2, folder=tmp_path) == [0, 0]
     printed = capfd.readouterr().out

@@ -35,6 +35,7 @@ def start(config: Config, world) -> Trainer:
     return Trainer(config, world, precision=precision, evaluate=lambda backbone: {})
 
 
+@pytest.mark.slow
 def test_a_run_with_settings_of_other_names_goes_on(config, world):
     trainer = start(override(config, GROUPS), world)
     assert trainer.steps_done == 5

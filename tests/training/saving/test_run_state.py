@@ -120,6 +120,7 @@ def test_more_epochs_make_a_finished_run_an_unfinished_one(tmp_path):
     assert read(tmp_path)["checkpoint"].endswith("step_000000015")
 
 
+@pytest.mark.slow
 def test_a_finished_run_whose_checkpoints_are_damaged_is_not_finished(data, world, tmp_path):
     config = tiny.config(data, tmp_path)
     build(config, world).run()

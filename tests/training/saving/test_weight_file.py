@@ -150,6 +150,7 @@ def mutate(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.slow
 def test_no_content_of_a_ranks_checkpoint_ends_in_a_trace(state, tmp_path):
     network, centers = SMALL.create(), torch.nn.Parameter(torch.randn(5, 8))
     groups = [{"params": network.parameters()}, {"params": [centers]}]

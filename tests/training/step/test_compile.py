@@ -61,6 +61,7 @@ def use_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], No
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_gradients_statistics_and_names_are_those_of_the_uncompiled_backbone(use_compiler):
     use_compiler("aot_eager")
     plain, backbone = small_backbone(), small_backbone()
@@ -74,6 +75,7 @@ def test_gradients_statistics_and_names_are_those_of_the_uncompiled_backbone(use
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_compiling_changes_neither_statistics_nor_gradients(use_compiler):
     use_compiler("aot_eager")
     backbone, untouched = small_backbone(), small_backbone().state_dict()
@@ -83,6 +85,7 @@ def test_compiling_changes_neither_statistics_nor_gradients(use_compiler):
     assert all(parameter.grad is None for parameter in backbone.parameters())
 
 
+@pytest.mark.slow
 def test_blocks_of_one_shape_share_code_and_training_compiles_nothing_more(use_compiler):
     """Neither a step under DistributedDataParallel nor verification with another batch size."""
     counter = CompileCounterWithBackend("aot_eager")
@@ -140,6 +143,7 @@ def test_what_was_compiled_wrong_is_not_run(use_compiler, caplog):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [failing_backend, failing_in_backward])
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_why_once(use_compiler, caplog, backend):
     use_compiler(backend)
@@ -154,6 +158,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why_once(use_compiler, c
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_cpp_compiler_trains_uncompiled(
     use_compiler, monkeypatch, caplog, tmp_path: Path
 ):

@@ -128,6 +128,7 @@ def test_the_centers_may_learn_at_a_rate_and_a_backbone_without_statistics_train
     assert moved[3.0] / moved[1.0] == pytest.approx(3, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize(
     "numbers", [precision(), precision(torch.bfloat16, scaled=True)], ids=["fp32", "scaled"]
@@ -187,6 +188,7 @@ class Run:
         return StepResult(*(value.clone() for value in self.call(images, labels, lr, no_lap)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
