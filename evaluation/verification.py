@@ -21,6 +21,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from evaluation.embedding import decoder, embed_batches, eval_mode, on_pixels
+from evaluation.metrics.folds import FoldAccuracy, Folds
+from evaluation.metrics.roc import Roc
 from evaluation.pair_set import PairSet, PairSetError, UnsafePickleError, read_bin, write_bin
 from facestream import UserError
 from pipeline.named_path import as_text
@@ -37,9 +39,6 @@ __all__ = [
     "write_bin",
 ]
 
-# InsightFace's own candidates, on the squared distance of unit vectors. Midpoints between the data
-# would fit a little closer, and no longer give the accuracies that others publish.
-DISTANCES = np.arange(0, 4, 0.01)
 FALSE_ACCEPT_LIMIT = 1e-3
 FOLDS = 10
 
@@ -83,33 +82,24 @@ def verify(embeddings: Tensor, same: np.ndarray, *, folds: int = FOLDS) -> Verif
         UserError: fewer than 2 folds, fewer pairs than folds, or pairs of one kind only.
         ValueError: shapes that do not fit, or truth values that are not bool.
     """
-    # Not before it is needed: every start of a rank would take a second longer.
-    from sklearn.metrics import auc, roc_curve
-    from sklearn.model_selection import KFold
-
     _check(embeddings, same, folds)
     vectors = embeddings.detach().cpu().double().numpy()
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors / np.where(norms > 0, norms, 1.0)
     distance = np.square(vectors[0::2] - vectors[1::2]).sum(axis=1)  # (P,), 2 - 2 * cosine
 
-    correct = (distance[:, None] < DISTANCES) == same[:, None]  # (P, thresholds)
-    chosen, accuracies = [], []
-    for others, fold in KFold(folds).split(correct):
-        best = correct[others].sum(axis=0).argmax()
-        chosen.append(1 - DISTANCES[best] / 2)
-        accuracies.append(correct[fold, best].mean())
-
-    false_accepts, true_accepts, _ = roc_curve(same, -distance, drop_intermediate=False)
-    # Both rates grow together, so the last point within the limit accepts the most genuine pairs.
-    strict = np.flatnonzero(false_accepts <= FALSE_ACCEPT_LIMIT)[-1]
+    accuracy, accuracy_std, threshold = FoldAccuracy(
+        distance, same, Folds.contiguous(len(same), folds)
+    )()
+    roc = Roc.of(-distance, same)
+    strict = roc.last_within(FALSE_ACCEPT_LIMIT)
     return Verification(
-        accuracy=float(np.mean(accuracies)),
-        accuracy_std=float(np.std(accuracies)),
-        threshold=float(np.mean(chosen)),
-        auc=float(auc(false_accepts, true_accepts)),
-        tar_at_far=float(true_accepts[strict]),
-        far=float(false_accepts[strict]),
+        accuracy=accuracy,
+        accuracy_std=accuracy_std,
+        threshold=threshold,
+        auc=float(roc.auc),
+        tar_at_far=float(roc.tar[strict]),
+        far=float(roc.far[strict]),
     )
 
 
