@@ -66,11 +66,13 @@ class Features:
             damaged image.
         norms: (N,) float32, of the embeddings before their mirror images' were added.
         damaged: what is wrong with which images.
+        flip: whether the mirror image's embedding is added.
     """
 
     embeddings: np.ndarray
     norms: np.ndarray
     damaged: Mapping[int, str]
+    flip: bool = True
 
 
 def extract(
@@ -130,7 +132,7 @@ def extract(
             f"{broken} of {len(images)} embeddings are not finite: the model has diverged, is "
             "untrained, or overflows float16; try bfloat16 or float32, or an earlier checkpoint"
         )
-    return None if found is None else Features(found[:, :-1], found[:, -1], damaged)
+    return None if found is None else Features(found[:, :-1], found[:, -1], damaged, flip)
 
 
 def _of_main(value: T, embedder: Embedder) -> T:

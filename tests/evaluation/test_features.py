@@ -103,7 +103,9 @@ def test_other_weights_images_flips_and_batches_are_kept_apart(tmp_path: Path) -
         (embedder(Counting(), batch_size=3), some_images(), True),
     ]
     for used, images, flip in others:
-        extract(used, images, flip=flip, keep=tmp_path)
+        features = extract(used, images, flip=flip, keep=tmp_path)
+        assert features is not None
+        assert features.flip == flip
         assert used.embed.images > 0  # type: ignore[attr-defined]
     assert len(list(tmp_path.iterdir())) == len(others)
 
