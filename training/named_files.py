@@ -24,12 +24,12 @@ _SETTINGS = {
     "eval.sets": _Expected("a verification set such as lfw.bin, or eval.sets=[] for none"),
     "distill.teacher": _Expected(
         "a checkpoint's folder (RUN/checkpoints/step_…), the folder of a run, RUN@best, RUN@STEP, "
-        "or a file (.pth, .pt, .safetensors, .onnx)",
+        "a file (.pth, .pt, .safetensors, .onnx), or a folder of arcface_torch's",
         folder=True,
     ),
     "run.init_from": _Expected(
-        "a checkpoint (RUN/checkpoints/step_…), the folder of a run, RUN@best, RUN@STEP, or a file "
-        "of weights (.pth, .pt, .safetensors)",
+        "a checkpoint (RUN/checkpoints/step_…), the folder of a run, RUN@best, RUN@STEP, a file of "
+        "weights (.pth, .pt, .safetensors), or a folder of arcface_torch's",
         folder=True,
     ),
     "run.resume": _Expected(

@@ -3,6 +3,7 @@
 RUN, RUN@best, RUN@STEP          a run's newest checkpoint, its best one, that of a step
 RUN/checkpoints/step_…           a checkpoint
 .pth, .pt, .safetensors          a file, whoever saved it
+a folder of arcface_torch's      its model.pt, or the backbone in its first rank's file
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ from training.saving.weight_file import (
 
 T = TypeVar("T")
 
+# What its backbone is in, the last state of it first. Its centers are tools/import_arcface_torch's.
+_OF_ARCFACE_TORCH = ("checkpoint_gpu_0.pt", "model.pt", "backbone.pth")
+
 
 def open_weights(given: str | Path, *, checked: bool = True) -> SavedCheckpoint | SavedFile:
     """Find out what `given` stands for.
@@ -56,7 +60,7 @@ def open_weights(given: str | Path, *, checked: bool = True) -> SavedCheckpoint 
     """
     path, chosen = _on_all(lambda: _find(str(given)))
     if path.is_file():
-        return SavedFile(path)
+        return SavedFile(path, chosen)
     if checked:
         _on_all(lambda: _require_whole(path))
     return SavedCheckpoint(path, chosen)
@@ -139,14 +143,19 @@ class SavedCheckpoint:
 
 @dataclass(frozen=True)
 class SavedFile:
-    """A file of a backbone's weights, read once; it has no configuration."""
+    """A file of a backbone's weights, read once; it has no configuration.
+
+    Attributes:
+        chosen: which of a folder's it is, for the log; empty where it was named itself.
+    """
 
     path: Path
+    chosen: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was changed of the weights, and what of the file is not used."""
-        return self.backbone().notes
+        """Which file it is, what was changed of the weights, and what of the file is not used."""
+        return (*([self.chosen] if self.chosen else []), *self.backbone().notes)
 
     @property
     def architecture(self) -> Architecture:
@@ -196,6 +205,9 @@ def _find(given: str) -> tuple[Path, str]:
         return found, f"{given}: {found.name}{verified}"
     if path.is_file() and path.suffix in SUFFIXES:
         return path, ""
+    for name in _OF_ARCFACE_TORCH:
+        if (path / name).is_file():
+            return path / name, f"{given}: the backbone of {name}"
     if (path / FILE).is_file():
         return path, ""
     found = files.newest(path)

@@ -116,6 +116,20 @@ def test_a_file_is_the_same_weights(run, tmp_path, suffix):
     assert saved.shapes() == backbone
 
 
+@pytest.mark.parametrize("name", ["model.pt", "backbone.pth", "checkpoint_gpu_0.pt"])
+def test_a_folder_that_arcface_torch_left_is_the_backbone_in_it(run, tmp_path, name):
+    content = run.backbone
+    if name.startswith("checkpoint"):
+        other = {key: torch.zeros_like(tensor) for key, tensor in run.backbone.items()}
+        torch.save(other, tmp_path / "model.pt")  # of an earlier epoch: the newer one is taken
+        content = {"epoch": 1, "state_dict_backbone": run.backbone}
+        torch.save(content, tmp_path / "checkpoint_gpu_1.pt")
+    torch.save(content, tmp_path / name)
+    saved = open_weights(tmp_path)
+    assert same(saved.backbone().tensors, run.backbone)
+    assert saved.notes[0] == f"{tmp_path}: the backbone of {name}"
+
+
 def test_what_is_not_there_is_refused_with_what_there_is(run, tmp_path):
     with pytest.raises(WeightsError, match=r"none does not exist: expected .*RUN@best"):
         open_weights(tmp_path / "none")
