@@ -55,7 +55,7 @@ def by_model(evaluation: Evaluation) -> list[Grid]:
     columns: dict[str, list[tuple[str, str]]] = {}  # by the table's title: set and figure
     for name in sets(evaluation):
         for figure in _headlines(evaluation, name):
-            columns.setdefault(_capital(title(plain(figure))), []).append((name, figure))
+            columns.setdefault(_capital(title(figure)), []).append((name, figure))
     for name in sets(evaluation):
         if norm := _norm(evaluation, name):
             columns.setdefault("Mean feature norm", []).append((name, norm))
@@ -73,7 +73,7 @@ def of_set(evaluation: Evaluation, name: str) -> Grid:
             marks.cell(name, figure, result.model, result.figures.get(figure), notes)
             for result in results
         ]
-        rows.append([Cell(title(plain(figure))), *cells])
+        rows.append([Cell(title(figure)), *cells])
     return Grid(
         title=plain(name),
         columns=["figure", *(plain(result.model) for result in results)],
@@ -103,28 +103,30 @@ def of_groups(evaluation: Evaluation, name: str) -> Grid | None:
         rows.append(row)
     return Grid(
         title=f"{plain(name)}: groups",
-        columns=["group", "model", *map(plain, counted), *(title(plain(f)) for f in named)],
+        columns=["group", "model", *map(plain, counted), *(title(f) for f in named)],
         rows=rows,
         names=2,
         notes=notes.texts,
         captions=_captions(results, rows),
+        one_figure_a_row=False,
     )
 
 
-def paired(evaluation: Evaluation) -> Grid | None:
-    """The paired tests between two models; None where there was none."""
-    if not evaluation.comparisons:
+def paired(evaluation: Evaluation, name: str | None = None) -> Grid | None:
+    """The paired tests between two models, on one set or on all; None where there was none."""
+    comparisons = [one for one in evaluation.comparisons if name in (None, one.set)]
+    if not comparisons:
         return None
     notes = Notes()
     rows = [
         [
             Cell(plain(one.set)),
-            Cell(title(plain(one.figure))),
+            Cell(title(one.figure)),
             Cell(f"{plain(one.first)} − {plain(one.second)}"),
             Cell(plain(one.verdict)),
             _signed(cell(one.figure, one.difference, notes), one.difference),
         ]
-        for one in evaluation.comparisons
+        for one in comparisons
     ]
     return Grid(
         title="Differences on the same pairs",
@@ -149,6 +151,7 @@ def cell(name: str, figure: Figure | None, notes: Notes, *, best: bool = False) 
         doubt=interval_text(name, figure),
         best=best,
         note=notes.number(plain(figure.note)),
+        figure=figure,
     )
 
 

@@ -15,6 +15,7 @@ _LOWER_IS_BETTER = {"eer", "fnmr", "fnir", "frr", "fmr", "far", "fpir"}
 # Shares of nothing, and no percentages.
 _SEPARATION = re.compile(r"^d\W?$|d.?prime", re.IGNORECASE)
 NORM = re.compile(r"\bnorm\b", re.IGNORECASE)
+_ABBREVIATION = re.compile(r"\b(tar|far|tmr|fmr|fnmr|frr|eer|auc|tpir|fpir|fnir)\b")
 MISSING = "–"
 
 
@@ -37,8 +38,9 @@ def direction(name: str) -> int:
 
 
 def title(name: str) -> str:
-    """The figure's name with its unit: "accuracy, %"."""
-    return f"{name}, %" if is_percentage(name) else name
+    """The figure's name as people write it, with its unit: "TAR@FAR=0.001, %"."""
+    written = _ABBREVIATION.sub(lambda found: found[0].upper(), plain(name))
+    return f"{written}, %" if is_percentage(name) else written
 
 
 def value_text(name: str, value: float | None) -> str:
@@ -110,4 +112,4 @@ def _number(value: float | None) -> str:
 
 def _digits(width: float) -> int:
     """As many as an interval of this width needs to have two ends that differ."""
-    return min(8, max(1, -math.floor(math.log10(width)))) if width > 0 else 2
+    return min(8, max(1, -math.floor(math.log10(width / 2)))) if width > 0 else 2

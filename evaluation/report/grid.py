@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from evaluation.result import Figure
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -15,12 +17,14 @@ class Cell:
         doubt: the interval, which may be set smaller.
         best: whether it is shown to be better than every other of its kind.
         note: the number of a note of the grid; 0 for none.
+        figure: whose text it is, where it is a figure's.
     """
 
     text: str
     doubt: str = ""
     best: bool = False
     note: int = 0
+    figure: Figure | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Grid:
         names: so many columns at the left are names, set flush left; the others are numbers.
         notes: what the cells' notes refer to, the first by 1.
         captions: what is true of the whole table, a sentence each.
+        one_figure_a_row: whether a row holds one kind of figure, or a column does.
     """
 
     title: str
@@ -42,6 +47,7 @@ class Grid:
     names: int
     notes: Sequence[str] = ()
     captions: Sequence[str] = ()
+    one_figure_a_row: bool = True
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.title

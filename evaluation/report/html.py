@@ -1,0 +1,169 @@
+"""One page that shows an Evaluation: complete in itself, without network, with or without faces."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from datetime import datetime
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from xml.etree.ElementTree import Element, tostring
+
+from evaluation.report.comparison import by_set, sets
+from evaluation.report.element import element
+from evaluation.report.figure_text import plain
+from evaluation.report.html_table import html_table
+from evaluation.report.provenance import how_made, models_table, overlap_facts
+from evaluation.report.set_section import set_section
+from evaluation.report.thumbnails import Pictures, Thumbnails
+from evaluation.result import Evaluation
+from pipeline.whole_file import write_whole
+
+
+def write_html(
+    evaluation: Evaluation, path: str | Path, *, pictures: Pictures | None = None
+) -> None:
+    """Write the page, complete or not at all.
+
+    Args:
+        pictures: (set, name of an image) to its encoded bytes, None for one that there is not; it
+            is asked for the hardest pairs alone. Without it the page holds no picture of anyone,
+            and says so.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    write_whole(Path(path), page(evaluation, pictures=pictures))
+
+
+def page(evaluation: Evaluation, *, pictures: Pictures | None = None) -> str:
+    """The page's text; arguments as for `write_html`."""
+    thumbnails = Thumbnails(pictures)
+    series = {model.name: place for place, model in enumerate(evaluation.models)}
+    anchors = {name: f"set-{place}" for place, name in enumerate(sets(evaluation), 1)}
+    sections = [
+        set_section(evaluation, name, anchor=anchor, series=series, thumbnails=thumbnails)
+        for name, anchor in anchors.items()
+    ]
+    body = element(
+        "body",
+        _header(evaluation, thumbnails),
+        element(
+            "main",
+            _summary(evaluation, series, anchors),
+            *sections,
+            _leaks(evaluation),
+            element(
+                "section",
+                element("h2", "Models"),
+                models_table(evaluation, series),
+                id="models",
+            ),
+            element(
+                "section",
+                element("h2", "How every number was made"),
+                *how_made(evaluation),
+                id="provenance",
+            ),
+        ),
+    )
+    style, script = _verbatim("style", "page.css"), _verbatim("script", "page.js")
+    body.append(script)
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        _policy(style, script),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("meta", name="referrer", content="no-referrer"),
+        element("title", f"{_heading(evaluation)} – Facestream"),
+        style,
+    )
+    whole = element("html", head, body, lang="en")
+    return "<!DOCTYPE html>\n" + tostring(whole, encoding="unicode", method="html") + "\n"
+
+
+def _header(evaluation: Evaluation, thumbnails: Thumbnails) -> Element:
+    made = _moment(max((result.made for result in evaluation.results), default=""))
+    codes = ", ".join(dict.fromkeys(result.code for result in evaluation.results))
+    return element(
+        "header",
+        element("p", "Face recognition · evaluation", class_="eyebrow"),
+        element("h1", _heading(evaluation)),
+        element("p", " · ".join(part for part in (made, codes) if part), class_="subtitle"),
+        element("p", _pictures_held(thumbnails), class_="subtitle"),
+    )
+
+
+def _heading(evaluation: Evaluation) -> str:
+    models, places = evaluation.models, sets(evaluation)
+    who = plain(models[0].name) if len(models) == 1 else f"{len(models)} models"
+    where = plain(places[0]) if len(places) == 1 else f"{len(places)} sets"
+    return f"{who} on {where}"
+
+
+def _moment(made: str) -> str:
+    """ "1 March 2026, 12:00 UTC"; what is no ISO 8601 stays as it is."""
+    try:
+        moment = datetime.fromisoformat(made.replace("Z", "+00:00"))
+    except ValueError:
+        return made
+    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
+
+
+def _pictures_held(thumbnails: Thumbnails) -> str:
+    if not thumbnails.wanted:
+        return "This report holds no pictures of people: they were left out."
+    if not thumbnails.count:
+        return "This report holds no pictures of people."
+    return f"This report holds {thumbnails.count} pictures of people: share it as you would them."
+
+
+def _summary(evaluation: Evaluation, series: dict[str, int], anchors: dict[str, str]) -> Element:
+    return element(
+        "section",
+        element("h2", "Summary"),
+        html_table(
+            by_set(evaluation),
+            series=series if len(series) > 1 else {},
+            links={plain(name): anchor for name, anchor in anchors.items()},
+        ),
+        id="summary",
+    )
+
+
+def _leaks(evaluation: Evaluation) -> Element | None:
+    if not evaluation.overlap:
+        return None
+    return element(
+        "section",
+        element("h2", "Leak check"),
+        overlap_facts(evaluation.overlap),
+        id="leaks",
+    )
+
+
+def _policy(*allowed: Element) -> Element:
+    """Nothing is fetched, and no style or script but the page's own: a name cannot bring one in."""
+    style, script = (
+        f"'sha256-{base64.b64encode(hashlib.sha256(part.text.encode()).digest()).decode()}'"
+        for part in allowed
+    )
+    return element(
+        "meta",
+        http_equiv="Content-Security-Policy",
+        content=f"default-src 'none'; img-src data:; style-src {style}; script-src {script}; "
+        "base-uri 'none'; form-action 'none'",
+    )
+
+
+def _verbatim(tag: str, file: str) -> Element:
+    made = Element(tag)
+    made.text = _own_file(file)
+    return made
+
+
+@cache
+def _own_file(name: str) -> str:
+    return (files("evaluation.report") / name).read_text(encoding="utf-8")
