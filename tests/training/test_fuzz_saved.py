@@ -18,11 +18,11 @@ from pipeline.records.manifest import manifest_path, read_names
 from pipeline.records.record_file import fingerprint
 from tests import damage
 from tests.training import tiny
-from tests.training.distill.test_onnx_network import open_network, write_onnx
+from tests.training.frozen.test_onnx_network import open_network, write_onnx
 from tests.training.saving.test_checkpoint_files import make
 from training.config import ConfigError, load_config
 from training.distill.embedding_cache import EmbeddingCacheError, open_embeddings, write_embeddings
-from training.distill.onnx_network import OnnxError
+from training.frozen.onnx_file import OnnxError
 from training.reporting.journal import forget_after, read_curves
 from training.saving import files, resume
 from training.saving.files import CheckpointError

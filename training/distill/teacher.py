@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from evaluation.embedding import on_pixels
 from facestream import UserError
 from models.input import Input
 from training.config import Config
-from training.distill.onnx_network import OnnxNetwork
 from training.distributed import together
+from training.frozen.model import ONNX, digest_of_weights, open_saved, run_onnx
+from training.frozen.onnx_file import digest_of_file
+from training.frozen.onnx_network import open_onnx
 from training.named_files import check_named_files
-from training.saving.reading import SavedCheckpoint, open_weights
+from training.saving.reading import SavedCheckpoint, SavedFile, open_weights
 from training.step.precision import Precision
-
-_ONNX = ".onnx"
 
 
 class TeacherError(UserError):
@@ -48,19 +47,13 @@ def load_teacher(config: Config, *, device: torch.device, precision: Precision) 
             of another network.
     """
     given, wanted = _given(config), config.teacher_input
-    if given.endswith(_ONNX):
-        network: Callable[[Tensor], Tensor] = OnnxNetwork(Path(given), wanted, device=device)
-        digest, dtype = _file_digest(Path(given)), torch.float32
+    if given.endswith(ONNX):
+        opened = run_onnx(open_onnx(Path(given), device=device), wanted)
     else:
-        frozen = _read_network(given, config).requires_grad_(False).eval()
-        digest, dtype = _weights_digest(frozen), precision.compute_dtype
-        network = frozen.to(device)
-
-    embed = on_pixels(network, device=device, dtype=dtype, prepare=wanted)
-    size = config.data.image_size
-    black = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=device)
+        saved, dtype = _saved(given, config), precision.compute_dtype
+        opened = open_saved(saved, given, device=device, dtype=dtype, folded=False, wanted=wanted)
     return Teacher(
-        embed, embedding_dim=embed(black).shape[1], fingerprint=_fingerprint(digest, config)
+        opened.embed, opened.embedding_dim, fingerprint=_fingerprint(opened.digest, config)
     )
 
 
@@ -70,7 +63,7 @@ def name_teacher(config: Config) -> str:
     Call it on every rank; raises as `load_teacher`.
     """
     given = _given(config)
-    if given.endswith(_ONNX):
+    if given.endswith(ONNX):
         return given
     saved = open_weights(given, checked=False)
     return (isinstance(saved, SavedCheckpoint) and saved.chosen) or given
@@ -83,9 +76,9 @@ def fingerprint_teacher(config: Config) -> str:
     weights, so a checkpoint and a state dict of the same network have the same one.
     """
     given = _given(config)
-    if given.endswith(_ONNX):
-        return _fingerprint(_file_digest(Path(given)), config)
-    return _fingerprint(_weights_digest(_read_network(given, config)), config)
+    if given.endswith(ONNX):
+        return _fingerprint(digest_of_file(Path(given)), config)
+    return _fingerprint(digest_of_weights(_saved(given, config).network()), config)
 
 
 def _fingerprint(digest: str, config: Config) -> str:
@@ -101,8 +94,8 @@ def _given(config: Config) -> str:
     return config.distill.teacher
 
 
-def _read_network(path: str, config: Config) -> nn.Module:
-    """A network of ours, from whatever it was saved in, where it fits what the run gives it."""
+def _saved(path: str, config: Config) -> SavedCheckpoint | SavedFile:
+    """A network of ours, in whatever it was saved in, where it fits what the run gives it."""
     saved = open_weights(path)
     architecture, wanted = saved.architecture, config.teacher_input
     found = f"distill.teacher={path} is of {architecture.name}"
@@ -120,23 +113,4 @@ def _read_network(path: str, config: Config) -> nn.Module:
             f"{found} for images of {architecture.image_size} pixels in NCHW, and it would be "
             f"given {wanted}: expected the same, set data.image_size or distill.input"
         )
-    return saved.network()
-
-
-def _weights_digest(network: nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    """Of an ONNX file, and of the weights that torch's exporter may have put beside it."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in (path, path.with_name(f"{path.name}.data")):
-        if part.is_file():
-            with part.open("rb") as file:
-                while block := file.read(1 << 24):
-                    digest.update(block)
-    return digest.hexdigest()
+    return saved

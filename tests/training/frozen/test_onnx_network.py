@@ -12,8 +12,9 @@ import torch
 from models.input import Input
 from tests.training import tiny
 from training.config import Config, DataConfig, DistillConfig, override
-from training.distill.onnx_network import OnnxError, OnnxNetwork
 from training.distill.teacher import fingerprint_teacher, load_teacher
+from training.frozen.onnx_file import OnnxError
+from training.frozen.onnx_network import OnnxNetwork, open_onnx
 from training.step.precision import choose_precision
 
 CPU = torch.device("cpu")
@@ -44,11 +45,12 @@ def write_onnx(
     nodes.append(node("ReduceMean", ["pixels"], ["color"], axes=axes, keepdims=0))
     nodes.append(node("MatMul", ["color", "weight"], ["features"]))
     nodes += [node(op, [*names], ["embeddings"], **more) for op, names, more in _TAILS[tail]]
-    rank = 4 if tail == "map" else 2
+    rank = 4 if tail.startswith("map") else 2
     constants = {
         "weight": weight[:channels].numpy(),
         "one_row": np.array([1, -1]),
         "last_two": np.array([2, 3]),
+        "halves": np.array([-1, DIM // 2, 2, 1]),
     }
     graph = helper.make_graph(
         nodes,
@@ -65,6 +67,7 @@ def write_onnx(
 _TAILS = {
     "flat": [("Identity", ["features"], {})],
     "map": [("Unsqueeze", ["features", "last_two"], {})],
+    "maps": [("Reshape", ["features", "halves"], {})],
     "folded": [("Reshape", ["features", "one_row"], {})],  # (1, B · D)
     "normalized over the batch": [("Softmax", ["features"], {"axis": 0})],
 }
@@ -76,7 +79,7 @@ def weight():
 
 
 def open_network(path, **wanted):
-    return OnnxNetwork(path, Input(**{"size": SIZE, **wanted}), device=CPU)
+    return OnnxNetwork(open_onnx(path, device=CPU), Input(**{"size": SIZE, **wanted}))
 
 
 @needs_onnx
@@ -86,6 +89,27 @@ def test_embeddings_are_torchs_for_every_batch_size_and_layout(tmp_path, weight)
     for batch in (1, 5, 2):
         images = torch.randn(batch, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
         torch.testing.assert_close(network(images), images.mean((2, 3)) @ weight)
+
+
+@needs_onnx
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_file_of_a_fixed_batch_size_embeds_any_number_of_images(batch, tmp_path, weight):
+    write_onnx(tmp_path / "x.onnx", weight, batch=batch)
+    network = open_network(tmp_path / "x.onnx")
+    for count in (1, 4, 7):
+        images = torch.randn(count, 3, SIZE, SIZE)
+        torch.testing.assert_close(network(images), images.mean((2, 3)) @ weight)
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("changes", "atol"), [({"tail": "map"}, 1e-5), ({"kind": "FLOAT16"}, 1e-2)]
+)
+def test_maps_of_one_pixel_and_half_precision_are_embeddings(changes, atol, tmp_path, weight):
+    write_onnx(tmp_path / "x.onnx", weight, **changes)
+    images = torch.randn(3, 3, SIZE, SIZE)
+    found = open_network(tmp_path / "x.onnx")(images)
+    torch.testing.assert_close(found, images.mean((2, 3)) @ weight, atol=atol, rtol=0)
 
 
 @needs_onnx
@@ -100,7 +124,7 @@ def test_embeddings_that_are_no_numbers_are_refused(value, tmp_path, weight):
 @needs_onnx
 def test_embeddings_without_a_feature_are_refused(tmp_path, weight):
     write_onnx(tmp_path / "x.onnx", weight[:, :0])
-    with pytest.raises(OnnxError, match=r"shape \(2, 0\) of two images, expected float32"):
+    with pytest.raises(OnnxError, match=r"shape \(2, 0\) of 2 images, expected float32"):
         open_network(tmp_path / "x.onnx")
 
 
@@ -117,7 +141,7 @@ def test_an_output_that_is_no_tensor_is_refused(tmp_path):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(OnnxError, match="makes a list of two images"):
+    with pytest.raises(OnnxError, match="makes a list of 2 images"):
         open_network(path)
 
 
@@ -163,15 +187,18 @@ def test_as_a_teacher_it_is_given_what_distill_input_says(tmp_path, weight):
 @pytest.mark.parametrize(
     ("changes", "wanted", "complaint"),
     [
-        ({"batch": 1}, {}, r"\[1, 3, 32, 32\], with 1 for the batch. Export it with a free"),
-        ({}, {"size": 64}, r"RGB in \[-1, 1\], 64 pixels.*Set distill.input.layout=nchw.*size=32"),
+        ({}, {"size": 64}, r"RGB in \[-1, 1\], 64 pixels.*layout=nchw .*size=32 .*say nchw,32 in"),
         ({"shape": (SIZE, SIZE, 3)}, {}, "Set distill.input.layout=nhwc distill.input.size=32"),
         ({"shape": (3, 64, SIZE)}, {}, "Expected three channels, and height and width alike"),
         ({"shape": (1, SIZE, SIZE)}, {}, "Expected three channels, and height and width alike"),
-        ({"shape": (3, SIZE)}, {}, r"expected four axes, \(batch, 3, 32, 32\)"),
-        ({"kind": "FLOAT16"}, {}, r"is tensor\(float16\) .*, expected float32"),
-        ({"tail": "map"}, {}, r"of shape \(2, 8, 1, 1\) of two images, expected float32"),
-        ({"tail": "folded"}, {}, r"\(1, 16\) of two images and \(1, 24\) of three: the batch is"),
+        (
+            {"shape": (3, SIZE)},
+            {},
+            r"without one for the batch; expected four axes, \(batch, 3, hei",
+        ),
+        ({"kind": "DOUBLE"}, {}, r"is tensor\(double\) .*, expected float32 or float16"),
+        ({"tail": "maps"}, {}, r"of shape \(2, 4, 2, 1\) of 2 images, expected float32"),
+        ({"tail": "folded"}, {}, r"\(1, 16\) of 2 images and \(1, 24\) of 3: the batch is"),
         ({"tail": "normalized over the batch"}, {}, "in another way beside two others than beside"),
     ],
 )
@@ -200,17 +227,16 @@ def test_an_onnxruntime_without_the_devices_provider_is_refused(monkeypatch):
     runtime.get_available_providers = lambda: ["CPUExecutionProvider"]
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     with pytest.raises(OnnxError, match="expected XPUExecutionProvider: on GPUs it takes"):
-        OnnxNetwork(Path("x.onnx"), Input(size=SIZE), device=torch.device("xpu", 0))
+        open_onnx(Path("x.onnx"), device=torch.device("xpu", 0))
 
 
 @pytest.mark.usefixtures("world")
-def test_the_fingerprint_needs_no_onnxruntime_and_takes_in_external_weights(tmp_path, monkeypatch):
+def test_the_fingerprint_needs_no_onnxruntime(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     path = tmp_path / "x.onnx"
     config = Config(data=DataConfig(train="x.rec"), distill=DistillConfig(teacher=str(path)))
-    path.write_bytes(b"graph")
-    seen = {fingerprint_teacher(config)}
-    for weights in (b"one", b"two"):
-        (tmp_path / "x.onnx.data").write_bytes(weights)
+    seen = set()
+    for graph in (b"one graph", b"another"):
+        path.write_bytes(graph)
         seen.add(fingerprint_teacher(config))
-    assert len(seen) == 3
+    assert len(seen) == 2
