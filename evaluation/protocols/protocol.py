@@ -44,15 +44,26 @@ class Asked:
 class TestSet(Protocol):
     """A set of images and what is asked of them: pairs, templates, galleries and probes.
 
+    It is a frozen dataclass: a degraded set is a copy with other images, name and `about`.
+
     Attributes:
         name: as shown: "lfw", "lfw+blur", "ijbc".
         images: to embed.
         headline: the score by which models are compared: "accuracy", "tar@far=0.0001", "rank-1".
+        about: what a result is to say of how the set was made, such as a degradation.
     """
 
-    name: str
-    images: Images
-    headline: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def images(self) -> Images: ...
+
+    @property
+    def headline(self) -> str: ...
+
+    @property
+    def about(self) -> Mapping[str, str]: ...
 
     def scores(self, features: Features) -> dict[str, float]:
         """A few figures without intervals, quick enough to be made at every epoch."""

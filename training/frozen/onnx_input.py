@@ -30,7 +30,7 @@ _IMAGENET = {
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})")
 # As ONNX itself defines it (docs/MetadataProps.md of onnx/onnx).
-_STANDARD = {
+_STANDARD: dict[str, dict[str, dict[str, Any]]] = {
     "image.bitmappixelformat": {"rgb8": {"color": "rgb"}, "bgr8": {"color": "bgr"}},
     "image.nominalpixelrange": {
         "nominalrange_0_255": {"range": (0.0, 255.0)},
