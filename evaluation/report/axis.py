@@ -19,7 +19,7 @@ class Axis:
         label: what is measured along it.
         low, high: its ends, low < high; above 0 where it is logarithmic.
         log: whether it is logarithmic.
-        percent: whether shares are written in percent.
+        percent: whether shares are written in percent, on a linear axis.
     """
 
     label: str
@@ -52,8 +52,6 @@ class Axis:
         return [(i * step, self._text(i * step, step)) for i in range(first, last + 1)]
 
     def _power(self, power: int) -> str:
-        if self.percent and power >= -5:
-            return f"{10.0 ** (power + 2):.{max(0, -power - 2)}f}%"
         return "1" if power == 0 else f"10{str(power).translate(_SUPERSCRIPTS)}"
 
     def _text(self, value: float, step: float) -> str:
@@ -65,13 +63,13 @@ class Axis:
         return f"{value:,.{digits}f}" + ("%" if self.percent else "")
 
 
-def log_axis(label: str, values: Iterable[float], *, percent: bool = False) -> Axis:
-    """From the power of ten below the smallest positive value to 1 or what is above the largest."""
+def log_axis(label: str, values: Iterable[float], *, to_one: bool) -> Axis:
+    """From the power of ten below the least positive value to 1, or to that above the largest."""
     positive = [value for value in values if value > 0 and math.isfinite(value)]
     low = math.floor(_log(min(positive, default=0.001)) + 1e-9)
-    high = max(0, math.ceil(_log(max(positive, default=1)) - 1e-9))
+    high = 0 if to_one else math.ceil(_log(max(positive, default=1)) - 1e-9)
     low = max(high - _MOST_DECADES, min(low, high - _FEWEST_DECADES))
-    return Axis(label, 10.0**low, 10.0**high, log=True, percent=percent)
+    return Axis(label, 10.0**low, 10.0**high, log=True)
 
 
 def share_axis(label: str, values: Iterable[float], *, to_one: bool) -> Axis:

@@ -65,7 +65,8 @@ def roc(results: Sequence[Result], series: Mapping[str, int]) -> Chart | None:
     lines = _lines("roc", results, series)
     if not lines:
         return None
-    x = log_axis("false accept rate", [point[0] for line in lines for point in line.points])
+    rates = [x for line in lines for x, _ in line.points]
+    x = log_axis("false accept rate", rates, to_one=True)
     lowest = [
         low
         for line in lines
@@ -89,12 +90,13 @@ def det(results: Sequence[Result], series: Mapping[str, int]) -> Chart | None:
     if not lines:
         return None
     points = [point for line in lines for point in line.points]
+    x = log_axis("false match rate", [at for at, _ in points], to_one=True)
     return Chart(
         kind="det",
         title="DET",
         about="False non-match rate at each false match rate; the lower, the better.",
-        x=log_axis("false match rate", [x for x, _ in points]),
-        y=log_axis("false non-match rate", [y for _, y in points]),
+        x=x,
+        y=log_axis("false non-match rate", [y for at, y in points if at >= x.low], to_one=False),
         lines=lines,
         unshown=_unshown(results),
     )
@@ -162,7 +164,9 @@ def scores(result: Result) -> Chart | None:
         about="Share of the genuine and of the impostor pairs at each cosine.",
         x=Axis("cosine", low, high if high > low else low + 0.1),
         y=share_axis(
-            "share of pairs", [y for line in shapes for _, y in line.points], to_one=False
+            "share of pairs",
+            [1.1 * y for line in shapes for _, y in line.points],  # room for the names above
+            to_one=False,
         ),
         lines=shapes,
         marks=marks,

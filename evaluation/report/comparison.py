@@ -18,6 +18,7 @@ from evaluation.report.figure_text import (
 from evaluation.report.grid import Cell, Grid, Notes
 from evaluation.result import Evaluation, Figure, Model, Result
 
+_PAIRED = ("models", "figure", "what is shown", "difference")
 BEST = "Marked in bold: shown to be better than every other model by paired tests on the same pairs"
 
 
@@ -85,7 +86,10 @@ def of_set(evaluation: Evaluation, name: str) -> Grid:
 
 
 def of_groups(evaluation: Evaluation, name: str) -> Grid | None:
-    """The groups of one set: a row a group and model; None where it has no groups."""
+    """The groups of one set: a row a group and model; None where it has no groups.
+
+    A group's name stands in its first row alone.
+    """
     results = [result for result in evaluation.results if result.set == name and result.groups]
     if not results:
         return None
@@ -96,8 +100,9 @@ def of_groups(evaluation: Evaluation, name: str) -> Grid | None:
     counted = list(dict.fromkeys(kind for group in found for kind in group.counts))
     named = list(dict.fromkeys(figure for group in found for figure in group.figures))
     rows = []
-    for (part, result), group in zip(parts, found):
-        row = [Cell(plain(part)), Cell(plain(result.model))]
+    for i, ((part, result), group) in enumerate(zip(parts, found)):
+        again = i > 0 and parts[i - 1][0] == part
+        row = [Cell("" if again else plain(part)), Cell(plain(result.model))]
         row += [Cell(f"{group.counts[k]:,}" if k in group.counts else MISSING) for k in counted]
         row += [cell(figure, group.figures.get(figure), notes) for figure in named]
         rows.append(row)
@@ -113,16 +118,19 @@ def of_groups(evaluation: Evaluation, name: str) -> Grid | None:
 
 
 def paired(evaluation: Evaluation, name: str | None = None) -> Grid | None:
-    """The paired tests between two models, on one set or on all; None where there was none."""
+    """The paired tests between two models, on one set or on all; None where there was none.
+
+    The sets are named where all are asked for.
+    """
     comparisons = [one for one in evaluation.comparisons if name in (None, one.set)]
     if not comparisons:
         return None
     notes = Notes()
     rows = [
         [
-            Cell(plain(one.set)),
-            Cell(title(one.figure)),
+            *([Cell(plain(one.set))] if name is None else []),
             Cell(f"{plain(one.first)} − {plain(one.second)}"),
+            Cell(title(one.figure)),
             Cell(plain(one.verdict)),
             _signed(cell(one.figure, one.difference, notes), one.difference),
         ]
@@ -130,9 +138,9 @@ def paired(evaluation: Evaluation, name: str | None = None) -> Grid | None:
     ]
     return Grid(
         title="Differences on the same pairs",
-        columns=["set", "figure", "models", "what is shown", "difference"],
+        columns=[*(["set"] if name is None else []), *_PAIRED],
         rows=rows,
-        names=4,
+        names=len(_PAIRED) - (name is not None),
         notes=notes.texts,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
@@ -117,15 +118,22 @@ def _pictures_held(thumbnails: Thumbnails) -> str:
         return "This report holds no pictures of people: they were left out."
     if not thumbnails.count:
         return "This report holds no pictures of people."
-    return f"This report holds {thumbnails.count} pictures of people: share it as you would them."
+    return (
+        f"This report holds {thumbnails.count} pictures of people: show it to those alone who may "
+        "see them."
+    )
 
 
 def _summary(evaluation: Evaluation, series: dict[str, int], anchors: dict[str, str]) -> Element:
+    grid = by_set(evaluation)
+    below = [
+        [replace(name, doubt=figure.text), *numbers] for name, figure, *numbers in grid.rows
+    ]  # what the headline figure is stands below the set's name
     return element(
         "section",
         element("h2", "Summary"),
         html_table(
-            by_set(evaluation),
+            replace(grid, columns=[grid.columns[0], *grid.columns[2:]], rows=below, names=1),
             series=series if len(series) > 1 else {},
             links={plain(name): anchor for name, anchor in anchors.items()},
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from evaluation.report.element import Content, element
@@ -11,7 +12,18 @@ from evaluation.report.grid import Cell, Grid
 from evaluation.report.svg import interval_bar, key
 from evaluation.result import Figure
 
+_IN_ONE_LINE = 3  # columns at most whose intervals stand beside the numbers, not below
+
+Scale = tuple[float, float]
 Span = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Whether any number of a column has an interval, and whether any is drawn as a bar."""
+
+    doubts: bool
+    bars: bool
 
 
 def html_table(
@@ -31,28 +43,43 @@ def html_table(
         element(
             "th",
             key(series[name]) if name in series else None,
-            name,
+            element("span", name, class_="head"),
             scope="col",
             class_="name" if i < grid.names else "number",
         )
         for i, name in enumerate(grid.columns)
     ]
     scales = _scales(grid)
-    rows = [
-        element(
-            "tr",
-            *(_name(cell, first=i == 0, links=links, series=series) for i, cell in enumerate(left)),
-            *(_number(cell, scale) for cell, scale in zip(right, scales[number])),
-        )
-        for number, (left, right) in enumerate(
-            (r[: grid.names], r[grid.names :]) for r in grid.rows
-        )
+    layouts = [
+        Layout(any(cell.doubt for cell in column), any(column_scales))
+        for column, column_scales in zip(zip(*(r[grid.names :] for r in grid.rows)), zip(*scales))
     ]
+    rows, heading = [], None
+    for row, row_scales in zip(grid.rows, scales):
+        first, *others = row[: grid.names]
+        if heading is not None and not first.text:  # it holds for this row, too
+            heading.set("rowspan", str(1 + int(heading.get("rowspan", 1))))
+            names = []
+        else:
+            target = links.get(first.text)
+            text = element("a", first.text, href=f"#{target}") if target else first.text
+            stroke = key(series[first.text]) if first.text in series else None
+            below = element("span", first.doubt, class_="doubt") if first.doubt else None
+            fitted = element("span", text, below, class_="fit")
+            heading = element("th", stroke, fitted, scope="row", class_="name")
+            names = [heading]
+        names += [_name(cell, series) for cell in others]
+        numbers = [
+            _number(cell, scale, layout)
+            for cell, scale, layout in zip(row[grid.names :], row_scales, layouts)
+        ]
+        rows.append(element("tr", *names, *numbers))
     table = element(
         "table",
         element("caption", grid.title, class_="unseen"),
         element("thead", element("tr", *heads)),
         element("tbody", *rows),
+        class_="inline" if len(grid.columns) - grid.names <= _IN_ONE_LINE else None,
     )
     return element(
         "div",
@@ -82,30 +109,26 @@ def facts(pairs: Iterable[tuple[str, Content]]) -> Element:
     )
 
 
-def _name(
-    cell: Cell, *, first: bool, links: Mapping[str, str], series: Mapping[str, int]
-) -> Element:
-    target = links.get(cell.text) if first else None
-    text: Content = element("a", cell.text, href=f"#{target}") if target else cell.text
+def _name(cell: Cell, series: Mapping[str, int]) -> Element:
     stroke = key(series[cell.text]) if cell.text in series else None
-    if first:
-        return element("th", stroke, text, scope="row", class_="name")
-    return element("td", stroke, text, class_="name")
+    return element("td", stroke, element("span", cell.text, class_="fit"), class_="name")
 
 
-def _number(cell: Cell, scale: tuple[float, float] | None) -> Element:
+def _number(cell: Cell, scale: Scale | None, layout: Layout) -> Element:
+    """A cell with room for what others of its column have, so that numbers stay aligned."""
     span = _span(cell.figure)
     note = element("sup", str(cell.note), class_="note") if cell.note else None
+    bar = interval_bar(*span, scale) if span and scale else element("span", class_="bar")
     return element(
         "td",
         element("strong" if cell.best else "span", cell.text, note, class_="value"),
-        element("span", cell.doubt, class_="doubt") if cell.doubt else None,
-        interval_bar(*span, scale) if span and scale else None,
+        element("span", cell.doubt, class_="doubt") if layout.doubts else None,
+        bar if layout.bars else None,
         class_="number best" if cell.best else "number",
     )
 
 
-def _scales(grid: Grid) -> list[list[tuple[float, float] | None]]:
+def _scales(grid: Grid) -> list[list[Scale | None]]:
     """For every cell right of the names what its bar is drawn on: that of its row or column."""
     spans = [[_span(cell.figure) for cell in row[grid.names :]] for row in grid.rows]
     if grid.one_figure_a_row:
@@ -114,7 +137,7 @@ def _scales(grid: Grid) -> list[list[tuple[float, float] | None]]:
     return [columns for _ in spans]
 
 
-def _scale(spans: Sequence[Span | None]) -> tuple[float, float] | None:
+def _scale(spans: Sequence[Span | None]) -> Scale | None:
     """From the lowest end to the highest; None for fewer than two, which compare with nothing."""
     found = [span for span in spans if span]
     if len(found) < 2:

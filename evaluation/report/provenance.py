@@ -8,6 +8,7 @@ from xml.etree.ElementTree import Element
 
 from evaluation.report.comparison import sets
 from evaluation.report.element import Content, element
+from evaluation.report.figure_text import interval_words
 from evaluation.report.html_table import facts, scrolling
 from evaluation.report.svg import key
 from evaluation.result import Evaluation, Result
@@ -69,7 +70,7 @@ def _told(result: Result) -> dict[str, str]:
         "protocol": result.protocol,
         **{str(name): _words(value) for name, value in result.settings.items()},
         "counts": ", ".join(f"{count:,} {kind}" for kind, count in result.counts.items()) or "–",
-        "intervals": _words(result.interval) if result.interval else "none",
+        "intervals": interval_words(result.interval) or "none",
         "made": result.made or "–",
         "code": result.code,
     }

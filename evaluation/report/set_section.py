@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from xml.etree.ElementTree import Element
 
 from evaluation.report import charts
@@ -39,13 +40,12 @@ def set_section(
     groups = of_groups(evaluation, name)
     return element(
         "section",
+        element("a", "↑ Summary", href="#summary", class_="up"),
         element("h2", name),
         element("p", _subtitle(results), class_="subtitle"),
-        _legend(results, colors),
-        _charts(results, series),
-        element("h3", "Figures"),
         html_table(of_set(evaluation, name), series=colors),
         *([element("h3", tests.title), html_table(tests)] if tests else []),
+        *_charts(results, series, _legend(results, colors)),
         *([element("h3", "Groups"), html_table(groups, series=colors)] if groups else []),
         *_hardest(results, thumbnails),
         id=anchor,
@@ -73,35 +73,43 @@ def _legend(results: Iterable[Result], colors: Mapping[str, int]) -> Element | N
     return element("ul", *entries, class_="legend") if entries else None
 
 
-def _charts(results: Sequence[Result], series: Mapping[str, int]) -> Element | None:
+def _charts(
+    results: Sequence[Result], series: Mapping[str, int], legend: Element | None
+) -> Iterable[Element]:
     drawn: list[Chart | None] = [
         draw(results, series) for draw in (charts.roc, charts.det, charts.cmc, charts.discard)
     ]
-    curves = [_figure(chart) for chart in drawn if chart]
+    curves = [chart for chart in drawn if chart]
     spreads = [chart for result in results if (chart := charts.scores(result))]
     if len(spreads) == 1:  # beside the others, where it is named by what it shows
-        curves.append(_figure(spreads[0], title="Scores"))
-        spreads = []
-    small = [_figure(chart, small=True) for chart in spreads]
-    if not curves and not small:
-        return None
-    return element(
-        "div",
-        element("div", *curves, class_="charts") if curves else None,
-        element("h3", "Scores") if small else None,
-        element("div", *small, class_="charts small") if small else None,
-    )
+        curves.append(replace(spreads.pop(), title="Scores"))
+    if curves:
+        yield element("h3", "Curves")
+        if legend is not None:
+            yield legend
+        # Three abreast where that leaves no gap; each is drawn at about the size it is shown in.
+        abreast = 3 if len(curves) % 3 == 0 else 2
+        size = (340, 270) if abreast == 3 else (510, 310)
+        yield element(
+            "div",
+            *(_figure(chart, size, chart.about) for chart in curves),
+            class_=f"charts by-{abreast}",
+        )
+    if spreads:
+        yield element("h3", "Scores")
+        yield element("p", spreads[0].about, class_="caption")
+        yield element(
+            "div", *(_figure(chart, (300, 190), "") for chart in spreads), class_="charts by-4"
+        )
 
 
-def _figure(chart: Chart, *, title: str | None = None, small: bool = False) -> Element:
-    unshown = chart.unshown is not None and chart.unshown > chart.x.low
-    about = chart.about
-    if unshown:
-        about += f" Shaded: rates below {chart.unshown:.2g}, of which this set has too few pairs."
+def _figure(chart: Chart, size: tuple[float, float], about: str) -> Element:
+    if chart.unshown is not None and chart.unshown > chart.x.low:
+        about += f" Shaded: rates below {chart.unshown:.2g}, for which this set has too few pairs."
     return element(
         "figure",
-        element("figcaption", element("b", title or chart.title), None if small else f" {about}"),
-        svg(chart, width=300, height=190) if small else svg(chart),
+        element("figcaption", element("b", chart.title), f" {about}" if about else None),
+        svg(chart, *size),
     )
 
 

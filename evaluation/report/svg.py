@@ -26,7 +26,7 @@ class Frame:
     def __init__(self, chart: Chart, width: float, height: float) -> None:
         self.x, self.y = chart.x, chart.y
         self.width, self.height = width, height
-        self.left, self.right = 62.0, width - 12
+        self.left, self.right = 62.0, width - 18
         self.top, self.bottom = 10.0, height - 40
 
     def across(self, value: float) -> float:
@@ -36,8 +36,8 @@ class Frame:
         return self.bottom - self.y.place(value) * (self.bottom - self.top)
 
 
-def svg(chart: Chart, *, width: float = 460, height: float = 300) -> Element:
-    """The chart as an <svg>, in units of CSS pixels at its natural size."""
+def svg(chart: Chart, width: float, height: float) -> Element:
+    """The chart as an <svg>; width and height are CSS pixels at its natural size."""
     frame = Frame(chart, width, height)
     drawn = element(
         "svg",
@@ -48,6 +48,7 @@ def svg(chart: Chart, *, width: float = 460, height: float = 300) -> Element:
         data_frame=f"{frame.left:g} {frame.top:g} {frame.right:g} {frame.bottom:g}",
         data_x=_scale(chart.x),
         data_y=_scale(chart.y),
+        data_x_label=chart.x.label,
     )
     drawn.extend(_axes(frame))
     if chart.unshown is not None and chart.unshown > chart.x.low:
@@ -143,6 +144,8 @@ def _line(line: Line, frame: Frame) -> Iterable[Element]:
     if line.filled:
         outline = [(points[0][0], frame.bottom), *points, (points[-1][0], frame.bottom)]
         yield element("path", class_=f"area {classes}", d=_path(outline) + "Z")
+        x, y = min(points, key=lambda point: point[1])
+        yield element("text", line.name, class_=f"peak {classes}", x=x, y=max(y - 5, frame.top + 8))
     if len(points) == 1:
         (x, y) = points[0]
         yield element("circle", class_=f"point {classes}", cx=x, cy=y, r=3)
