@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from evaluation.metrics.limits import below
 from evaluation.report.axis import Axis, log_axis, share_axis
 from evaluation.report.figure_text import plain
 from evaluation.result import Curve, Result
@@ -219,6 +220,6 @@ def _bulk(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _unshown(results: Iterable[Result]) -> float | None:
-    """The rule of three: of N pairs none of which was wrong, the rate may be up to 3/N."""
+    """The rate that as many impostor pairs would still allow if none of them had been wrong."""
     counts = [count for result in results if (count := result.counts.get("impostor"))]
-    return 3 / max(counts) if counts else None
+    return below(max(counts)) if counts else None

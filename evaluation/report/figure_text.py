@@ -31,6 +31,8 @@ def direction(name: str) -> int:
     first = _words(name)
     if not is_percentage(name):
         return 1 if _SEPARATION.search(name) else 0
+    if "std" in first:
+        return 0
     if first & _HIGHER_IS_BETTER:
         return 1
     # At a threshold that was fixed elsewhere, one kind of error is traded for the other.
@@ -39,7 +41,7 @@ def direction(name: str) -> int:
 
 def title(name: str) -> str:
     """The figure's name as people write it, with its unit: "TAR@FAR=0.001, %"."""
-    written = _ABBREVIATION.sub(lambda found: found[0].upper(), plain(name))
+    written = _ABBREVIATION.sub(lambda found: found[0].upper(), plain(name)).replace("_", " ")
     return f"{written}, %" if is_percentage(name) else written
 
 

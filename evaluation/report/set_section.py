@@ -20,8 +20,8 @@ _PAIRS_SHOWN = 12  # of a kind and set, shared among the models
 _FEWEST_PAIRS = 3  # of a model
 
 _HARD = {
-    "false accepts": "False accepts: two people taken for one",
-    "false rejects": "False rejects: one person taken for two",
+    "false accepts": "False accepts: the impostor pairs of highest score",
+    "false rejects": "False rejects: the genuine pairs of lowest score",
 }
 
 
