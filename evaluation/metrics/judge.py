@@ -14,11 +14,17 @@ from typing import Any
 import numpy as np
 
 from evaluation.metrics import limits
+from evaluation.metrics.binned import BinnedPairs
+from evaluation.metrics.bootstrap import LEVEL, Clusters, Spread, bootstrap, figure
 from evaluation.metrics.folds import Folds
 from evaluation.metrics.scored import ScoredPairs
 from evaluation.result import Curve, Figure, Group, HardPair
 
 FAR_LIMITS = (1e-2, 1e-3)
+SORTED = 1_000_000  # pairs, above which the draws' figures are made over bins
+RATES_AT = ("tar@far", "fnmr@fmr")
+CURVES = ("roc",)
+METHOD = "bootstrap over people, percentiles less a pair's own chance counted too often"
 HARDEST = 24
 BIN_EDGES = np.linspace(-1, 1, 101)
 ORIGIN = "chosen on these very pairs, but for the accuracy in folds"
@@ -81,20 +87,25 @@ def judge_pairs(
             or a group without genuine pairs.
     """
     parts = _folds(first, second, people, folds=folds, identity_disjoint=identity_disjoint)
-    pairs = ScoredPairs(scores, same, far_limits=far_limits, folds=parts)
-    point = pairs.figures()
+    kind = ScoredPairs if len(same) <= SORTED else BinnedPairs
+    pairs = kind(scores, same, far_limits=far_limits, folds=parts)
+    point = pairs.point()
+    clusters = Clusters.of_pairs(first, second, people)
+    spreads = {}
+    if draws:
+        spreads = bootstrap(pairs.figures, clusters, draws=draws, seed=seed, at_once=pairs.at_once)
     return Judgement(
         settings={
             "folds": folds,
             "folds are": "identity-disjoint" if identity_disjoint else "contiguous",
             "threshold": ORIGIN,
         },
-        counts=_counts(same, first, second, people),
-        figures=_figures(point, pairs),
-        curves=_curves(point, pairs),
-        interval={},
+        counts=_counts(same, clusters),
+        figures=_figures(point, spreads, same, clusters, far_limits),
+        curves=_curves(pairs.roc_far, point, spreads, scores, same),
+        interval=_interval(clusters, draws, seed) if draws else {},
         groups={},
-        hardest=_hardest(pairs, first, second, names),
+        hardest=_hardest(scores, same, first, second, names),
     )
 
 
@@ -114,59 +125,100 @@ def _folds(
     return Folds.of_people(people[first], people[second], folds)
 
 
-def _counts(
-    same: np.ndarray, first: np.ndarray, second: np.ndarray, people: np.ndarray | None
-) -> dict[str, int]:
+def _counts(same: np.ndarray, clusters: Clusters) -> dict[str, int]:
     counts = {"genuine": int(same.sum()), "impostor": int((~same).sum())}
-    if people is not None:
-        counts["identities"] = len(np.unique(people[np.r_[first, second]]))
+    if clusters.kind == "people":
+        counts["identities"] = clusters.count
     return counts
 
 
-def _figures(point: Mapping[str, np.ndarray], pairs: ScoredPairs) -> dict[str, Figure]:
-    figures = {
-        name: Figure(float(value[0]) if np.isfinite(value[0]) else None)
-        for name, value in point.items()
-        if name != "roc"
+def _interval(clusters: Clusters, draws: int, seed: int) -> dict[str, Any]:
+    return {
+        "method": METHOD,
+        "clusters": clusters.kind
+        if clusters.kind == "people"
+        else "images, since who they show is not known: people would give wider intervals",
+        "number of clusters": clusters.count,
+        "draws": draws,
+        "level": LEVEL,
+        "seed": seed,
     }
-    impostors = int((~pairs.same).sum())
-    for limit in pairs.far_limits:
-        if not limits.can_show(limit, impostors):
-            for name in ("tar@far", "fnmr@fmr", "threshold@fmr"):
-                figures[f"{name}={limit:g}"] = Figure(
-                    None, note=limits.cannot_show(limit, impostors)
-                )
+
+
+def _figures(
+    point: Mapping[str, np.ndarray],
+    spreads: Mapping[str, Spread],
+    same: np.ndarray,
+    clusters: Clusters,
+    far_limits: Sequence[float],
+) -> dict[str, Figure]:
+    genuine, impostor = clusters.apart(same), clusters.apart(~same)
+    apart = {
+        "accuracy": genuine + impostor,
+        "best accuracy": genuine + impostor,
+        "auc": min(genuine, impostor),
+        "eer": min(genuine, impostor),
+        **{f"{rate}={limit:g}": genuine for rate in RATES_AT for limit in far_limits},
+    }
+    impostors = int((~same).sum())
+    cannot = {
+        f"{name}={limit:g}": limits.cannot_show(limit, impostors)
+        for name in (*RATES_AT, "threshold@fmr")
+        for limit in far_limits
+        if not limits.can_show(limit, impostors)
+    }
+    figures = {}
+    for name, value in point.items():
+        if name in cannot:
+            figures[name] = Figure(None, note=cannot[name])
+        elif name not in CURVES:
+            spread = None if name == "accuracy_std" else spreads.get(name)
+            figures[name] = figure(
+                float(value[0]), spread, rate=name in apart, apart=apart.get(name, 0)
+            )
     return figures
 
 
-def _curves(point: Mapping[str, np.ndarray], pairs: ScoredPairs) -> dict[str, Curve]:
+def _curves(
+    far: np.ndarray,
+    point: Mapping[str, np.ndarray],
+    spreads: Mapping[str, Spread],
+    scores: np.ndarray,
+    same: np.ndarray,
+) -> dict[str, Curve]:
     tar = point["roc"][0]
-    centers = (BIN_EDGES[:-1] + BIN_EDGES[1:]) / 2
+    low = high = np.empty(0)
+    if spreads:
+        low, high = spreads["roc"].interval(tar)
+        low, high = (np.where(np.isfinite(end), end, tar).clip(0, 1) for end in (low, high))
     curves = {
-        "roc": Curve(pairs.roc_far.tolist(), tar.tolist()),
-        "det": Curve(pairs.roc_far.tolist(), (1 - tar).tolist()),
+        "roc": Curve(far.tolist(), tar.tolist(), low.tolist(), high.tolist()),
+        "det": Curve(far.tolist(), (1 - tar).tolist(), (1 - high).tolist(), (1 - low).tolist()),
     }
-    for name, kind in (("genuine", pairs.same), ("impostor", ~pairs.same)):
-        held = np.histogram(pairs.scores[kind].clip(-1, 1), BIN_EDGES)[0]
+    centers = (BIN_EDGES[:-1] + BIN_EDGES[1:]) / 2
+    for name, kind in (("genuine", same), ("impostor", ~same)):
+        held = np.histogram(scores[kind].clip(-1, 1), BIN_EDGES)[0]
         curves[name] = Curve(centers.tolist(), held.tolist())
     return curves
 
 
 def _hardest(
-    pairs: ScoredPairs, first: np.ndarray, second: np.ndarray, names: Sequence[str] | None
+    scores: np.ndarray,
+    same: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    names: Sequence[str] | None,
 ) -> dict[str, list[HardPair]]:
     """The impostor pairs of highest score and the genuine pairs of lowest."""
 
-    def listed(places: np.ndarray) -> list[HardPair]:
-        return [
-            HardPair(
-                float(pairs.scores[i]),
-                *(names[j] if names is not None else str(j) for j in (first[i], second[i])),
-            )
-            for i in places
-        ]
+    def name(image: int) -> str:
+        return str(image) if names is None else names[image]
 
-    impostor, genuine = np.flatnonzero(~pairs.same), np.flatnonzero(pairs.same)
-    highest = impostor[np.argsort(-pairs.scores[impostor], kind="stable")[:HARDEST]]
-    lowest = genuine[np.argsort(pairs.scores[genuine], kind="stable")[:HARDEST]]
-    return {"false accepts": listed(highest), "false rejects": listed(lowest)}
+    def listed(kind: np.ndarray, badness: np.ndarray) -> list[HardPair]:
+        places = np.flatnonzero(kind)
+        if len(places) > HARDEST:  # sorting millions for two dozen would take seconds
+            places = places[np.argpartition(-badness[places], HARDEST)[:HARDEST]]
+        places = places[np.argsort(-badness[places], kind="stable")]
+        return [HardPair(float(scores[i]), name(first[i]), name(second[i])) for i in places]
+
+    return {"false accepts": listed(~same, scores), "false rejects": listed(same, -scores)}

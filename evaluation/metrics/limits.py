@@ -3,14 +3,13 @@
 Where no error is seen in N independent comparisons, the rate is below 3/N with 95 % confidence
 (the rule of three, from (1 - p)^N = 0.05). So no set of N impostor pairs can show a FAR below 3/N.
 
-Comparisons that share a person are not independent. Nothing is assumed of how strongly they depend
-on each other: only as many are counted as can be drawn without a person taken twice, one genuine
-pair a person and one impostor pair for each two.
+Comparisons that share a person are not independent, and how strongly they depend on each other
+cannot be seen where no error is. An interval that rests on this rule counts only as many as can be
+made with nobody in two of them (`bootstrap.Clusters.apart`); whether a rate is shown at all goes by
+the number of pairs, as the field's tables do.
 """
 
 from __future__ import annotations
-
-import numpy as np
 
 
 def below(comparisons: int) -> float:
@@ -29,15 +28,3 @@ def cannot_show(far: float, impostors: int) -> str:
         f"this set cannot show a FAR of {far:g}: no error in {impostors:,} impostor pairs means "
         f"a rate below {below(impostors):.2g}"
     )
-
-
-def apart(first: np.ndarray, second: np.ndarray, same: np.ndarray) -> int:
-    """How many of the pairs could at most be drawn with nobody in two of them.
-
-    Args:
-        first, second: (P,) integers, the person or image on each side.
-        same: (P,) bool; all True or all False, or a mixture.
-    """
-    genuine = len(np.unique(first[same]))
-    impostor = len(np.unique(np.r_[first[~same], second[~same]])) // 2
-    return min(genuine, int(same.sum())) + min(impostor, int((~same).sum()))

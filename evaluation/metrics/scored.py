@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from evaluation.metrics.bootstrap import WORD, Weigh
 from evaluation.metrics.folds import FoldAccuracy, Folds
 from evaluation.metrics.roc import Roc, check_scores, tie_ends
 
-ROC_POINTS = 121  # a curve that is drawn: 20 points a decade, over six
+HELD = 1 << 22  # weights at a time
+ROC_POINTS = 121  # of a curve that is drawn: 20 a decade, over six
 
 
 class ScoredPairs:
@@ -20,6 +22,10 @@ class ScoredPairs:
         same: (P,) bool.
         far_limits: rates in (0, 1) at which TAR, FNMR and thresholds are given.
         folds: for the accuracy; None leaves it out.
+
+    Attributes:
+        at_once: draws that fit the memory at a time.
+        roc_far: (points,) FAR of the drawn curve, from one impostor pair to all.
 
     Raises:
         UserError: pairs of one kind only, or scores that are not finite.
@@ -34,77 +40,94 @@ class ScoredPairs:
         folds: Folds | None,
     ) -> None:
         check_scores(scores, same)
-        self.scores, self.same = scores.astype(np.float64), same
-        self.far_limits = far_limits
-        self._order = np.argsort(self.scores)[::-1]
-        self._ends = tie_ends(self.scores[self._order])
-        self._thresholds = np.r_[np.inf, self.scores[self._order][self._ends]]
-        self._folds = FoldAccuracy(2 - 2 * self.scores, same, folds) if folds else None
-        # FAR of the drawn curve: no set of N impostor pairs has a rate between 0 and 1/N.
+        self._order = np.argsort(scores)[::-1]
+        self._scores = scores[self._order].astype(np.float64)
+        self._genuine = same[self._order]
+        self._ends = tie_ends(self._scores)
+        self._thresholds = np.r_[np.inf, self._scores[self._ends]]
+        self._far_limits = far_limits
+        self._folds = (
+            FoldAccuracy(2 - 2 * scores.astype(np.float64), same, folds) if folds else None
+        )
+        self.at_once = int(np.clip(HELD // len(same), 1, WORD))
         self.roc_far = np.geomspace(1 / (~same).sum(), 1, ROC_POINTS)
 
-    def figures(self, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The figures by name, each of shape (draws,); "roc" is TAR at `roc_far`, (draws, points).
+    def point(self) -> dict[str, np.ndarray]:
+        """The figures of the pairs as they are; shapes as `figures`, of one draw."""
+        return self.figures(lambda places: np.ones((1, len(places))))
 
-        Args:
-            weights: (draws, P) of the pairs in each draw; None takes every pair once.
-        """
-        weights = np.ones((1, len(self.same))) if weights is None else weights
-        roc = self.roc(weights)
-        figures = {}
-        if self._folds:
-            accuracy, std, threshold = self._fold_accuracy(weights)
-            figures |= {"accuracy": accuracy, "accuracy_std": std, "threshold": threshold}
-        figures |= {"auc": roc.auc, "eer": roc.eer}
-        for limit in self.far_limits:
-            figures[f"tar@far={limit:g}"] = roc.tar_at_far(limit)
-        for limit in self.far_limits:
-            figures[f"fnmr@fmr={limit:g}"] = roc.fnmr_at_fmr(limit)
-        for limit in self.far_limits:
-            figures[f"threshold@fmr={limit:g}"] = roc.threshold_at_far(limit)
-        figures["best accuracy"] = roc.best_accuracy
-        figures["d-prime"] = self._d_prime(weights)
-        figures["roc"] = roc.tar_along(self.roc_far)
-        return figures
+    def figures(self, weigh: Weigh) -> dict[str, np.ndarray]:
+        """By name, each (draws,); "roc" is TAR at `roc_far`, (draws, points)."""
+        weights = weigh(self._order).astype(np.float64)  # (draws, P), as the scores fall
+        roc = Roc(self._thresholds, self._accepted(weights, True), self._accepted(weights, False))
+        return {
+            **(self._accuracies(weights) if self._folds else {}),
+            **roc_figures(roc, self._far_limits),
+            "d-prime": self._d_prime(weights),
+            "roc": roc.tar_along(self.roc_far),
+        }
 
-    def roc(self, weights: np.ndarray) -> Roc:
-        """The curve of each draw: weights (draws, P)."""
-        weights = weights[:, self._order]
-        genuine = self.same[self._order]
-        start = np.zeros((len(weights), 1))
+    def _accepted(self, weights: np.ndarray, kind: bool) -> np.ndarray:
+        rising = np.cumsum(weights * (self._genuine == kind), axis=1)
+        return np.concatenate([np.zeros((len(weights), 1)), rising[:, self._ends]], axis=1)
 
-        def accepted(kind: np.ndarray) -> np.ndarray:
-            rising = np.cumsum(np.where(kind, weights, 0.0), axis=1)
-            return np.concatenate([start, rising[:, self._ends]], axis=1)
-
-        return Roc(self._thresholds, accepted(genuine), accepted(~genuine))
-
-    def _fold_accuracy(self, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _accuracies(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         cells, count = self._folds.cells()
-        places = cells + np.arange(len(weights))[:, None] * count
+        cells = cells[self._order] + np.arange(len(weights))[:, None] * count
 
-        def counts(kind: np.ndarray) -> np.ndarray:
+        def counts(kind: bool) -> np.ndarray:
+            of_kind = self._genuine == kind
             total = np.bincount(
-                places[:, kind].ravel(), weights[:, kind].ravel(), minlength=count * len(weights)
+                cells[:, of_kind].ravel(),
+                weights[:, of_kind].ravel(),
+                minlength=count * len(weights),
             )
             return total.reshape(len(weights), count)
 
-        return self._folds.of_counts(counts(self.same), counts(~self.same))
+        return fold_figures(self._folds, counts(True), counts(False))
 
     def _d_prime(self, weights: np.ndarray) -> np.ndarray:
-        """Distance of the two means in units of the root of the mean variance."""
-        genuine = _moments(self.scores[self.same], weights[:, self.same])
-        impostor = _moments(self.scores[~self.same], weights[:, ~self.same])
-        spread = np.sqrt((genuine[1] + impostor[1]) / 2)
-        return (genuine[0] - impostor[0]) / np.where(spread > 0, spread, np.nan)
+        genuine, impostor = self._genuine, ~self._genuine
+        return d_prime(
+            moments(self._scores[genuine], weights[:, genuine]),
+            moments(self._scores[impostor], weights[:, impostor]),
+        )
 
 
-def _moments(scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance (draws,) of scores (P,) under weights (draws, P)."""
+def roc_figures(roc: Roc, far_limits: Sequence[float]) -> dict[str, np.ndarray]:
+    """What is read from a curve, by name, in the order to show."""
+    return {
+        "auc": roc.auc,
+        "eer": roc.eer,
+        **{f"tar@far={limit:g}": roc.tar_at_far(limit) for limit in far_limits},
+        **{f"fnmr@fmr={limit:g}": roc.fnmr_at_fmr(limit) for limit in far_limits},
+        **{f"threshold@fmr={limit:g}": roc.threshold_at_far(limit) for limit in far_limits},
+        "best accuracy": roc.best_accuracy,
+    }
+
+
+def fold_figures(
+    accuracy: FoldAccuracy, genuine: np.ndarray, impostor: np.ndarray
+) -> dict[str, np.ndarray]:
+    """From the weights (draws, cells) of genuine and impostor pairs."""
+    names = ("accuracy", "accuracy_std", "threshold")
+    return dict(zip(names, accuracy.of_counts(genuine, impostor)))
+
+
+def moments(scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance (draws,) of scores (n,) under weights (draws, n)."""
     total = weights.sum(axis=1)
     total = np.where(total > 0, total, np.nan)
-    mean = weights @ scores / total
     # Around the mean of all scores: the difference of two large squares would lose digits.
-    around = scores - scores.mean()
-    variance = weights @ around**2 / total - (weights @ around / total) ** 2
-    return mean, np.maximum(variance, 0)
+    center = scores.mean()
+    mean = weights @ (scores - center) / total
+    variance = weights @ (scores - center) ** 2 / total - mean**2
+    return mean + center, np.maximum(variance, 0)
+
+
+def d_prime(
+    genuine: tuple[np.ndarray, np.ndarray], impostor: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Distance of the two means in units of the root of the mean variance; NaN without spread."""
+    spread = np.sqrt((genuine[1] + impostor[1]) / 2)
+    return (genuine[0] - impostor[0]) / np.where(spread > 0, spread, np.nan)
