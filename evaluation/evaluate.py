@@ -1,0 +1,129 @@
+"""Models on test sets: embed each set by each model, judge, compare, and gather it all.
+
+An image is embedded once for a model, also where several runs of the command need it: see
+evaluation/features.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from evaluation.features import Embedder, Features, extract
+from evaluation.protocols.protocol import Asked, TestSet
+from evaluation.result import Evaluation, Model, Result
+
+CLEAN = " without leaks"  # after a set's name
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model to judge.
+
+    Attributes:
+        about: as results show it; its name is unique.
+        embedder: how it is run.
+    """
+
+    about: Model
+    embedder: Embedder
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are judged.
+
+    Attributes:
+        asked: what results are to hold.
+        flip: whether to add the mirror image's embedding.
+        skip_damaged: whether damaged images are left out and counted instead of refused.
+        keep: a folder for embeddings; None keeps none.
+        leaked: by the name of a set, names of images that are in the training set, too.
+        made: when, for the results: ISO 8601 in UTC.
+    """
+
+    asked: Asked = field(default_factory=Asked)
+    flip: bool = True
+    skip_damaged: bool = False
+    keep: Path | None = None
+    leaked: Mapping[str, frozenset[str]] | None = None
+    made: str = ""
+
+
+# An image size to the set, its images of that size.
+Opener = Callable[[int], TestSet]
+
+
+def embed_sets(models: Sequence[Judged], openers: Sequence[Opener], settings: Settings) -> None:
+    """Embed all that is not yet kept; with several ranks call it on all, which share the work.
+
+    Raises:
+        UserError: what `extract` raises, on every rank, and what openers raise.
+    """
+    for opener in openers:
+        for model, test_set in _each(models, opener):
+            _features(model, test_set, settings)
+
+
+def evaluate(
+    models: Sequence[Judged],
+    openers: Sequence[Opener],
+    settings: Settings,
+    *,
+    overlap: Mapping[str, Any] | None = None,
+    tell: Callable[[Result], None] = lambda result: None,
+) -> Evaluation:
+    """Judge every model on every set, alone, whatever the ranks that embed.
+
+    Args:
+        overlap: what a leak check found, for the report.
+        tell: gets each result when it is there.
+
+    Raises:
+        UserError: a subclass of it, where a set or a model cannot be judged.
+    """
+    results: list[Result] = []
+    for opener in openers:
+        for model, test_set in _each(models, opener):
+            features = _features(model, test_set, settings)
+            assert features is not None, "there is one rank"
+            for result in _judge(test_set, features, model.about.name, settings):
+                results.append(result)
+                tell(result)
+    return Evaluation([model.about for model in models], results, overlap=overlap or {})
+
+
+def _each(models: Sequence[Judged], opener: Opener) -> Iterator[tuple[Judged, TestSet]]:
+    """Every model with the set in its own size, opened once a size."""
+    opened: dict[int, TestSet] = {}
+    for model in models:
+        size = model.embedder.image_size
+        if size not in opened:
+            opened[size] = opener(size)
+        yield model, opened[size]
+
+
+def _features(model: Judged, test_set: TestSet, settings: Settings) -> Features | None:
+    return extract(
+        model.embedder,
+        test_set.images,
+        flip=settings.flip,
+        skip_damaged=settings.skip_damaged,
+        keep=settings.keep,
+        progress=f"{test_set.name}, {model.about.name}",
+    )
+
+
+def _judge(
+    test_set: TestSet, features: Features, model: str, settings: Settings
+) -> Iterator[Result]:
+    """The set's result; where images of it leaked, also that of the rest."""
+    result = test_set.judge(features, model=model, asked=settings.asked)
+    yield replace(result, made=settings.made)
+    leaked = (settings.leaked or {}).get(test_set.name, frozenset())
+    if leaked:
+        asked = replace(settings.asked, without=settings.asked.without | leaked)
+        result = test_set.judge(features, model=model, asked=asked)
+        yield replace(result, set=f"{result.set}{CLEAN}", made=settings.made)

@@ -1,0 +1,288 @@
+"""Judge models:  python tools/evaluate.py MODEL... --sets SET... -o OUT
+
+MODEL is a run, RUN@best, RUN@STEP, a checkpoint, a file of weights (.pth, .pt, .safetensors) or any
+.onnx file. Several are compared. OUT gets results.json, which all else is drawn from, report.html,
+results.md, .csv and .tex, and embeddings/, which a command that was stopped goes on from. Ranks
+that torchrun starts share the embedding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from evaluation.columns import read_groups, read_quality
+from evaluation.evaluate import CLEAN, Judged, Opener, Settings, embed_sets, evaluate
+from evaluation.protocols.degraded import DEGRADATIONS
+from evaluation.protocols.protocol import Asked, TestSet
+from evaluation.protocols.sets import SetError, kinds, open_set
+from evaluation.report import tables
+from evaluation.report.figure_text import figure_text, title
+from evaluation.report.html import write_html
+from evaluation.result import Result, read_evaluation
+from facestream import UserError
+from pipeline.ahead import cores
+from pipeline.named_path import as_text
+from pipeline.whole_file import write_whole
+from training.command import command, whole_number
+from training.config import load_config
+from training.distributed import World, join_world, leave_world
+from training.frozen.model import ONNX, open_model
+from training.saving.weight_file import SUFFIXES
+from training.step.precision import Precision, choose_precision
+
+_FILES = (".onnx", *SUFFIXES)  # whose names need no ending in a table
+
+
+class Sets:
+    """The sets that a command line names, opened when they are needed: they may be large.
+
+    Args:
+        specs: as open_set takes them.
+        sizes: of the models' images: each set is opened once in each, so that an error comes before
+            anything is embedded.
+
+    Raises:
+        UserError: a set that cannot be opened, or two of one name.
+    """
+
+    def __init__(self, specs: Sequence[str], *, sizes: Iterable[int], seed: int) -> None:
+        self._seed, self._sizes = seed, sorted(set(sizes))
+        self._shown: tuple[TestSet, dict[str, int]] | None = None
+        self._specs: dict[str, str] = {}
+        for spec in dict.fromkeys(specs):
+            for size in self._sizes:
+                name = self._open(spec, size).name
+                if self._specs.setdefault(name, spec) != spec:
+                    raise SetError(
+                        f"{spec} and {self._specs[name]} are both called {name}: rename one"
+                    )
+
+    @property
+    def openers(self) -> list[Opener]:
+        """As evaluate() takes them."""
+        return [partial(self._open, spec) for spec in self._specs.values()]
+
+    def picture(self, name: str, image: str) -> bytes | None:
+        """An image of a set, by names, as a network sees it."""
+        test_set, places = self._largest(name.removesuffix(CLEAN))
+        return test_set.images.picture(places[image]) if image in places else None
+
+    def _open(self, spec: str, size: int) -> TestSet:
+        return open_set(spec, image_size=size, seed=self._seed)
+
+    def _largest(self, name: str) -> tuple[TestSet, dict[str, int]]:
+        """The set as the model of the largest images sees it, the last one kept open."""
+        if self._shown is None or self._shown[0].name != name:
+            test_set = self._open(self._specs[name], self._sizes[-1])
+            places = {image: place for place, image in enumerate(test_set.images.names)}
+            self._shown = test_set, places
+        return self._shown
+
+
+def open_models(
+    given: Sequence[str], *, world: World, precision: Precision, words: Sequence[str], batch: int
+) -> list[Judged]:
+    """Open the models that a command line names, and say what they are.
+
+    Args:
+        given: each as `open_model` takes it.
+        words: how .onnx files want their images: one for all of them, or one for each.
+        batch: images at a time.
+    """
+    judged = []
+    for source, name, said in zip(given, _names(given), _words(given, words)):
+        opened = open_model(source, device=world.device, dtype=precision.compute_dtype, words=said)
+        embedder = opened.embedder(
+            world.device,
+            batch_size=batch,
+            threads=max(1, cores() // world.local_world_size),
+            rank=world.rank,
+            world_size=world.world_size,
+        )
+        model = opened.described(name)
+        judged.append(Judged(model, embedder))
+        if world.is_main:
+            print(
+                f"model         {name}: {model.network}, {model.embedding_dim} values, in "
+                f"{model.precision}, given {model.input}"
+            )
+            for note in opened.notes:
+                print(f"note          {note}")
+    return judged
+
+
+def _names(given: Sequence[str]) -> list[str]:
+    """Names for tables: the last part of each path, and as many before it as tell them apart."""
+    paths = [Path(as_text(path)) for path in given]
+    most = max(len(path.parts) for path in paths)
+    for parts in range(1, most + 1):
+        names = [
+            "/".join((*path.parts[-parts:-1], path.stem if path.suffix in _FILES else path.name))
+            for path in paths
+        ]
+        if len(set(names)) == len(names):
+            return names
+    twice = next(name for name in given if list(given).count(name) > 1)
+    raise UserError(f"{twice} is named twice: name every model once")
+
+
+def _words(given: Sequence[str], words: Sequence[str]) -> list[str]:
+    """What --onnx-input says of each model."""
+    files = [source for source in given if source.endswith(ONNX)]
+    if len(words) > 1 and len(words) != len(files):
+        raise UserError(
+            f"--onnx-input is given {len(words)} times for {len(files)} .onnx files: give it once "
+            "for all of them, or once for each, in their order"
+        )
+    if words and not files:
+        raise UserError("--onnx-input is given, but no model is an .onnx file: leave it out")
+    each = iter(words if len(words) == len(files) else list(words or [""]) * len(files))
+    return [next(each) if source in files else "" for source in given]
+
+
+def write_report(output: Path, sets: Sets, *, pictures: bool) -> list[Path]:
+    """Draw the tables and the page of OUT/results.json; returns what was written."""
+    found = read_evaluation(output / "results.json")
+    written = {
+        "results.md": tables.markdown(found),
+        "results.csv": tables.csv(found),
+        "results.tex": tables.latex(found),
+    }
+    for name, content in written.items():
+        write_whole(output / name, content)
+    write_html(found, output / "report.html", pictures=sets.picture if pictures else None)
+    return [output / name for name in ("results.json", *written, "report.html")]
+
+
+def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
+    """All that the command does; with several ranks, on each of them.
+
+    Args:
+        made: when, for the results: ISO 8601 in UTC.
+    """
+    precision = choose_precision(world.device, arguments.precision)
+    precision.apply()
+    models = open_models(
+        arguments.models,
+        world=world,
+        precision=precision,
+        words=arguments.onnx_input,
+        batch=arguments.batch,
+    )
+    sets = Sets(
+        arguments.sets,
+        sizes=[model.embedder.image_size for model in models],
+        seed=arguments.seed,
+    )
+    settings = Settings(
+        _asked(arguments),
+        flip=not arguments.no_flip,
+        skip_damaged=arguments.skip_damaged,
+        keep=arguments.keep or arguments.output / "embeddings",
+        made=made,
+    )
+    if world.world_size > 1:
+        embed_sets(models, sets.openers, settings)
+        if not world.is_main:
+            return
+        models = [_alone(model) for model in models]
+    found = evaluate(models, sets.openers, settings, tell=_tell)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_whole(arguments.output / "results.json", found.as_json())
+    written = write_report(arguments.output, sets, pictures=not arguments.no_pictures)
+    Console().print(tables.console_table(found))
+    for path in written:
+        print(f"wrote         {path}")
+
+
+def _asked(arguments: argparse.Namespace) -> Asked:
+    return Asked(
+        draws=arguments.draws,
+        seed=arguments.seed,
+        folds=arguments.folds,
+        disjoint_folds=arguments.disjoint_folds,
+        groups=read_groups(arguments.groups) if arguments.groups else None,
+        quality=read_quality(arguments.quality) if arguments.quality else None,
+    )
+
+
+def _alone(model: Judged) -> Judged:
+    return replace(model, embedder=replace(model.embedder, rank=0, world_size=1))
+
+
+def _tell(result: Result) -> None:
+    figure = figure_text(result.headline, result.figures[result.headline])
+    print(f"judged        {result.set}, {result.model}: {title(result.headline)} {figure}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    degradations = ", ".join(f"+{name}" for name in DEGRADATIONS)
+    degraded = f"each perhaps degraded, by {degradations}; such as lfw.bin+lowres=16"
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=f"sets:\n{kinds()}\n{degraded}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="a run, RUN@best, weights, or an .onnx file")
+    add("--sets", nargs="+", required=True, metavar="SET", help="see below")
+    add("-o", "--output", type=Path, required=True, metavar="OUT", help="folder to write into")
+    add(
+        "--onnx-input",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="how .onnx files want their images, where they do not say: 112,rgb,-1..1 or "
+        "112,rgb,0..1,imagenet; once for all of them, or once for each",
+    )
+    add("--config", type=Path, help="a configuration file that registers a run's own network")
+    add("--groups", metavar="CSV", help="image or person,group: every figure by group")
+    add("--quality", metavar="CSV", help="image,quality: the curve of errors over images left out")
+    add("--no-pictures", action="store_true", help="no face in the report")
+    add("--skip-damaged", action="store_true", help="leave damaged images out, and say how many")
+    add("--no-flip", action="store_true", help="without the mirror images' embeddings")
+    add("--folds", type=whole_number(2, 1000), default=10, help="of the accuracy (default 10)")
+    add("--disjoint-folds", action="store_true", help="no person in two folds")
+    add(
+        "--draws",
+        type=whole_number(0, 1_000_000),
+        default=1000,
+        help="of the bootstrap for intervals (default 1000; 0 for no intervals)",
+    )
+    add("--seed", type=whole_number(0, 1 << 31), default=0, help="of all that is drawn (default 0)")
+    add("--keep", type=Path, metavar="DIR", help="for embeddings (default OUT/embeddings)")
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--batch", type=whole_number(1, 1 << 16), default=128, help="images at a time")
+    add("--threads", type=whole_number(1, 4096), help="to compute in (default: torch's)")
+    return parser
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    with command("evaluate"):
+        if arguments.threads:
+            torch.set_num_threads(arguments.threads)
+        if arguments.config:
+            load_config(arguments.config)
+        made = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        world = join_world(arguments.device)
+        try:
+            judge(arguments, world, made=made)
+        finally:
+            leave_world()
+
+
+if __name__ == "__main__":
+    main()
