@@ -226,15 +226,16 @@ def _tell(result: Result) -> None:
     print(f"judged        {result.set}, {result.model}: {title(result.headline)} {figure}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Of the command line; `judge` takes what it finds."""
     degradations = ", ".join(f"+{name}" for name in DEGRADATIONS)
     degraded = f"each perhaps degraded, by {degradations}; such as lfw.bin+lowres=16"
-    parser = argparse.ArgumentParser(
+    found = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog=f"sets:\n{kinds()}\n{degraded}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    add = found.add_argument
     add("models", nargs="+", metavar="MODEL", help="a run, RUN@best, weights, or an .onnx file")
     add("--sets", nargs="+", required=True, metavar="SET", help="see below")
     add("-o", "--output", type=Path, required=True, metavar="OUT", help="folder to write into")
@@ -266,11 +267,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--batch", type=whole_number(1, 1 << 16), default=128, help="images at a time")
     add("--threads", type=whole_number(1, 4096), help="to compute in (default: torch's)")
-    return parser
+    return found
 
 
 def main() -> None:
-    arguments = _parser().parse_args()
+    arguments = parser().parse_args()
     with command("evaluate"):
         if arguments.threads:
             torch.set_num_threads(arguments.threads)

@@ -1,0 +1,267 @@
+"""evaluate: what it writes; killed commands that go on, ranks that share; what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluation import embedding
+from evaluation.features import _OnDisk
+from evaluation.pair_set import write_bin
+from evaluation.result import read_evaluation
+from facestream import USER_ERROR_EXIT_CODE
+from models import create_model
+from tests.commands import call
+from tests.ranks import run_ranks, start
+from tests.training.frozen.test_onnx_network import needs_onnx, write_onnx
+from tools import evaluate
+from tools.evaluate import judge, main, parser
+from training.distributed import World
+
+SIZE, PAIRS, BATCH = 32, 30, 8
+HEADER = 64  # of kept embeddings
+WRITTEN = ["report.html", "results.csv", "results.json", "results.md", "results.tex"]
+
+
+def png(seed: int) -> bytes:
+    """Noise around a color: pairs of one seed show one person."""
+    random = np.random.default_rng(seed)
+    color = np.random.default_rng(seed // 2).integers(40, 216, 3)
+    pixels = (color + random.integers(-40, 41, (SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_set(path: Path, *, damaged: tuple[int, ...] = ()) -> Path:
+    """Pairs 2k and 2k + 1 of seeds show one person where k is even."""
+    same = [k % 2 == 0 for k in range(PAIRS)]
+    images = [png(4 * k + shift) for k in range(PAIRS) for shift in (0, 1 if same[k] else 2)]
+    for place in damaged:
+        images[place] = images[place][:200]
+    write_bin(path, images, same)
+    return path
+
+
+def write_model(path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    network = create_model("iresnet10", embedding_dim=8, image_size=SIZE, width=0.25)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """A folder to be in, with two models and a set."""
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path / "small.bin")
+    write_model(tmp_path / "a.pth", 0)
+    write_model(tmp_path / "b.pth", 1)
+    return tmp_path
+
+
+OPTIONS = ("--batch", BATCH, "--device", "cpu", "--precision", "fp32", "--draws", 20)
+
+
+def run(*arguments: object, output: str = "out"):
+    return call(main, *arguments, "-o", output, *OPTIONS)
+
+
+def judge_alone(world: World, folder: str, *arguments: str, output: str = "out") -> bytes:
+    os.chdir(folder)
+    given = [*arguments, "-o", output, *map(str, OPTIONS)]
+    judge(parser().parse_args(given), world, made="2030-01-01T00:00:00+00:00")
+    return (Path(output) / "results.json").read_bytes() if world.is_main else b""
+
+
+def test_models_and_sets_make_one_comparison(there):
+    ended = run("a.pth", "b.pth", "--sets", "small.bin", "small.bin+blur")
+    assert ended.returncode == 0, ended.stderr
+    found = read_evaluation(there / "out/results.json")
+    assert [(r.set, r.model) for r in found.results] == [
+        (name, model) for name in ("small", "small+blur") for model in ("a", "b")
+    ]
+    assert [model.name for model in found.models] == ["a", "b"]
+    assert found.models[0].digest != found.models[1].digest
+    assert found.results[0].made
+    assert found.results[0].counts["genuine"] == PAIRS // 2
+    assert sorted(path.name for path in (there / "out").iterdir() if path.is_file()) == WRITTEN
+    assert "judged        small+blur, b: accuracy, % " in ended.stdout
+    assert "wrote         out/report.html" in ended.stdout
+
+
+def test_a_report_holds_faces_unless_they_are_not_wanted(there):
+    run("a.pth", "--sets", "small.bin")
+    assert 'src="data:image/' in (there / "out/report.html").read_text()
+    run("a.pth", "--sets", "small.bin", "--no-pictures")
+    assert "data:image/" not in (there / "out/report.html").read_text()
+
+
+def test_what_is_kept_is_not_embedded_again(there, monkeypatch):
+    run("a.pth", "--sets", "small.bin")
+    first = (there / "out/results.json").read_text()
+    monkeypatch.setattr(embedding, "map_ahead", lambda load, batches, **_: refuse(batches))
+    assert run("a.pth", "--sets", "small.bin").returncode == 0
+    again = (there / "out/results.json").read_text()
+    assert without_dates(first) == without_dates(again)
+
+
+def refuse(batches: list[range]):
+    assert batches == [], "it embeds what is kept"
+    return iter(())
+
+
+def without_dates(text: str) -> str:
+    content = json.loads(text)
+    for result in content["results"]:
+        result["made"] = ""
+    return json.dumps(content)
+
+
+def die_at_third_batch(rank: int, folder: str, *arguments: str) -> None:
+    """As kill -9 would end it, in the midst of writing what it has embedded."""
+    add, calls = _OnDisk.add, []
+
+    def add_or_die(rows, block):
+        calls.append(len(block))
+        add(rows, block if len(calls) < 3 else block[:5])
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _OnDisk.add = add_or_die
+    torch.set_num_threads(1)
+    judge_alone(World(0, 1, 0, 1, torch.device("cpu")), folder, *arguments)
+
+
+def test_a_killed_command_goes_on_to_the_same_bytes(there, tmp_path):
+    given = ("a.pth", "--sets", "small.bin")
+    (whole,) = run_ranks(judge_alone, str(there), *given, world_size=1, folder=tmp_path)
+    for path in (there / "out").glob("*"):
+        path.rename(there / f"whole_{path.name}")
+    with pytest.raises(Exception, match="SIGKILL"):
+        start(die_at_third_batch, (str(there), *given), nprocs=1)
+    (kept,) = (there / "out/embeddings").iterdir()
+    assert kept.stat().st_size == HEADER + (2 * BATCH + 5) * 9 * 4
+    assert [path.name for path in (there / "out").iterdir()] == ["embeddings"], "nothing half done"
+    (again,) = run_ranks(judge_alone, str(there), *given, world_size=1, folder=tmp_path)
+    assert again == whole
+
+
+def test_ranks_share_the_work_and_find_the_same(there, tmp_path):
+    given = ("a.pth", "b.pth", "--sets", "small.bin", "small.bin+noise")
+    found = []
+    for world_size in (1, 2):
+        results = run_ranks(judge_alone, str(there), *given, world_size=world_size, folder=tmp_path)
+        found.append(results[0])
+        (there / "out").rename(there / f"out{world_size}")
+    assert found[0] == found[1]
+
+
+@needs_onnx
+@pytest.mark.parametrize("batch", ["batch", 1])
+def test_any_onnx_file_is_a_model(batch, there):
+    write_onnx(there / "color.onnx", torch.randn(3, 8), batch=batch)
+    ended = run("color.onnx", "a.pth", "--sets", "small.bin", "--onnx-input", "bgr,0..1,imagenet")
+    assert ended.returncode == 0, ended.stderr
+    model, other = read_evaluation(there / "out/results.json").models
+    assert (model.name, model.network, model.precision) == ("color", "onnx", "float32")
+    assert model.input.startswith("BGR in [0, 1], less [0.485,")
+    assert other.network == "iresnet10"
+    assert "note          given BGR" in ended.stdout
+    assert "as --onnx-input says" in ended.stdout
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("file", "arguments", "complaint"),
+    [
+        ({}, (), "x.onnx does not say the order of its channels or the range"),
+        ({}, ("--onnx-input", "64,rgb,-1..1"), "it would be given RGB in [-1, 1], 64 pixels"),
+        ({}, ("--onnx-input", "rgb,-1"), "'-1' in 'rgb,-1': expected 112"),
+        ({}, ("--onnx-input", "rgb", "--onnx-input", "bgr"), "2 times for 1 .onnx files"),
+        ({"shape": (3, SIZE)}, ("--onnx-input", "rgb,-1..1"), "without one for the batch"),
+        ({"shape": (3, 64, 64)}, ("--onnx-input", "rgb,-1..1"), "32×32 pixels, not 64×64"),
+    ],
+)
+def test_onnx_files_that_cannot_be_judged_say_why(file, arguments, complaint, there):
+    write_onnx(there / "x.onnx", torch.randn(3, 8), **file)
+    ended = run("x.onnx", "--sets", "small.bin", *arguments)
+    assert (ended.returncode, complaint in ended.stderr) == (USER_ERROR_EXIT_CODE, True), ended
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def bad_sets(folder: Path) -> None:
+    whole = (folder / "small.bin").read_bytes()
+    (folder / "cut.bin").write_bytes(whole[: len(whole) // 2])
+    (folder / "odd.bin").write_bytes(pickle.dumps(([png(0)] * 3, [True])))
+    (folder / "evil.bin").write_bytes(pickle.dumps(Evil()))
+    write_set(folder / "damaged.bin", damaged=(3, 17))
+    (folder / "other").mkdir()
+    write_set(folder / "other/small.bin")
+    (folder / "pairs.csv").write_text("a.png,b.png,1\na.png,c.png,0\n")
+    (folder / "notes.csv").write_text("image 0,x\nimage 0,y\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--sets", "cut.bin"), "cut.bin: not a whole verification set"),
+        (("--sets", "odd.bin"), "odd.bin: it holds 3 images and 1 truth values"),
+        (("--sets", "evil.bin"), "which could run anything; nothing was run"),
+        (("--sets", "damaged.bin"), "2 of 60 images are bad: image 3 cannot be decoded"),
+        (("--sets", "none.bin"), "none.bin does not exist"),
+        (("--sets", "small.bin", "other/small.bin"), "are both called small: rename one"),
+        (("--sets", "pairs:pairs.csv:other"), "3 of 3 images are not in other: a.png (line 1)"),
+        (("--sets", "small.bin", "--onnx-input", "rgb"), "no model is an .onnx file"),
+        (("--sets", "small.bin", "--groups", "notes.csv"), "notes.csv: image 0 is x and y"),
+        (("--sets", "small.bin", "--quality", "none.csv"), "none.csv does not exist"),
+        (("--sets", "small.bin", "--folds", "31"), "31 folds"),
+    ],
+)
+def test_what_cannot_be_judged_ends_in_a_line(arguments, complaint, there):
+    bad_sets(there)
+    ended = run("a.pth", *arguments)
+    assert ended.returncode == USER_ERROR_EXIT_CODE
+    assert complaint in ended.stderr
+    assert not (there / "owned").exists()
+    assert not (there / "out/results.json").exists()
+
+
+def test_damaged_images_are_counted_where_they_may_be_skipped(there):
+    bad_sets(there)
+    ended = run("a.pth", "--sets", "damaged.bin", "--skip-damaged")
+    assert ended.returncode == 0, ended.stderr
+    (result,) = read_evaluation(there / "out/results.json").results
+    assert (result.counts["damaged"], result.counts["pairs left out"]) == (2, 2)
+
+
+def test_a_diverged_model_is_refused(there):
+    state = torch.load("a.pth")
+    state["features.weight"].fill_(1e38)
+    torch.save(state, "a.pth")
+    ended = run("a.pth", "--sets", "small.bin")
+    assert ended.returncode == USER_ERROR_EXIT_CODE
+    assert "embeddings are not finite: the model has diverged" in ended.stderr
+
+
+def test_names_tell_models_apart():
+    names = evaluate._names
+    assert names(["runs/x/a.pth", "b.onnx", "runs/y"]) == ["a", "b", "y"]
+    assert names(["x/model.pt", "y/model.pt", "runs/z@best"]) == [
+        "x/model",
+        "y/model",
+        "runs/z@best",
+    ]
