@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from evaluation.embedding import Load, decoder
 from facestream import UserError
+from pipeline.align import LandmarkError, align
 from pipeline.named_path import mendable
+from pipeline.photos import PhotoError, photo_pixels
 from pipeline.records.recordio import RecordError
 
 
@@ -80,21 +83,40 @@ def image_files(paths: Sequence[Path], *, names: Sequence[str], size: int) -> Im
     Raises:
         ImagesError: a file that is not there or may not be read.
     """
-    digest = hashlib.sha256()
-    for path, name in zip(paths, names):
-        try:
-            about = path.stat()
-        except OSError as error:
-            raise ImagesError(f"{path}: {mendable(error) or error}") from error
-        digest.update(f"{name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+    read = _reading(paths)
+    return Images(names, read, _decoding(read, size), size, _state(paths, names).hexdigest())
 
-    def read(place: int) -> bytes:
-        try:
-            return paths[place].read_bytes()
-        except OSError as error:
-            raise RecordError(f"cannot be read: {mendable(error) or error}") from error
 
-    return Images(names, read, _decoding(read, size), size, digest.hexdigest())
+def aligned_files(
+    paths: Sequence[Path], *, names: Sequence[str], landmarks: np.ndarray, size: int
+) -> Images:
+    """Photos of any size, each cropped as it is loaded so that its landmarks lie as ArcFace's do.
+
+    Args:
+        landmarks: (N, 5, 2) float32, (x, y) in pixels; see pipeline/align.py.
+
+    Raises:
+        ImagesError: a file that is not there or may not be read.
+    """
+
+    def crop(photo: np.ndarray, place: int) -> np.ndarray:
+        return align(photo, landmarks[place], size=size)
+
+    made = b"aligned 1" + np.ascontiguousarray(landmarks, np.float32).tobytes()
+    return _photos(paths, names, size, crop, made=made)
+
+
+def resized_files(paths: Sequence[Path], *, names: Sequence[str], size: int) -> Images:
+    """Faces that were cut out, but not aligned: stretched to the size as they are loaded.
+
+    Raises:
+        ImagesError: a file that is not there or may not be read.
+    """
+
+    def stretch(photo: np.ndarray, _: int) -> np.ndarray:
+        return np.asarray(Image.fromarray(photo).resize((size, size), Image.Resampling.BICUBIC))
+
+    return _photos(paths, names, size, stretch, made=b"resized 1")
 
 
 def require_size(images: Images, places: Sequence[int], *, found_in: str | Path) -> None:
@@ -102,6 +124,62 @@ def require_size(images: Images, places: Sequence[int], *, found_in: str | Path)
     for place in places:
         if fault := _size_fault(images.read(place), images.size):
             raise ImagesError(f"{found_in}: image {images.names[place]} {fault}")
+
+
+def _reading(paths: Sequence[Path]) -> Callable[[int], bytes]:
+    def read(place: int) -> bytes:
+        try:
+            return paths[place].read_bytes()
+        except OSError as error:
+            raise RecordError(f"cannot be read: {mendable(error) or error}") from error
+
+    return read
+
+
+def _state(paths: Sequence[Path], names: Sequence[str]) -> hashlib._Hash:
+    """What files are known by: it changes with any of them."""
+    digest = hashlib.sha256()
+    refused = []
+    for path, name in zip(paths, names):
+        try:
+            about = path.stat()
+        except OSError as error:
+            refused.append(f"{path}: {mendable(error) or error}")
+            continue
+        digest.update(f"{name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+    if refused:
+        raise ImagesError(f"{len(refused)} of {len(paths)} images cannot be read: {refused[0]}")
+    return digest
+
+
+def _photos(
+    paths: Sequence[Path],
+    names: Sequence[str],
+    size: int,
+    make: Callable[[np.ndarray, int], np.ndarray],
+    *,
+    made: bytes,
+) -> Images:
+    """Images that `make` makes of a photo and its place; what it raises is the image's fault.
+
+    Args:
+        made: what `make` does, for the fingerprint.
+    """
+    read = _reading(paths)
+
+    def load(places: range) -> tuple[np.ndarray, dict[int, str]]:
+        pixels = np.zeros((len(places), size, size, 3), np.uint8)
+        faults = {}
+        for row, place in enumerate(places):
+            try:
+                pixels[row] = make(photo_pixels(read(place)), place)
+            except (RecordError, PhotoError, LandmarkError) as error:
+                faults[row] = str(error)
+        return pixels, faults
+
+    known_by = _state(paths, names)
+    known_by.update(made)
+    return Images(names, read, load, size, known_by.hexdigest())
 
 
 def _decoding(read: Callable[[int], bytes], size: int) -> Load:
