@@ -1,0 +1,203 @@
+"""All that is told of searches in one gallery or several: figures with intervals, the CMC, groups.
+
+Intervals are of a bootstrap over people: in a draw a search counts as often as the person of its
+probe is drawn. The galleries stay as they are: what is said holds for a gallery of their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluation.metrics import limits
+from evaluation.metrics.identification import (
+    fnir,
+    mean_precision,
+    rank_rates,
+    rates_at,
+    threshold,
+)
+from evaluation.metrics.searches import Searches
+from evaluation.result import Curve, Figure, Group
+
+LEVEL = 0.95
+_CMC = 50  # ranks of the curve
+_TOGETHER = 1 << 23  # weights held at a time: 64 MB
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which figures.
+
+    Attributes:
+        ranks: of the CMC, at most 50.
+        fpir_limits: at which FNIR is wanted.
+        fnir_ranks: how many first candidates count for FNIR.
+        precision: whether mAP is wanted.
+    """
+
+    ranks: Sequence[int]
+    fpir_limits: Sequence[float] = (0.01, 0.1)
+    fnir_ranks: Sequence[int] = (1,)
+    precision: bool = False
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Parts of a `Result`."""
+
+    figures: Mapping[str, Figure]
+    curves: Mapping[str, Curve]
+    interval: Mapping[str, Any]
+    groups: Mapping[str, Group]
+
+
+def judge_searches(
+    galleries: Mapping[str, Searches],
+    *,
+    people: np.ndarray,
+    wanted: Wanted,
+    draws: int = 1000,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> Judgement:
+    """Judge the searches for the same Q probes in each gallery.
+
+    Args:
+        galleries: by name; figures are the mean over them, and of several those of each.
+        people: (Q,) int64, whom each probe shows.
+        draws: of the bootstrap; 0 gives no intervals.
+        groups: (Q,) of strings, the group of each probe, "" for none; None for no groups.
+    """
+    point = _values(galleries, wanted, np.ones((1, len(people))))
+    drawn = [_values(galleries, wanted, weights) for weights in _weights(people, draws, seed)]
+    bounds = {
+        name: _bounds(np.concatenate([part[name] for part in drawn])) if drawn else None
+        for name in point
+    }
+    cmc, band = point.pop("cmc")[0], bounds.pop("cmc")
+    figures = {}
+    for name, value in point.items():
+        low, high = (None, None) if bounds[name] is None else bounds[name][:, 0].tolist()
+        figures[name] = Figure(float(value[0, 0]), low, high)
+    figures |= _not_shown(galleries, wanted)
+    band = ((), ()) if band is None else band.tolist()
+    interval = {
+        "method": "percentile bootstrap of the searches; galleries as they are",
+        "clusters": f"{len(np.unique(people)):,} people of the probes",
+        "draws": draws,
+        "level": LEVEL,
+        "seed": seed,
+    }
+    return Judgement(
+        figures,
+        {"cmc": Curve(list(range(1, _CMC + 1)), cmc.tolist(), *band)},
+        interval if draws else {},
+        _by_group(galleries, people, wanted, draws, seed, groups),
+    )
+
+
+def _values(
+    galleries: Mapping[str, Searches], wanted: Wanted, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The figures by name, (draws, 1), and "cmc", (draws, ranks)."""
+    of_each = {name: _of_one(searches, wanted, weights) for name, searches in galleries.items()}
+    names = list(next(iter(of_each.values())))
+    values = {name: np.mean([found[name] for found in of_each.values()], axis=0) for name in names}
+    if len(of_each) > 1:
+        for gallery, found in of_each.items():
+            values |= {f"{name}, {gallery}": found[name] for name in names if name != "cmc"}
+    return values
+
+
+def _of_one(searches: Searches, wanted: Wanted, weights: np.ndarray) -> dict[str, np.ndarray]:
+    cmc = rank_rates(searches, np.arange(1, _CMC + 1), weights)
+    values = {f"rank-{rank}": cmc[:, [rank - 1]] for rank in wanted.ranks}
+    if wanted.precision:
+        values["mAP"] = mean_precision(searches, weights)[:, None]
+    for rank in wanted.fnir_ranks:
+        missed = fnir(searches, np.array(wanted.fpir_limits), rank=rank, weights=weights)
+        for limit, column in zip(wanted.fpir_limits, missed.T):
+            values[_fnir_name(rank, limit)] = column[:, None]
+    return values | {"cmc": cmc}
+
+
+def _fnir_name(rank: int, limit: float) -> str:
+    return f"{'fnir' if rank == 1 else f'fnir{rank}'}@fpir={limit:g}"
+
+
+def _not_shown(galleries: Mapping[str, Searches], wanted: Wanted) -> dict[str, Figure]:
+    """In place of figures that these searches are too few for."""
+    fewest = min(int((~searches.mated).sum()) for searches in galleries.values())
+    figures = {}
+    for limit in wanted.fpir_limits:
+        if limits.can_show(limit, fewest):
+            continue
+        note = (
+            f"{fewest:,} searches for people who are not in the gallery cannot show an FPIR of "
+            f"{limit:g}"
+        )
+        for rank in wanted.fnir_ranks:
+            name = _fnir_name(rank, limit)
+            figures[name] = Figure(None, note=note)
+            if len(galleries) > 1:
+                figures |= {f"{name}, {gallery}": figures[name] for gallery in galleries}
+    return figures
+
+
+def _weights(people: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """(some draws, Q) how often each search counts, for `draws` draws in all."""
+    _, of_search = np.unique(people, return_inverse=True)
+    count = of_search.max() + 1
+    random = np.random.default_rng(seed)
+    together = max(1, _TOGETHER // len(people))
+    for start in range(0, draws, together):
+        size = min(together, draws - start)
+        drawn = random.multinomial(count, np.full(count, 1 / count), size=size)
+        yield drawn[:, of_search.reshape(-1)].astype(np.float64)
+
+
+def _bounds(values: np.ndarray) -> np.ndarray:
+    """(2, ...) of (draws, ...); a draw without searches of a kind has no value."""
+    kept = values[~np.isnan(values).any(axis=1)]
+    if not len(kept):
+        return np.full((2, values.shape[1]), np.nan)
+    return np.quantile(kept, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+
+
+def _by_group(
+    galleries: Mapping[str, Searches],
+    people: np.ndarray,
+    wanted: Wanted,
+    draws: int,
+    seed: int,
+    groups: np.ndarray | None,
+) -> dict[str, Group]:
+    """Of each group the same figures, and its errors at the threshold of all."""
+    found = {}
+    for group in [] if groups is None else sorted(set(groups.tolist()) - {""}):
+        inside = groups == group
+        parts = {name: searches.of(inside) for name, searches in galleries.items()}
+        mated = sum(int(part.mated.sum()) for part in parts.values())
+        counts = {"probes": int(inside.sum()), "mated": mated}
+        if not mated:
+            figures = {"rank-1": Figure(None, note="nobody of this group is in a gallery")}
+            found[group] = Group(counts, figures)
+            continue
+        judged = judge_searches(parts, people=people[inside], wanted=wanted, draws=draws, seed=seed)
+        figures = dict(judged.figures)
+        for limit in wanted.fpir_limits:
+            rates = [
+                rates_at(parts[name], threshold(searches, limit))
+                for name, searches in galleries.items()
+                if limits.can_show(limit, int((~searches.mated).sum()))
+            ]
+            for name, values in zip(("fpir", "fnir"), zip(*rates)):
+                figures[f"{name} at the common threshold of fpir={limit:g}"] = Figure(
+                    float(np.mean(values))
+                )
+        found[group] = Group(counts, figures)
+    return found
