@@ -6,13 +6,14 @@ probe is drawn. The galleries stay as they are: what is said holds for a gallery
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from evaluation.metrics import limits
+from evaluation.metrics.bootstrap import LEVEL, WORD, Clusters, Spread, bootstrap, figure
 from evaluation.metrics.identification import (
     fnir,
     mean_precision,
@@ -23,9 +24,9 @@ from evaluation.metrics.identification import (
 from evaluation.metrics.searches import Searches
 from evaluation.result import Curve, Figure, Group
 
-LEVEL = 0.95
+METHOD = "bootstrap of the searches by person; the galleries stay as they are"
 _CMC = 50  # ranks of the curve
-_TOGETHER = 1 << 23  # weights held at a time: 64 MB
+_TOGETHER = 1 << 23  # weights held at a time
 
 
 @dataclass(frozen=True)
@@ -72,30 +73,22 @@ def judge_searches(
         draws: of the bootstrap; 0 gives no intervals.
         groups: (Q,) of strings, the group of each probe, "" for none; None for no groups.
     """
+    clusters = Clusters.of_searches(people)
+    every = np.arange(len(people))
     point = _values(galleries, wanted, np.ones((1, len(people))))
-    drawn = [_values(galleries, wanted, weights) for weights in _weights(people, draws, seed)]
-    bounds = {
-        name: _bounds(np.concatenate([part[name] for part in drawn])) if drawn else None
-        for name in point
-    }
-    cmc, band = point.pop("cmc")[0], bounds.pop("cmc")
-    figures = {}
-    for name, value in point.items():
-        low, high = (None, None) if bounds[name] is None else bounds[name][:, 0].tolist()
-        figures[name] = Figure(float(value[0, 0]), low, high)
-    figures |= _not_shown(galleries, wanted)
-    band = ((), ()) if band is None else band.tolist()
-    interval = {
-        "method": "percentile bootstrap of the searches; galleries as they are",
-        "clusters": f"{len(np.unique(people)):,} people of the probes",
-        "draws": draws,
-        "level": LEVEL,
-        "seed": seed,
-    }
+    spreads = {}
+    if draws:
+        spreads = bootstrap(
+            lambda weigh: _values(galleries, wanted, weigh(every)),
+            clusters,
+            draws=draws,
+            seed=seed,
+            at_once=min(WORD, max(1, _TOGETHER // len(people))),
+        )
     return Judgement(
-        figures,
-        {"cmc": Curve(list(range(1, _CMC + 1)), cmc.tolist(), *band)},
-        interval if draws else {},
+        _figures(galleries, wanted, point, spreads, clusters),
+        {"cmc": _cmc(point.pop("cmc")[0], spreads.get("cmc"))},
+        _interval(clusters, draws, seed) if draws else {},
         _by_group(galleries, people, wanted, draws, seed, groups),
     )
 
@@ -103,7 +96,7 @@ def judge_searches(
 def _values(
     galleries: Mapping[str, Searches], wanted: Wanted, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The figures by name, (draws, 1), and "cmc", (draws, ranks)."""
+    """The figures by name, (draws,), and "cmc", (draws, ranks)."""
     of_each = {name: _of_one(searches, wanted, weights) for name, searches in galleries.items()}
     names = list(next(iter(of_each.values())))
     values = {name: np.mean([found[name] for found in of_each.values()], axis=0) for name in names}
@@ -115,18 +108,35 @@ def _values(
 
 def _of_one(searches: Searches, wanted: Wanted, weights: np.ndarray) -> dict[str, np.ndarray]:
     cmc = rank_rates(searches, np.arange(1, _CMC + 1), weights)
-    values = {f"rank-{rank}": cmc[:, [rank - 1]] for rank in wanted.ranks}
+    values = {f"rank-{rank}": cmc[:, rank - 1] for rank in wanted.ranks}
     if wanted.precision:
-        values["mAP"] = mean_precision(searches, weights)[:, None]
+        values["mAP"] = mean_precision(searches, weights)
     for rank in wanted.fnir_ranks:
         missed = fnir(searches, np.array(wanted.fpir_limits), rank=rank, weights=weights)
         for limit, column in zip(wanted.fpir_limits, missed.T):
-            values[_fnir_name(rank, limit)] = column[:, None]
+            values[_fnir_name(rank, limit)] = column
     return values | {"cmc": cmc}
 
 
 def _fnir_name(rank: int, limit: float) -> str:
     return f"{'fnir' if rank == 1 else f'fnir{rank}'}@fpir={limit:g}"
+
+
+def _figures(
+    galleries: Mapping[str, Searches],
+    wanted: Wanted,
+    point: Mapping[str, np.ndarray],
+    spreads: Mapping[str, Spread],
+    clusters: Clusters,
+) -> dict[str, Figure]:
+    mated = np.logical_or.reduce([searches.mated for searches in galleries.values()])
+    apart = clusters.apart(mated)
+    figures = {
+        name: figure(value[0], spreads.get(name), rate=True, apart=apart)
+        for name, value in point.items()
+        if name != "cmc"
+    }
+    return figures | _not_shown(galleries, wanted)
 
 
 def _not_shown(galleries: Mapping[str, Searches], wanted: Wanted) -> dict[str, Figure]:
@@ -148,24 +158,24 @@ def _not_shown(galleries: Mapping[str, Searches], wanted: Wanted) -> dict[str, F
     return figures
 
 
-def _weights(people: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """(some draws, Q) how often each search counts, for `draws` draws in all."""
-    _, of_search = np.unique(people, return_inverse=True)
-    count = of_search.max() + 1
-    random = np.random.default_rng(seed)
-    together = max(1, _TOGETHER // len(people))
-    for start in range(0, draws, together):
-        size = min(together, draws - start)
-        drawn = random.multinomial(count, np.full(count, 1 / count), size=size)
-        yield drawn[:, of_search.reshape(-1)].astype(np.float64)
+def _cmc(rates: np.ndarray, spread: Spread | None) -> Curve:
+    ranks = list(range(1, len(rates) + 1))
+    if spread is None:
+        return Curve(ranks, rates.tolist())
+    # Where every draw has the same rate there is no spread to draw.
+    ends = [np.where(np.isnan(end), rates, end.clip(0, 1)) for end in spread.interval(rates)]
+    return Curve(ranks, rates.tolist(), *(end.tolist() for end in ends))
 
 
-def _bounds(values: np.ndarray) -> np.ndarray:
-    """(2, ...) of (draws, ...); a draw without searches of a kind has no value."""
-    kept = values[~np.isnan(values).any(axis=1)]
-    if not len(kept):
-        return np.full((2, values.shape[1]), np.nan)
-    return np.quantile(kept, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+def _interval(clusters: Clusters, draws: int, seed: int) -> dict[str, Any]:
+    return {
+        "method": METHOD,
+        "clusters": "people of the probes",
+        "number of clusters": clusters.count,
+        "draws": draws,
+        "level": LEVEL,
+        "seed": seed,
+    }
 
 
 def _by_group(

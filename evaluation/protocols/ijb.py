@@ -27,9 +27,9 @@ import torch
 from evaluation.features import Features
 from evaluation.images import Images, aligned_files
 from evaluation.metrics.identification import rank_rates
+from evaluation.metrics.impostor_counter import ImpostorCounter
 from evaluation.metrics.judge import judge_pairs
 from evaluation.metrics.judge_searches import Judgement, Wanted, judge_searches
-from evaluation.metrics.roc import Roc
 from evaluation.metrics.searches import Searches, search
 from evaluation.protocols.ijb_files import IjbFiles, OneToMany, read_ijb_files
 from evaluation.protocols.protocol import Asked
@@ -71,7 +71,10 @@ class Ijb:
         """TAR at FAR 1e-5 and 1e-4 and, where there is 1:N, rank 1 as the mean of the galleries."""
         templates, present = self._templates(features, frozenset())
         kept, scores = self._compared(templates, present)
-        roc = Roc.of(scores, self.files.pairs.same[kept])
+        same = self.files.pairs.same[kept]
+        counter = ImpostorCounter(scores[same])
+        counter.add(scores[~same])
+        roc = counter.roc()
         found = {f"tar@far={limit:g}": float(roc.tar_at_far(limit)) for limit in (1e-5, 1e-4)}
         if one_to_many := self._one_to_many(present):
             galleries = self._searched(templates, one_to_many)
@@ -113,7 +116,7 @@ class Ijb:
         norm = Figure(float(features.norms[whole].mean()), note="mean norm before the flip's sum")
         interval = dict(judged.interval)
         if searched.interval:
-            interval["1:N"] = f"{searched.interval['method']}: {searched.interval['clusters']}"
+            interval["1:N"] = searched.interval["method"]
         return Result(
             model=model,
             set=self.name,
@@ -279,22 +282,26 @@ class Ijb:
 def open_ijb(
     folder: str | Path,
     *,
+    name: str,
     image_size: int,
     norm_weights: bool = True,
     detector_weights: bool = True,
 ) -> Ijb:
     """The set in a folder as InsightFace hands it out; see evaluation/protocols/ijb_files.py.
 
+    Args:
+        name: "ijbb" or "ijbc".
+
     Raises:
         PathError: a file or folder that is missing or cannot be opened.
         IjbFilesError: lists that are malformed or do not fit each other.
         ImagesError: images that are missing.
     """
-    files = read_ijb_files(folder)
+    files = read_ijb_files(folder, name=name)
     images = aligned_files(
         files.paths, names=files.names, landmarks=files.landmarks, size=image_size
     )
-    return Ijb(files.name, images, files, norm_weights, detector_weights)
+    return Ijb(name, images, files, norm_weights, detector_weights)
 
 
 def _merged(one: Mapping[str, Group], other: Mapping[str, Group]) -> dict[str, Group]:

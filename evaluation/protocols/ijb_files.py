@@ -66,7 +66,6 @@ class IjbFiles:
     """What is in the files.
 
     Attributes:
-        name: "ijbb" or "ijbc".
         paths, names: of the N images.
         landmarks: (N, 5, 2) float32, in pixels.
         detector: (N,) float32, the face detector's score.
@@ -77,7 +76,6 @@ class IjbFiles:
         one_to_many: None without its files.
     """
 
-    name: str
     paths: list[Path]
     names: list[str]
     landmarks: np.ndarray
@@ -89,15 +87,24 @@ class IjbFiles:
     one_to_many: OneToMany | None
 
 
-def read_ijb_files(folder: str | Path) -> IjbFiles:
+def read_ijb_files(folder: str | Path, *, name: str) -> IjbFiles:
     """Read and check all of them.
+
+    Args:
+        folder: the one with meta/ and loose_crop/ in it, or the one above, with IJBB/ or IJBC/.
+        name: "ijbb" or "ijbc".
 
     Raises:
         PathError: a file or folder that is missing or cannot be opened.
         IjbFilesError: a line that is none of its file, files that do not fit each other.
     """
     folder = Path(folder)
-    name, meta = _meta_folder(folder)
+    if not (folder / "meta").exists() and (folder / name.upper()).exists():
+        folder /= name.upper()
+    meta = folder / "meta"
+    for path in (folder, meta):
+        expected = f"the folder of {name.upper()} with meta/ and loose_crop/ in it"
+        check_path(path, called=str(path), expected=expected, file=False, folder=True)
     listed, named = meta / f"{name}_face_tid_mid.txt", meta / f"{name}_name_5pts_score.txt"
     faces = list(_lines(listed, 3, "`1.jpg 1 69544` (image, template, medium)", _membership))
     shapes = list(_lines(named, 12, "`1.jpg`, ten coordinates and a score", _landmarks))
@@ -109,7 +116,6 @@ def read_ijb_files(folder: str | Path) -> IjbFiles:
     one_to_many, subjects = _read_one_to_many(meta, name, templates, listed)
     medium = np.array([face[2] for face in faces], np.int64)
     return IjbFiles(
-        name,
         paths,
         names,
         landmarks,
@@ -120,21 +126,6 @@ def read_ijb_files(folder: str | Path) -> IjbFiles:
         subjects,
         one_to_many,
     )
-
-
-def _meta_folder(folder: Path) -> tuple[str, Path]:
-    """The set's name and where its lists are."""
-    expected = "the folder of IJB-B or IJB-C with meta/ and loose_crop/ in it"
-    check_path(folder, called=str(folder), expected=expected, file=False, folder=True)
-    meta = folder / "meta"
-    check_path(meta, called=str(meta), expected=expected, file=False, folder=True)
-    found = [name for name in ("ijbb", "ijbc") if (meta / f"{name}_face_tid_mid.txt").exists()]
-    if len(found) != 1:
-        what = "both ijbb_ and ijbc_" if found else "neither ijbb_ nor ijbc_"
-        raise IjbFilesError(
-            f"{meta} holds {what}face_tid_mid.txt; expected one of them: name {expected}"
-        )
-    return found[0], meta
 
 
 def _lines(path: Path, count: int, expected: str, parse: Callable) -> Iterator[tuple]:

@@ -10,10 +10,12 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evaluation.protocols.degraded import DEGRADATIONS, degraded, description
+from evaluation.protocols.ijb import Ijb, open_ijb
 from evaluation.protocols.pair_lists import read_pair_list
 from evaluation.protocols.pairs import Pairs, of_list, open_bin
 from evaluation.protocols.protocol import TestSet
@@ -196,8 +198,32 @@ def _of_list(name: str, pairs: Path, folder: Path, share: Share) -> Pairs:
     return of_list(name, listed, folder=folder, image_size=share.image_size)
 
 
+def _ijb(name: str, words: str, share: Share) -> Ijb:
+    """DIR or DIR:OPTIONS, of no-norm and no-detector with a comma between them."""
+    folder, colon, tail = words.rpartition(":")
+    options = set(tail.split(",")) if colon else set()
+    if not options or not options <= {"no-norm", "no-detector"}:
+        folder, options = words, set()
+    opened = open_ijb(
+        folder,
+        name=name,
+        image_size=share.image_size,
+        norm_weights="no-norm" not in options,
+        detector_weights="no-detector" not in options,
+    )
+    return replace(opened, name=":".join([name, *sorted(options, reverse=True)]))
+
+
 KINDS: dict[str, Kind] = {
     "lfw": Kind("lfw:DIR", "LFW's pairs.txt and the images, in DIR", _lfw),
     "xqlfw": Kind("xqlfw:DIR", "xqlfw_pairs.txt and xqlfw_aligned_112, in DIR", _xqlfw),
     "pairs": Kind("pairs:LIST:DIR", "pairs (CSV, or as LFW's) over the images in DIR", _pairs),
+    "ijbb": Kind(
+        "ijbb:DIR", "IJB-B, 1:1 and 1:N: meta and loose_crop, in DIR", partial(_ijb, "ijbb")
+    ),
+    "ijbc": Kind(
+        "ijbc:DIR[:no-norm,no-detector]",
+        "IJB-C; embeddings weighted by norm and detector score, or not",
+        partial(_ijb, "ijbc"),
+    ),
 }

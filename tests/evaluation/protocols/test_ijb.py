@@ -18,6 +18,7 @@ from evaluation.images import ImagesError
 from evaluation.protocols.ijb import open_ijb
 from evaluation.protocols.ijb_files import IjbFilesError
 from evaluation.protocols.protocol import Asked
+from evaluation.protocols.sets import open_set
 from evaluation.result import Evaluation, Result
 from facestream import UserError
 from pipeline.align import TEMPLATE
@@ -28,6 +29,7 @@ from training.distributed import World
 SIZE = 16
 WIDTH = 24  # of embeddings
 QUICK = Asked(draws=0)
+OPEN = {"name": "ijbc", "image_size": SIZE}
 
 
 @dataclass
@@ -199,7 +201,7 @@ def fnir_at_fpir(found: list[tuple[bool, int, float, float]], limit: float) -> f
 def test_one_to_one_is_that_of_plain_loops(tmp_path: Path, norm: bool, detector: bool) -> None:
     made = drawn()
     write(made, tmp_path / "set", images=False)
-    ijb = open_ijb(tmp_path / "set", image_size=SIZE, norm_weights=norm, detector_weights=detector)
+    ijb = open_ijb(tmp_path / "set", **OPEN, norm_weights=norm, detector_weights=detector)
     features = features_of(made)
     templates = pooled(made, features.embeddings, norm=norm, detector=detector)
     scores = [float(templates[one] @ templates[other]) for one, other, _ in made.pairs]
@@ -223,7 +225,7 @@ def test_one_to_one_is_that_of_plain_loops(tmp_path: Path, norm: bool, detector:
 def test_one_to_many_is_that_of_plain_loops(tmp_path: Path, name: str) -> None:
     made = drawn(name, subjects=40)
     write(made, tmp_path / "set", images=False)
-    ijb = open_ijb(tmp_path / "set", image_size=SIZE)
+    ijb = open_ijb(tmp_path / "set", name=name, image_size=SIZE)
     features = features_of(made)
     result = ijb.judge(features, model="m", asked=QUICK)
     templates = pooled(made, features.embeddings)
@@ -250,7 +252,7 @@ def test_one_to_many_is_that_of_plain_loops(tmp_path: Path, name: str) -> None:
 
 def test_what_is_left_out_or_damaged_leaves_its_template(tmp_path: Path) -> None:
     made = drawn()
-    ijb = open_ijb(write(made, tmp_path / "set", images=False), image_size=SIZE)
+    ijb = open_ijb(write(made, tmp_path / "set", images=False), **OPEN)
     features = features_of(made)
     whole = next(t for t in made.lists[2] if sum(of == t for _, of, _ in made.faces) == 1)
     out = {name for name, template, _ in made.faces if template == whole}
@@ -277,7 +279,7 @@ def test_what_is_left_out_or_damaged_leaves_its_template(tmp_path: Path) -> None
 
 def test_leaving_everything_out_is_refused(tmp_path: Path) -> None:
     made = drawn()
-    ijb = open_ijb(write(made, tmp_path / "set", images=False), image_size=SIZE)
+    ijb = open_ijb(write(made, tmp_path / "set", images=False), **OPEN)
     probes = frozenset(name for name, template, _ in made.faces if template in made.lists[2])
     with pytest.raises(UserError):
         ijb.judge(features_of(made), model="m", asked=Asked(draws=0, without=probes))
@@ -285,7 +287,7 @@ def test_leaving_everything_out_is_refused(tmp_path: Path) -> None:
 
 def test_groups_are_the_searches_for_their_subjects(tmp_path: Path) -> None:
     made = drawn(subjects=40)
-    ijb = open_ijb(write(made, tmp_path / "set", images=False), image_size=SIZE)
+    ijb = open_ijb(write(made, tmp_path / "set", images=False), **OPEN)
     features = features_of(made)
     asked = Asked(draws=0, groups={str(s): "even" if s % 4 < 2 else "odd" for s in range(1, 39)})
     result = ijb.judge(features, model="m", asked=asked)
@@ -302,7 +304,7 @@ def test_intervals_hold_the_figure_and_shrink_with_more_people(tmp_path: Path) -
     widths = []
     for subjects in (20, 90):
         made = drawn(subjects=subjects)
-        ijb = open_ijb(write(made, tmp_path / str(subjects), images=False), image_size=SIZE)
+        ijb = open_ijb(write(made, tmp_path / str(subjects), images=False), **OPEN)
         result = ijb.judge(features_of(made), model="m", asked=Asked(draws=200))
         figure = result.figures["rank-1"]
         assert figure.low < figure.value < figure.high
@@ -316,7 +318,7 @@ def test_intervals_hold_the_figure_and_shrink_with_more_people(tmp_path: Path) -
 
 def test_a_network_that_gives_all_faces_one_embedding_finds_nobody(tmp_path: Path) -> None:
     made = drawn()
-    ijb = open_ijb(write(made, tmp_path / "set", images=False), image_size=SIZE)
+    ijb = open_ijb(write(made, tmp_path / "set", images=False), **OPEN)
     row = np.random.default_rng(0).standard_normal(WIDTH).astype(np.float32)
     count = len(made.faces)
     features = Features(np.tile(row, (count, 1)), np.ones(count, np.float32), {})
@@ -337,7 +339,7 @@ def embedder(world: World | None = None) -> Embedder:
 
 
 def judged(world: World | None, folder: Path) -> Result | None:
-    ijb = open_ijb(folder, image_size=SIZE)
+    ijb = open_ijb(folder, **OPEN)
     features = extract(embedder(world), ijb.images)
     return features and ijb.judge(features, model="m", asked=QUICK)
 
@@ -354,7 +356,7 @@ def test_faces_are_cropped_by_their_landmarks(tmp_path: Path) -> None:
     made = drawn()
     shifted = TEMPLATE * SIZE / 112 + np.array([3, 4])
     made.shapes = [(shifted, score) for _, score in made.shapes]
-    ijb = open_ijb(write(made, tmp_path / "set"), image_size=SIZE)
+    ijb = open_ijb(write(made, tmp_path / "set"), **OPEN)
     whole = np.asarray(Image.open(tmp_path / "set" / "loose_crop" / "2.png"))
     pixels, faults = ijb.images.load(range(1, 2))
     assert faults == {}
@@ -406,7 +408,7 @@ def test_a_bad_line_is_named(tmp_path: Path, file: str, line: int, text: str, sa
     ending = ".csv" if "1N" in file else ".txt"
     change(tmp_path / "meta" / f"ijbc_{file}{ending}", line, text)
     with pytest.raises(IjbFilesError, match=says):
-        open_ijb(tmp_path, image_size=SIZE)
+        open_ijb(tmp_path, **OPEN)
 
 
 @pytest.mark.parametrize(
@@ -418,7 +420,7 @@ def test_pairs_of_one_kind_are_refused(tmp_path: Path, kept: str, says: str) -> 
     lines = [line for line in path.read_text().splitlines() if kept and line.endswith(f" {kept}")]
     path.write_text("\n".join(lines))
     with pytest.raises(IjbFilesError, match=says):
-        open_ijb(tmp_path, image_size=SIZE)
+        open_ijb(tmp_path, **OPEN)
 
 
 def test_lists_of_one_to_many_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -427,17 +429,17 @@ def test_lists_of_one_to_many_that_do_not_fit_are_refused(tmp_path: Path) -> Non
     other = Drawn(made.name, made.faces, made.shapes, made.pairs, [strangers, *made.lists[1:]])
     write(other, tmp_path / "strangers", images=False)
     with pytest.raises(IjbFilesError, match=r"of no probe the subject is in the gallery .*G1.csv"):
-        open_ijb(tmp_path / "strangers", image_size=SIZE)
+        open_ijb(tmp_path / "strangers", **OPEN)
     changed = {template: subject + 1 for template, subject in made.lists[0].items()}
     other.lists = [made.lists[0], changed, made.lists[2]]
     write(other, tmp_path / "two", images=False)
     with pytest.raises(
         IjbFilesError, match=r"template \d+ is of subject \d+, and of \d+ in a list"
     ):
-        open_ijb(tmp_path / "two", image_size=SIZE)
+        open_ijb(tmp_path / "two", **OPEN)
     (tmp_path / "two" / "meta" / "ijbc_1N_gallery_G2.csv").unlink()
     with pytest.raises(PathError, match=r"G2.csv does not exist.*one of the three lists"):
-        open_ijb(tmp_path / "two", image_size=SIZE)
+        open_ijb(tmp_path / "two", **OPEN)
 
 
 def test_missing_files_and_images_are_named(tmp_path: Path) -> None:
@@ -448,13 +450,28 @@ def test_missing_files_and_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         ImagesError, match=r"2 of \d+ images cannot be read: .*7.png does not exist"
     ):
-        open_ijb(tmp_path / "set", image_size=SIZE)
+        open_ijb(tmp_path / "set", **OPEN)
     (tmp_path / "set" / "meta" / "ijbc_template_pair_label.txt").unlink()
     with pytest.raises(PathError, match=r"label.txt does not exist"):
-        open_ijb(tmp_path / "set", image_size=SIZE)
-    (tmp_path / "set" / "meta" / "ijbc_face_tid_mid.txt").unlink()
-    with pytest.raises(IjbFilesError, match=r"neither ijbb_ nor ijbc_face_tid_mid.txt"):
-        open_ijb(tmp_path / "set", image_size=SIZE)
+        open_ijb(tmp_path / "set", **OPEN)
+    with pytest.raises(PathError, match=r"ijbb_face_tid_mid.txt does not exist"):
+        open_ijb(tmp_path / "set", name="ijbb", image_size=SIZE)
+    with pytest.raises(PathError, match=r"meta does not exist: expected the folder of IJBC with"):
+        open_ijb(tmp_path, **OPEN)
+
+
+def test_it_is_opened_by_name_and_from_the_folder_above(tmp_path: Path) -> None:
+    made = drawn()
+    write(made, tmp_path / "IJBC", images=False)
+    features = features_of(made)
+    weighted = open_set(f"ijbc:{tmp_path}", image_size=SIZE)
+    assert (weighted.name, weighted.headline) == ("ijbc", "tar@far=0.0001")
+    plain = open_set(f"ijbc:{tmp_path}:no-detector,no-norm+blur", image_size=SIZE)
+    assert plain.name == "ijbc:no-norm:no-detector+blur"
+    settings = plain.judge(features, model="m", asked=QUICK).settings
+    assert not settings["norm weighting"]
+    assert not settings["detector-score weighting"]
+    assert "degraded by blur" in settings
 
 
 def test_without_the_lists_of_one_to_many_templates_are_the_clusters(tmp_path: Path) -> None:
@@ -462,7 +479,7 @@ def test_without_the_lists_of_one_to_many_templates_are_the_clusters(tmp_path: P
     write(made, tmp_path, images=False)
     for path in (tmp_path / "meta").glob("*.csv"):
         path.unlink()
-    result = open_ijb(tmp_path, image_size=SIZE).judge(features_of(made), model="m", asked=QUICK)
+    result = open_ijb(tmp_path, **OPEN).judge(features_of(made), model="m", asked=QUICK)
     assert "rank-1" not in result.figures
     assert result.settings["clusters"] == "templates, since subjects are not known"
 
@@ -473,7 +490,7 @@ def test_an_image_may_be_of_two_templates(tmp_path: Path) -> None:
     probe = next(t for t in made.lists[2] if t != template)
     made.faces.append((name, probe, medium))
     made.shapes.append(shape)
-    ijb = open_ijb(write(made, tmp_path / "set", images=False), image_size=SIZE)
+    ijb = open_ijb(write(made, tmp_path / "set", images=False), **OPEN)
     assert len(ijb.images) == len(made.faces) - 1
     features = features_of(made)
     features = Features(features.embeddings[:-1], features.norms[:-1], {})
@@ -484,4 +501,4 @@ def test_an_image_may_be_of_two_templates(tmp_path: Path) -> None:
     assert result.figures["tar@far=0.01"].value == pytest.approx(expected, abs=1e-12)
     change(tmp_path / "set" / "meta" / "ijbc_name_5pts_score.txt", 1, f"{name}" + " 5.5" * 11)
     with pytest.raises(IjbFilesError, match=r"1.png stands twice, with other landmarks"):
-        open_ijb(tmp_path / "set", image_size=SIZE)
+        open_ijb(tmp_path / "set", **OPEN)
