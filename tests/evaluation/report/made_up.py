@@ -46,8 +46,8 @@ def result(name: str, place: str, *, quality: float = 1.0, seed: int = 0) -> Res
     draw = np.random.default_rng(seed)
     genuine = np.clip(draw.normal(0.28 + 0.35 * quality, 0.13, 3000), -1, 1)
     impostor = np.clip(draw.normal(0.02, 0.09, 3000), -1, 1)
-    thresholds = np.sort(np.concatenate([genuine, impostor]))[::-1]
-    far = np.searchsorted(np.sort(-impostor), -thresholds, side="right") / 3000
+    far = np.geomspace(1 / 3000, 1, 121)
+    thresholds = np.sort(impostor)[::-1][np.round(3000 * far).astype(int) - 1]
     tar = np.searchsorted(np.sort(-genuine), -thresholds, side="right") / 3000
     width = 0.02 * np.sqrt(tar * (1 - tar)) + 0.001
     low, high = np.clip(tar - width, 0, 1), np.clip(tar + width, 0, 1)
