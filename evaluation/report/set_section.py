@@ -18,6 +18,7 @@ from evaluation.result import Evaluation, HardPair, Result
 
 _PAIRS_SHOWN = 12  # of a kind and set, shared among the models
 _FEWEST_PAIRS = 3  # of a model
+_FEW = 4  # models whose bands may lie over one another
 
 _HARD = {
     "false accepts": "False accepts: the impostor pairs of highest score",
@@ -93,7 +94,7 @@ def _charts(
         yield element(
             "div",
             *(_figure(chart, size, chart.about) for chart in curves),
-            class_=f"charts by-{abreast}",
+            class_=f"charts by-{abreast}{' many' if len(results) > _FEW else ''}",
         )
     if spreads:
         yield element("h3", "Scores")
