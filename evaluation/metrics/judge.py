@@ -7,27 +7,29 @@ settings say so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from evaluation.metrics import limits
-from evaluation.metrics.binned import BinnedPairs
-from evaluation.metrics.bootstrap import LEVEL, Clusters, Spread, bootstrap, figure
+from evaluation.metrics.bootstrap import LEVEL
+from evaluation.metrics.discard import Discard
 from evaluation.metrics.folds import Folds
-from evaluation.metrics.scored import ScoredPairs
+from evaluation.metrics.groups import judge_groups
+from evaluation.metrics.held_out import held_out_shares, thresholds_at
+from evaluation.metrics.measure import Asked, Comparisons, measure
+from evaluation.metrics.roc import check_scores
 from evaluation.result import Curve, Figure, Group, HardPair
+from facestream import UserError
 
 FAR_LIMITS = (1e-2, 1e-3)
-SORTED = 1_000_000  # pairs, above which the draws' figures are made over bins
-RATES_AT = ("tar@far", "fnmr@fmr")
-CURVES = ("roc",)
-METHOD = "bootstrap over people, percentiles less a pair's own chance counted too often"
 HARDEST = 24
 BIN_EDGES = np.linspace(-1, 1, 101)
-ORIGIN = "chosen on these very pairs, but for the accuracy in folds"
+ORIGIN = "chosen on these very pairs, but for figures in folds and the accuracy"
+METHOD = "bootstrap over people, percentiles less a pair's own chance counted too often"
+IMAGES = "images, as it is not known who they show: those of people would be wider"
 
 
 @dataclass(frozen=True)
@@ -86,129 +88,125 @@ def judge_pairs(
         UserError: pairs of one kind only, scores that are not finite, folds that cannot be made,
             or a group without genuine pairs.
     """
-    parts = _folds(first, second, people, folds=folds, identity_disjoint=identity_disjoint)
-    kind = ScoredPairs if len(same) <= SORTED else BinnedPairs
-    pairs = kind(scores, same, far_limits=far_limits, folds=parts)
-    point = pairs.point()
-    clusters = Clusters.of_pairs(first, second, people)
-    spreads = {}
-    if draws:
-        spreads = bootstrap(pairs.figures, clusters, draws=draws, seed=seed, at_once=pairs.at_once)
+    check_scores(scores, same)
+    pairs = Comparisons(scores, same, first, second, people)
+    parts = _folds(pairs, folds=folds, identity_disjoint=identity_disjoint)
+    common = _common_threshold(pairs, far_limits)
+    quality = quality or {}
+    asked = Asked(
+        folds=parts,
+        draws=draws,
+        seed=seed,
+        far_limits=far_limits,
+        shares=held_out_shares(scores, same, parts, _shown(same, far_limits)) if parts else {},
+        discards=_discards(pairs, common[1], quality),
+    )
+    by_group: Mapping[str, Group] = {}
+    if groups is not None:
+        by_group = judge_groups(
+            pairs,
+            groups,
+            threshold=common[1],
+            folds=folds,
+            draws=draws,
+            seed=seed,
+            far_limits=far_limits,
+        )
+    found = measure(pairs, asked)
     return Judgement(
-        settings={
-            "folds": folds,
-            "folds are": "identity-disjoint" if identity_disjoint else "contiguous",
-            "threshold": ORIGIN,
-        },
-        counts=_counts(same, clusters),
-        figures=_figures(point, spreads, same, clusters, far_limits),
-        curves=_curves(pairs.roc_far, point, spreads, scores, same),
-        interval=_interval(clusters, draws, seed) if draws else {},
-        groups={},
-        hardest=_hardest(scores, same, first, second, names),
+        settings=_settings(pairs, parts, folds, common=common, groups=groups, quality=quality),
+        counts=pairs.counts,
+        figures=found.figures,
+        curves=found.curves | _histograms(scores, same),
+        interval=_interval(pairs, draws, seed) if draws else {},
+        groups=by_group,
+        hardest=_hardest(pairs, names),
     )
 
 
-def _folds(
-    first: np.ndarray,
-    second: np.ndarray,
-    people: np.ndarray | None,
-    *,
-    folds: int,
-    identity_disjoint: bool,
-) -> Folds | None:
+def _folds(pairs: Comparisons, *, folds: int, identity_disjoint: bool) -> Folds | None:
     if folds == 0:
         return None
     if not identity_disjoint:
-        return Folds.contiguous(len(first), folds)
-    assert people is not None, "identity-disjoint folds need people"
-    return Folds.of_people(people[first], people[second], folds)
+        return Folds.contiguous(len(pairs.same), folds)
+    assert pairs.people is not None, "identity-disjoint folds need people"
+    return Folds.of_people(pairs.people[pairs.first], pairs.people[pairs.second], folds)
 
 
-def _counts(same: np.ndarray, clusters: Clusters) -> dict[str, int]:
-    counts = {"genuine": int(same.sum()), "impostor": int((~same).sum())}
-    if clusters.kind == "people":
-        counts["identities"] = clusters.count
-    return counts
+def _shown(same: np.ndarray, far_limits: Sequence[float]) -> list[float]:
+    impostors = int((~same).sum())
+    return [limit for limit in far_limits if limits.can_show(limit, impostors)]
 
 
-def _interval(clusters: Clusters, draws: int, seed: int) -> dict[str, Any]:
+def _common_threshold(pairs: Comparisons, far_limits: Sequence[float]) -> tuple[float, float]:
+    """The smallest FMR that the set can show, and the threshold for it on all pairs."""
+    far = min(_shown(pairs.same, far_limits), default=max(far_limits))
+    return far, thresholds_at(pairs.scores, pairs.same, [far])[0]
+
+
+def _settings(
+    pairs: Comparisons,
+    parts: Folds | None,
+    folds: int,
+    *,
+    common: tuple[float, float],
+    groups: np.ndarray | None,
+    quality: Iterable[str],
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {"threshold": ORIGIN}
+    if parts:
+        settings["folds"] = folds
+        settings["folds are"] = "identity-disjoint" if parts.identity_disjoint else "contiguous"
+        settings["pairs that choose a fold's threshold"] = f"{parts.choosing:,} or more"
+    if quality:
+        settings["discarded by"] = f"{', '.join(quality)}: the lower of a pair's two images"
+    if quality or groups is not None:
+        far, threshold = common
+        settings["common threshold"] = f"{threshold:.4f}, of FMR {far:g} on the whole set"
+    if groups is not None:
+        first, second = groups[pairs.first], groups[pairs.second]
+        within = int(((first == second) & (first != "")).sum())
+        settings["pairs of two groups, or of none"] = len(first) - within
+    return settings
+
+
+def _discards(
+    pairs: Comparisons, threshold: float, quality: Mapping[str, np.ndarray]
+) -> dict[str, Discard]:
+    """The first is "discard"; others name their quality."""
+    discards = {}
+    for name, values in quality.items():
+        of_pairs = np.minimum(values[pairs.first], values[pairs.second])
+        if broken := int((~np.isfinite(of_pairs)).sum()):
+            raise UserError(
+                f"quality {name!r}: {broken} of {len(of_pairs)} pairs have an image whose value "
+                "is not finite; expected a number for every image"
+            )
+        curve = f"discard by {name}" if discards else "discard"
+        discards[curve] = Discard(of_pairs, pairs.same, pairs.scores >= threshold)
+    return discards
+
+
+def _interval(pairs: Comparisons, draws: int, seed: int) -> dict[str, Any]:
     return {
         "method": METHOD,
-        "clusters": clusters.kind
-        if clusters.kind == "people"
-        else "images, since who they show is not known: people would give wider intervals",
-        "number of clusters": clusters.count,
+        "clusters": pairs.clusters.kind if pairs.people is not None else IMAGES,
+        "number of clusters": pairs.clusters.count,
         "draws": draws,
         "level": LEVEL,
         "seed": seed,
     }
 
 
-def _figures(
-    point: Mapping[str, np.ndarray],
-    spreads: Mapping[str, Spread],
-    same: np.ndarray,
-    clusters: Clusters,
-    far_limits: Sequence[float],
-) -> dict[str, Figure]:
-    genuine, impostor = clusters.apart(same), clusters.apart(~same)
-    apart = {
-        "accuracy": genuine + impostor,
-        "best accuracy": genuine + impostor,
-        "auc": min(genuine, impostor),
-        "eer": min(genuine, impostor),
-        **{f"{rate}={limit:g}": genuine for rate in RATES_AT for limit in far_limits},
+def _histograms(scores: np.ndarray, same: np.ndarray) -> dict[str, Curve]:
+    centers = ((BIN_EDGES[:-1] + BIN_EDGES[1:]) / 2).tolist()
+    return {
+        name: Curve(centers, np.histogram(scores[kind].clip(-1, 1), BIN_EDGES)[0].tolist())
+        for name, kind in (("genuine", same), ("impostor", ~same))
     }
-    impostors = int((~same).sum())
-    cannot = {
-        f"{name}={limit:g}": limits.cannot_show(limit, impostors)
-        for name in (*RATES_AT, "threshold@fmr")
-        for limit in far_limits
-        if not limits.can_show(limit, impostors)
-    }
-    figures = {}
-    for name, value in point.items():
-        if name in cannot:
-            figures[name] = Figure(None, note=cannot[name])
-        elif name not in CURVES:
-            spread = None if name == "accuracy_std" else spreads.get(name)
-            figures[name] = figure(
-                float(value[0]), spread, rate=name in apart, apart=apart.get(name, 0)
-            )
-    return figures
 
 
-def _curves(
-    far: np.ndarray,
-    point: Mapping[str, np.ndarray],
-    spreads: Mapping[str, Spread],
-    scores: np.ndarray,
-    same: np.ndarray,
-) -> dict[str, Curve]:
-    tar = point["roc"][0]
-    low = high = np.empty(0)
-    if spreads:
-        low, high = spreads["roc"].interval(tar)
-        low, high = (np.where(np.isfinite(end), end, tar).clip(0, 1) for end in (low, high))
-    curves = {
-        "roc": Curve(far.tolist(), tar.tolist(), low.tolist(), high.tolist()),
-        "det": Curve(far.tolist(), (1 - tar).tolist(), (1 - high).tolist(), (1 - low).tolist()),
-    }
-    centers = (BIN_EDGES[:-1] + BIN_EDGES[1:]) / 2
-    for name, kind in (("genuine", same), ("impostor", ~same)):
-        held = np.histogram(scores[kind].clip(-1, 1), BIN_EDGES)[0]
-        curves[name] = Curve(centers.tolist(), held.tolist())
-    return curves
-
-
-def _hardest(
-    scores: np.ndarray,
-    same: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    names: Sequence[str] | None,
-) -> dict[str, list[HardPair]]:
+def _hardest(pairs: Comparisons, names: Sequence[str] | None) -> dict[str, list[HardPair]]:
     """The impostor pairs of highest score and the genuine pairs of lowest."""
 
     def name(image: int) -> str:
@@ -219,6 +217,12 @@ def _hardest(
         if len(places) > HARDEST:  # sorting millions for two dozen would take seconds
             places = places[np.argpartition(-badness[places], HARDEST)[:HARDEST]]
         places = places[np.argsort(-badness[places], kind="stable")]
-        return [HardPair(float(scores[i]), name(first[i]), name(second[i])) for i in places]
+        return [
+            HardPair(float(pairs.scores[i]), name(pairs.first[i]), name(pairs.second[i]))
+            for i in places
+        ]
 
-    return {"false accepts": listed(~same, scores), "false rejects": listed(same, -scores)}
+    return {
+        "false accepts": listed(~pairs.same, pairs.scores),
+        "false rejects": listed(pairs.same, -pairs.scores),
+    }

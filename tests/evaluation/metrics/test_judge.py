@@ -32,6 +32,10 @@ def test_a_judgement_has_the_figures_with_intervals_around_them() -> None:
         "threshold@fmr=0.01",
         "best accuracy",
         "d-prime",
+        "fmr in folds@fmr=0.1",
+        "fnmr in folds@fmr=0.1",
+        "fmr in folds@fmr=0.01",
+        "fnmr in folds@fmr=0.01",
     ]
     for name, figure in found.figures.items():
         if name != "accuracy_std":
@@ -117,3 +121,29 @@ def test_above_a_million_pairs_bins_give_the_same(folds: int) -> None:
         np.testing.assert_array_equal(some[name].drawn, others[name].drawn)
     for name, slack in (("auc", 5e-5), ("eer", 2e-3), ("tar@far=0.01", 8e-3), ("d-prime", 1e-3)):
         np.testing.assert_allclose(some[name].drawn, others[name].drawn, atol=slack, err_msg=name)
+
+
+def test_quality_gives_a_curve_and_the_settings_say_how() -> None:
+    set_ = simulated(0)
+    quality = np.random.default_rng(0).random(len(set_.people))
+    found = judge_pairs(**vars(set_), draws=20, quality={"norm": quality, "sharpness": -quality})
+    curve = found.curves["discard"]
+    assert curve.x[0] == 0
+    assert curve.y[0] == pytest.approx(found.figures["fnmr@fmr=0.01"].value)
+    assert len(curve.low) == len(curve.high) == len(curve.x)
+    assert "discard by sharpness" in found.curves
+    assert found.settings["discarded by"].startswith("norm, sharpness")
+    assert found.settings["common threshold"].endswith("of FMR 0.01 on the whole set")
+    with pytest.raises(ValueError, match=r"quality 'norm': \d+ of 1200 pairs have an image whose"):
+        judge_pairs(**vars(set_), draws=0, quality={"norm": np.r_[np.nan, quality[1:]]})
+
+
+def test_groups_are_judged_with_the_set_s_threshold() -> None:
+    set_ = simulated(0)
+    group_of = np.array(["even", "odd"])[set_.people % 2]
+    found = judge_pairs(**vars(set_), draws=20, groups=group_of)
+    assert list(found.groups) == ["even", "odd"]
+    within = sum(
+        sum(group.counts[k] for k in ("genuine", "impostor")) for group in found.groups.values()
+    )
+    assert found.settings["pairs of two groups, or of none"] == len(set_.same) - within
