@@ -119,7 +119,7 @@ def _of_one(searches: Searches, wanted: Wanted, weights: np.ndarray) -> dict[str
 
 
 def _fnir_name(rank: int, limit: float) -> str:
-    return f"{'fnir' if rank == 1 else f'fnir{rank}'}@fpir={limit:g}"
+    return f"fnir@fpir={limit:g}" + (f", rank {rank}" if rank > 1 else "")
 
 
 def _figures(

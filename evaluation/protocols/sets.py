@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.protocols.degraded import DEGRADATIONS, degraded, description
+from evaluation.protocols.identification import Identification, open_identification
 from evaluation.protocols.ijb import Ijb, open_ijb
 from evaluation.protocols.pair_lists import read_pair_list
 from evaluation.protocols.pairs import Pairs, of_list, open_bin
@@ -214,6 +215,14 @@ def _ijb(name: str, words: str, share: Share) -> Ijb:
     return replace(opened, name=":".join([name, *sorted(options, reverse=True)]))
 
 
+def _searched(words: str, share: Share) -> Identification:
+    return _identification(as_text(Path(words).resolve().name), words, share)
+
+
+def _identification(name: str, words: str, share: Share) -> Identification:
+    return open_identification(words, name=name, image_size=share.image_size)
+
+
 KINDS: dict[str, Kind] = {
     "lfw": Kind("lfw:DIR", "LFW's pairs.txt and the images, in DIR", _lfw),
     "xqlfw": Kind("xqlfw:DIR", "xqlfw_pairs.txt and xqlfw_aligned_112, in DIR", _xqlfw),
@@ -225,5 +234,20 @@ KINDS: dict[str, Kind] = {
         "ijbc:DIR[:no-norm,no-detector]",
         "IJB-C; embeddings weighted by norm and detector score, or not",
         partial(_ijb, "ijbc"),
+    ),
+    "tinyface": Kind(
+        "tinyface:DIR",
+        "Gallery_Match, Gallery_Distractor and Probe, in DIR",
+        partial(_identification, "tinyface"),
+    ),
+    "survface": Kind(
+        "survface:DIR",
+        "gallery, mated_probe and unmated_probe, in DIR",
+        partial(_identification, "survface"),
+    ),
+    "1n": Kind(
+        "1n:DIR",
+        "1:N over gallery/ID/*.jpg, probe/ID/*.jpg and perhaps distractors/*.jpg, in DIR",
+        _searched,
     ),
 }

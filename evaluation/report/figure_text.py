@@ -10,7 +10,7 @@ from typing import Any
 from evaluation.result import Figure
 
 # By the words that a figure's name is made of. What is named here is a share of pairs or searches.
-_HIGHER_IS_BETTER = {"accuracy", "tar", "tpir", "auc", "rank", "tmr"}
+_HIGHER_IS_BETTER = {"accuracy", "tar", "tpir", "auc", "rank", "map", "tmr"}
 _LOWER_IS_BETTER = {"eer", "fnmr", "fnir", "frr", "fmr", "far", "fpir"}
 # Shares of nothing, and no percentages.
 _SEPARATION = re.compile(r"^d\W?$|d.?prime", re.IGNORECASE)
