@@ -97,6 +97,16 @@ def photo_pixels(encoded: bytes) -> np.ndarray:
         raise PhotoError(_what_is_wrong(encoded, error)) from error
 
 
+def encode(pixels: np.ndarray, *, jpeg: bool) -> bytes:
+    """(H, W, 3) uint8 as a JPEG (quality 95, colors at full resolution), or as a PNG."""
+    stored = io.BytesIO()
+    if jpeg:
+        Image.fromarray(pixels).save(stored, "JPEG", quality=95, subsampling=0)
+    else:
+        Image.fromarray(pixels).save(stored, "PNG")
+    return stored.getvalue()
+
+
 def _upright(opened: Image.Image) -> np.ndarray:
     turned = _turned(opened)
     if turned.mode in ("F", "I"):  # 32 bits a pixel

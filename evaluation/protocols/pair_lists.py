@@ -8,7 +8,6 @@ and whether they show one person: `a/1.jpg,b/1.jpg,0`.
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from facestream import UserError
-from pipeline.named_path import as_name, as_text, check_path, read_text
+from pipeline.delimited import read_rows
+from pipeline.named_path import as_name, as_text, check_path
 from pipeline.photos import SUFFIXES
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -148,22 +148,16 @@ class _Images:
 
 
 def _parse(path: Path) -> list[_Pair]:
-    text = read_text(path)
-    lines = [
-        (number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()
-    ]
+    rows = read_rows(path)
     head, counts = "", None
-    if lines and all(_NUMBER.fullmatch(word) for word in lines[0][1].split()):
-        head = lines[0][1].strip()
+    if rows and all(_NUMBER.fullmatch(word) for field in rows[0][1] for word in field.split()):
+        head = " ".join(rows[0][1])
         counts = tuple(map(int, head.split()))
-        lines = lines[1:]
+        rows = rows[1:]
         if len(counts) > 2 or 0 in counts:
             raise PairListError(f"{path}, line 1: found {head[:80]!r}, {_EXPECTED}")
-    if not lines:
-        raise PairListError(f"{path} holds no pairs: {_EXPECTED}")
-    rows = _rows(path, lines)
     columns: Sequence[str] = _COLUMNS
-    if _is_header(rows[0][1]):
+    if rows and _is_header(rows[0][1]):
         named = [field.lower() for field in rows[0][1]]
         columns = named if set(_COLUMNS) <= set(named) else _COLUMNS
         rows = rows[1:]
@@ -182,23 +176,6 @@ def _parse(path: Path) -> list[_Pair]:
     if folds == 1:
         return pairs
     return [pair._replace(fold=i // (2 * each)) for i, pair in enumerate(pairs)]
-
-
-def _rows(path: Path, lines: list[tuple[int, str]]) -> list[tuple[int, list[str]]]:
-    """(line, fields) of each; the last fields that are empty are none."""
-    separators = [mark for mark in "\t,;" if mark in lines[-1][1]]
-    if not separators:
-        return [(number, line.split()) for number, line in lines]
-    rows = []
-    for number, line in lines:
-        try:
-            (fields,) = csv.reader([line], delimiter=separators[0], strict=True)
-        except (csv.Error, ValueError) as error:
-            raise PairListError(f"{path}, line {number}: {error}; {_EXPECTED}") from None
-        while fields and not fields[-1].strip():
-            fields.pop()
-        rows.append((number, [field.strip() for field in fields]))
-    return rows
 
 
 def _is_header(fields: list[str]) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from facestream import UserError
 from pipeline.jpeg import in_8_bits
+from pipeline.photos import encode
 from pipeline.records.image_kind import image_size
 
 
@@ -49,9 +51,4 @@ def reshape(image: bytes, *, crop: int | None = None, resize: int | None = None)
         shrinks = min(pixels.size) > resize
         method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
         pixels = ImageOps.fit(pixels, (resize, resize), method)
-    stored = io.BytesIO()
-    if form == "JPEG":
-        pixels.save(stored, "JPEG", quality=95, subsampling=0)
-    else:
-        pixels.save(stored, "PNG")
-    return stored.getvalue()
+    return encode(np.asarray(pixels), jpeg=form == "JPEG")

@@ -143,7 +143,6 @@ def test_names_with_commas_and_of_other_alphabets(tmp_path):
         ("a/1.jpg,a/2.jpg,maybe\n", "line 1: found 'a/1.jpg, a/2.jpg, maybe'"),
         ("../a.jpg,b.jpg,1\n", r"line 1: found the path '../a.jpg'"),
         ("/etc/passwd,b.jpg,1\n", "line 1: found the path '/etc/passwd'"),
-        ('"a,b,1\n', "line 1: "),
         ("first,second,same,fold\na.jpg,b.jpg,1,x\n", "line 2: fold is 'x'"),
         (
             "first,second,same,first_person,second_person\na.jpg,b.jpg,1,x,y\n",
