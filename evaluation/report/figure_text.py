@@ -73,19 +73,22 @@ def plain(text: object) -> str:
     )
 
 
-def interval_words(interval: Mapping[str, Any]) -> str:
-    """How intervals were made, in a line: "95 % intervals: bootstrap, clusters: identities"."""
+def interval_words(interval: Mapping[str, Any], *, whole: bool = False) -> str:
+    """How intervals were made: "95 % intervals: bootstrap, 1,000 draws, clusters: people".
+
+    Args:
+        whole: with what differs from set to set and model to model, too.
+    """
     if not interval:
         return ""
     facts = dict(interval)
     level = facts.pop("level", None)
     name = f"{100 * level:g} % intervals" if isinstance(level, (int, float)) else "Intervals"
-    said = []
-    if "method" in facts:
-        said.append(plain(facts.pop("method")))
+    said = [plain(facts.pop("method"))] if "method" in facts else []
     if isinstance(facts.get("draws"), int):
         said.append(f"{facts.pop('draws'):,} draws")
-    said += [f"{plain(key)}: {plain(value)}" for key, value in facts.items()]
+    kept = facts if whole else {key: facts[key] for key in ("clusters",) if key in facts}
+    said += [f"{plain(key)}: {plain(value)}" for key, value in kept.items()]
     return f"{name}: {', '.join(said)}" if said else name
 
 

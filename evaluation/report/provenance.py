@@ -70,7 +70,7 @@ def _told(result: Result) -> dict[str, str]:
         "protocol": result.protocol,
         **{str(name): _words(value) for name, value in result.settings.items()},
         "counts": ", ".join(f"{count:,} {kind}" for kind, count in result.counts.items()) or "–",
-        "intervals": interval_words(result.interval) or "none",
+        "intervals": interval_words(result.interval, whole=True) or "none",
         "made": result.made or "–",
         "code": result.code,
     }

@@ -10,20 +10,13 @@ from evaluation.report import charts
 from evaluation.report.charts import Chart
 from evaluation.report.comparison import of_groups, of_set, paired
 from evaluation.report.element import element
-from evaluation.report.figure_text import plain
+from evaluation.report.hard_pairs import hard_pairs
 from evaluation.report.html_table import html_table
 from evaluation.report.svg import key, svg
 from evaluation.report.thumbnails import Thumbnails
-from evaluation.result import Evaluation, HardPair, Result
+from evaluation.result import Evaluation, Result
 
-_PAIRS_SHOWN = 12  # of a kind and set, shared among the models
-_FEWEST_PAIRS = 3  # of a model
 _FEW = 4  # models whose bands may lie over one another
-
-_HARD = {
-    "false accepts": "False accepts: the impostor pairs of highest score",
-    "false rejects": "False rejects: the genuine pairs of lowest score",
-}
 
 
 def set_section(
@@ -48,7 +41,7 @@ def set_section(
         *([element("h3", tests.title), html_table(tests)] if tests else []),
         *_charts(results, series, _legend(results, colors)),
         *([element("h3", "Groups"), html_table(groups, series=colors)] if groups else []),
-        *_hardest(results, thumbnails),
+        *hard_pairs(results, thumbnails),
         id=anchor,
         class_="set",
     )
@@ -60,7 +53,7 @@ def _subtitle(results: Sequence[Result]) -> str:
     common = [
         f"{count:,} {kind}"
         for kind, count in results[0].counts.items()
-        if all(result.counts.get(kind) == count for result in results)
+        if count and all(result.counts.get(kind) == count for result in results)
     ]
     return " · ".join([protocols, *common])
 
@@ -111,43 +104,4 @@ def _figure(chart: Chart, size: tuple[float, float], about: str) -> Element:
         "figure",
         element("figcaption", element("b", chart.title), f" {about}" if about else None),
         svg(chart, *size),
-    )
-
-
-def _hardest(results: Sequence[Result], thumbnails: Thumbnails) -> Iterable[Element]:
-    shown = max(_FEWEST_PAIRS, _PAIRS_SHOWN // len(results))
-    for kind in dict.fromkeys(kind for result in results for kind in result.hardest):
-        parts = []
-        for result in results:
-            pairs = list(result.hardest.get(kind, ()))[:shown]
-            if pairs and len(results) > 1:
-                parts.append(element("h4", result.model))
-            if pairs:
-                parts.append(_pairs(result, pairs, thumbnails))
-        if parts:
-            yield element("h3", _HARD.get(kind, plain(kind).capitalize()))
-            yield from parts
-
-
-def _pairs(result: Result, pairs: Iterable[HardPair], thumbnails: Thumbnails) -> Element:
-    return element(
-        "ul",
-        *(
-            element(
-                "li",
-                element(
-                    "span",
-                    thumbnails.show(result.set, pair.a),
-                    thumbnails.show(result.set, pair.b),
-                    class_="faces",
-                )
-                if thumbnails.wanted
-                else None,
-                element("b", f"{pair.score:.3f}"),
-                element("span", pair.a, class_="image-name"),
-                element("span", pair.b, class_="image-name"),
-            )
-            for pair in pairs
-        ),
-        class_="pairs" if thumbnails.wanted else "pairs bare",
     )

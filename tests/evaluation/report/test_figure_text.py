@@ -33,7 +33,10 @@ def test_figures(name, figure, text):
     [
         *((name, 1) for name in ("accuracy", "tar@far=0.001", "rank-1", "auc", "d′")),
         *((name, -1) for name in ("eer", "fnmr@fmr=0.001", "fnir@fpir=0.01")),
-        *((name, 0) for name in ("threshold", "mean feature norm", "fmr at the common threshold")),
+        *(
+            (name, 0)
+            for name in ("threshold", "norm", "accuracy_std", "fmr at the common threshold")
+        ),
     ],
 )
 def test_which_way_is_better(name, better):
@@ -46,8 +49,9 @@ def test_titles_have_the_unit():
 
 
 def test_intervals_in_words():
-    said = {"level": 0.95, "method": "bootstrap", "draws": 1000, "clusters": "identities"}
-    assert interval_words(said) == "95 % intervals: bootstrap, 1,000 draws, clusters: identities"
+    said = {"level": 0.95, "method": "bootstrap", "draws": 1000, "clusters": "people", "seed": 3}
+    assert interval_words(said) == "95 % intervals: bootstrap, 1,000 draws, clusters: people"
+    assert interval_words(said, whole=True).endswith("clusters: people, seed: 3")
     assert interval_words({}) == ""
 
 
