@@ -103,23 +103,14 @@ def det(results: Sequence[Result], series: Mapping[str, int]) -> Chart | None:
     )
 
 
-def discard(results: Sequence[Result], series: Mapping[str, int]) -> Chart | None:
-    """Errors left when the images of lowest quality are discarded; None where none has it."""
-    lines = _lines("discard", results, series)
-    if not lines:
-        return None
-    errors = [high for line in lines for high in _tops(line)]
-    return Chart(
-        kind="discard",
-        title="Error versus discard",
-        about="Errors that are left when the pairs of lowest quality are discarded; a quality "
-        "that says something lets the curve fall.",
-        x=share_axis(
-            "share discarded", [x for line in lines for x, _ in line.points], to_one=False
-        ),
-        y=share_axis("false non-match rate", errors, to_one=False),
-        lines=lines,
-    )
+def discards(results: Sequence[Result], series: Mapping[str, int]) -> list[Chart]:
+    """Errors left when the images of lowest quality are discarded, a chart a kind of quality.
+
+    The curves are "discard" and "discard by" what else is taken for quality.
+    """
+    kinds = dict.fromkeys(kind for result in results for kind in result.curves)
+    charts = [_discard(kind, results, series) for kind in kinds if kind.startswith("discard")]
+    return [chart for chart in charts if chart]
 
 
 def cmc(results: Sequence[Result], series: Mapping[str, int]) -> Chart | None:
@@ -171,6 +162,24 @@ def scores(result: Result) -> Chart | None:
         ),
         lines=shapes,
         marks=marks,
+    )
+
+
+def _discard(kind: str, results: Sequence[Result], series: Mapping[str, int]) -> Chart | None:
+    lines = _lines(kind, results, series)
+    if not lines:
+        return None
+    errors = [high for line in lines for high in _tops(line)]
+    return Chart(
+        kind="discard",
+        title=plain(f"Error versus {kind}"),
+        about="Errors that are left when the pairs of lowest quality are discarded; a quality "
+        "that says something lets the curve fall.",
+        x=share_axis(
+            "share discarded", [x for line in lines for x, _ in line.points], to_one=False
+        ),
+        y=share_axis("false non-match rate", errors, to_one=False),
+        lines=lines,
     )
 
 

@@ -70,10 +70,9 @@ def _legend(results: Iterable[Result], colors: Mapping[str, int]) -> Element | N
 def _charts(
     results: Sequence[Result], series: Mapping[str, int], legend: Element | None
 ) -> Iterable[Element]:
-    drawn: list[Chart | None] = [
-        draw(results, series) for draw in (charts.roc, charts.det, charts.cmc, charts.discard)
-    ]
-    curves = [chart for chart in drawn if chart]
+    drawn = [draw(results, series) for draw in (charts.roc, charts.det, charts.cmc)]
+    curves: list[Chart] = [chart for chart in drawn if chart]
+    curves += charts.discards(results, series)
     spreads = [chart for result in results if (chart := charts.scores(result))]
     if len(spreads) == 1:  # beside the others, where it is named by what it shows
         curves.append(replace(spreads.pop(), title="Scores"))

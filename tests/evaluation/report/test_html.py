@@ -199,3 +199,21 @@ def test_it_is_written_whole_and_nothing_beside_it(tmp_path):
     write_html(made_up.evaluation(1), path)
     assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
     assert os.listdir(tmp_path) == ["report.html"]
+
+
+def test_of_the_hardest_pairs_those_are_marked_that_the_threshold_gets_wrong():
+    """At the threshold itself a pair counts as one person."""
+    evaluation = made_up.evaluation(1, places=("a",), searches=False)
+    pairs = {
+        "false accepts": ((0.31, "a", "b"), (0.3, "c", "d"), (0.2, "e", "f")),
+        "false rejects": ((0.29, "g", "h"), (0.3, "i", "j")),
+    }
+    hardest = {kind: [HardPair(*pair) for pair in listed] for kind, listed in pairs.items()}
+    result = evaluation.results[0]
+    figures = {**result.figures, "threshold": Figure(0.3)}
+    result = replace(result, hardest=hardest, figures=figures)
+    text = Reader(page(replace(evaluation, results=[result]))).text
+    assert re.findall(r"wrong (\w) \w", text) == ["a", "c", "g"]
+    without = replace(result, figures={"accuracy": Figure(0.9)})
+    read = Reader(page(replace(evaluation, results=[without])))
+    assert not [tag for tag in read.all("span") if tag.get("class") == "wrong"]
