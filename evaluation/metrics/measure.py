@@ -79,6 +79,16 @@ class Asked:
     shares: Mapping[str, Share] = field(default_factory=dict)
     discards: Mapping[str, Discard] = field(default_factory=dict)
 
+    def cannot_show(self, pairs: Comparisons) -> dict[str, str]:
+        """Names of figures at rates that are too small for the number of impostors, and why."""
+        impostors = int((~pairs.same).sum())
+        return {
+            f"{name}={limit:g}": limits.cannot_show(limit, impostors)
+            for name in (*RATES_AT, "threshold@fmr")
+            for limit in self.far_limits
+            if not limits.can_show(limit, impostors)
+        }
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -88,33 +98,42 @@ class Measured:
     curves: dict[str, Curve]
 
 
+def scored(pairs: Comparisons, asked: Asked) -> ScoredPairs | BinnedPairs:
+    """What gives the figures of the pairs, and of draws of them.
+
+    Raises:
+        UserError: pairs of one kind only, or scores that are not finite.
+    """
+    kind = ScoredPairs if len(pairs.same) <= SORTED else BinnedPairs
+    return kind(pairs.scores, pairs.same, far_limits=asked.far_limits, folds=asked.folds)
+
+
 def measure(pairs: Comparisons, asked: Asked) -> Measured:
     """Every figure that pairs of both kinds have.
 
     Raises:
         UserError: pairs of one kind only, or scores that are not finite.
     """
-    kind = ScoredPairs if len(pairs.same) <= SORTED else BinnedPairs
-    scored = kind(pairs.scores, pairs.same, far_limits=asked.far_limits, folds=asked.folds)
+    whole = scored(pairs, asked)
 
     def further(weigh: Weigh) -> dict[str, np.ndarray]:
         curves = {name: discard.fnmr(weigh) for name, discard in asked.discards.items()}
         return weighted_shares(asked.shares, weigh) | curves
 
-    point = {name: value[0] for name, value in (scored.point() | further(_once)).items()}
+    point = {name: value[0] for name, value in (whole.point() | further(_once)).items()}
     spreads: Mapping[str, Spread] = {}
     if asked.draws:
         spreads = bootstrap(
-            lambda weigh: scored.figures(weigh) | further(weigh),
+            lambda weigh: whole.figures(weigh) | further(weigh),
             pairs.clusters,
             draws=asked.draws,
             seed=asked.seed,
-            at_once=scored.at_once,
+            at_once=whole.at_once,
         )
     roc, low, high = _banded(point, spreads, "roc")
     curves = {
-        "roc": _curve(scored.roc_far, roc, low, high),
-        "det": _curve(scored.roc_far, 1 - roc, 1 - high, 1 - low),
+        "roc": _curve(whole.roc_far, roc, low, high),
+        "det": _curve(whole.roc_far, 1 - roc, 1 - high, 1 - low),
     } | {
         name: _curve(discard.shares, *_banded(point, spreads, name))
         for name, discard in asked.discards.items()
@@ -161,13 +180,7 @@ def _figures(
         "eer": min(genuine, impostor),
         **{f"{rate}={limit:g}": genuine for rate in RATES_AT for limit in asked.far_limits},
     }
-    impostors = int((~pairs.same).sum())
-    cannot = {
-        f"{name}={limit:g}": limits.cannot_show(limit, impostors)
-        for name in (*RATES_AT, "threshold@fmr")
-        for limit in asked.far_limits
-        if not limits.can_show(limit, impostors)
-    }
+    cannot = asked.cannot_show(pairs)
     figures = {}
     for name, value in point.items():
         if name in cannot:

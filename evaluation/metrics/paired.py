@@ -1,0 +1,112 @@
+"""Is one model better than another? Tested on the same pairs, in the same draws.
+
+Two models mistake much the same pairs, so the difference of their figures is far better known than
+either figure: intervals that overlap say nothing. Here the difference itself is taken in every
+draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from evaluation.metrics.bootstrap import LEVEL, Spread, bootstrap
+from evaluation.metrics.measure import Asked, Comparisons, scored
+from evaluation.result import Comparison, Figure
+
+LOWER_IS_BETTER = ("eer", "fnmr", "fnir")
+IN_UNITS = ("d-prime",)  # and no percentage
+
+
+def compare_models(
+    models: Mapping[str, Comparisons], asked: Asked, *, set_name: str, figures: Sequence[str]
+) -> list[Comparison]:
+    """Every two models, in their order, by each of the figures.
+
+    Args:
+        models: by name, the scores of each on the very same pairs.
+        asked: with draws; its shares and discards are not looked at.
+        set_name: whose pairs they are.
+        figures: by the names that `measure` gives them. One that the set cannot show is left out.
+
+    Raises:
+        UserError: pairs of one kind only, or scores that are not finite.
+    """
+    points: dict[str, Mapping[str, np.ndarray]] = {}
+    spreads: dict[str, Mapping[str, Spread]] = {}
+    for name, pairs in models.items():
+        of_model = scored(pairs, asked)
+        points[name] = of_model.point()
+        spreads[name] = bootstrap(
+            of_model.figures,
+            pairs.clusters,
+            draws=asked.draws,
+            seed=asked.seed,
+            at_once=of_model.at_once,
+        )
+    return [
+        comparison
+        for first, second in combinations(models, 2)
+        for figure in _shown(figures, models[first], asked)
+        if (
+            comparison := _comparison(
+                figure,
+                set_name,
+                (first, second),
+                [float(points[name][figure][0]) for name in (first, second)],
+                spreads[first][figure] - spreads[second][figure],
+            )
+        )
+    ]
+
+
+def _shown(figures: Iterable[str], pairs: Comparisons, asked: Asked) -> list[str]:
+    cannot = asked.cannot_show(pairs)
+    return [figure for figure in figures if figure not in cannot]
+
+
+def _comparison(
+    figure: str,
+    set_name: str,
+    models: tuple[str, str],
+    points: Sequence[float],
+    spread: Spread,
+) -> Comparison | None:
+    difference = points[0] - points[1]
+    if not np.isfinite(difference):
+        return None
+    low, high = (float(end) for end in spread.interval(np.asarray(difference)))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        low = high = difference  # the same in every draw
+    found = Figure(difference, low, high)
+    return Comparison(set_name, figure, *models, found, verdict(figure, found))
+
+
+def verdict(figure: str, difference: Figure) -> str:
+    """What is shown of the first model, in words: better, worse, or neither.
+
+    Args:
+        difference: the first model's figure less the second's, with its interval.
+    """
+    assert difference.value is not None
+    assert difference.low is not None
+    assert difference.high is not None
+    gain, low, high = difference.value, difference.low, difference.high
+    if figure.startswith(LOWER_IS_BETTER):
+        gain, low, high = -gain, -high, -low
+    if low == high == 0:
+        return "no pair is judged otherwise: not shown to differ"
+    word = "better" if gain >= 0 else "worse"
+    unit = "" if figure in IN_UNITS else " points"
+    scale = 1 if figure in IN_UNITS else 100
+    shown = "shown" if low > 0 or high < 0 else "not shown"
+    return (
+        f"{abs(scale * gain):.2f}{unit} {word}, {100 * LEVEL:.0f} % interval "
+        f"{_signed(scale * low)} … {_signed(scale * high)}: {shown} to be {word}"
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
