@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from facestream import UserError
+from models import mobilefacenet, vit
 from models.iresnet import BLOCKS, STAGES, IResNet, check_iresnet
 
 
@@ -33,17 +34,25 @@ class Family:
         options: what it takes beside the two sizes, with the defaults.
         stages: its submodules whose children are blocks of equal shapes, which are compiled one by
             one where the whole network is not.
+        undecayed: last parts of the names of parameters that no weight decay belongs to, beside
+            those of one axis or none: optim.decay_norm_and_bias=false leaves out both.
     """
 
     build: Callable[..., nn.Module]
     check: Callable[..., None] = _accept_all
     options: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[str, ...] = ()
+    undecayed: tuple[str, ...] = ()
 
     @property
     def builder(self) -> Callable[..., nn.Module]:
         """The class or function behind `build`."""
         return self.build.func if isinstance(self.build, partial) else self.build
+
+    def undecayed_in(self, network: nn.Module) -> list[nn.Parameter]:
+        """The parameters of a network of this family, wrapped or not, that `undecayed` names."""
+        named = network.named_parameters()
+        return [p for name, p in named if name.rpartition(".")[2] in self.undecayed]
 
 
 MODELS: dict[str, Family] = {
@@ -55,6 +64,38 @@ MODELS: dict[str, Family] = {
     )
     for name, blocks in BLOCKS.items()
 }
+MODELS |= {
+    name: Family(
+        build=partial(mobilefacenet.MobileFaceNet, form),
+        check=mobilefacenet.check_mobilefacenet,
+        options={"width": 1.0},
+        stages=("layers",),
+    )
+    for name, form in mobilefacenet.FORMS.items()
+}
+_VIT = Family(
+    build=vit.VisionTransformer,
+    check=vit.check_vit,
+    options={
+        "dim": 512,
+        "depth": 12,
+        "heads": vit.HEADS,
+        "patch": 9,
+        "mask_ratio": 0.1,
+        "drop_path": 0.1,
+    },
+    stages=("blocks",),
+    undecayed=vit.UNDECAYED,
+)
+MODELS |= {
+    name: replace(
+        _VIT,
+        build=partial(_VIT.build, dim=form.dim, depth=form.depth, heads=vit.HEADS),
+        check=partial(_VIT.check, dim=form.dim, depth=form.depth, heads=vit.HEADS),
+        options={"patch": 9, "mask_ratio": form.mask_ratio, "drop_path": form.drop_path},
+    )
+    for name, form in vit.FORMS.items()
+} | {"vit": _VIT}
 # Of these, what `register_network` made known: its name and the file that did.
 OWN_MODELS: dict[str, str] = {}
 
@@ -97,6 +138,13 @@ class Architecture:
     def family(self) -> Family:
         """What builds it."""
         return MODELS[self.name]
+
+    def __str__(self) -> str:
+        """Such as "iresnet18 with width=0.5 for 112 pixels", for messages."""
+        known = self.family.options
+        changed = [f"{key}={value}" for key, value in self.options.items() if value != known[key]]
+        options = f" with {', '.join(changed)}" if changed else ""
+        return f"{self.name}{options} for {self.image_size} pixels"
 
     def create(self) -> nn.Module:
         """The network, freshly initialized, its weights in channels_last."""

@@ -34,8 +34,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
             layer, norm = module.get_submodule(name), module.get_submodule(norm_name)
             linear = isinstance(layer, nn.Linear)
             fuse: Callable[..., nn.Module] = fuse_linear_bn_eval if linear else fuse_conv_bn_eval
-            setattr(module, name, fuse(layer, norm))
-            setattr(module, norm_name, nn.Identity().eval())
+            module.set_submodule(name, fuse(layer, norm))
+            module.set_submodule(norm_name, nn.Identity().eval())
     return folded.requires_grad_(False)
 
 

@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from facestream import UserError
 from models.prelu import PReLU
+from models.sizes import check_images, check_share, check_sizes, check_width
 
 # Blocks in each of the four stages.
 BLOCKS: dict[str, tuple[int, int, int, int]] = {
@@ -118,13 +118,7 @@ class IResNet(nn.Module):
         Raises:
             ValueError: images of another size, or not yet normalized to a floating dtype.
         """
-        size = self.image_size
-        if images.shape[1:] != (3, size, size) or not images.is_floating_point():
-            raise ValueError(
-                f"found images of shape {tuple(images.shape)} and {images.dtype}, expected "
-                f"(B, 3, {size}, {size}) in a floating dtype: normalize them (models.normalize) "
-                "and create the model with their image_size"
-            )
+        check_images(images, self.image_size)
         x = self.prelu(self.bn1(self.conv1(images)))  # (B, 64, size, size)
         x = self.layer1(x)
         x = self.layer2(x)
@@ -144,15 +138,6 @@ def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
 
 def check_iresnet(*, embedding_dim: int, image_size: int, width: float, dropout: float) -> None:
     """Raise UserError, naming the argument, for what no IResNet can be built from."""
-    if embedding_dim < 1:
-        raise UserError(f"embedding_dim is {embedding_dim}: it must be at least 1")
-    if not 0.0 <= dropout < 1.0:
-        raise UserError(f"dropout is {dropout}: it must be in [0, 1)")
-    # With 8 channels torch 2.13's 1x1 convolutions of stride 2 write past their memory on CPUs.
-    if width <= 0 or (64 * width) % 16 != 0:
-        raise UserError(
-            f"width is {width}, which makes {64 * width:g} channels of the first 64: choose a "
-            "positive multiple of 0.25, so that every channel count is a multiple of 16"
-        )
-    if image_size < 16 or image_size % 16 != 0:
-        raise UserError(f"image_size is {image_size}: it must be a positive multiple of 16")
+    check_sizes(embedding_dim=embedding_dim, image_size=image_size, multiple=16)
+    check_share("dropout", dropout)
+    check_width(width)

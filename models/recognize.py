@@ -1,13 +1,11 @@
 """Weights trained elsewhere: whose state dict it is, and which network of ours takes them.
 
-arcface_torch's IResNet and ours have the same names; others put a prefix before them. MagFace
-(Meng et al., 2021, arXiv:2103.06627) feeds the same network other pixels, which is made good here.
+arcface_torch's networks and ours have the same names; others put a prefix before them. MagFace
+(Meng et al., 2021, arXiv:2103.06627) feeds IResNet other pixels, which is made good here.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,15 +14,12 @@ from torch import Tensor
 
 from facestream import UserError
 from models.architecture import MODELS, Architecture
-from models.iresnet import BLOCKS
+from models.measure import IRESNET, Kind, networks_in
 
-# One of an IResNet's own names; what stands before it in a file is the file's prefix.
-LANDMARK = "layer1.0.conv1.weight"
 # Names that tell another network apart, and what it is.
 _OTHERS = {
     "input_layer.0.weight": "the IR network of AdaFace (input_layer, body, output_layer), whose "
     "first block takes every second pixel where IResNet has a convolution",
-    "layers.0.layers.0.weight": "arcface_torch's MobileFaceNet",
     "blocks.0.attn.qkv.weight": "a vision transformer",
 }
 MAGFACE_PREFIXES = ("features.module.", "module.features.", "features.")
@@ -42,15 +37,18 @@ class Recognized:
     unused: tuple[str, ...]  # names of the tensors beside it, such as a head's
 
 
-def split_prefix(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """The prefix before an IResNet's names, and all that stands under it, by names without it.
+def split_prefix(state: Mapping[str, Tensor]) -> tuple[Kind, str, dict[str, Tensor]]:
+    """The first network of ours, the prefix before its names, and all that stands under that.
 
-    Raises UserError where there is no IResNet, with what it was recognized as.
+    Raises UserError where there is none, with what it was recognized as.
     """
-    prefix = next((k.removesuffix(LANDMARK) for k in state if k.endswith(LANDMARK)), None)
-    if prefix is None:
-        raise UserError(f"found {_other_network(state)}; expected one of {', '.join(MODELS)}")
-    return prefix, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    for kind, prefix in networks_in(state):
+        return (
+            kind,
+            prefix,
+            {k.removeprefix(prefix): state[k] for k in state if k.startswith(prefix)},
+        )
+    raise UserError(f"found {_other_network(state)}; expected one of {', '.join(MODELS)}")
 
 
 def require_finite(state: Mapping[str, Tensor]) -> None:
@@ -99,7 +97,7 @@ _FAULTS = (
 
 
 def recognize(state: Mapping[str, Tensor]) -> Recognized:
-    """Find an IResNet in a state dict; its names may have any prefix, others' keys are left out.
+    """Find a network in a state dict; its names may have any prefix, others' keys are left out.
 
     Known prefixes are `module.` of DistributedDataParallel, `features.module.` and
     `module.features.` of MagFace, and `model.` of Lightning modules such as AdaFace's.
@@ -109,16 +107,34 @@ def recognize(state: Mapping[str, Tensor]) -> Recognized:
     Raises UserError for what is no network of ours, with what it was recognized as, and for one
     with MagFace's names but no head, of which nothing says which pixels it takes.
     """
-    prefix, own = split_prefix(state)
-    architecture = _measure(own)
-    own = _fit(own, architecture)
+    kind, prefix, own = split_prefix(state)
+    architecture = kind.measure(own)
+    own = _fit(own, architecture, kind)
     unused = tuple(key for key in state if not key.startswith(prefix))
-    magface = prefix in MAGFACE_PREFIXES and _is_magface(
-        {key: state[key] for key in unused}, prefix=prefix, embedding_dim=architecture.embedding_dim
+    beside = {key: state[key] for key in unused}
+    magface = may_be_magface(kind, prefix) and _is_magface(
+        beside, prefix=prefix, embedding_dim=architecture.embedding_dim
     )
     if magface:
         own = _to_our_pixels(own)
     return Recognized(own, architecture, prefix, magface, unused)
+
+
+def own_names(state: Mapping[str, Tensor]) -> set[str]:
+    """Of all networks of ours in a state dict, the names of their tensors there."""
+    names: set[str] = set()
+    for kind, prefix in networks_in(state):
+        own = {k.removeprefix(prefix): state[k] for k in state if k.startswith(prefix)}
+        try:
+            names |= {prefix + name for name in _expected(kind.measure(own))}
+        except UserError:  # a part of one, whose reader says what is wrong
+            continue
+    return names
+
+
+def may_be_magface(kind: Kind, prefix: str) -> bool:
+    """Whether MagFace saves such a network under that prefix."""
+    return kind is IRESNET and prefix in MAGFACE_PREFIXES
 
 
 def _is_magface(beside: Mapping[str, Tensor], *, prefix: str, embedding_dim: int) -> bool:
@@ -134,42 +150,10 @@ def _is_magface(beside: Mapping[str, Tensor], *, prefix: str, embedding_dim: int
     return any("parallel_fc" in key or len(t) == embedding_dim for key, t in heads.items())
 
 
-def _measure(state: Mapping[str, Tensor]) -> Architecture:
-    """Depth, width and sizes by the shapes of an IResNet's tensors."""
-    depths = [0, 0, 0, 0]
-    for key in state:
-        if block := re.match(r"layer([1-4])\.(\d+)\.", key):
-            stage = int(block[1]) - 1
-            depths[stage] = max(depths[stage], int(block[2]) + 1)
-    name = next((name for name, blocks in BLOCKS.items() if blocks == tuple(depths)), None)
-    if name is None:
-        raise UserError(
-            f"found an IResNet with {depths} blocks in its stages; expected one of "
-            + ", ".join(f"{name} {list(blocks)}" for name, blocks in BLOCKS.items())
-        )
-    missing = [key for key in ("conv1.weight", "fc.weight") if key not in state]
-    if missing:
-        raise UserError(f"found an {name} without {missing[0]}: expected a whole state dict")
-    conv, fc = state["conv1.weight"].shape, state["fc.weight"].shape
-    if len(conv) != 4 or len(fc) != 2 or 0 in (*conv, *fc):
-        raise UserError(
-            f"found an {name} whose conv1.weight is {tuple(conv)} and fc.weight {tuple(fc)}: "
-            "expected (stem, 3, 3, 3) and (embedding_dim, inputs)"
-        )
-    stem, (embedding_dim, inputs) = conv[0], fc
-    return Architecture(
-        name,
-        embedding_dim=embedding_dim,
-        image_size=16 * math.isqrt(inputs // (8 * stem)),
-        options={"width": stem / 64},
-    )
-
-
-def _fit(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+def _fit(state: Mapping[str, Tensor], architecture: Architecture, kind: Kind) -> dict[str, Tensor]:
     """The whole state dict; BatchNorm's counters, which old files have not and no embedding needs,
     are 0 where they are missing."""
-    with torch.device("meta"):
-        expected = architecture.create().state_dict()
+    expected = _expected(architecture)
     counters = {k for k in expected if k.endswith(".num_batches_tracked")} - state.keys()
     state = {**state, **{key: torch.tensor(0) for key in counters}}
     wrong = [f"{key} is missing" for key in expected.keys() - state.keys()]
@@ -181,13 +165,17 @@ def _fit(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, T
     ]
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        width = architecture.options["width"]
         raise UserError(
-            f"found something like {architecture.name} of width {width:g} for "
-            f"{architecture.image_size} pixels, but {', '.join(sorted(wrong)[:3])}{more}: expected "
-            "the state dict of one IResNet"
+            f"found something like {architecture}, but {', '.join(sorted(wrong)[:3])}{more}: "
+            f"expected the state dict of {kind.name}"
         )
     return state
+
+
+def _expected(architecture: Architecture) -> dict[str, Tensor]:
+    """Its state dict, without memory."""
+    with torch.device("meta"):
+        return architecture.create().state_dict()
 
 
 def _to_our_pixels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -214,4 +202,4 @@ def _other_network(state: Mapping[str, Tensor]) -> str:
                 before = key.removesuffix(name)
                 return what + (f", under the prefix {before}" if before else "")
     names = ", ".join(list(state)[:3]) or "nothing"
-    return f"no IResNet among {len(state)} names ({names}, …)"
+    return f"no network of ours among {len(state)} names ({names}, …)"

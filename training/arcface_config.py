@@ -36,6 +36,7 @@ _BASE: dict[str, Any] = {
 }
 _MARKS = {"network", "margin_list", "embedding_size", "rec", "val_targets", "num_epoch", "fp16"}
 _NETWORKS = {f"r{depth}": f"iresnet{depth}" for depth in (18, 34, 50, 100, 200)}
+_NETWORKS |= {name: name for name in ("mbf", "mbf_large")}
 _OLD_LOSSES = {"arcface": 0.5, "cosface": 0.4}  # before margin_list, with their margins
 # What is as it should be here without a setting.
 _NEEDS_NOTHING = {"num_image", "num_workers", "dali", "save_all_states"}

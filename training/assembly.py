@@ -205,7 +205,12 @@ def create_step(
     step = TrainStep(
         backbone,
         create_head(config, world, num_classes=num_classes, precision=precision),
-        create_optimizer(backbone.parameters(), config.optim, world.device),
+        create_optimizer(
+            backbone.parameters(),
+            config.optim,
+            world.device,
+            undecayed=config.architecture.family.undecayed_in(backbone),
+        ),
         distillation,
         precision=precision,
         clip=config.optim.clip,

@@ -4,10 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from models import MODELS, create_model
+from models import create_model
 from models.iresnet import IBasicBlock
 
 
@@ -21,33 +19,6 @@ def small_images(batch: int = 4) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(batch, 3, 32, 32, generator=generator) * 2 - 1
     return images.contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "giga_multiply_adds"),
-    [
-        ("iresnet18", 24_025_600, 2.610),
-        ("iresnet34", 34_139_328, 4.460),
-        ("iresnet50", 43_590_848, 6.309),
-        ("iresnet100", 65_156_160, 12.090),
-        ("iresnet200", 118_833_920, 23.419),
-    ],
-)
-def test_size_and_work_are_those_of_the_published_networks(
-    name: str, parameters: int, giga_multiply_adds: float
-) -> None:
-    with torch.device("meta"):
-        model = create_model(name).eval()
-    assert sum(p.numel() for p in model.parameters()) == parameters
-
-    model.to_empty(device="cpu")
-    with (
-        torch.no_grad(),
-        FakeTensorMode(allow_non_fake_inputs=True),
-        FlopCounterMode(display=False) as counter,
-    ):
-        model(torch.empty(1, 3, 112, 112))
-    assert counter.get_total_flops() / 2e9 == pytest.approx(giga_multiply_adds, abs=5e-4)
 
 
 def batch_norm_keys(prefix: str) -> set[str]:
@@ -121,17 +92,6 @@ def test_the_head_of_the_network_flattens_in_channel_order() -> None:
     torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_autocast_gives_float32_embeddings_close_to_those_of_float32() -> None:
-    model = small_model().train()
-    with torch.no_grad():
-        expected = model(small_images())
-        with torch.autocast("cpu", torch.bfloat16):
-            embeddings = model(small_images())
-    assert embeddings.dtype == torch.float32
-    assert not torch.equal(embeddings, expected), "autocast had no effect"
-    assert F.cosine_similarity(embeddings, expected).min() > 0.99
-
-
 def test_under_autocast_the_last_layers_run_in_float32() -> None:
     model = small_model()
     seen: dict[str, torch.dtype] = {}
@@ -142,15 +102,6 @@ def test_under_autocast_the_last_layers_run_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         model(small_images())
     assert seen == {"bn2": torch.bfloat16, "fc": torch.float32, "features": torch.float32}
-
-
-def test_eval_is_deterministic_and_each_image_stands_alone() -> None:
-    model = small_model(dropout=0.5).eval()
-    images = small_images()
-    with torch.no_grad():
-        embeddings = model(images)
-        assert torch.equal(model(images), embeddings)
-        torch.testing.assert_close(model(images[1:2]), embeddings[1:2], rtol=1e-4, atol=1e-2)
 
 
 def test_dropout_acts_in_training_only() -> None:
@@ -180,16 +131,6 @@ def test_convolution_weights_are_channels_last_and_stay_so_after_loading() -> No
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             assert module.weight.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", MODELS)
-def test_every_registered_model_embeds(name: str, dtype: torch.dtype) -> None:
-    model = create_model(name, embedding_dim=24, width=0.25, image_size=16).eval().to(dtype)
-    with torch.no_grad():
-        embeddings = model(torch.zeros(2, 3, 16, 16, dtype=dtype))
-    assert embeddings.shape == (2, 24)
-    assert embeddings.dtype == dtype
 
 
 def test_in_float64_it_trains_and_agrees_with_float32() -> None:

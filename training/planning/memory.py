@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from heads.centers import shard_of
 from heads.memory import predict_memory
 from heads.sampling import Sampling, sampling_at
 from models import normalize
+from models.cost import kept_for_backward, without_memory
 from pipeline.augment import Augmentation
 from pipeline.dali_decode import PREFETCH
 from pipeline.dali_loader import choose_threads
@@ -155,7 +156,7 @@ def _activations(
     backbone: nn.Module, *, batch: int, image_size: int, precision: Precision
 ) -> _Blocks:
     with FakeTensorMode():
-        state = _without_memory(backbone)
+        state = without_memory(backbone)
         shape = (batch, image_size, image_size, 3)
         images = torch.empty(shape, dtype=torch.uint8, device="cpu").permute(0, 3, 1, 2)
 
@@ -164,7 +165,7 @@ def _activations(
                 pixels = normalize(images, precision.compute_dtype)
                 return torch.func.functional_call(backbone, state, (pixels,))
 
-        return _kept(forward, besides=state.values())
+        return _Blocks.of(kept_for_backward(forward, besides=state.values()))
 
 
 def _inference(network: nn.Module, *, batch: int, image_size: int, precision: Precision) -> _Blocks:
@@ -176,7 +177,7 @@ def _inference(network: nn.Module, *, batch: int, image_size: int, precision: Pr
         network: in eval mode, on any device; left unchanged.
     """
     with FakeTensorMode(), _Living() as living, torch.no_grad():
-        state = _without_memory(network)
+        state = without_memory(network)
         living.forget()
         images = torch.empty((batch, image_size, image_size, 3), dtype=torch.uint8, device="cpu")
         with precision.autocast(images.device):
@@ -270,32 +271,6 @@ class _Living(TorchDispatchMode):
 
     def _end(self, size: int) -> None:
         self._alive[size >= _LARGE] -= size
-
-
-def _without_memory(network: nn.Module) -> dict[str, Tensor]:
-    """Its parameters and buffers as a CPU's tensors; call it under FakeTensorMode."""
-    return {
-        name: torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
-        ).requires_grad_(tensor.requires_grad)
-        for name, tensor in (*network.named_parameters(), *network.named_buffers())
-    }
-
-
-def _kept(forward: Callable[[], Tensor], *, besides: Iterable[Tensor]) -> _Blocks:
-    """Bytes of what `forward` saves for backward, every storage once."""
-    known = {tensor.untyped_storage()._cdata for tensor in besides}
-    kept = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would keep its graph alive for ever
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    return _Blocks.of(kept.values())
 
 
 def _library_bytes(data: DataConfig) -> int:

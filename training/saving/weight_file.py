@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from facestream import UserError
-from models.recognize import LANDMARK, MAGFACE_PREFIXES, recognize, require_finite, split_prefix
+from models.measure import networks_in
+from models.recognize import may_be_magface, recognize, require_finite, split_prefix
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 _NAMED = 6  # tensors that a line names
@@ -82,10 +83,7 @@ def find_state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], list[s
             f"{path} holds {found}: expected the state dict of a backbone, tensors by name"
         )
     backbones = [
-        (at, name.removesuffix(LANDMARK))
-        for at, tensors in there.items()
-        for name in tensors
-        if name.endswith(LANDMARK)
+        (at, prefix) for at, tensors in there.items() for _, prefix in networks_in(tensors)
     ]
     if len(backbones) > 1:
         places = (".".join((*at, prefix)).strip(".") for at, prefix in backbones)
@@ -148,15 +146,15 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 def _take_names(tensors: dict[str, Tensor], path: Path) -> Backbone:
-    """The backbone of an IResNet; of another network, or of a part of one, all there is."""
+    """The backbone of a network of ours; of another, or of a part of one, all there is."""
     try:
-        prefix, own = split_prefix(tensors)
+        kind, prefix, own = split_prefix(tensors)
     except UserError:
         return Backbone(tensors)
     try:
         found = recognize(tensors)
     except UserError as error:
-        if prefix in MAGFACE_PREFIXES:  # a part of MagFace's would take other pixels
+        if may_be_magface(kind, prefix):  # a part of MagFace's would take other pixels
             raise WeightsError(f"{path}: {error}") from error
         unused = [name for name in tensors if not name.startswith(prefix)]
         # It is no whole network, but what there is may still fit.

@@ -16,9 +16,17 @@ _STATE = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
 def create_optimizer(
-    parameters: Iterable[nn.Parameter], config: OptimConfig, device: torch.device
+    parameters: Iterable[nn.Parameter],
+    config: OptimConfig,
+    device: torch.device,
+    *,
+    undecayed: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """SGD, or AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), for what requires a gradient.
+
+    Args:
+        undecayed: those of them that have several axes and no weight decay, where
+            `config.decay_norm_and_bias` is false.
 
     Set its `found_inf` before every step, a 0-d float32 tensor: where it is 1 the step changes
     neither parameters nor state, the very first one included.
@@ -26,7 +34,7 @@ def create_optimizer(
     Raises ConfigError where `config.backend` is "apex" and NVIDIA's Apex is not there, or cannot
     do this.
     """
-    groups = _parameter_groups(parameters, config)
+    groups = _parameter_groups(parameters, config, undecayed)
     lr = torch.zeros((), device=device)
     if config.backend == "apex":
         optimizer = create_apex_optimizer(groups, config, device)
@@ -67,7 +75,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 
 def _parameter_groups(
-    parameters: Iterable[nn.Parameter], config: OptimConfig
+    parameters: Iterable[nn.Parameter], config: OptimConfig, undecayed: Iterable[nn.Parameter]
 ) -> list[dict[str, Any]]:
     """One group, or those with weight decay and those without, each with its `weight_decay`."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -75,8 +83,10 @@ def _parameter_groups(
         return [{"params": trained, "weight_decay": config.weight_decay}]
     # Weights of convolutions and products have axes for input and output; the scales, shifts,
     # slopes and biases of normalization, PReLU and layers have one axis at most.
-    weights = [parameter for parameter in trained if parameter.ndim > 1]
-    others = [parameter for parameter in trained if parameter.ndim <= 1]
+    without = {id(parameter) for parameter in undecayed}
+    without |= {id(parameter) for parameter in trained if parameter.ndim <= 1}
+    weights = [parameter for parameter in trained if id(parameter) not in without]
+    others = [parameter for parameter in trained if id(parameter) in without]
     groups = [
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from models.recognize import LANDMARK
+from models.recognize import own_names
 from training.saving.weight_file import WeightsError, load_content, some, state_dicts
 
 
@@ -54,8 +54,8 @@ def read_head(given: str, *, embedding_dim: int, num_classes: int | None = None)
         for at, named in state_dicts(content)
         for name, tensor in named.items()
     }
-    last_layers = {f"{n.removesuffix(LANDMARK)}fc.weight" for n in tensors if n.endswith(LANDMARK)}
-    there = {n: t for n, t in tensors.items() if t.ndim == 2 and n not in last_layers}
+    of_backbone = own_names(tensors)
+    there = {n: t for n, t in tensors.items() if t.ndim == 2 and n not in of_backbone}
     if key:
         chosen = [name for name in there if name == key or name.endswith(f".{key}")]
     else:

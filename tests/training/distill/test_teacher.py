@@ -142,7 +142,7 @@ def test_state_dicts_of_other_networks_and_other_things_are_refused(trainer, tmp
     deeper = create_model("iresnet18", embedding_dim=DIM, image_size=tiny.SIZE).state_dict()
     for content, error, complaint in [
         (deeper, TeacherError, r"is of iresnet18: expected distill\.model=iresnet10, or leave"),
-        ({"fc.weight": torch.zeros(2)}, WeightsError, "found no IResNet among 1 names"),
+        ({"fc.weight": torch.zeros(2)}, WeightsError, "found no network of ours among 1 names"),
         (torch.zeros(3), WeightsError, "holds Tensor: expected the state dict"),
         (Exception, WeightsError, "would run code"),  # an object that weights_only refuses
     ]:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from models import Architecture
+from tests.models.small import DIM, SMALL, small
+from training.saving.reading import open_weights
 from training.saving.weight_file import WeightsError, read_weight_file
 from training.weights.arcface_files import ArcFaceTorchError, read_arcface_torch
 
-SMALL = Architecture("iresnet10", embedding_dim=8, image_size=16, options={"width": 0.25})
+TINY = Architecture("iresnet10", embedding_dim=8, image_size=16, options={"width": 0.25})
 save_safetensors = pytest.importorskip("safetensors.torch").save_file
 
 pytestmark = pytest.mark.usefixtures("world")
@@ -26,13 +28,29 @@ pytestmark = pytest.mark.usefixtures("world")
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return dict(SMALL.create().state_dict())
+    return dict(TINY.create().state_dict())
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return found.keys() == expected.keys() and all(
         torch.equal(found[key], expected[key]) for key in expected
     )
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_every_networks_weights_are_taken_and_its_head_beside_them(name, prefix, tmp_path):
+    network = small(name).create()
+    path, head = tmp_path / "model.pt", torch.randn(5, DIM)
+    torch.save({prefix + key: t for key, t in network.state_dict().items()}, path)
+    assert same(read_weight_file(path).tensors, network.state_dict())
+    found = open_weights(path)
+    assert found.architecture == small(name)
+    assert same(found.network().state_dict(), network.state_dict())
+    torch.save({"backbone": network.state_dict(), "head": {"weight": head}}, path)
+    imported = read_arcface_torch([path], head=str(path))
+    assert same(imported.backbone, network.state_dict())
+    assert torch.equal(imported.centers, head), "of all its matrices the one that is no backbone's"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +103,7 @@ def test_several_backbones_in_one_dict_are_refused(state, tmp_path):
     ("wrap", "name"),
     [
         (lambda state: {"state_dict": state, "best": np.float64(0.9)}, r"numpy\.\S*scalar"),
-        (lambda state: SMALL.create(), r"models\.iresnet\.IResNet"),
+        (lambda state: TINY.create(), r"models\.iresnet\.IResNet"),
     ],
     ids=["numpy scalar", "whole model"],
 )
@@ -152,7 +170,7 @@ def mutate(content: bytes, draw: random.Random) -> bytes:
 
 @pytest.mark.slow
 def test_no_content_of_a_ranks_checkpoint_ends_in_a_trace(state, tmp_path):
-    network, centers = SMALL.create(), torch.nn.Parameter(torch.randn(5, 8))
+    network, centers = TINY.create(), torch.nn.Parameter(torch.randn(5, 8))
     groups = [{"params": network.parameters()}, {"params": [centers]}]
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9).state_dict()
     optimizer["state"] = {n: {"momentum_buffer": torch.zeros(2)} for n in range(3)}

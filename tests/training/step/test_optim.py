@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from heads import CosFace, PartialFC
-from models import create_model
 from tests.graph_safety import GraphSafety
+from tests.models.small import SMALL, small
 from tests.training.saved import save
 from training.config import Config, ConfigError, DataConfig, OptimConfig, override
 from training.saving import checkpoint
@@ -113,20 +113,21 @@ def test_step_and_clipping_read_nothing_from_the_device(config):
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_norms_prelu_and_biases_go_without_decay_when_asked(name):
-    backbone = create_model("iresnet10", width=0.25, embedding_dim=16, image_size=32)
-    config = OptimConfig(name=name, decay_norm_and_bias=False, weight_decay=0.1)
-    optimizer = create_optimizer(backbone.parameters(), config, CPU)
-    decay = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    expected = {}
-    for module in backbone.modules():
-        plain = isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU))
-        for key, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                expected[parameter] = 0.0 if plain or key == "bias" else 0.1
-    assert set(expected.values()) == {0.0, 0.1}
-    assert decay == expected
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", SMALL)
+def test_norms_activations_biases_and_positions_go_without_decay_when_asked(name, optimizer):
+    """What is left are the weights of convolutions and products."""
+    backbone, family = small(name).create(), small(name).family
+    config = OptimConfig(name=optimizer, decay_norm_and_bias=False, weight_decay=0.1)
+    found = create_optimizer(
+        backbone.parameters(), config, CPU, undecayed=family.undecayed_in(backbone)
+    )
+    decay = {p: group["weight_decay"] for group in found.param_groups for p in group["params"]}
+    weights = {m.weight for m in backbone.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    assert decay == {
+        p: 0.1 if p in weights else 0.0 for p in backbone.parameters() if p.requires_grad
+    }
+    assert set(decay.values()) == {0.0, 0.1}
 
 
 def test_by_default_everything_decays_as_in_arcface_torch():
