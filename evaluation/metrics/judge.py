@@ -29,7 +29,7 @@ HARDEST = 24
 BIN_EDGES = np.linspace(-1, 1, 101)
 ORIGIN = "chosen on these very pairs, but for figures in folds and the accuracy"
 METHOD = "bootstrap over people, percentiles less a pair's own chance counted too often"
-IMAGES = "images, as it is not known who they show: those of people would be wider"
+IMAGES = "images, as it is not known who they show: with people they may be wider"
 
 
 @dataclass(frozen=True)
