@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from facestream import UserError
-from models import mobilefacenet, vit
+from models import edgeface, mobilefacenet, vit
 from models.iresnet import BLOCKS, STAGES, IResNet, check_iresnet
 
 
@@ -96,6 +96,15 @@ MODELS |= {
     )
     for name, form in vit.FORMS.items()
 } | {"vit": _VIT}
+MODELS |= {
+    name: Family(
+        build=partial(edgeface.EdgeFace, form),
+        check=edgeface.check_edgeface,
+        stages=edgeface.STAGES,
+        undecayed=edgeface.UNDECAYED,
+    )
+    for name, form in edgeface.FORMS.items()
+}
 # Of these, what `register_network` made known: its name and the file that did.
 OWN_MODELS: dict[str, str] = {}
 

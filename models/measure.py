@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from facestream import UserError
-from models import mobilefacenet, vit
+from models import edgeface, mobilefacenet, vit
 from models.architecture import Architecture
 from models.iresnet import BLOCKS
 
@@ -99,6 +99,19 @@ def _measure_vit(state: State) -> Architecture:
     return Architecture("vit", embedding_dim, image_size, options)
 
 
+def _measure_edgeface(state: State) -> Architecture:
+    what = "EdgeFace"
+    channels, _, _, _ = _shape(state, "model.stem.0.weight", what, axes=4)
+    full = "model.head.fc.weight"
+    last = full if full in state else "model.head.fc.linear2.weight"
+    embedding_dim, _ = _shape(state, last, what, axes=2)
+    for name, form in edgeface.FORMS.items():
+        if form.channels[0] == channels:
+            return Architecture(name, embedding_dim)  # any size of images: none is to be seen
+    known = ", ".join(f"{form.channels[0]} ({name})" for name, form in edgeface.FORMS.items())
+    raise UserError(f"found an {what} with {channels} channels at its start: expected {known}")
+
+
 def _shape(state: State, name: str, what: str, *, axes: int) -> tuple[int, ...]:
     if name not in state:
         raise UserError(f"found {_a(what)} without {name}: expected a whole state dict")
@@ -115,4 +128,9 @@ def _a(noun: str) -> str:
 IRESNET = Kind("an IResNet", "layer1.0.conv1.weight", _measure_iresnet)
 MOBILEFACENET = Kind("a MobileFaceNet", "conv_sep.layers.0.weight", _measure_mobilefacenet)
 VIT = Kind("a vision transformer of arcface_torch", "mask_token", _measure_vit)
-KINDS = (IRESNET, MOBILEFACENET, VIT)
+EDGEFACE = Kind(
+    "an EdgeFace",
+    "model.stages.1.blocks.2.pos_embd.token_projection.weight",
+    _measure_edgeface,
+)
+KINDS = (IRESNET, MOBILEFACENET, VIT, EDGEFACE)

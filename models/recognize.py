@@ -20,7 +20,7 @@ from models.measure import IRESNET, Kind, networks_in
 _OTHERS = {
     "input_layer.0.weight": "the IR network of AdaFace (input_layer, body, output_layer), whose "
     "first block takes every second pixel where IResNet has a convolution",
-    "blocks.0.attn.qkv.weight": "a vision transformer",
+    "blocks.0.attn.qkv.weight": "a vision transformer that is not arcface_torch's",
 }
 MAGFACE_PREFIXES = ("features.module.", "module.features.", "features.")
 _MAGFACE_EPS = 2e-5  # of its BatchNorms; ours is torch's 1e-5

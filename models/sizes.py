@@ -7,16 +7,19 @@ from torch import Tensor
 from facestream import UserError
 
 
-def check_sizes(*, embedding_dim: int, image_size: int, multiple: int) -> None:
+def check_sizes(*, embedding_dim: int, image_size: int, multiple: int = 1, least: int = 1) -> None:
     """Raise UserError, naming the argument, for a size that is none.
 
     Args:
         multiple: of which the image's height and width must be one.
+        least: what they must be at least.
     """
     if embedding_dim < 1:
         raise UserError(f"embedding_dim is {embedding_dim}: it must be at least 1")
-    if image_size < multiple or image_size % multiple != 0:
+    if image_size < 1 or image_size % multiple != 0:
         raise UserError(f"image_size is {image_size}: it must be a positive multiple of {multiple}")
+    if image_size < least:
+        raise UserError(f"image_size is {image_size}: it must be at least {least}")
 
 
 def check_width(width: float) -> None:

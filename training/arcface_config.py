@@ -35,8 +35,16 @@ _BASE: dict[str, Any] = {
     "seed": 2048,
 }
 _MARKS = {"network", "margin_list", "embedding_size", "rec", "val_targets", "num_epoch", "fp16"}
-_NETWORKS = {f"r{depth}": f"iresnet{depth}" for depth in (18, 34, 50, 100, 200)}
-_NETWORKS |= {name: name for name in ("mbf", "mbf_large")}
+# Name and options. It hides a tenth of a transformer's patches wherever it is to hide any.
+_NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"r{depth}": (f"iresnet{depth}", {}) for depth in (18, 34, 50, 100, 200)},
+    **{name: (name, {}) for name in ("mbf", "mbf_large", "vit_t", "vit_s", "vit_b")},
+    "vit_t_dp005_mask0": ("vit_t", {"mask_ratio": 0.0, "drop_path": 0.05}),
+    "vit_s_dp005_mask_0": ("vit_s", {"mask_ratio": 0.0, "drop_path": 0.05}),
+    "vit_b_dp005_mask_005": ("vit_b", {"drop_path": 0.05}),
+    "vit_l_dp005_mask_005": ("vit_l", {"mask_ratio": 0.1}),
+    "vit_h": ("vit", {"dim": 1024, "depth": 48, "mask_ratio": 0.0}),
+}
 _OLD_LOSSES = {"arcface": 0.5, "cosface": 0.4}  # before margin_list, with their margins
 # What is as it should be here without a setting.
 _NEEDS_NOTHING = {"num_image", "num_workers", "dali", "save_all_states"}
@@ -293,8 +301,10 @@ def _model(values: Mapping[str, Any], path: Path, gpus: int) -> _Part:
             f"{path}: network = {network!r} has no equivalent here: expected one of "
             f"{', '.join(_NETWORKS)}"
         )
+    name, options = _NETWORKS[network]
     return {
-        "model.name": _NETWORKS[network],
+        "model.name": name,
+        "model.options": options,
         "model.embedding_dim": values["embedding_size"],
         "step.precision": "auto" if values["fp16"] else "fp32",
         "step.micro_batches": values["gradient_acc"],

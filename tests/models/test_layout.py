@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import create_model, normalize
+from tests.models.small import trained
 
 # arcface_torch's fc reads channels, rows, columns: what its weights expect, and ours must keep.
 THE_FLATTEN = (4, 128, 2, 2)
@@ -75,6 +76,19 @@ def test_the_flatten_before_fc_is_the_only_layout_copy(
         assert copies.shapes == [THE_FLATTEN]
         embeddings.square().sum().backward()
     assert copies.shapes == [THE_FLATTEN]
+
+
+@pytest.mark.parametrize("name", ["mbf", "vit", "edgeface_xs"])
+def test_other_networks_copy_no_map_into_another_layout(name: str, dtype: torch.dtype) -> None:
+    """But for EdgeFace's attention, which is between channels: (B, heads, channels, pixels), and
+    under autocast the casts of the parts of the channels that it convolves."""
+    network = trained(name)
+    with LayoutCopies() as copies:
+        network(normalize(loaded(), dtype)).square().sum().backward()
+    parts = {34, *((32, 48) if dtype != torch.float32 else ())}
+    maps = [shape for shape in copies.shapes if shape[1] not in (4, *parts)]
+    assert maps == []
+    assert bool(copies.shapes) == (name == "edgeface_xs")
 
 
 def test_a_layout_copy_anywhere_else_would_be_seen(model: nn.Module, dtype: torch.dtype) -> None:

@@ -124,7 +124,7 @@ def test_tensors_that_make_no_embedding_or_another_are_refused_by_name(state, sp
     ("state", "complaint"),
     [
         ({"model.input_layer.0.weight": 0}, r"AdaFace .* under the prefix model\.; expected one"),
-        ({"module.blocks.0.attn.qkv.weight": 0}, "found a vision transformer"),
+        ({"module.blocks.0.attn.qkv.weight": 0}, "found a vision transformer that is not arcface"),
         ({"a": 0, "b": 0}, r"no network of ours among 2 names \(a, b"),
         ({}, "no network of ours among 0 names"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from models import Architecture
 from training.arcface_config import ArcFaceConfigError, translate
 from training.config import Config, ConfigError, DataConfig, load_config, override
 
@@ -192,9 +193,22 @@ def test_a_base_beside_it_has_the_defaults(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("mbf", Architecture("mbf")),
+        ("vit_l_dp005_mask_005", Architecture("vit_l", options={"mask_ratio": 0.1})),
+        ("vit_h", Architecture("vit", options={"dim": 1024, "depth": 48, "mask_ratio": 0.0})),
+    ],
+)
+def test_networks_come_with_their_options(network, expected, tmp_path):
+    config, _ = translated(f"{MARGINS}config.network = {network!r}\n", tmp_path)
+    assert config.architecture == expected
+
+
+@pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("network = 'vit_t_dp005_mask0'", "'vit_t_dp005_mask0' has no equivalent here: expected"),
+        ("network = 'r2060'", "'r2060' has no equivalent here: expected"),
         ("network = choose()", r"network = choose\(\) is no literal.*write config\.network"),
         ("lr = 0.1 * gpus", r"lr = 0\.1 \* gpus is no literal"),
         ("margin_list = (1.2, 0.5, 0.0)", "arcface_torch ends with an error there"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models import Architecture
-from tests.models.small import DIM, SMALL, small
+from tests.models.small import DIM, SMALL, as_recognized, small
 from training.saving.reading import open_weights
 from training.saving.weight_file import WeightsError, read_weight_file
 from training.weights.arcface_files import ArcFaceTorchError, read_arcface_torch
@@ -45,7 +45,7 @@ def test_every_networks_weights_are_taken_and_its_head_beside_them(name, prefix,
     torch.save({prefix + key: t for key, t in network.state_dict().items()}, path)
     assert same(read_weight_file(path).tensors, network.state_dict())
     found = open_weights(path)
-    assert found.architecture == small(name)
+    assert found.architecture == as_recognized(name)
     assert same(found.network().state_dict(), network.state_dict())
     torch.save({"backbone": network.state_dict(), "head": {"weight": head}}, path)
     imported = read_arcface_torch([path], head=str(path))
