@@ -155,7 +155,7 @@ def cell(name: str, figure: Figure | None, notes: Notes, *, best: bool = False) 
     if figure is None:
         return Cell(MISSING)
     return Cell(
-        value_text(name, figure.value),
+        value_text(name, figure),
         doubt=interval_text(name, figure),
         best=best,
         note=notes.number(plain(figure.note)),

@@ -21,7 +21,7 @@ MISSING = "–"
 
 def is_percentage(name: str) -> bool:
     """Whether the figure of this name is a share, to be written in percent."""
-    if NORM.search(name) or "threshold" in name.lower().split("@")[0].split(" at ")[0]:
+    if NORM.search(name) or "threshold" in _subject(name):
         return False
     return bool(_words(name) & (_HIGHER_IS_BETTER | _LOWER_IS_BETTER))
 
@@ -45,24 +45,31 @@ def title(name: str) -> str:
     return f"{written}, %" if is_percentage(name) else written
 
 
-def value_text(name: str, value: float | None) -> str:
+def value_text(name: str, figure: Figure) -> str:
     """The number alone, in percent where it is a share; `MISSING` where there is none."""
-    return _number(_scaled(name, value))
+    value = _scaled(name, figure.value)
+    if value is None:
+        return MISSING
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    digits = 3 if _subject(name).startswith("threshold") else 2
+    if 0 < abs(value) < 0.1:  # two that say anything: an FMR of 0.00012 %
+        digits = max(digits, min(8, 1 - math.floor(math.log10(abs(value)))))
+    return f"{value:.{max(digits, _interval_digits(name, figure))}f}"
 
 
 def interval_text(name: str, figure: Figure) -> str:
     """ "[98.9, 99.7]", or nothing where the figure has no interval."""
     low, high = _scaled(name, figure.low), _scaled(name, figure.high)
-    if low is None or high is None or figure.value is None:
+    if low is None or high is None or _scaled(name, figure.value) is None:
         return ""
-    digits = _digits(high - low)
-    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+    digits = _interval_digits(name, figure)
+    return f"[{low:,.{digits}f}, {high:,.{digits}f}]"
 
 
 def figure_text(name: str, figure: Figure) -> str:
     """The number with its interval: "99.37 [98.9, 99.7]"."""
-    text = value_text(name, figure.value)
-    return f"{text} {interval_text(name, figure)}".rstrip()
+    return f"{value_text(name, figure)} {interval_text(name, figure)}".rstrip()
 
 
 def plain(text: object) -> str:
@@ -94,8 +101,11 @@ def interval_words(interval: Mapping[str, Any], *, whole: bool = False) -> str:
 
 def _words(name: str) -> set[str]:
     """Of what the name says before its condition: "tar@far=0.001" is about tar."""
-    subject = re.split(r"@|\bat\b|\bwithout\b", name.lower())[0]
-    return set(re.findall(r"[a-z]+", subject))
+    return set(re.findall(r"[a-z]+", _subject(name)))
+
+
+def _subject(name: str) -> str:
+    return re.split(r"@|\bat\b|\bwithout\b", name.lower())[0].strip()
 
 
 def _scaled(name: str, value: float | None) -> float | None:
@@ -104,17 +114,12 @@ def _scaled(name: str, value: float | None) -> float | None:
     return 100 * value if is_percentage(name) else value
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return MISSING
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}"
-    # Two digits behind the point, and no less than two that say anything: an FMR of 0.00012 %.
-    digits = 2 if size == 0 or size >= 0.1 else min(8, 1 - math.floor(math.log10(size)))
-    return f"{value:.{digits}f}"
-
-
-def _digits(width: float) -> int:
-    """As many as an interval of this width needs to have two ends that differ."""
-    return min(8, max(1, -math.floor(math.log10(width / 2)))) if width > 0 else 2
+def _interval_digits(name: str, figure: Figure) -> int:
+    """As many as an interval of this width needs to have two ends that differ; 0 without one."""
+    low, high = _scaled(name, figure.low), _scaled(name, figure.high)
+    if low is None or high is None or max(abs(low), abs(high)) >= 1000:
+        return 0
+    fewest = 1 if is_percentage(name) else 2
+    if high <= low:
+        return 2
+    return max(fewest, min(8, -math.floor(math.log10((high - low) / 2))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import re
 import shutil
@@ -71,6 +73,27 @@ def test_a_policy_broken_would_be_seen(page, profile, tmp_path):
     text = page.read_text(encoding="utf-8")
     broken.write_text(text.replace("</main>", "<script>alert(1)</script></main>"), encoding="utf-8")
     assert "Content Security Policy" in browse(broken, "--dump-dom", profile=profile)[1]
+
+
+def test_a_chart_is_read_out_under_the_pointer(page, profile, tmp_path):
+    """Within the page's policy: the script that moves the pointer is the only one added to it."""
+    script = """
+        const plot = document.querySelector("svg.plot.roc"), box = plot.getBoundingClientRect();
+        const middle = {clientX: box.left + 0.6 * box.width, clientY: box.top + 20};
+        plot.dispatchEvent(new PointerEvent("pointermove", middle));
+        document.title = plot.nextElementSibling.textContent;
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text = page.read_text(encoding="utf-8").replace("script-src ", f"script-src 'sha256-{digest}' ")
+    moved = tmp_path / "moved.html"
+    moved.write_text(text.replace("</html>", f"<script>{script}</script></html>"), "utf-8")
+    document, said = browse(moved, "--dump-dom", profile=profile)
+    assert said == ""
+    read = re.search(r"<title>(.*?)</title>", document, re.DOTALL)[1].splitlines()
+    assert re.fullmatch(r"false accept rate 0\.0\d+", read[0])
+    for line, model in zip(read[1:], ("r50_rate1.0", "r50_rate0.9")):
+        assert re.fullmatch(rf"{model}  9\d\.\d+ %", line)
+    assert len(read) == 3
 
 
 @pytest.mark.parametrize(("scheme", "number"), [("dark", 0), ("light", 1)])
