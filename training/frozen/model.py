@@ -123,14 +123,15 @@ def open_saved(
     """The same for weights that `open_weights` has found.
 
     Args:
-        folded: whether to fold BatchNorm: faster, and equal up to rounding.
+        folded: whether to fold BatchNorm and hold what convolutions multiply by in `dtype`: faster,
+            and equal up to rounding.
         wanted: what to give it instead of what ours take.
     """
     network = saved.network().requires_grad_(False).eval()
     digest = digest_of_weights(network)
     architecture = saved.architecture
     if folded:
-        network = fold_batch_norm(network)
+        network = _with_convolutions_in(fold_batch_norm(network), dtype)
     network = network.to(device)
     wanted = wanted or Input(size=architecture.image_size)
     sample_rate = saved.config.head.sample_rate if isinstance(saved, SavedCheckpoint) else None
@@ -177,6 +178,14 @@ def digest_of_weights(network: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _with_convolutions_in(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Their weights in the dtype that they compute in: autocast would cast them at every batch."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(dtype)
+    return network
 
 
 def _on_all(work: Callable[[], OpenedModel]) -> OpenedModel:
