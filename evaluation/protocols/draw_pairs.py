@@ -8,13 +8,14 @@ other, within one or two. There are as many genuine as impostor pairs, in a draw
 from __future__ import annotations
 
 import os
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.protocols.pair_lists import PairList, PairListError
-from pipeline.counter import bits, key, uniform
+from pipeline.counter import bits, key, word
 from pipeline.named_path import as_text, check_path
 from pipeline.photos import SUFFIXES
 
@@ -109,21 +110,29 @@ def _shared_out(possible: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 def _impostors(starts: np.ndarray, *, most: int, seed: int) -> list[tuple[int, int]]:
     """Round after round everybody meets somebody, with an image of each."""
-    count = np.diff(starts)
-    drawn: dict[tuple[int, int], None] = {}
+    count = np.diff(starts).tolist()
+    met: Counter[tuple[int, int]] = Counter()
+    drawn: list[tuple[int, int]] = []
     turn = vain = 0
     while len(drawn) < most and vain < _VAIN:
-        before = len(drawn)
-        people = _shuffled(len(count), seed, "people", turn)
-        share = uniform(key(seed, "image", turn), np.arange(len(count)))
-        image = starts[:-1] + (share * count).astype(np.int64)
+        vain += 1
+        people = _shuffled(len(count), seed, "people", turn).tolist()
         for one, other in zip(people[::2], people[1::2]):
-            if len(drawn) < most:
-                low, high = sorted((int(image[one]), int(image[other])))
-                drawn[low, high] = None
-        vain = 0 if len(drawn) > before else vain + 1
+            one, other = sorted((one, other))
+            times = met[one, other]
+            if len(drawn) == most or times == count[one] * count[other]:
+                continue  # there is no pair of theirs left
+            met[one, other] += 1
+            # From a drawn beginning on, all pairs of images of these two come once.
+            begin = word(seed, "meeting", one, other)
+            own = begin + times
+            others = (begin >> 32) + times % count[one] + times // count[one]
+            drawn.append(
+                (int(starts[one] + own % count[one]), int(starts[other] + others % count[other]))
+            )
+            vain = 0
         turn += 1
-    return list(drawn)
+    return drawn
 
 
 def _shuffled(count: int, *words: int | str) -> np.ndarray:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.protocols import draw_pairs as draw_pairs_module
 from evaluation.protocols.draw_pairs import draw_pairs
 from evaluation.protocols.pair_lists import PairList, PairListError
 from pipeline.named_path import PathError
@@ -100,3 +101,18 @@ def test_a_folder_without_pairs_is_an_error(counts, tmp_path):
 def test_a_folder_that_is_none(tmp_path):
     with pytest.raises(PathError, match="does not exist"):
         draw_pairs(tmp_path / "none")
+
+
+@pytest.mark.parametrize("counts", [(40, 1), (3, 5), (2, 2, 7), (1, 1, 1, 1, 4)])
+def test_every_impostor_pair_that_there_is_can_be_drawn(counts, tmp_path):
+    starts = np.cumsum([0, *counts])
+    drawn = draw_pairs_module._impostors(starts, most=10_000, seed=1)
+    owner = np.repeat(range(len(counts)), counts)
+    everyone = {(a, b) for b in range(len(owner)) for a in range(b) if owner[a] != owner[b]}
+    assert len(drawn) == len(everyone)
+    assert set(drawn) == everyone
+
+
+def test_images_of_a_person_are_drawn_evenly(tmp_path):
+    pairs = draw_pairs(people(tmp_path / "a", *[10] * 40), pairs=2000)
+    assert len(pairs.images) == 400
