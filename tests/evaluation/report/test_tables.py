@@ -7,10 +7,12 @@ import io
 from dataclasses import replace
 
 import pytest
+from markdown_it import MarkdownIt
 from rich.console import Console
 
 from evaluation.report import tables
 from evaluation.report.comparison import by_model, by_set
+from evaluation.report.figure_text import plain
 from evaluation.result import Comparison, Evaluation, Figure
 from tests.evaluation.report import made_up
 
@@ -94,7 +96,13 @@ def test_csv_holds_every_figure_as_exactly_as_it_is_known():
     assert {row["group"] for row in rows} == {"", "African", "Asian", "Caucasian"}
 
 
-HOSTILE = ("a|b`*_x_*[l](u)", r"50%_$\input{/etc/passwd}^~#&", "\x1b[2J\u202egnp\nrow two")
+HOSTILE = (
+    "<img src=x onerror=alert(1)>",
+    "![a](http://x.org/y.png) <http://x.org> &lt;b&gt; ~~x~~ `|` \\",
+    "a|b`*_x_*[l](u)",
+    r"50%_$\input{/etc/passwd}^~#&",
+    "\x1b[2J\u202egnp\nrow two",
+)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -107,6 +115,20 @@ def test_names_are_only_names(name):
     for text in (on_console(evaluation), *(write(evaluation) for write in FORMATS)):
         assert "\x1b" not in text
         assert "\u202e" not in text
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_markdown_shows_a_name_letter_by_letter(name):
+    """As read by the parser that comes with rich."""
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    tokens = [
+        child
+        for token in parser.parse(tables.markdown(named(name)))
+        for child in token.children or []
+    ]
+    assert {token.type for token in tokens} <= {"text", "text_special"}
+    shown = "".join(token.content for token in tokens)
+    assert shown.count(plain(name)) == 4  # a column, a row, a title and a column
 
 
 def line_of(evaluation: Evaluation) -> int:
