@@ -217,3 +217,20 @@ def test_of_the_hardest_pairs_those_are_marked_that_the_threshold_gets_wrong():
     without = replace(result, figures={"accuracy": Figure(0.9)})
     read = Reader(page(replace(evaluation, results=[without])))
     assert not [tag for tag in read.all("span") if tag.get("class") == "wrong"]
+
+
+def test_scores_of_one_model_stand_once_among_its_curves():
+    read = Reader(page(made_up.evaluation(1, places=("a",), searches=False)))
+    kinds = [svg["class"].split()[1] for svg in read.all("svg") if "plot" in svg["class"]]
+    assert kinds == ["roc", "det", "discard", "scores"]
+
+
+def test_the_leak_check_is_shown_where_there_was_one():
+    evaluation = made_up.evaluation(1)
+    found = {
+        "training set": "train.rec, 5,822,653 images",
+        "lfw": "of 7,701 images: same person 31",
+    }
+    text = Reader(page(replace(evaluation, overlap=found))).text
+    assert "Leak check training set train.rec, 5,822,653 images lfw of 7,701 images" in text
+    assert "Leak check" not in Reader(page(evaluation)).text
