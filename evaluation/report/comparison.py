@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from evaluation.report.figure_text import (
     MISSING,
@@ -16,9 +15,8 @@ from evaluation.report.figure_text import (
     value_text,
 )
 from evaluation.report.grid import Cell, Grid, Notes
-from evaluation.result import Evaluation, Figure, Model, Result
+from evaluation.result import Comparison, Evaluation, Figure, Model, Result
 
-_PAIRED = ("models", "figure", "what is shown", "difference")
 BEST = "Marked in bold: shown to be better than every other model by paired tests on the same pairs"
 
 
@@ -117,34 +115,6 @@ def of_groups(evaluation: Evaluation, name: str) -> Grid | None:
     )
 
 
-def paired(evaluation: Evaluation, name: str | None = None) -> Grid | None:
-    """The paired tests between two models, on one set or on all; None where there was none.
-
-    The sets are named where all are asked for.
-    """
-    comparisons = [one for one in evaluation.comparisons if name in (None, one.set)]
-    if not comparisons:
-        return None
-    notes = Notes()
-    rows = [
-        [
-            *([Cell(plain(one.set))] if name is None else []),
-            Cell(f"{plain(one.first)} − {plain(one.second)}"),
-            Cell(title(one.figure)),
-            Cell(plain(one.verdict)),
-            _signed(cell(one.figure, one.difference, notes), one.difference),
-        ]
-        for one in comparisons
-    ]
-    return Grid(
-        title="Differences on the same pairs",
-        columns=[*(["set"] if name is None else []), *_PAIRED],
-        rows=rows,
-        names=len(_PAIRED) - (name is not None),
-        notes=notes.texts,
-    )
-
-
 def sets(evaluation: Evaluation) -> list[str]:
     """The names of the sets, in the order of their results."""
     return list(dict.fromkeys(result.set for result in evaluation.results))
@@ -163,20 +133,23 @@ def cell(name: str, figure: Figure | None, notes: Notes, *, best: bool = False) 
     )
 
 
+def shown_better(comparison: Comparison) -> int:
+    """1 where the first model is shown to be better, -1 where the second is, else 0."""
+    low, high = comparison.difference.low, comparison.difference.high
+    if low is None or high is None or low <= 0 <= high:
+        return 0
+    return direction(comparison.figure) * (1 if low > 0 else -1)
+
+
 class Marks:
     """Which figures are shown to be the best: better than every other model in a paired test."""
 
     def __init__(self, evaluation: Evaluation) -> None:
         shown: set[tuple[str, str, str, str]] = set()  # set, figure, better, worse
         for one in evaluation.comparisons:
-            low, high = one.difference.low, one.difference.high
-            sign = direction(one.figure)
-            if low is None or high is None or not sign:
-                continue
-            if sign * low > 0 and sign * high > 0:
-                shown.add((one.set, one.figure, one.first, one.second))
-            elif sign * low < 0 and sign * high < 0:
-                shown.add((one.set, one.figure, one.second, one.first))
+            if sign := shown_better(one):
+                better, worse = (one.first, one.second)[::sign]
+                shown.add((one.set, one.figure, better, worse))
         judged: dict[tuple[str, str], list[str]] = {}
         for result in evaluation.results:
             for figure, found in result.figures.items():
@@ -239,11 +212,6 @@ def _norm(evaluation: Evaluation, name: str) -> str | None:
 
 def _rate(model: Model) -> str:
     return MISSING if model.sample_rate is None else f"{model.sample_rate:g}"
-
-
-def _signed(shown: Cell, difference: Figure) -> Cell:
-    above = difference.value is not None and difference.value > 0
-    return replace(shown, text=f"+{shown.text}") if above else shown
 
 
 def _capital(text: str) -> str:

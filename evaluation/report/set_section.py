@@ -8,7 +8,8 @@ from xml.etree.ElementTree import Element
 
 from evaluation.report import charts
 from evaluation.report.charts import Chart
-from evaluation.report.comparison import of_groups, of_set, paired
+from evaluation.report.comparison import of_groups, of_set
+from evaluation.report.differences import differences
 from evaluation.report.element import element
 from evaluation.report.hard_pairs import hard_pairs
 from evaluation.report.html_table import html_table
@@ -30,7 +31,6 @@ def set_section(
     """The section of the set `name`, to be linked to as `anchor`."""
     results = [result for result in evaluation.results if result.set == name]
     colors = series if len(results) > 1 else {}
-    tests = paired(evaluation, name)
     groups = of_groups(evaluation, name)
     return element(
         "section",
@@ -38,7 +38,11 @@ def set_section(
         element("h2", name),
         element("p", _subtitle(results), class_="subtitle"),
         html_table(of_set(evaluation, name), series=colors),
-        *([element("h3", tests.title), html_table(tests)] if tests else []),
+        *(
+            part
+            for grid in differences(evaluation, name)
+            for part in (element("h3", grid.title), html_table(grid, series=colors))
+        ),
         *_charts(results, series, _legend(results, colors)),
         *([element("h3", "Groups"), html_table(groups, series=colors)] if groups else []),
         *hard_pairs(results, thumbnails),

@@ -14,7 +14,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evaluation.report.comparison import by_model, by_set, of_groups, of_set, paired, sets
+from evaluation.report.comparison import by_model, by_set, of_groups, of_set, sets
+from evaluation.report.differences import FEW, differences
 from evaluation.report.figure_text import plain
 from evaluation.report.grid import Cell, Grid
 from evaluation.result import Evaluation, Figure
@@ -37,23 +38,25 @@ def console_table(evaluation: Evaluation, *, every_figure: bool = True) -> Rende
     """Tables for a rich console: the comparison, then every set's figures and the paired tests.
 
     Args:
-        every_figure: False leaves the comparison alone.
+        every_figure: False leaves the comparison alone. The paired tests of more than three models
+            are left to the page and to Markdown: a console would scroll over the comparison.
     """
     grids = [by_set(evaluation)]
     if every_figure:
         grids += _details(evaluation)
+        grids += _tests(evaluation) if len(evaluation.models) <= FEW else []
     return Group(*(_rich(part) for grid in _once(grids) for part in _abreast(grid)))
 
 
 def markdown(evaluation: Evaluation) -> str:
     """Tables in GitHub's Markdown: models × sample rate × sets, feature norms, then every set."""
-    grids = [*by_model(evaluation), *_details(evaluation)]
+    grids = [*by_model(evaluation), *_details(evaluation), *_tests(evaluation)]
     return "\n".join(_markdown(grid) for grid in _once(grids))
 
 
 def latex(evaluation: Evaluation) -> str:
     """The same tables as LaTeX, for the package booktabs."""
-    grids = [*by_model(evaluation), *_details(evaluation)]
+    grids = [*by_model(evaluation), *_details(evaluation), *_tests(evaluation)]
     return "% needs \\usepackage{booktabs}\n" + "\n".join(_latex(grid) for grid in grids)
 
 
@@ -98,8 +101,17 @@ def csv(evaluation: Evaluation) -> str:
 
 def _details(evaluation: Evaluation) -> list[Grid]:
     grids = [of_set(evaluation, name) for name in sets(evaluation)]
-    further = [of_groups(evaluation, name) for name in sets(evaluation)]
-    return [*grids, *(grid for grid in (*further, paired(evaluation)) if grid)]
+    groups = [of_groups(evaluation, name) for name in sets(evaluation)]
+    return [*grids, *(grid for grid in groups if grid)]
+
+
+def _tests(evaluation: Evaluation) -> list[Grid]:
+    """The paired tests of every set, each with the set's name."""
+    return [
+        replace(grid, title=f"{plain(name)}: {grid.title}")
+        for name in sets(evaluation)
+        for grid in differences(evaluation, name)
+    ]
 
 
 def _once(grids: Iterable[Grid]) -> Iterator[Grid]:
