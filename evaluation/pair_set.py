@@ -19,6 +19,7 @@ import numpy as np
 
 from facestream import UserError
 from pipeline.named_path import PathError, check_path, mendable
+from pipeline.whole_file import write_whole
 
 
 class PairSetError(UserError):
@@ -69,8 +70,7 @@ def write_bin(path: str | Path, images: Sequence[bytes], same: Iterable[bool]) -
         PairSetError: the numbers of images and truth values do not fit, or one is malformed.
     """
     pairs = _pair_set((list(images), list(same)))
-    with Path(path).open("wb") as file:
-        pickle.dump((pairs.images, pairs.same.tolist()), file, protocol=4)
+    write_whole(Path(path), pickle.dumps((pairs.images, pairs.same.tolist()), protocol=4))
 
 
 class _Dtype:

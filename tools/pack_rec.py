@@ -7,8 +7,9 @@ in `train-00000.parquet`. OUT gets train.rec, train.idx (every record, as MXNet 
 and the sidecar, in InsightFace's layout, and train.json, the manifest. Identities are numbered in
 the order of their names, or of their numbers where all are numbers; the bytes of the images are
 stored as they are, unless --normalise, --crop or --resize is given or training does not decode
-their format (GIF, HEIC and the like become PNG). What is passed over is counted at the end, and so
-are the sizes of the images: training takes square ones of one size.
+their format (GIF, HEIC and the like become PNG). Of photographs, with --landmarks or --detector,
+crops are packed. What is passed over is counted at the end, and so are the sizes of the images:
+training takes square ones of one size.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.records.manifest import write_manifest
 from pipeline.records.recordio import RecordError
 from pipeline.records.write_set import pack_set
+from tools.sources.cropping import (
+    CropOptions,
+    about_faces,
+    add_crop_options,
+    open_cropper,
+    take_crop_options,
+)
 from tools.sources.folders import read_folders
 from tools.sources.inspection import Inspection
 from tools.sources.lst import read_lst
@@ -58,6 +66,13 @@ class Options:
     by: str | None = None
     nested: bool | None = None
     root: Path | None = None
+    photos: CropOptions = field(default_factory=CropOptions)
+
+    def given(self) -> dict[str, object]:
+        """What the user has given, by name."""
+        everything = asdict(self)
+        everything |= everything.pop("photos")
+        return {key: value for key, value in everything.items() if value is not None}
 
 
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![A-Za-z0-9])")
@@ -69,6 +84,7 @@ _ONLY_FOR = {
     "keep": ("rec",),
     "drop": ("rec",),
     "by": ("rec",),
+    "landmarks": ("folders", "lst"),
 }
 
 
@@ -147,6 +163,13 @@ def _watched(things: Iterable[T], doing: str) -> Iterable[T]:
     return track(things, description=doing, transient=True, disable=not sys.stdout.isatty())
 
 
+def _names_begin_in(source: Path, options: Options) -> Path:
+    """The folder in which the names of a list of landmarks begin."""
+    if source.is_dir():
+        return source
+    return options.root or source.parent
+
+
 def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
     """Pack `paths` into the folder `output`, write the manifest, and tell what was found.
 
@@ -154,7 +177,7 @@ def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
     `output` that holds a train.rec already.
     """
     form, sources = find_sources(paths)
-    given = {key: value for key, value in asdict(options).items() if value is not None}
+    given = options.given()
     for option, forms in _ONLY_FOR.items():
         if option in given and form not in forms:
             raise RecordError(
@@ -164,11 +187,20 @@ def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
     rec = output / "train.rec"
     if rec.exists():  # known before anything is read
         raise RecordError(f"{rec} exists: name another folder, or remove that file first")
+    cropper = open_cropper(options.photos, folder=_names_begin_in(sources[0], options))
+    if cropper and (options.crop or options.resize):
+        raise RecordError("photographs are cropped to --size: leave out --crop and --resize")
     output.mkdir(parents=True, exist_ok=True)
     passed_over = PassedOver()
     inspection = Inspection(
-        passed_over, normalise=options.normalise, crop=options.crop, resize=options.resize
+        passed_over,
+        normalise=options.normalise,
+        crop=options.crop,
+        resize=options.resize,
+        cropper=cropper,
     )
+    for line in about_faces(cropper) if cropper else ():
+        print(line)
     with tempfile.TemporaryDirectory(dir=output) as scratch:
         identities = read_identities(
             sources, form, options, scratch=Path(scratch), passed_over=passed_over
@@ -227,10 +259,12 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="text file: take these of a .rec, no others")
     parser.add_argument("--drop", type=Path, help="text file: take all of a .rec but these")
     parser.add_argument("--by", choices=BY, help="what --keep or --drop lists (default identity)")
+    add_crop_options(parser)
     arguments = vars(parser.parse_args())
     source, output = arguments.pop("source"), arguments.pop("output")
+    photos = take_crop_options(arguments)
     with command("pack_rec"):
-        pack(source, output, Options(**arguments))
+        pack(source, output, Options(photos=photos, **arguments))
 
 
 if __name__ == "__main__":

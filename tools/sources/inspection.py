@@ -7,9 +7,12 @@ from collections.abc import Iterable, Iterator
 
 from facestream import UserError
 from pipeline.ahead import map_ahead
+from pipeline.faces.crops import Crop, CropError, Cropper, decoded
+from pipeline.photos import encode
 from pipeline.records.image_kind import UNUSUAL, image_kind, to_baseline
 from pipeline.records.recordio import RecordError
 from pipeline.records.write_set import Sizes
+from tools.sources.cropping import CropCounts
 from tools.sources.passed_over import Passed, PassedOver
 from tools.sources.reshape import ReshapeError, reshape
 from tools.sources.sample import Identity
@@ -24,6 +27,7 @@ class Inspection:
         passed_over: gets the images that cannot be cropped, resized or re-encoded.
         normalise: re-encode unusual JPEGs.
         crop, resize: pixels, as for `reshape`; None: as they are.
+        cropper: makes crops of photographs; None: they are crops.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class Inspection:
         normalise: bool = False,
         crop: int | None = None,
         resize: int | None = None,
+        cropper: Cropper | None = None,
     ) -> None:
         self.kinds: Counter[str] = Counter()
         self.first: dict[str, str] = {}
@@ -40,12 +45,15 @@ class Inspection:
         self._reshaped = 0
         self._passed_over, self._normalise = passed_over, normalise
         self._crop, self._resize = crop, resize
+        self._cropper, self._cropped = cropper, CropCounts()
 
     def watch(self, identities: Iterable[Identity]) -> Iterator[list[bytes]]:
         """The images of each identity, reshaped and made baseline JPEGs if asked; on all cores."""
-        for identity, kinds, reshaped, passed in map_ahead(self._inspect, identities):
+        for identity, kinds, reshaped, passed, crops in map_ahead(self._inspect, identities):
             for one in passed:
                 self._passed_over.add(one)
+            for place, crop in crops:
+                self._cropped.add(place, crop)
             if not identity.images:
                 continue
             self.names.append(identity.name)
@@ -57,15 +65,19 @@ class Inspection:
         if not self.names and self._passed_over.counts:
             raise RecordError(f"no image is left to pack: {'; '.join(self._passed_over.lines())}")
 
-    def _inspect(self, identity: Identity) -> tuple[Identity, list[str], int, list[Passed]]:
-        reshaped, passed = 0, []
-        if self._crop or self._resize:
+    def _inspect(
+        self, identity: Identity
+    ) -> tuple[Identity, list[str], int, list[Passed], list[tuple[str, Crop]]]:
+        reshaped, passed, crops = 0, [], []
+        if self._cropper:
+            identity, crops, passed = self._crops(identity, self._cropper)
+        elif self._crop or self._resize:
             identity, reshaped, passed = self._reshape(identity)
         kinds = [image_kind(image) for image in identity.images]
         if self._normalise:
             identity, kinds, damaged = self._make_baseline(identity, kinds)
             passed += damaged
-        return identity, kinds, reshaped, passed
+        return identity, kinds, reshaped, passed, crops
 
     def _make_baseline(
         self, identity: Identity, kinds: list[str]
@@ -81,6 +93,22 @@ class Inspection:
             left.places.append(place)
             kept.append(kind)
         return left, kept, passed
+
+    def _crops(
+        self, identity: Identity, cropper: Cropper
+    ) -> tuple[Identity, list[tuple[str, Crop]], list[Passed]]:
+        """The crops of photographs, encoded; each with its place; and what has none."""
+        left, crops, passed = Identity(identity.name, [], []), [], []
+        for image, place in zip(identity.images, identity.places):
+            try:
+                crop = cropper(decoded(image), place)
+            except CropError as error:
+                passed.append(Passed(str(error), place))
+                continue
+            left.images.append(encode(crop.pixels, jpeg=bytes(image[:2]) == b"\xff\xd8"))
+            left.places.append(place)
+            crops.append((place, crop))
+        return left, crops, passed
 
     def _reshape(self, identity: Identity) -> tuple[Identity, int, list[Passed]]:
         """Of what is left; how many images are others now; and what cannot be packed."""
@@ -114,6 +142,7 @@ class Inspection:
                 f"unknown           {self.kinds['unknown']}, first {self.first['unknown']}: "
                 "check them with `python tools/rec2idx.py --verify`"
             )
+        lines += self._cropped.lines()
         if self._reshaped:
             lines.append(f"reshaped      {self._reshaped}")
         return lines + [f"sizes         {line}" for line in about_sizes(sizes)]
