@@ -51,11 +51,11 @@ def value_text(name: str, figure: Figure) -> str:
     if value is None:
         return MISSING
     if abs(value) >= 1000:
-        return f"{value:,.0f}"
+        return _minus(f"{value:,.0f}")
     digits = 3 if _subject(name).startswith("threshold") else 2
     if 0 < abs(value) < 0.1:  # two that say anything: an FMR of 0.00012 %
         digits = max(digits, min(8, 1 - math.floor(math.log10(abs(value)))))
-    return f"{value:.{max(digits, _interval_digits(name, figure))}f}"
+    return _minus(f"{value:.{max(digits, _interval_digits(name, figure))}f}")
 
 
 def interval_text(name: str, figure: Figure) -> str:
@@ -64,7 +64,7 @@ def interval_text(name: str, figure: Figure) -> str:
     if low is None or high is None or _scaled(name, figure.value) is None:
         return ""
     digits = _interval_digits(name, figure)
-    return f"[{low:,.{digits}f}, {high:,.{digits}f}]"
+    return _minus(f"[{low:,.{digits}f}, {high:,.{digits}f}]")
 
 
 def figure_text(name: str, figure: Figure) -> str:
@@ -112,6 +112,10 @@ def _scaled(name: str, value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return 100 * value if is_percentage(name) else value
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "−")
 
 
 def _interval_digits(name: str, figure: Figure) -> int:

@@ -26,7 +26,7 @@ def test_of_many_models_each_stands_against_each_with_the_sign_turned():
     assert all(grid.rows[i][i + 1].text == "" for i in range(4))
     above, below = grid.rows[0][2], grid.rows[1][1]
     assert (above.text, above.doubt, above.best) == ("+0.20", "[0.1, 0.5]", True)
-    assert (below.text, below.doubt, below.best) == ("-0.20", "[-0.5, -0.1]", False)
+    assert (below.text, below.doubt, below.best) == ("−0.20", "[−0.5, −0.1]", False)
 
 
 def test_of_errors_the_fewer_are_the_better():
