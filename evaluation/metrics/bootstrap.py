@@ -57,10 +57,15 @@ class Clusters:
         cls, first: np.ndarray, second: np.ndarray, people: np.ndarray | None = None
     ) -> Clusters:
         """Of pairs of images first, second (P,), which show people (N,) where that is known."""
-        if people is not None:
-            first, second = people[first], people[second]
-        known, numbers = np.unique(np.concatenate([first, second]), return_inverse=True)
-        a, b = numbers[: len(first)].astype(np.int32), numbers[len(first) :].astype(np.int32)
+        images = 1 + max(first.max(), second.max())
+        shown = np.zeros(images, bool)
+        shown[first] = shown[second] = True
+        # Images are few beside pairs, which are not to be sorted.
+        whom = np.arange(images) if people is None else people[:images]
+        known, numbers = np.unique(whom[shown], return_inverse=True)
+        number = np.zeros(images, np.int32)
+        number[shown] = numbers
+        a, b = number[first], number[second]
         b[a == b] = len(known)
         return cls(a, b, len(known), "images" if people is None else "people")
 
@@ -75,10 +80,12 @@ class Clusters:
 
         No more than one a person who stands alone, and one for each two of the others.
         """
-        first, second = self.first[chosen], self.second[chosen]
-        alone = second == self.count
-        pairs = min(int((~alone).sum()), len(np.unique([first[~alone], second[~alone]])) // 2)
-        return len(np.unique(first[alone])) + pairs
+        alone = chosen & (self.second == self.count)
+        both = chosen & ~alone
+        people, one, other = np.zeros((3, self.count), bool)
+        people[self.first[alone]] = True
+        one[self.first[both]] = other[self.second[both]] = True
+        return int(people.sum()) + min(int(both.sum()), int((one | other).sum()) // 2)
 
 
 @dataclass(frozen=True)

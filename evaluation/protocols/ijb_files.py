@@ -16,9 +16,11 @@ The last three may be missing: then there is no 1:N, and who is who is not known
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import math
 import re
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -132,7 +134,8 @@ def _lines(path: Path, count: int, expected: str, parse: Callable) -> Iterator[t
     """What `parse` makes of the fields of each line."""
     check_path(path, called=str(path), expected=f"lines of {expected}")
     number = 0
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    text = io.StringIO(read_text(path))
+    for number, line in enumerate(text, start=1):
         fields = line.split()
         if not fields:
             continue
@@ -142,7 +145,7 @@ def _lines(path: Path, count: int, expected: str, parse: Callable) -> Iterator[t
             yield parse(fields)
         except ValueError as error:
             raise IjbFilesError(
-                f"{path}, line {number}: found {line[:120]!r} ({error}), expected {expected}. "
+                f"{path}, line {number}: found {line.strip()[:120]!r} ({error}), expected {expected}. "
                 f"{_AGAIN}"
             ) from None
     if not number:
@@ -153,11 +156,11 @@ def _membership(fields: list[str]) -> tuple[str, int, int]:
     return fields[0], int(fields[1]), int(fields[2])
 
 
-def _landmarks(fields: list[str]) -> tuple[str, list[float]]:
+def _landmarks(fields: list[str]) -> tuple[str, array[float]]:
     path = PurePath(fields[0])
     if path.is_absolute() or ".." in path.parts:
         raise ValueError("a path out of the folder of images")
-    values = [float(field) for field in fields[1:]]
+    values = array("f", map(float, fields[1:]))
     if not all(map(math.isfinite, values)):
         raise ValueError("a number that is not finite")
     return fields[0], values
@@ -178,12 +181,13 @@ def _check_same_order(listed: Path, faces: list[str], named: Path, shapes: list[
 
 
 def _images_once(
-    path: Path, shapes: list[tuple[str, list[float]]]
+    path: Path, shapes: list[tuple[str, array[float]]]
 ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
     """Names of the images, the image of each line, landmarks and detector scores of the images."""
     places: dict[str, int] = {}
     image = np.array([places.setdefault(name, len(places)) for name, _ in shapes], np.int64)
-    values = np.array([values for _, values in shapes], np.float32)  # (L, 11)
+    values = np.frombuffer(b"".join(values.tobytes() for _, values in shapes), np.float32)
+    values = values.reshape(-1, 11)
     first = np.unique(image, return_index=True)[1]
     differing = np.flatnonzero((values != values[first][image]).any(axis=1))
     if len(differing):
