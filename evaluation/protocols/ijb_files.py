@@ -145,8 +145,8 @@ def _lines(path: Path, count: int, expected: str, parse: Callable) -> Iterator[t
             yield parse(fields)
         except ValueError as error:
             raise IjbFilesError(
-                f"{path}, line {number}: found {line.strip()[:120]!r} ({error}), expected {expected}. "
-                f"{_AGAIN}"
+                f"{path}, line {number}: found {line.strip()[:120]!r} ({error}), expected "
+                f"{expected}. {_AGAIN}"
             ) from None
     if not number:
         raise IjbFilesError(f"{path} is empty: expected lines of {expected}. {_AGAIN}")
