@@ -18,6 +18,7 @@ import io
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,7 @@ def torch_loop(network: nn.Module, images: Sequence[bytes]) -> Tensor:
 
 def ours(embed: Callable[[Tensor], Tensor], images: Sequence[bytes]) -> Tensor:
     """As tools/evaluate.py embeds."""
-    load = decoder(
-        lambda places: [(lambda place=place: images[place]) for place in places], image_size=112
-    )
+    load = decoder(lambda places: [partial(bytes, images[i]) for i in places], image_size=112)
     batches = embed_batches(
         embed,
         load,
@@ -80,8 +79,8 @@ def bare_products(network: nn.Module, count: int) -> Callable[[], None]:
     shapes: list[tuple[int, int, int]] = []
 
     def note(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-        rows = made.numel() // made.shape[1]
-        weight = layer.weight
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        rows, weight = made.numel() // made.shape[1], layer.weight
         shapes.append((rows * PRODUCTS, weight[0].numel(), weight.shape[0]))
 
     hooks = [
@@ -128,7 +127,9 @@ def measure(name: str, images: Sequence[bytes], *, rounds: int) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "network.pth"
         torch.save(network.state_dict(), saved)
-        plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+        plain = copy.deepcopy(network)
+        for weight in plain.parameters():
+            weight.data = weight.data.contiguous()
         embeds = {
             "ours": open_model(saved, device=CPU, dtype=chosen).embed,
             "ours, float32": open_model(saved, device=CPU, dtype=torch.float32).embed,
@@ -138,7 +139,7 @@ def measure(name: str, images: Sequence[bytes], *, rounds: int) -> dict[str, Any
         if chosen == torch.float32:
             del embeds["ours, float32"], embeds["autocast, not folded"]
         ways: dict[str, Callable[[], object]] = {"loop": lambda: torch_loop(plain, images)}
-        ways |= {way: (lambda embed=embed: ours(embed, images)) for way, embed in embeds.items()}
+        ways |= {way: partial(ours, embed, images) for way, embed in embeds.items()}
         expected = torch_loop(plain, images[:BATCH])
         alike = {
             way: _least_cosine(expected, ours(embed, images[:BATCH]))

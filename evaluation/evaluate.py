@@ -13,7 +13,7 @@ from typing import Any
 
 from evaluation.features import Embedder, Features, extract
 from evaluation.protocols.protocol import Asked, TestSet
-from evaluation.result import Evaluation, Model, Result
+from evaluation.result import Comparison, Evaluation, Model, Result
 
 CLEAN = " without leaks"  # after a set's name
 
@@ -85,14 +85,19 @@ def evaluate(
         UserError: a subclass of it, where a set or a model cannot be judged.
     """
     results: list[Result] = []
+    comparisons: list[Comparison] = []
     for opener in openers:
+        by_model: dict[str, Features] = {}
         for model, test_set in _each(models, opener):
             features = _features(model, test_set, settings)
             assert features is not None, "there is one rank"
+            by_model[model.about.name] = features
             for result in _judge(test_set, features, model.about.name, settings):
                 results.append(result)
                 tell(result)
-    return Evaluation([model.about for model in models], results, overlap=overlap or {})
+        if len(models) > 1 and settings.asked.draws:
+            comparisons += test_set.compare(by_model, asked=settings.asked)
+    return Evaluation([model.about for model in models], results, comparisons, overlap or {})
 
 
 def _each(models: Sequence[Judged], opener: Opener) -> Iterator[tuple[Judged, TestSet]]:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evaluation.columns import read_groups, read_quality
 from evaluation.evaluate import CLEAN, Judged, Opener, Settings, embed_sets, evaluate
 from evaluation.protocols.degraded import DEGRADATIONS
+from evaluation.protocols.draw_pairs import PER_PERSON
 from evaluation.protocols.protocol import Asked, TestSet
 from evaluation.protocols.sets import SetError, kinds, open_set
 from evaluation.report import tables
@@ -181,7 +182,7 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
         batch=arguments.batch,
     )
     sets = Sets(
-        arguments.sets,
+        _specs(arguments),
         sizes=[model.embedder.image_size for model in models],
         seed=arguments.seed,
     )
@@ -204,6 +205,17 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
     Console().print(tables.console_table(found))
     for path in written:
         print(f"wrote         {path}")
+
+
+def _specs(arguments: argparse.Namespace) -> list[str]:
+    drawn = arguments.pairs_from
+    specs = [*arguments.sets, *([f"people:{drawn}:{arguments.per_person}"] if drawn else [])]
+    if not specs:
+        raise SetError(
+            "no set is named: expected --sets SET..., such as lfw.bin, or --pairs-from DIR, a "
+            f"folder of people's photos. Sets are\n{kinds()}"
+        )
+    return specs
 
 
 def _asked(arguments: argparse.Namespace) -> Asked:
@@ -237,7 +249,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add = found.add_argument
     add("models", nargs="+", metavar="MODEL", help="a run, RUN@best, weights, or an .onnx file")
-    add("--sets", nargs="+", required=True, metavar="SET", help="see below")
+    add("--sets", nargs="+", default=[], metavar="SET", help="see below")
+    add("--pairs-from", metavar="DIR", help="pairs drawn from your own photos, DIR/PERSON/*.jpg")
+    add(
+        "--per-person",
+        type=whole_number(1, 1_000_000),
+        default=PER_PERSON,
+        metavar="N",
+        help=f"genuine pairs that --pairs-from draws of one person at most (default {PER_PERSON})",
+    )
     add("-o", "--output", type=Path, required=True, metavar="OUT", help="folder to write into")
     add(
         "--onnx-input",

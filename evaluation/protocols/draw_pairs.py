@@ -19,12 +19,13 @@ from pipeline.counter import bits, key, word
 from pipeline.named_path import as_text, check_path
 from pipeline.photos import SUFFIXES
 
+PER_PERSON = 50  # genuine pairs
 _VAIN = 50  # rounds without an impostor pair that is not there already: there are no more
 _EXPECTED = "expected a folder a person, two images at least in one of them, and two people"
 
 
 def draw_pairs(
-    folder: str | Path, *, pairs: int = 6000, per_person: int = 50, seed: int = 0
+    folder: str | Path, *, pairs: int = 6000, per_person: int = PER_PERSON, seed: int = 0
 ) -> PairList:
     """Genuine and impostor pairs, half and half, the same for the same names and seed.
 

@@ -27,7 +27,7 @@ from evaluation.metrics.identification import rank_rates
 from evaluation.metrics.judge_searches import Wanted, judge_searches
 from evaluation.metrics.searches import NOBODY, Searches, search
 from evaluation.protocols.protocol import Asked, unit_rows
-from evaluation.result import Figure, HardPair, Result
+from evaluation.result import Comparison, Figure, HardPair, Result
 from facestream import UserError
 from pipeline.named_path import as_text, check_path
 from pipeline.photos import SUFFIXES
@@ -138,6 +138,10 @@ class Identification:
             groups=judged.groups,
             hardest=self._hardest(found, probes, gallery),
         )
+
+    def compare(self, features: Mapping[str, Features], *, asked: Asked) -> list[Comparison]:
+        """None: a paired test is made of scored pairs, and searches are none."""
+        return []
 
     def _search(
         self, features: Features, without: frozenset[str]

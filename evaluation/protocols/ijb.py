@@ -26,19 +26,23 @@ import torch
 
 from evaluation.features import Features
 from evaluation.images import Images, aligned_files
+from evaluation.metrics import measure
 from evaluation.metrics.identification import rank_rates
 from evaluation.metrics.impostor_counter import ImpostorCounter
 from evaluation.metrics.judge import judge_pairs
 from evaluation.metrics.judge_searches import Judgement, Wanted, judge_searches
+from evaluation.metrics.measure import Comparisons
+from evaluation.metrics.paired import compare_models
 from evaluation.metrics.searches import Searches, search
 from evaluation.protocols.ijb_files import IjbFiles, OneToMany, read_ijb_files
 from evaluation.protocols.protocol import Asked
 from evaluation.protocols.templates import cosines, pool
-from evaluation.result import Figure, Group, Result
+from evaluation.result import Comparison, Figure, Group, Result
 from facestream import UserError
 
 VERSION = "ijb/1"
 FAR_LIMITS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+COMPARED = ("tar@far=1e-05", "tar@far=0.0001", "tar@far=0.001")
 RANKS = (1, 5, 10)
 _AS_ONE = "both galleries as one"
 _NONE = Judgement({}, {}, {}, {})
@@ -92,7 +96,7 @@ class Ijb:
         kept, scores = self._compared(templates, present)
         pairs, subjects = self.files.pairs, self.files.subjects
         first, second = pairs.first[kept], pairs.second[kept]
-        known = (subjects >= 0)[np.r_[np.unique(first), np.unique(second)]].all()
+        known = self._all_known(first, second)
         groups = self._groups(asked.groups)
         judged = judge_pairs(
             scores,
@@ -132,6 +136,23 @@ class Ijb:
             groups=_merged(judged.groups, searched.groups),
             hardest=judged.hardest,
         )
+
+    def compare(self, features: Mapping[str, Features], *, asked: Asked) -> list[Comparison]:
+        """Every two models by their TAR 1:1."""
+        pairs, subjects, models = self.files.pairs, self.files.subjects, {}
+        for name, one in features.items():
+            kept, scores = self._compared(*self._templates(one, asked.without))
+            first, second = pairs.first[kept], pairs.second[kept]
+            known = self._all_known(first, second)
+            people = subjects if known else None
+            models[name] = Comparisons(scores, pairs.same[kept], first, second, people)
+        how = measure.Asked(None, draws=asked.draws, seed=asked.seed, far_limits=FAR_LIMITS)
+        return compare_models(models, how, set_name=self.name, figures=COMPARED)
+
+    def _all_known(self, first: np.ndarray, second: np.ndarray) -> bool:
+        """Whether it is known who is in these templates."""
+        subjects = self.files.subjects
+        return bool((subjects >= 0)[np.r_[np.unique(first), np.unique(second)]].all())
 
     def _templates(
         self, features: Features, without: frozenset[str]

@@ -17,19 +17,23 @@ import numpy as np
 
 from evaluation.features import Features
 from evaluation.images import Images, encoded_images, image_files, require_size
+from evaluation.metrics import measure
 from evaluation.metrics.folds import FoldAccuracy, Folds
-from evaluation.metrics.judge import judge_pairs
+from evaluation.metrics.judge import FAR_LIMITS, judge_pairs
+from evaluation.metrics.measure import Comparisons
+from evaluation.metrics.paired import compare_models
 from evaluation.metrics.roc import Roc
 from evaluation.pair_set import PairSetError, read_bin
 from evaluation.protocols.pair_lists import PairList
 from evaluation.protocols.protocol import Asked
-from evaluation.result import Figure, Result
+from evaluation.result import Comparison, Figure, Result
 from facestream import UserError
 from pipeline.named_path import as_text
 
 VERSION = "verification/1"
 FOLDS = 10
 FALSE_ACCEPT_LIMIT = 1e-3  # of the TAR among a run's scores
+COMPARED = ("accuracy", *(f"tar@far={limit:g}" for limit in FAR_LIMITS))
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,21 @@ class Pairs:
             groups=judged.groups,
             hardest=judged.hardest,
         )
+
+    def compare(self, features: Mapping[str, Features], *, asked: Asked) -> list[Comparison]:
+        """Every two models by the figures of COMPARED that the set can show."""
+        people, models = self._numbers_of_people(), {}
+        for name, one in features.items():
+            kept, distances = self._distances(one, asked.without)
+            first, second = self.first[kept], self.second[kept]
+            scores = 1 - distances / 2
+            models[name] = Comparisons(scores, self.same[kept], first, second, people)
+        if asked.disjoint_folds and people is not None:
+            folds = Folds.of_people(people[first], people[second], asked.folds)
+        else:
+            folds = Folds.contiguous(len(kept), asked.folds)
+        how = measure.Asked(folds, draws=asked.draws, seed=asked.seed, far_limits=FAR_LIMITS)
+        return compare_models(models, how, set_name=self.name, figures=COMPARED)
 
     def _distances(
         self, features: Features, without: frozenset[str]

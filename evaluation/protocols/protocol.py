@@ -14,7 +14,7 @@ import numpy as np
 
 from evaluation.features import Features
 from evaluation.images import Images
-from evaluation.result import Result
+from evaluation.result import Comparison, Result
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,13 @@ class TestSet(Protocol):
 
         Raises:
             UserError: where the set, or what is left of it, cannot show what is asked.
+        """
+
+    def compare(self, features: Mapping[str, Features], *, asked: Asked) -> list[Comparison]:
+        """Every two models, by name, on the very same pairs; none where no such test is made.
+
+        Raises:
+            UserError: as `judge`.
         """
 
 

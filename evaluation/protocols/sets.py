@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.protocols.degraded import DEGRADATIONS, degraded, description
+from evaluation.protocols.draw_pairs import PER_PERSON, draw_pairs
 from evaluation.protocols.identification import Identification, open_identification
 from evaluation.protocols.ijb import Ijb, open_ijb
 from evaluation.protocols.pair_lists import read_pair_list
@@ -40,12 +41,14 @@ class Share:
         image_size: pixels that the network takes.
         batch_size: images at a time, by which ranks share them.
         rank, world_size: whose share of what is held in memory; 0 and 1 for all of it.
+        seed: of pairs that are drawn.
     """
 
     image_size: int
     batch_size: int = 128
     rank: int = 0
     world_size: int = 1
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,14 @@ def open_set(
     Args:
         spec: such as "lfw.bin", "xqlfw:DIR" or "lfw.bin+blur"; see KINDS and DEGRADATIONS.
         batch_size, rank, world_size: a rank may keep the images of its own batches alone.
-        seed: of what degradations draw.
+        seed: of pairs that are drawn, and of what degradations draw.
 
     Raises:
         SetError: no set is called so.
         UserError: a subclass of it, where what is named is missing or damaged; it names the path.
     """
     plain, degradations = split_degradations(spec)
-    share = Share(image_size, batch_size, rank, world_size)
+    share = Share(image_size, batch_size, rank, world_size, seed)
     opened: Any = _open(plain, spec, share)  # a dataclass, as TestSet says
     for kind, strength in degradations:
         about = {**opened.about, f"degraded by {kind}": description(kind, strength)}
@@ -199,6 +202,18 @@ def _of_list(name: str, pairs: Path, folder: Path, share: Share) -> Pairs:
     return of_list(name, listed, folder=folder, image_size=share.image_size)
 
 
+def _people(words: str, share: Share) -> Pairs:
+    """DIR or DIR:LIMIT."""
+    folder, _, limit = words.rpartition(":")
+    if not folder or not limit.isdecimal() or not int(limit):
+        folder, limit = words, str(PER_PERSON)
+    drawn = draw_pairs(folder, per_person=int(limit), seed=share.seed)
+    name = as_text(Path(folder).resolve().name)
+    found = of_list(name, drawn, folder=folder, image_size=share.image_size)
+    about = {"pairs": f"drawn, seed {share.seed}, at most {limit} genuine ones of a person"}
+    return replace(found, about=about)
+
+
 def _ijb(name: str, words: str, share: Share) -> Ijb:
     """DIR or DIR:OPTIONS, of no-norm and no-detector with a comma between them."""
     folder, colon, tail = words.rpartition(":")
@@ -227,6 +242,11 @@ KINDS: dict[str, Kind] = {
     "lfw": Kind("lfw:DIR", "LFW's pairs.txt and the images, in DIR", _lfw),
     "xqlfw": Kind("xqlfw:DIR", "xqlfw_pairs.txt and xqlfw_aligned_112, in DIR", _xqlfw),
     "pairs": Kind("pairs:LIST:DIR", "pairs (CSV, or as LFW's) over the images in DIR", _pairs),
+    "people": Kind(
+        "people:DIR[:LIMIT]",
+        "pairs drawn from DIR/PERSON/*.jpg, of one person at most LIMIT genuine ones",
+        _people,
+    ),
     "ijbb": Kind(
         "ijbb:DIR", "IJB-B, 1:1 and 1:N: meta and loose_crop, in DIR", partial(_ijb, "ijbb")
     ),

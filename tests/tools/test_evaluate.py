@@ -99,6 +99,44 @@ def test_models_and_sets_make_one_comparison(there):
     assert "wrote         out/report.html" in ended.stdout
 
 
+def test_models_are_compared_on_the_same_pairs(there):
+    run("a.pth", "b.pth", "--sets", "small.bin")
+    found = read_evaluation(there / "out/results.json")
+    (comparison,) = [one for one in found.comparisons if one.figure == "accuracy"]
+    first, second = (result.figures["accuracy"].value for result in found.results)
+    assert (comparison.first, comparison.second) == ("a", "b")
+    assert comparison.difference.value == pytest.approx(first - second)
+    assert comparison.verdict in (there / "out/results.md").read_text()
+
+
+def test_pairs_are_drawn_from_somebodys_own_photos(there):
+    for person in range(6):
+        (there / f"photos/p{person}").mkdir(parents=True)
+        for k in range(3):
+            (there / f"photos/p{person}/{k}.png").write_bytes(png(2 * person))
+    ended = run("a.pth", "--pairs-from", "photos", "--per-person", 2)
+    assert ended.returncode == 0, ended.stderr
+    (result,) = read_evaluation(there / "out/results.json").results
+    assert (result.set, result.counts["genuine"], result.counts["impostor"]) == ("photos", 12, 12)
+    assert result.counts["identities"] == 6
+    assert result.settings["pairs"] == "drawn, seed 0, at most 2 genuine ones of a person"
+
+
+def test_figures_are_given_by_group_and_over_a_quality(there):
+    rows = [f"image {place},{'left' if place < PAIRS else 'right'}" for place in range(2 * PAIRS)]
+    (there / "groups.csv").write_text("\n".join(["image,group", *rows]))
+    (there / "quality.csv").write_text(
+        "\n".join(f"image {place},{place}" for place in range(2 * PAIRS))
+    )
+    ended = run(
+        "a.pth", "--sets", "small.bin", "--groups", "groups.csv", "--quality", "quality.csv"
+    )
+    assert ended.returncode == 0, ended.stderr
+    (result,) = read_evaluation(there / "out/results.json").results
+    assert set(result.groups) == {"left", "right"}
+    assert result.settings["discarded by"].startswith("quality:")
+
+
 def test_a_report_holds_faces_unless_they_are_not_wanted(there):
     run("a.pth", "--sets", "small.bin")
     assert 'src="data:image/' in (there / "out/report.html").read_text()
@@ -212,6 +250,7 @@ def bad_sets(folder: Path) -> None:
     (folder / "other").mkdir()
     write_set(folder / "other/small.bin")
     (folder / "pairs.csv").write_text("a.png,b.png,1\na.png,c.png,0\n")
+    (folder / "genuineless.csv").write_text("image 2,impostors\nimage 3,impostors\n")
     (folder / "notes.csv").write_text("image 0,x\nimage 0,y\n")
 
 
@@ -229,6 +268,10 @@ def bad_sets(folder: Path) -> None:
         (("--sets", "small.bin", "--groups", "notes.csv"), "notes.csv: image 0 is x and y"),
         (("--sets", "small.bin", "--quality", "none.csv"), "none.csv does not exist"),
         (("--sets", "small.bin", "--folds", "31"), "31 folds"),
+        (("--sets", "small.bin", "--disjoint-folds"), "does not say which people its images show"),
+        ((), "no set is named: expected --sets SET..."),
+        (("--pairs-from", "other"), "other holds 0 folders with images"),
+        (("--sets", "small.bin", "--groups", "genuineless.csv"), "group"),
     ],
 )
 def test_what_cannot_be_judged_ends_in_a_line(arguments, complaint, there):

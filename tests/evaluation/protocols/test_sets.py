@@ -140,3 +140,12 @@ def test_a_list_that_is_not_whole_is_refused(tmp_path):
 def test_every_kind_is_in_the_list_that_helps_show():
     shown = kinds()
     assert all(kind.form in shown and kind.what in shown for kind in KINDS.values())
+
+
+def test_pairs_are_drawn_from_a_folder_of_people(tmp_path):
+    write_people(tmp_path / "my:photos")
+    found = open_small(f"people:{tmp_path / 'my:photos'}:2", seed=7)
+    assert found.name == "my:photos"
+    assert found.about["pairs"] == "drawn, seed 7, at most 2 genuine ones of a person"
+    assert found.same.sum() == len(found.same) / 2 == 6
+    assert open_small(f"people:{tmp_path / 'my:photos'}").same.sum() == 9
