@@ -37,6 +37,7 @@ _WITHOUT_SUFFIX = ("PPM", *dict.fromkeys(CONVERTED.values()))
 
 MOST_PIXELS = 2**27  # some 130 million, 400 MB of memory: more than cameras make
 _MOST_BYTES = 2**29  # of a file
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # where Pillow begins to warn of attacks, we refuse
 
 
 class PhotoError(UserError):
@@ -84,11 +85,11 @@ def photo_pixels(encoded: bytes) -> np.ndarray:
     Image.init()
     known = [name for name in (*FORMATS, *_WITHOUT_SUFFIX) if name in Image.OPEN]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pictures that are large, or garbled in part
-            with Image.open(io.BytesIO(encoded), formats=known) as opened:
-                _check_pixels(opened)
-                return _upright(opened)
+        # Pillow's warnings are left to Python, which tells each once: to silence them here would
+        # silence other threads, too.
+        with Image.open(io.BytesIO(encoded), formats=known) as opened:
+            _check_pixels(opened)
+            return _upright(opened)
     except PhotoError:
         raise
     except Image.DecompressionBombError:

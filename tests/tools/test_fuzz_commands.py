@@ -7,15 +7,18 @@ import io
 import multiprocessing
 import multiprocessing.pool
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 
 import train_dist
 from models import create_model
+from pipeline.align import TEMPLATE
 from tests.training import tiny
 from tests.training.weights.test_arcface_files import Run
 from tools.import_arcface_torch import import_arcface_torch
@@ -26,10 +29,12 @@ from training.loop import Trainer
 LINES = 60  # of each command
 # What a command does its work for; {out} is new each time.
 COMMANDS = {
+    "tools.align": "{photos} -o {out} --landmarks {marks} --size 32 --no-face skip",
     "tools.cache_teacher": "{config} distill.teacher={pth} distill.model=iresnet10 --batch 8",
     "tools.export_weights": "{checkpoint} -o {out} --format arcface_torch --ranks 2 --epoch 1",
     "tools.grow_head": "{checkpoint} --rec {rec} -o {out} --init random",
     "tools.import_arcface_torch": "{ranks} -o {out} --num-classes 11",
+    "tools.make_bin": "--pairs-from {photos} -o {out} --most 4 --per-person 5 --seed 1",
     "tools.make_synthetic": "{out} --identities 2 --images 1 --pairs 20 --size 32 --seed 0",
     "tools.pack_rec": "{rec} {out} --by identity --drop {list}",
     "tools.preview": "{config} data.augment=[flip] -o {out}.png --images 2 --epochs 1",
@@ -72,6 +77,8 @@ def given(tmp_path_factory) -> dict[str, str]:
     (folder / "drop.txt").write_text("1\n")
     (folder / "bytes.pt").write_bytes(bytes(range(256)))
     (folder / "empty").mkdir()
+    marks = [_photo(folder / "photos" / person / f"{i}.png") for person in "ab" for i in range(2)]
+    (folder / "marks.csv").write_text("\n".join(marks))
     network = create_model("iresnet10", embedding_dim=16, image_size=tiny.SIZE)
     torch.save(network.state_dict(), folder / "backbone.pth")
     torch.save({"weight": torch.zeros(3, 16)}, folder / "head.pth")
@@ -83,8 +90,17 @@ def given(tmp_path_factory) -> dict[str, str]:
         "ranks": str(folder / "ranks"),
         "checkpoint": str(checkpoint),
         "list": str(folder / "drop.txt"),
+        "photos": str(folder / "photos"),
+        "marks": str(folder / "marks.csv"),
         **{name: str(folder / name) for name in names},
     }
+
+
+def _photo(path: Path) -> str:
+    """Writes one of grey, and gives its line in a list of landmarks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (112, 112), "gray").save(path)
+    return ",".join([f"{path.parent.name}/{path.name}", *map(str, TEMPLATE.ravel())])
 
 
 @pytest.fixture
