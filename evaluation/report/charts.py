@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evaluation.metrics.limits import below
 from evaluation.report.axis import Axis, log_axis, share_axis
@@ -87,7 +87,12 @@ def roc(results: Sequence[Result], series: Mapping[str, int]) -> Chart | None:
 
 def det(results: Sequence[Result], series: Mapping[str, int]) -> Chart | None:
     """False non-match against false match rate, both logarithmic; None where no result has it."""
-    lines = _lines("det", results, series)
+    # Where no error is left a logarithmic axis has no place for the line, and it ends.
+    lines = [
+        replace(line, points=points)
+        for line in _lines("det", results, series)
+        if (points := [point for point in line.points if point[1] > 0])
+    ]
     if not lines:
         return None
     points = [point for line in lines for point in line.points]
@@ -125,7 +130,7 @@ def cmc(results: Sequence[Result], series: Mapping[str, int]) -> Chart | None:
         title="CMC",
         about="Share of searches whose right identity is among the first so many; the higher, "
         "the better.",
-        x=Axis("rank", min(ranks), max(max(ranks), min(ranks) + 1)),
+        x=Axis("rank", min(ranks), max(max(ranks), min(ranks) + 1), whole=True),
         y=share_axis("identification rate", rates, to_one=True),
         lines=lines,
     )

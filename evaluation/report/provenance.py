@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 
 from evaluation.report.comparison import sets
 from evaluation.report.element import Content, element
-from evaluation.report.figure_text import interval_words
+from evaluation.report.figure_text import MISSING, interval_words
 from evaluation.report.html_table import facts, scrolling
 from evaluation.report.svg import key
 from evaluation.result import Evaluation, Result
@@ -23,7 +23,7 @@ def models_table(evaluation: Evaluation, series: Mapping[str, int]) -> Element:
     rows = []
     for model in evaluation.models:
         stroke = key(series[model.name]) if len(evaluation.models) > 1 else None
-        rate = "–" if model.sample_rate is None else f"{model.sample_rate:g}"
+        rate = MISSING if model.sample_rate is None else f"{model.sample_rate:g}"
         cells: Sequence[Content] = [
             *(rate, model.network, str(model.embedding_dim), f"{model.image_size} px"),
             *(model.input, model.precision, element("code", model.digest), model.source),
@@ -53,7 +53,7 @@ def how_made(evaluation: Evaluation) -> Iterable[Element]:
         told = [_told(result) for result in results]
         pairs = []
         for label in dict.fromkeys(label for one in told for label in one):
-            texts = {result.model: one.get(label, "–") for result, one in zip(results, told)}
+            texts = {result.model: one.get(label, MISSING) for result, one in zip(results, told)}
             pairs.append((label, _one_or_each(texts)))
         yield element("h3", name)
         yield facts(pairs)
@@ -65,13 +65,14 @@ def overlap_facts(overlap: Mapping[str, Any]) -> Element:
 
 
 def _told(result: Result) -> dict[str, str]:
-    """Names of facts, of kinds that may have the same name, to what is said."""
+    """What is said of a result, by its name."""
     return {
         "protocol": result.protocol,
         **{str(name): _words(value) for name, value in result.settings.items()},
-        "counts": ", ".join(f"{count:,} {kind}" for kind, count in result.counts.items()) or "–",
+        "counts": ", ".join(f"{count:,} {kind}" for kind, count in result.counts.items())
+        or MISSING,
         "intervals": interval_words(result.interval, whole=True) or "none",
-        "made": result.made or "–",
+        "made": result.made or MISSING,
         "code": result.code,
     }
 
@@ -91,7 +92,7 @@ def _words(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
-    return "–" if value is None else str(value)
+    return MISSING if value is None else str(value)
 
 
 def _shown(value: Any) -> Content:
