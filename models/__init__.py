@@ -8,6 +8,8 @@ from models.architecture import (
     Architecture,
     Family,
     create_model,
+    find_family,
+    is_network,
     register_network,
 )
 from models.fold import fold_batch_norm
@@ -19,7 +21,9 @@ __all__ = [
     "Architecture",
     "Family",
     "create_model",
+    "find_family",
     "fold_batch_norm",
+    "is_network",
     "normalize",
     "register_network",
 ]

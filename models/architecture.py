@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from facestream import UserError
-from models import edgeface, mobilefacenet, vit
+from models import edgeface, mobilefacenet, timm_network, vit
 from models.iresnet import BLOCKS, STAGES, IResNet, check_iresnet
 
 
@@ -109,12 +109,34 @@ MODELS |= {
 OWN_MODELS: dict[str, str] = {}
 
 
+def is_network(name: str) -> bool:
+    """Whether it is the name of a network; of timm's, whether it may be one."""
+    return name in MODELS or name.startswith(timm_network.PREFIX)
+
+
+def find_family(name: str) -> Family:
+    """What builds the network of that name. Raises UserError where there is none."""
+    if name in MODELS:
+        return MODELS[name]
+    if name.startswith(timm_network.PREFIX):
+        theirs = name.removeprefix(timm_network.PREFIX)
+        return Family(
+            build=partial(timm_network.TimmNetwork, theirs),
+            check=partial(timm_network.check_timm, theirs),
+            undecayed=timm_network.UNDECAYED,
+        )
+    raise UserError(
+        f"unknown model {name!r}: choose one of {', '.join(MODELS)}, timm/NAME for one of timm's, "
+        "or one that register_network() made known: see docs/extending.md"
+    )
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Everything that decides which tensors a network has and what it computes with them.
 
     Args:
-        name: a key of `MODELS`, such as "iresnet50".
+        name: a key of `MODELS`, such as "iresnet50", or "timm/NAME".
         embedding_dim: D, the length of an embedding.
         image_size: height and width of the images in pixels.
         options: the family's own; those left out have its defaults.
@@ -129,11 +151,6 @@ class Architecture:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.name not in MODELS:
-            raise UserError(
-                f"unknown model {self.name!r}: choose one of {', '.join(MODELS)}, or one that "
-                "register_network() made known: see docs/extending.md"
-            )
         known = self.family.options
         if unknown := sorted(self.options.keys() - known.keys()):
             raise UserError(
@@ -146,7 +163,7 @@ class Architecture:
     @property
     def family(self) -> Family:
         """What builds it."""
-        return MODELS[self.name]
+        return find_family(self.name)
 
     def __str__(self) -> str:
         """Such as "iresnet18 with width=0.5 for 112 pixels", for messages."""

@@ -45,5 +45,6 @@ def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
     if type(module) is nn.Sequential:  # of others it is not known what they do
         for (name, layer), (norm_name, norm) in pairwise(module._modules.items()):
             plain = type(layer) is nn.Conv2d and not layer._forward_hooks
-            if plain and isinstance(norm, _NORMS) and norm.track_running_stats:
+            # Not a class of its own that does something more, such as timm's with an activation.
+            if plain and type(norm) in _NORMS and norm.track_running_stats:
                 yield name, norm_name

@@ -84,6 +84,13 @@ class Input:
         sides = (self.size, self.size)
         return (batch, 3, *sides) if self.layout == "nchw" else (batch, *sides, 3)
 
+    def from_normalized(self) -> tuple[list[float], list[float]]:
+        """A scale and a shift of each channel that make its pixels of what `normalize` gives."""
+        (low, high), means, stds = self.range, _three(self.mean), _three(self.std)
+        half = (high - low) / 2
+        scales = [half / std for std in stds]
+        return scales, [(low + half - mean) / std for mean, std in zip(means, stds)]
+
     def __call__(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """(B, 3, H, W) uint8 RGB, left unchanged, to `shape(B)` of a floating dtype."""
         pixels = images.to(dtype)

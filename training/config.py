@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from facestream import UserError
 from heads import create_margin
-from models import MODELS, Architecture
+from models import MODELS, Architecture, find_family, is_network
 from models.input import Input, InputError
 from pipeline.named_path import PathError, as_name, as_text, check_path
 from training.arcface_config import ArcFaceConfigError, translate
@@ -138,7 +138,7 @@ class DataConfig:
 class ModelConfig:
     """The backbone; its names are those of models.MODELS, which check what they are built from."""
 
-    name: str = "iresnet50"  # a key of models.MODELS
+    name: str = "iresnet50"  # as `python -m models` lists them, or timm/NAME
     embedding_dim: Annotated[int, Range(1, 16_384)] = 512  # D, features of an embedding
     width: Annotated[float, Range(0.25, 16)] = 1.0  # factor on all channels, a multiple of 0.25
     dropout: Remainder = 0.0  # probability, before the last layer
@@ -252,7 +252,7 @@ class DistillConfig:
         _check(named or not self.cached, "distill.cached", self.cached, "false without a teacher")
         _check_ranges("distill", self)
         allowed = f"none, or the name of distill.teacher's network, one of {sorted(MODELS)}"
-        _check(self.model in ("", *MODELS), "distill.model", self.model, allowed)
+        _check(not self.model or is_network(self.model), "distill.model", self.model, allowed)
 
     @property
     def last_weight(self) -> float:
@@ -336,10 +336,11 @@ class Config:
             f"each less than run.epochs={self.run.epochs}",
         )
         _check(
-            self.model.name in MODELS,
+            is_network(self.model.name),
             "model.name",
             self.model.name,
-            f"one of {sorted(MODELS)}, or what register_network() made known: docs/extending.md",
+            f"one of {sorted(MODELS)}, timm/NAME for one of timm's, or what register_network() "
+            "made known: docs/extending.md",
         )
         alike = self.data.order == "balanced" and self.data.images_per_identity
         _check(
@@ -374,7 +375,7 @@ class Config:
     def architecture(self) -> Architecture:
         """The backbone. Raises UserError for what cannot be built."""
         model = self.model
-        known = MODELS[model.name].options
+        known = find_family(model.name).options
         own = {
             name: value
             for name, value in (("width", model.width), ("dropout", model.dropout))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from facestream import UserError
-from models import MODELS, Architecture
+from models import Architecture, is_network
 from models.recognize import Recognized, recognize
 from pipeline.named_path import MALFORMED
 from training.config import Config, ConfigError
@@ -249,7 +249,7 @@ def _read_config(path: Path) -> tuple[Config, tuple[str, ...]]:
 
 def _require_known_network(name: str | None) -> None:
     """One of its user's own is known where the file that registers it was run: none is run here."""
-    if name is not None and name not in MODELS:
+    if name is not None and not is_network(name):
         raise ConfigError(
             f"model.name={name} is not known here: give --config FILE, the configuration file that "
             "registers it; to train_dist.py, a configuration that does. See docs/extending.md"
