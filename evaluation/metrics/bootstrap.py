@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -30,10 +31,17 @@ from evaluation.result import Figure
 
 LEVEL = 0.95
 SMALL_SAMPLE = 10  # added variance is this over the number of people
-WORD = 64  # draws of pairs that one word of random bits is good for
+WORD = 64  # draws that are usually made at a time
+MOST_TIMES = 15  # a person comes in one draw: its square still is a uint8; 16 come once in 10¹³
 
-Weigh = Callable[[np.ndarray], np.ndarray]
-"""Places (n,) of comparisons to their weights in some draws, (draws, n) float32."""
+
+class Weights(Protocol):
+    """How often comparisons count in some draws; called, it gives (draws, n) float32 for places."""
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        """(n, draws) uint8 of comparisons at places (n,)."""
+
+    def __call__(self, places: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ class Spread:
 
 
 def bootstrap(
-    figures: Callable[[Weigh], Mapping[str, np.ndarray]],
+    figures: Callable[[Weights], Mapping[str, np.ndarray]],
     clusters: Clusters,
     *,
     draws: int,
@@ -131,9 +139,9 @@ def bootstrap(
         figures: makes, of the weights that its argument gives for places, figures by name, each
             (draws, ...).
         draws: at least 2.
-        at_once: draws that `figures` is asked for at a time, at most 64.
+        at_once: draws that `figures` is asked for at a time.
     """
-    whole = figures(lambda places: np.ones((1, len(places)), np.float32))
+    whole = figures(Once())
     drawn = [figures(weigh) for weigh in _of_clusters(clusters, draws, at_once, seed)]
     own = [figures(weigh) for weigh in _of_pairs(clusters, draws, at_once, seed)]
     return {
@@ -146,44 +154,79 @@ def bootstrap(
     }
 
 
-def _of_clusters(clusters: Clusters, draws: int, at_once: int, seed: int) -> Iterator[Weigh]:
+class Once:
+    """Every comparison once, in a single draw."""
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        return np.ones((len(places), 1), np.uint8)
+
+    def __call__(self, places: np.ndarray) -> np.ndarray:
+        return np.ones((1, len(places)), np.float32)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Clusters as often as they were drawn: numbers (clusters + 1, draws) uint8."""
+
+    clusters: Clusters
+    numbers: np.ndarray
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        rows = self.numbers.take(self.clusters.first[places], axis=0)
+        rows *= self.numbers.take(self.clusters.second[places], axis=0)
+        return rows
+
+    def __call__(self, places: np.ndarray) -> np.ndarray:
+        return self.rows(places).T.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _OwnDrawn:
+    """Pairs of clusters not at all or twice, by bits; the comparisons of one alone always once.
+
+    Attributes:
+        pair: (P,) which pair of clusters a comparison is of.
+        bits: (pairs, draws / 8, rounded up) uint8.
+    """
+
+    pair: np.ndarray
+    alone: np.ndarray
+    bits: np.ndarray
+    draws: int
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        rows = np.unpackbits(self.bits.take(self.pair[places], axis=0), axis=1, count=self.draws)
+        rows <<= 1
+        rows[self.alone[places]] = 1
+        return rows
+
+    def __call__(self, places: np.ndarray) -> np.ndarray:
+        return self.rows(places).T.astype(np.float32)
+
+
+def _of_clusters(clusters: Clusters, draws: int, at_once: int, seed: int) -> Iterator[Weights]:
     random = np.random.default_rng((seed, 0))
     count = clusters.count
     for start in range(0, draws, at_once):
         held = min(at_once, draws - start)
-        taken = random.integers(0, count, (held, count))
-        taken += np.arange(held)[:, None] * (count + 1)
-        numbers = np.bincount(taken.ravel(), minlength=held * (count + 1)).astype(np.float32)
-        numbers = numbers.reshape(held, count + 1)
-        numbers[:, count] = 1  # of those who are alone
-
-        def weigh(places: np.ndarray, numbers: np.ndarray = numbers) -> np.ndarray:
-            weights = numbers[:, clusters.first[places]]
-            weights *= numbers[:, clusters.second[places]]
-            return weights
-
-        yield weigh
+        taken = random.integers(0, count, (held, count)) * held + np.arange(held)[:, None]
+        numbers = np.bincount(taken.ravel(), minlength=(count + 1) * held)
+        numbers[count * held :] = 1  # beside those who are alone
+        numbers = np.minimum(numbers, MOST_TIMES).astype(np.uint8)
+        yield _Drawn(clusters, numbers.reshape(count + 1, held))
 
 
-def _of_pairs(clusters: Clusters, draws: int, at_once: int, seed: int) -> Iterator[Weigh]:
-    """Each pair of clusters not at all or twice; the comparisons of one alone always once."""
+def _of_pairs(clusters: Clusters, draws: int, at_once: int, seed: int) -> Iterator[Weights]:
     random = np.random.default_rng((seed, 1))
     low = np.minimum(clusters.first, clusters.second).astype(np.int64)
     high = np.maximum(clusters.first, clusters.second)
     known, pair = np.unique(low * (clusters.count + 1) + high, return_inverse=True)
+    pair = pair.astype(np.int32)
     alone = clusters.second == clusters.count
     for start in range(0, draws, at_once):
-        held = np.arange(min(at_once, draws - start), dtype=np.uint64)[:, None]
-        words = random.integers(0, 1 << WORD, len(known), dtype=np.uint64, endpoint=False)
-
-        def weigh(
-            places: np.ndarray, words: np.ndarray = words, held: np.ndarray = held
-        ) -> np.ndarray:
-            weights = ((words[pair[places]] >> held) & np.uint64(1)).astype(np.float32) * 2
-            weights[:, alone[places]] = 1
-            return weights
-
-        yield weigh
+        held = min(at_once, draws - start)
+        bits = random.integers(0, 256, (len(known), -(-held // 8)), np.uint8)
+        yield _OwnDrawn(pair, alone, bits, held)
 
 
 def figure(

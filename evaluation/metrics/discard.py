@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluation.metrics.bootstrap import Weigh
+from evaluation.metrics.bootstrap import Weights
 
 MOST = 0.5  # beyond it too few pairs are left to say anything
 STEPS = 50
@@ -40,7 +40,7 @@ class Discard:
         self._refused = ~accepted[self._order]
         self.shares = self._begins / len(rising)
 
-    def fnmr(self, weigh: Weigh) -> np.ndarray:
+    def fnmr(self, weigh: Weights) -> np.ndarray:
         """FNMR of the pairs that are left at each share, (draws, points)."""
         weights = weigh(self._order).astype(np.float64)
         kept = np.add.reduceat(weights, self._begins, axis=1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluation.metrics import limits
 from evaluation.metrics.binned import BinnedPairs
-from evaluation.metrics.bootstrap import Clusters, Spread, Weigh, bootstrap, figure
+from evaluation.metrics.bootstrap import Clusters, Once, Spread, Weights, bootstrap, figure
 from evaluation.metrics.discard import Discard
 from evaluation.metrics.folds import Folds
 from evaluation.metrics.scored import ScoredPairs
@@ -116,11 +116,11 @@ def measure(pairs: Comparisons, asked: Asked) -> Measured:
     """
     whole = scored(pairs, asked)
 
-    def further(weigh: Weigh) -> dict[str, np.ndarray]:
+    def further(weigh: Weights) -> dict[str, np.ndarray]:
         curves = {name: discard.fnmr(weigh) for name, discard in asked.discards.items()}
         return weighted_shares(asked.shares, weigh) | curves
 
-    point = {name: value[0] for name, value in (whole.point() | further(_once)).items()}
+    point = {name: value[0] for name, value in (whole.point() | further(Once())).items()}
     spreads: Mapping[str, Spread] = {}
     if asked.draws:
         spreads = bootstrap(
@@ -154,10 +154,6 @@ def measure_shares(pairs: Comparisons, asked: Asked) -> dict[str, Figure]:
     return {
         name: _share_figure(pairs, share, spreads.get(name)) for name, share in asked.shares.items()
     }
-
-
-def _once(places: np.ndarray) -> np.ndarray:
-    return np.ones((1, len(places)), np.float32)
 
 
 def _share_figure(pairs: Comparisons, share: Share, spread: Spread | None) -> Figure:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.metrics.bootstrap import WORD, Weigh
+from evaluation.metrics.bootstrap import WORD, Once, Weights
 from evaluation.metrics.folds import FoldAccuracy, Folds
 from evaluation.metrics.roc import Roc, check_scores, tie_ends
 
@@ -54,9 +54,9 @@ class ScoredPairs:
 
     def point(self) -> dict[str, np.ndarray]:
         """The figures of the pairs as they are; shapes as `figures`, of one draw."""
-        return self.figures(lambda places: np.ones((1, len(places))))
+        return self.figures(Once())
 
-    def figures(self, weigh: Weigh) -> dict[str, np.ndarray]:
+    def figures(self, weigh: Weights) -> dict[str, np.ndarray]:
         """By name, each (draws,); "roc" is TAR at `roc_far`, (draws, points)."""
         weights = weigh(self._order).astype(np.float64)  # (draws, P), as the scores fall
         roc = Roc(self._thresholds, self._accepted(weights, True), self._accepted(weights, False))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.metrics.bootstrap import Weigh
+from evaluation.metrics.bootstrap import Weights
 
 AT_ONCE = 1 << 14  # comparisons weighted at a time
 
@@ -31,12 +31,12 @@ class Share:
         return float((self.hit & self.counted).sum() / counted) if counted else np.nan
 
 
-def weighted_shares(shares: Mapping[str, Share], weigh: Weigh) -> dict[str, np.ndarray]:
+def weighted_shares(shares: Mapping[str, Share], weigh: Weights) -> dict[str, np.ndarray]:
     """Each share (draws,) of the comparisons as the draws weigh them."""
     return {name: _weighted(share, weigh) for name, share in shares.items()}
 
 
-def _weighted(share: Share, weigh: Weigh) -> np.ndarray:
+def _weighted(share: Share, weigh: Weights) -> np.ndarray:
     places = np.flatnonzero(share.counted)
     hit = share.hit[places].astype(np.float32)
     hits = whole = np.zeros(1)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.metrics.bootstrap import Clusters, Spread, Weigh, bootstrap, figure
+from evaluation.metrics.bootstrap import Clusters, Spread, Weights, bootstrap, figure
 from evaluation.metrics.folds import Folds
 from evaluation.metrics.scored import ScoredPairs
 from tests.evaluation.metrics.simulated import simulated
@@ -17,7 +17,7 @@ def test_a_draw_weighs_a_pair_by_its_two_people_and_one_alone_by_one() -> None:
     assert (clusters.count, clusters.kind) == (3, "people")
     seen: list[np.ndarray] = []
 
-    def figures(weigh: Weigh) -> dict[str, np.ndarray]:
+    def figures(weigh: Weights) -> dict[str, np.ndarray]:
         seen.append(weigh(np.arange(6)))
         return {"sum": seen[-1].sum(axis=1)}
 
@@ -66,7 +66,7 @@ def test_a_draw_is_the_set_with_each_pair_repeated() -> None:
 def share(values: np.ndarray, clusters: Clusters, draws: int = 4000) -> Spread:
     """Spread of the mean of values (P,)."""
 
-    def figures(weigh: Weigh) -> dict[str, np.ndarray]:
+    def figures(weigh: Weights) -> dict[str, np.ndarray]:
         weights = weigh(np.arange(len(values)))
         return {"mean": weights @ values / weights.sum(axis=1)}
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from evaluation.metrics import binned
 from evaluation.metrics.binned import BinnedPairs
 from evaluation.metrics.bootstrap import Clusters, bootstrap
 from evaluation.metrics.folds import Folds
@@ -102,20 +103,23 @@ def test_a_judgement_fits_a_result_that_json_takes() -> None:
 
 
 @pytest.mark.parametrize("folds", [10, 0])
-def test_above_a_million_pairs_bins_give_the_same(folds: int) -> None:
+def test_above_a_million_pairs_bins_give_the_same(
+    folds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Figures exact, the draws' figures within what a bin of 0.0005 in cosine can move them."""
+    monkeypatch.setattr(binned, "AT_ONCE", 700)
     set_ = simulated(0, people=60, images=6, impostors=6000)
     parts = Folds.contiguous(len(set_.same), folds) if folds else None
-    exact, binned = (
+    exact, in_bins = (
         kind(set_.scores, set_.same, far_limits=(0.1, 0.01), folds=parts)
         for kind in (ScoredPairs, BinnedPairs)
     )
     for name, value in exact.point().items():
-        np.testing.assert_allclose(binned.point()[name], value, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(in_bins.point()[name], value, atol=1e-12, err_msg=name)
     clusters = Clusters.of_pairs(set_.first, set_.second, set_.people)
     some, others = (
         bootstrap(pairs.figures, clusters, draws=100, seed=0, at_once=64)
-        for pairs in (exact, binned)
+        for pairs in (exact, in_bins)
     )
     for name in ("accuracy", "threshold") if folds else ():
         np.testing.assert_array_equal(some[name].drawn, others[name].drawn)
