@@ -18,6 +18,7 @@ from evaluation.metrics.shares import Share, weighted_shares
 from evaluation.result import Curve, Figure
 
 SORTED = 1_000_000  # pairs, above which the draws' figures are made over bins
+ODDS = ("auc", "eer")  # whose intervals are symmetric in the logarithm of the odds
 RATES_AT = ("tar@far", "fnmr@fmr")
 
 
@@ -189,6 +190,7 @@ def _figures(
                 # A spread over the folds has its say already.
                 None if name == "accuracy_std" else spreads.get(name),
                 rate=name in apart,
+                odds=name in ODDS,
                 apart=apart.get(name, 0),
                 note="" if np.isfinite(value) else "not defined for these scores",
             )

@@ -106,8 +106,20 @@ def test_all_pairs_of_people_have_the_variance_for_dyads() -> None:
         for q in range(len(rest))
         if {one[p], other[p]} & {one[q], other[q]}
     )
-    deviation = np.sqrt(variance) / len(rest) * np.sqrt(1 + 10 / 40)
+    deviation = np.sqrt(variance) / len(rest) * np.sqrt(1 + 15 / 40)
     assert (high - low) / 2 / 1.96 == pytest.approx(deviation, rel=0.1)
+
+
+def test_an_interval_of_odds_stays_between_its_ends_and_agrees_with_the_other_in_the_middle() -> (
+    None
+):
+    drawn = np.random.default_rng(0).normal(0, 0.01, 4000)
+    spread = Spread(drawn, np.zeros(4000), 10_000)
+    middle = np.asarray(0.5)
+    np.testing.assert_allclose(spread.interval_of_odds(middle), spread.interval(middle), atol=2e-3)
+    low, high = spread.interval_of_odds(np.asarray(0.995))
+    assert 0.5 < low < 0.995 < high < 1
+    assert spread.interval(np.asarray(0.995))[1] > 1
 
 
 def test_no_error_gives_the_rule_of_three_over_what_shares_nobody() -> None:
