@@ -36,7 +36,7 @@ CONVERTED = {
 _WITHOUT_SUFFIX = ("PPM", *dict.fromkeys(CONVERTED.values()))
 
 MOST_PIXELS = 2**27  # some 130 million, 400 MB of memory: more than cameras make
-_MOST_BYTES = 2**29  # of a file
+MOST_BYTES = 2**29  # of a file
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # where Pillow begins to warn of attacks, we refuse
 
 
@@ -59,8 +59,8 @@ def read_image(path: Path) -> tuple[bytes, str | None]:
         return b"", "no file"
     if suffix and suffix not in SUFFIXES and suffix not in CONVERTED:
         return b"", f"no image ({suffix})"
-    if path.stat().st_size > _MOST_BYTES:
-        return b"", f"larger than {_MOST_BYTES >> 20} MB"
+    if path.stat().st_size > MOST_BYTES:
+        return b"", f"larger than {MOST_BYTES >> 20} MB"
     content = path.read_bytes()
     if not content:
         return b"", "empty file"

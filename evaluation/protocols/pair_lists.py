@@ -150,12 +150,9 @@ class _Images:
 def _parse(path: Path) -> list[_Pair]:
     rows = read_rows(path)
     head, counts = "", None
-    if rows and all(_NUMBER.fullmatch(word) for field in rows[0][1] for word in field.split()):
-        head = " ".join(rows[0][1])
-        counts = tuple(map(int, head.split()))
-        rows = rows[1:]
-        if len(counts) > 2 or 0 in counts:
-            raise PairListError(f"{path}, line 1: found {head[:80]!r}, {_EXPECTED}")
+    words = " ".join(rows[0][1]).split() if rows else []
+    if 0 < len(words) < 3 and all(map(_NUMBER.fullmatch, words)):
+        head, counts, rows = " ".join(words), tuple(map(int, words)), rows[1:]
     columns: Sequence[str] = _COLUMNS
     if rows and _is_header(rows[0][1]):
         named = [field.lower() for field in rows[0][1]]
@@ -185,20 +182,23 @@ def _is_header(fields: list[str]) -> bool:
 
 def _pair(path: Path, line: int, fields: list[str], columns: Sequence[str]) -> _Pair:
     numbered = [bool(_NUMBER.fullmatch(field)) for field in fields]
-    if columns is _COLUMNS and numbered == [False, True, True]:
+    if columns is _COLUMNS and numbered[1:] == [True, True]:
         name, one, other = fields
+        _check_inside(path, line, name)
         return _Pair(line, _of_lfw(name, one), _of_lfw(name, other), True, (name, name))
     if columns is _COLUMNS and numbered[1::2] == [True, True] and len(fields) == 4:
         name, one, stranger, other = fields
+        _check_inside(path, line, name)
+        _check_inside(path, line, stranger)
         if name == stranger:
             raise PairListError(
                 f"{path}, line {line}: pairs {name} with {name} as two people; a genuine pair is "
                 f"`{name} {one} {other}`"
             )
         return _Pair(line, _of_lfw(name, one), _of_lfw(stranger, other), False, (name, stranger))
-    row = dict(zip(columns, fields))
-    truth = _TRUTH.get(row.get("same", "").lower())
-    if len(fields) != len(columns) or truth is None:
+    row = dict.fromkeys(columns, "") | dict(zip(columns, fields))
+    truth = _TRUTH.get(row["same"].lower())
+    if len(fields) > len(columns) or truth is None:
         found = ", ".join(fields)[:200]
         raise PairListError(f"{path}, line {line}: found {found!r}, {_EXPECTED}")
     for name in (row["first"], row["second"]):

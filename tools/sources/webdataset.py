@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from pipeline.photos import MOST_BYTES
 from pipeline.records.recordio import RecordError
 from tools.sources.passed_over import Passed, PassedOver
 from tools.sources.sample import Sample
@@ -60,6 +61,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
         stem, _, extension = name.partition(".")
         extension = extension.lower()
         if member.isfile() and stem and extension in (*_IMAGES, "cls", "json"):
+            if member.size > MOST_BYTES:  # a few bytes may unpack to more than the memory holds
+                raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes")
             content = tar.extractfile(member).read()
             if len(content) != member.size:
                 raise tarfile.ReadError(f"it ends inside {member.name}")

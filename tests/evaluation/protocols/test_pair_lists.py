@@ -74,6 +74,26 @@ def test_the_comma_separated_form_of_it(lfw):
     assert read_pair_list(written(lfw, text), lfw).same.tolist() == [True, False]
 
 
+def test_people_who_are_called_by_numbers(tmp_path):
+    """With and without a head, as CASIA's identities are."""
+    folder = tmp_path / "own"
+    for name in ("0000045", "0000099"):
+        (folder / name).mkdir(parents=True)
+        for number in (1, 2):
+            (folder / name / f"{name}_{number:04d}.jpg").touch()
+    body = "0000045 1 2\n0000045 1 0000099 2\n"
+    for head in ("", "1\n", "1 1\n"):
+        pairs = read_pair_list(written(folder, head + body), folder)
+        assert pairs.people == ["0000045", "0000045", "0000099"]
+        assert pairs.same.tolist() == [True, False]
+
+
+def test_a_column_may_be_empty(lfw):
+    a, b, c = (f"{name}/{name}_0001.jpg" for name in PEOPLE)
+    text = f"first,second,same,fold\n{a},{b},0,1\n{b},{c},0,\n"
+    assert read_pair_list(written(lfw, text), lfw).fold is None
+
+
 def test_images_without_folders_and_of_another_ending(tmp_path):
     folder = tmp_path / "flat"
     folder.mkdir()
@@ -142,6 +162,9 @@ def test_names_with_commas_and_of_other_alphabets(tmp_path):
         ("Abel_Pacheco 1 Abel_Pacheco 4\n", "line 1: pairs .* as two people"),
         ("a/1.jpg,a/2.jpg,maybe\n", "line 1: found 'a/1.jpg, a/2.jpg, maybe'"),
         ("../a.jpg,b.jpg,1\n", r"line 1: found the path '../a.jpg'"),
+        ("../a 1 2\n", r"line 1: found the path '../a'"),
+        ("a 1 /etc 2\n", r"line 1: found the path '/etc'"),
+        ("0 5\na 1 2\n", "0 lines; found 1"),
         ("/etc/passwd,b.jpg,1\n", "line 1: found the path '/etc/passwd'"),
         ("first,second,same,fold\na.jpg,b.jpg,1,x\n", "line 2: fold is 'x'"),
         (
@@ -198,6 +221,7 @@ WORDS = st.sampled_from([*PEOPLE, "1", "2", "0004", "0", "true", "a.jpg", "../x"
     )
 )
 @example("1" * 5000)
+@example("same,second,first\n1,a.jpg")
 @example("name\t1\t" + "9" * 9)
 def test_any_text_is_a_list_or_an_error_in_words(lfw, text):
     path = lfw.parent / "fuzzed.txt"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.records.recordio import RecordError
+from tools.sources import webdataset
 from tools.sources.passed_over import PassedOver
 from tools.sources.webdataset import read_webdataset
 
@@ -28,6 +29,13 @@ def test_an_incomplete_sample_is_counted_and_the_others_read(tmp_path):
         f"sample without a .cls or .json: 1, first {path}, sample 0",
         f"sample without an image: 1, first {path}, sample 1",
     ]
+
+
+def test_a_member_that_unpacks_to_more_than_memory_is_not_read(tmp_path, monkeypatch):
+    path = shard(tmp_path / "0.tar.gz", [("0.jpg", bytes(10_000)), ("0.cls", b"1")], "w:gz")
+    monkeypatch.setattr(webdataset, "MOST_BYTES", 9_999)
+    with pytest.raises(RecordError, match=r"0\.jpg has 10,000 bytes"):
+        list(read_webdataset([path], PassedOver()))
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
