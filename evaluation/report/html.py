@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from dataclasses import replace
 from datetime import datetime
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from xml.etree.ElementTree import Element, tostring
+from xml.etree.ElementTree import Element
 
 from evaluation.report.comparison import by_set, sets
+from evaluation.report.document import document
 from evaluation.report.element import element
 from evaluation.report.figure_text import plain
 from evaluation.report.html_table import html_table
@@ -69,20 +66,7 @@ def page(evaluation: Evaluation, *, pictures: Pictures | None = None) -> str:
             ),
         ),
     )
-    style, script = _verbatim("style", "page.css"), _verbatim("script", "page.js")
-    body.append(script)
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        _policy(style, script),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("title", f"{_heading(evaluation)} – Facestream"),
-        style,
-    )
-    whole = element("html", head, body, lang="en")
-    return "<!DOCTYPE html>\n" + tostring(whole, encoding="unicode", method="html") + "\n"
+    return document(_heading(evaluation), body)
 
 
 def _header(evaluation: Evaluation, thumbnails: Thumbnails) -> Element:
@@ -150,28 +134,3 @@ def _leaks(evaluation: Evaluation) -> Element | None:
         overlap_facts(evaluation.overlap),
         id="leaks",
     )
-
-
-def _policy(*allowed: Element) -> Element:
-    """Nothing is fetched, and no style or script but the page's own: a name cannot bring one in."""
-    style, script = (
-        f"'sha256-{base64.b64encode(hashlib.sha256(part.text.encode()).digest()).decode()}'"
-        for part in allowed
-    )
-    return element(
-        "meta",
-        http_equiv="Content-Security-Policy",
-        content=f"default-src 'none'; img-src data:; style-src {style}; script-src {script}; "
-        "base-uri 'none'; form-action 'none'",
-    )
-
-
-def _verbatim(tag: str, file: str) -> Element:
-    made = Element(tag)
-    made.text = _own_file(file)
-    return made
-
-
-@cache
-def _own_file(name: str) -> str:
-    return (files("evaluation.report") / name).read_text(encoding="utf-8")
