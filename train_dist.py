@@ -15,52 +15,19 @@ import argparse
 import logging
 import os
 import sys
-from dataclasses import asdict
 
-from torch import nn
-
-from evaluation.verification import NonFiniteEmbeddingsError, Verifier
 from facestream import VERSION
-from pipeline.dali_loader import choose_threads
 from training.command import command
-from training.config import Config, load_config
-from training.distributed import World, join_world, leave_world, together
+from training.config import load_config
+from training.distributed import join_world, leave_world
 from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops, resume_command
-from training.loop import Evaluate, Scores, Trainer
-from training.named_files import check_named_files
+from training.loop import Trainer
 from training.planning.dry_run import dry_run
 from training.reporting.console import protect_console
 from training.reporting.lines import ConsoleHandler
 from training.reporting.run_log import keep_early_warnings
-from training.setting_names import settings_named
-from training.step.precision import Precision, choose_precision
-
-
-def build_evaluate(config: Config, world: World, precision: Precision) -> Evaluate:
-    """Load and check the verification sets once; what comes back scores a backbone on them."""
-    together(lambda: check_named_files(config, "eval.sets"))
-    with settings_named("data.image_size", paths="eval.sets"):
-        verifier = together(
-            lambda: Verifier(
-                config.eval.sets,
-                device=world.device,
-                rank=world.rank,
-                world_size=world.world_size,
-                batch_size=config.eval.batch_size,
-                autocast_dtype=precision.compute_dtype,
-                image_size=config.data.image_size,
-                threads=config.data.threads or choose_threads(world.local_world_size),
-            )
-        )
-
-    def evaluate(backbone: nn.Module) -> Scores:
-        try:
-            return {name: asdict(result) for name, result in verifier(backbone).items()}
-        except NonFiniteEmbeddingsError as error:  # an untrained deep network overflows float16
-            logging.warning("verification left out: %s", error)
-            return {}
-
-    return evaluate
+from training.scored_sets import open_sets
+from training.step.precision import choose_precision
 
 
 def main() -> None:
@@ -98,12 +65,12 @@ def run(arguments: argparse.Namespace, stops: Stops) -> int:
     world = join_world(config.run.device)
     stops.follow(config.run, world)
     precision = choose_precision(world.device, config.step.precision)
-    evaluate = build_evaluate(config, world, precision)
+    sets = open_sets(config, world, precision)
     if arguments.dry_run:
-        status = dry_run(config, world, precision)
+        status = dry_run(config, world, precision, sets=sets)
         leave_world()
         return status
-    trainer = Trainer(config, world, precision=precision, evaluate=evaluate, stops=stops)
+    trainer = Trainer(config, world, precision=precision, sets=sets, stops=stops)
     status = os.EX_OK
     try:
         trainer.run()

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness import about_cpu, in_own_process, save, show
 from tools.make_synthetic import make_synthetic
-from train_dist import build_evaluate
+from train_dist import open_sets
 from training.config import Config, DataConfig, EvalConfig, ModelConfig, RunConfig, override
 from training.distributed import join_world, leave_world
 from training.loop import Trainer
@@ -66,7 +66,7 @@ def measure(*, faces: str, overrides: list[str]) -> dict[str, Any]:
             config,
             world,
             precision=precision,
-            evaluate=build_evaluate(config, world, precision),
+            sets=open_sets(config, world, precision),
         )
         trainer.run()
         leave_world()

@@ -5,7 +5,7 @@ Training runs what is built here, a dry run measures it.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from training.distributed import World, require_agreement, together
 from training.facts import agree
 from training.planning.memory import Prediction, predict
 from training.planning.out_of_memory import memory_explained, require_memory
+from training.scored_sets import ScoredSet
 from training.setting_names import settings_named
 from training.step.backbone import create_backbone
 from training.step.graphed_step import GraphedStep
@@ -66,12 +67,18 @@ class Plan:
     prediction: Prediction
 
 
-def plan(config: Config, world: World, precision: Precision) -> Plan:
+def plan(
+    config: Config, world: World, precision: Precision, *, sets: Sequence[ScoredSet] = ()
+) -> Plan:
     """Open the data and see that all ranks mean the same run; call it on every rank.
 
     Sets what torch keeps for the whole process: determinism, and how float32 products are rounded.
 
-    Raises UserError, a subclass of it, for whatever cannot be run.
+    Args:
+        sets: that the backbone is scored on.
+
+    Raises:
+        UserError: a subclass of it for whatever cannot be run.
     """
     check_batch(config, world.world_size)
     precision.apply()
@@ -97,7 +104,13 @@ def plan(config: Config, world: World, precision: Precision) -> Plan:
         loader=loader,
         decoding=decoding,
         schedule=schedule,
-        prediction=predict(config, world, precision, num_classes=num_classes),
+        prediction=predict(
+            config,
+            world,
+            precision,
+            num_classes=num_classes,
+            scored_images=max((one.images for one in sets), default=0),
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import runpy
 import traceback
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,9 @@ RENAMED = {
     "head.random_heads": "head.random_groups",
     "head.heads_scope": "head.groups_scope",
 }
+
+
+_HOME = re.compile(r"(?:^|(?<=:))~[^/:]*")  # which no shell has seen
 
 
 class ConfigError(UserError):
@@ -275,11 +279,11 @@ class StepConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Verification during training."""
+    """What is scored during training, and when."""
 
-    sets: tuple[str, ...] = ()  # InsightFace .bin files
-    every: Count = 1  # epochs; also before the first step and after the last
-    every_steps: CountOrZero = 0  # of the run, beside the epochs; 0: none
+    sets: tuple[str, ...] = ()  # lfw.bin, lfw.bin+blur, xqlfw:DIR, …: see docs/training.md
+    every: Count | dict[str, Count] = 1  # epochs; {ijbc: 5}: of some sets, 1 of the others
+    every_steps: CountOrZero = 0  # of sets without an epoch of their own; 0: none
     batch_size: Annotated[int, Range(1, 1 << 20)] = 128  # images a rank
 
     def __post_init__(self) -> None:
@@ -291,6 +295,7 @@ class LogConfig:
     """What is told on the way."""
 
     every: Count = 50  # steps between lines; nothing is read from the device in between
+    pictures: bool = True  # faces in TensorBoard and in report.html; false: none of anyone
 
     def __post_init__(self) -> None:
         _check_ranges("log", self)
@@ -358,13 +363,6 @@ class Config:
             self.teacher_input  # noqa: B018
         except InputError as error:
             raise ConfigError(f"distill.input: {error}") from error
-
-    def verifies_at(self, step: int, *, steps_per_epoch: int) -> bool:
-        """Whether the state after so many steps of the run is verified."""
-        epoch, into_epoch = divmod(step, steps_per_epoch)
-        if into_epoch == 0 and (epoch % self.eval.every == 0 or epoch == self.run.epochs):
-            return True
-        return self.eval.every_steps > 0 and step % self.eval.every_steps == 0
 
     @property
     def teacher_input(self) -> Input:
@@ -588,9 +586,9 @@ def _start_a_new_loss(head: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _as_path(value: Any) -> Any:
-    """One path or several, without a leading ``~`` or ``~user``, which no shell has seen."""
+    """One path or several, without a ``~`` or ``~user`` that leads, as in ``ijbc:~/DIR`` too."""
     if isinstance(value, str):
-        return os.path.expanduser(as_name(value))
+        return _HOME.sub(lambda home: os.path.expanduser(home[0]), as_name(value))
     return tuple(map(_as_path, value))
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from evaluation.features import NonFiniteEmbeddingsError
+from evaluation.scoring import Scored
 from facestream import USER_ERROR_EXIT_CODE
 from models import fold_batch_norm
 from pipeline.dali_loader import Batch
-from pipeline.named_path import as_text, mendable
+from pipeline.named_path import mendable
 from training.assembly import Plan, assemble, plan, stream_batches
 from training.config import Config
 from training.distributed import World, from_main, together
@@ -42,13 +45,12 @@ from training.saving.files import (
 from training.saving.lock import Lock, require_free
 from training.saving.room import Room, require_room
 from training.saving.run_state import RunState, describe_silent_end
+from training.scored_sets import ScoredSet, compared
 from training.step.backbone import average_statistics, unwrapped
 from training.step.precision import Precision
 from training.step.train_step import Lap, StepResult
 from training.weights.identities import Identities, write_identities
 from training.weights.warm_start import warm_start
-
-Evaluate = Callable[[nn.Module], Scores]
 
 
 class Trainer:
@@ -58,7 +60,7 @@ class Trainer:
         config: all there is to know.
         world: this rank; the process group must stand.
         precision: what the step computes in.
-        evaluate: scores a backbone on the verification sets; called on every rank.
+        sets: what its backbone is scored on.
         stops: entered, and following on every rank; without them nothing stops the run.
 
     Raises:
@@ -71,11 +73,11 @@ class Trainer:
         world: World,
         *,
         precision: Precision,
-        evaluate: Evaluate,
+        sets: Sequence[ScoredSet] = (),
         stops: Stops | None = None,
     ) -> None:
         self.config, self.world = config, world
-        self.precision, self._evaluate = precision, evaluate
+        self.precision, self._sets = precision, sets
         if stops is None:
             stops = Stops()
             stops.follow(config.run, world)
@@ -84,7 +86,7 @@ class Trainer:
         self._lock: Lock | None = None
         self._state: RunState | None = None
         together(lambda: world.is_main and require_free(self.output))
-        planned = plan(config, world, precision)
+        planned = plan(config, world, precision, sets=sets)
         self.loader, self.schedule = planned.loader, planned.schedule
         self.prediction = planned.prediction
         self._available = available_memory(world.device, local_world_size=world.local_world_size)
@@ -105,7 +107,12 @@ class Trainer:
         self._resume(planned.facts)
         self.rollback = Rollback(config.run.max_nonfinite, self._times_gone_back())
         self._saver = checkpoint.Saver(
-            self.output, config=config, train_step=self.step, facts=planned.facts, lock=self._lock
+            self.output,
+            config=config,
+            train_step=self.step,
+            facts=planned.facts,
+            lock=self._lock,
+            compared_by=compared(sets),
         )
         if self._state:
             self._state.begin(self.steps_done, self.last_checkpoint)
@@ -117,7 +124,10 @@ class Trainer:
             self.reporter = Reporter(self.output, at=self._position(), scales_losses=scaled)
         self._doctor = Doctor(self.assembly.settings())
         self._forecast = Forecast(
-            config, steps_per_epoch=self.loader.steps_per_epoch, device=world.device
+            config,
+            sets=sets,
+            steps_per_epoch=self.loader.steps_per_epoch,
+            device=world.device,
         )
         self._introduce()
 
@@ -185,6 +195,7 @@ class Trainer:
         resumed = f", resumed from {self.last_checkpoint.name}" if self.last_checkpoint else ""
         lines = [
             *introduce(self.assembly),
+            *(f"scored     {one}" for one in self._sets),
             f"memory     {self.prediction}",
             *([f"before     the run {silent}"] if silent else []),
             *(f"start      {line}" for line in self._taken),
@@ -198,7 +209,7 @@ class Trainer:
             (self.reporter.say if line in changed else self.reporter.note)(line)
         for line in lines:
             self.reporter.say(line)
-        if self.steps_done >= self.schedule.total_steps:
+        if self._at_end():
             self.reporter.say(f"finished, nothing to do: step {self.steps_done} was the last")
         self.reporter.text("config", "\n".join(f"    {line}" for line in self.config.lines()))
 
@@ -325,39 +336,47 @@ class Trainer:
                 self.save()
         elif config.run.save_steps and into_epoch % config.run.save_steps == 0:
             self.save()
-        due = self._verification_due()
+        due = self._sets_due()
         if due:
-            scores = self.verify()
+            scores = self.verify(due)
         if due or into_epoch == 0:
             stopwatch.skip()
         return scores
 
-    def _verification_due(self) -> bool:
-        """Whether the present state is one that is verified."""
-        per_epoch = self.loader.steps_per_epoch
-        return self.config.verifies_at(self.steps_done, steps_per_epoch=per_epoch)
+    def _sets_due(self) -> tuple[str, ...]:
+        """The sets that the present state is scored on."""
+        per_epoch, epochs = self.loader.steps_per_epoch, self.config.run.epochs
+        return tuple(
+            one.name
+            for one in self._sets
+            if one.due(self.steps_done, steps_per_epoch=per_epoch, epochs=epochs)
+        )
 
     def _first_scores(self) -> Scores:
-        """The scores of the state that the run begins at, where its verification is due.
+        """The scores of the state that the run begins at, where they are due.
 
         A run that ended between saving and verifying, or before its checkpoint got the scores,
         makes up for it here.
         """
-        if not self._verification_due():
+        due = self._sets_due()
+        if not due:
             return {}
-        known = from_main(self._known_scores()) if self.steps_done else {}
-        return known or self.verify()
+        known = from_main(self._known_scores(due)) if self.steps_done else {}
+        if known.keys() == set(due):
+            return known
+        # The last state's results make up the report, which is of all sets.
+        missing = [name for name in due if name not in known or self._at_end()]
+        return {**known, **self.verify(missing)}
 
-    def _known_scores(self) -> Scores:
-        """The present state's scores on all sets, where checkpoint or metrics.jsonl has them."""
+    def _known_scores(self, due: Collection[str]) -> Scores:
+        """The present state's scores on these sets, where checkpoint or metrics.jsonl has them."""
         if self.reporter is None or self.last_checkpoint is None:
             return {}
-        scores = read_about(self.last_checkpoint)["scores"]
-        if not scores:
-            scores = self.reporter.verified(self.steps_done)
+        saved = read_about(self.last_checkpoint)["scores"] or {}
+        scores = self.reporter.verified(self.steps_done) | saved
+        if scores.keys() > saved.keys():
             self._saver.add_scores(self.steps_done, scores)
-        sets = {as_text(Path(path).stem) for path in self.config.eval.sets}
-        return scores if sets <= scores.keys() else {}
+        return {name: scores[name] for name in due if name in scores}
 
     def _stop(self, reason: Reason) -> None:
         """Save and raise Stopped, on all ranks after the same step."""
@@ -435,17 +454,38 @@ class Trainer:
         if self._lock:
             self._lock.require()
 
-    def verify(self) -> Scores:
-        """Score the backbone on every verification set, on all ranks together."""
-        with self._watchdog.paused("verification"), self._forecast.verification():
+    def verify(self, names: Collection[str] | None = None) -> Scores:
+        """Score the backbone, on all ranks together.
+
+        Args:
+            names: of the sets; None for all of them.
+        """
+        scores: dict[str, Mapping[str, float]] = {}
+        with self._watchdog.paused("verification"):
             self._average_statistics()
             # A copy, which is not compiled: batches of other sizes would be compiled again.
-            scores = self._evaluate(fold_batch_norm(unwrapped(self.step.backbone)))
-        if self.reporter and scores:
-            self._require_lock()
-            self.reporter.verification(self._position(), scores)
-        self._saver.add_scores(self.steps_done, scores)
+            network = fold_batch_norm(unwrapped(self.step.backbone))
+            try:
+                for one in self._sets:
+                    if names is None or one.name in names:
+                        scores[one.name] = self._score(one, network).scores
+            except NonFiniteEmbeddingsError as error:  # an untrained deep one overflows float16
+                if self.world.is_main:
+                    logging.warning("verification left out: %s", error)
         return scores
+
+    def _score(self, one: ScoredSet, network: nn.Module) -> Scored:
+        """Score a network on a set, and tell it at once: another may take hours."""
+        with self._forecast.scoring(one.name):
+            found = one.score(network, self._at_end())
+        if self.reporter:
+            self._require_lock()
+            self.reporter.verification(self._position(), {one.name: found.scores})
+        self._saver.add_scores(self.steps_done, {one.name: found.scores})
+        return found
+
+    def _at_end(self) -> bool:
+        return self.steps_done >= self.schedule.total_steps
 
     def save(self) -> None:
         """Begin to write a checkpoint of this moment, on all ranks together.

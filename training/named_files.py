@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from evaluation.protocols.sets import KINDS, split_degradations
 from pipeline.named_path import check_path
 from training.config import Config
 from training.saving.files import split_choice
+from training.setting_names import told_as
 
 
 class _Expected(NamedTuple):
@@ -21,7 +23,10 @@ _SETTINGS = {
     "data.train": _Expected("a .rec file, or the folder of its train.rec", folder=True),
     "data.identity_map": _Expected("a .csv with the columns file, label, identity, or a .json"),
     "data.leave_out": _Expected("a text file of identities and records"),
-    "eval.sets": _Expected("a verification set such as lfw.bin, or eval.sets=[] for none"),
+    "eval.sets": _Expected(
+        f"a verification set such as lfw.bin, {', '.join(k.form for k in KINDS.values())}, or "
+        "eval.sets=[] for none"
+    ),
     "distill.teacher": _Expected(
         "a checkpoint's folder (RUN/checkpoints/step_…), the folder of a run, RUN@best, RUN@STEP, "
         "a file (.pth, .pt, .safetensors, .onnx), or a folder of arcface_torch's",
@@ -52,7 +57,14 @@ def check_named_files(config: Config, *settings: str) -> None:
         what, file, folder = _SETTINGS[setting]
         for path in _paths(config, setting):
             called = f"{setting}={path}"
-            there = split_choice(path)[0] if setting in _CHECKPOINTS else path
+            there: str | Path = path
+            if setting in _CHECKPOINTS:
+                there = split_choice(path)[0]
+            if setting == "eval.sets":
+                with told_as(called):
+                    there = split_degradations(path)[0]
+                if there.partition(":")[0] in KINDS:
+                    continue  # looked at as it is opened
             check_path(there, called=called, expected=what, file=file, folder=folder)
             if setting == "data.train" and Path(path).is_dir():
                 inside = Path(path) / "train.rec"

@@ -10,6 +10,15 @@ from facestream import UserError
 
 
 @contextmanager
+def told_as(called: str) -> Iterator[None]:
+    """Put a setting and its value in front of a UserError raised inside."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{called}: {error}") from error
+
+
+@contextmanager
 def settings_named(*settings: str, **others: str) -> Iterator[None]:
     """Add to a UserError raised inside the settings that stand behind the arguments it names.
 

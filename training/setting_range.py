@@ -66,7 +66,8 @@ def _numbers(value: Any, kind: Any) -> Iterator[tuple[str, Any, Range]]:
         yield "", value, inside[1]
     elif origin in (Union, UnionType) and value is not None:
         for one in inside:
-            yield from _numbers(value, one)
+            if isinstance(value, dict) == (get_origin(one) is dict):  # a number, or a mapping
+                yield from _numbers(value, one)
     elif origin is tuple:
         for i, item in enumerate(value):
             for at, number, allowed in _numbers(item, inside[0]):

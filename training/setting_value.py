@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import make_dataclass
-from typing import Any, Literal, cast, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from facestream import UserError
@@ -49,7 +50,11 @@ def parse_value(text: str, kind: Any, current: Any, *, inner: str = "") -> Any:
         return _texts(text) if text.startswith("[") else (text,) if text else ()
     try:
         value = text if get_origin(kind) is Literal and not inner else _from_yaml(text)
-        # Replaced, not merged: a mapping that is given whole keeps nothing of the one before.
+        kind = _alternative(kind, {} if inner else value)
+        if not inner:  # replaced, not merged: a mapping given whole keeps nothing of the old one
+            current = MISSING
+        elif get_origin(kind) is dict and not isinstance(current, dict):
+            current = {}
         tree = OmegaConf.structured(make_dataclass("Setting", [("value", kind)])(current))
         OmegaConf.update(tree, f"value.{inner}" if inner else "value", value, merge=False)
         return cast(Any, OmegaConf.to_object(tree)).value
@@ -65,6 +70,7 @@ def as_typed(value: Any, kind: Any) -> Any:
     Raises SettingValueError for a value of another type.
     """
     texts = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+    kind = _alternative(kind, value)
     if kind is Any or type(value) is kind or (kind == tuple[str, ...] and texts):
         return value
     try:
@@ -91,6 +97,16 @@ def from_plain(value: Any, kind: Any) -> Any:
     if get_origin(kind) is dict and get_args(kind)[0] is int and isinstance(value, dict):
         return {int(key) if str(key).isdecimal() else key: inner for key, inner in value.items()}
     return value
+
+
+def _alternative(kind: Any, value: Any) -> Any:
+    """Of a setting that is a number or a mapping, the kind that this value is of."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    mappings = [one for one in kinds if get_origin(one) is dict]
+    if len(kinds) == 1 or not mappings:
+        return kind
+    [other] = [one for one in kinds if one not in mappings]
+    return mappings[0] if isinstance(value, dict) else other
 
 
 def _texts(text: str) -> tuple[str, ...]:

@@ -24,7 +24,13 @@ def save(
 
     Raises CheckpointError when it cannot be written.
     """
-    saver = Saver(output, config=config, train_step=train_step, facts=facts or {})
+    saver = Saver(
+        output,
+        config=config,
+        train_step=train_step,
+        facts=facts or {},
+        compared_by=list(scores or ()),
+    )
     path = saver.save(step)
     saver.add_scores(step, scores or {})
     saver.close()

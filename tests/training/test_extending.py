@@ -59,7 +59,7 @@ def write(folder: Path, snippet: int) -> Path:
 
 def train(config: Config, world: World) -> Trainer:
     precision = choose_precision(world.device, "fp32")
-    trainer = Trainer(config, world, precision=precision, evaluate=lambda backbone: {})
+    trainer = Trainer(config, world, precision=precision)
     trainer.run()
     assert trainer.step.head.nonfinite_steps == 0
     return trainer

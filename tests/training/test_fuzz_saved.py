@@ -54,7 +54,7 @@ def never_refused(path: Path, contents: Iterator[bytes], read: Callable[[], obje
 def test_a_damaged_document_of_a_checkpoint_is_refused_by_name_or_passed_over(tmp_path, name):
     make(tmp_path, 1, accuracy=0.5)
     path = make(tmp_path, 2, accuracy=0.7)
-    files.write_scores(path, {"lfw": {"accuracy": 0.7}})
+    files.write_scores(path, {"lfw": {"accuracy": 0.7}}, compared_by=["lfw"])
     whole = json.loads((path / name).read_text())
 
     def read() -> None:

@@ -31,9 +31,9 @@ from training.step.precision import choose_precision
 SCORES = {"accuracy": 0.5, "accuracy_std": 0.1, "auc": 0.6, "tar_at_far": 0.0, "far": 0.0}
 
 
-def build(config: Config, world: World, evaluate=lambda backbone: {"pairs": SCORES}) -> Trainer:
+def build(config: Config, world: World, score=lambda network: {"pairs": SCORES}) -> Trainer:
     precision = choose_precision(world.device, "fp32")
-    return Trainer(config, world, precision=precision, evaluate=evaluate)
+    return Trainer(config, world, precision=precision, sets=[tiny.scored(config, score)])
 
 
 def state(trainer: Trainer) -> list[torch.Tensor]:
@@ -429,7 +429,6 @@ def test_fifty_steps_between_two_lines_read_nothing_from_the_device(
         config,
         world,
         precision=choose_precision(world.device, precision),
-        evaluate=lambda backbone: {},
     )
     read, steps = [], []
     with no_host_reads() as watch:
@@ -502,7 +501,7 @@ def test_a_run_compiles_records_and_gives_the_centers_a_rate_as_it_is_told(
     applied = []
     precision = choose_precision(world.device, "fp32")
     monkeypatch.setattr(type(precision), "apply", lambda self: applied.append(self))
-    trainer = Trainer(config, world, precision=precision, evaluate=lambda backbone: {})
+    trainer = Trainer(config, world, precision=precision)
     trainer.run()
     assert applied == [precision]
     assert "compiled whole in" in trainer.assembly.about_backbone

@@ -25,7 +25,7 @@ def config(data, tmp_path) -> Config:
 def run(config: Config, world: World, *, at: int, disturb: Callable[[], object]) -> Trainer:
     """A whole run, disturbed before a step."""
     precision = choose_precision(world.device, "fp32")
-    trainer = Trainer(config, world, precision=precision, evaluate=lambda backbone: {})
+    trainer = Trainer(config, world, precision=precision)
     train_on = trainer.train_on
 
     def disturbed(*arguments):

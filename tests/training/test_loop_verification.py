@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,7 @@ class Examiner:
     def __init__(self, *results: float | BaseException) -> None:
         self.results, self.calls = list(results), 0
 
-    def __call__(self, backbone: torch.nn.Module) -> dict[str, dict[str, float]]:
+    def __call__(self, network: torch.nn.Module) -> dict[str, dict[str, float]]:
         self.calls += 1
         result = self.results.pop(0)
         if isinstance(result, BaseException):
@@ -40,9 +42,10 @@ class Examiner:
         return scores(result)
 
 
-def build(config: Config, world: World, examine: Callable[..., object]) -> Trainer:
+def build(config: Config, world: World, *examine: Callable, names=("pairs", "other")) -> Trainer:
     precision = choose_precision(world.device, "fp32")
-    return Trainer(config, world, precision=precision, evaluate=examine)
+    sets = [tiny.scored(config, one, name) for one, name in zip(examine, names)]
+    return Trainer(config, world, precision=precision, sets=sets)
 
 
 def verified(output: Path) -> dict[int, list[float]]:
@@ -115,8 +118,61 @@ def test_scores_that_only_the_journal_has_reach_the_checkpoint(config, world):
 def test_another_set_is_verified_though_the_scores_of_the_old_ones_are_known(config, world):
     build(config, world, Examiner(0.5, 0.6, 0.7)).run()
     examine = Examiner(0.8)
-    build(override(config, ["eval.sets=[other.bin]"]), world, examine).run()
+    again = build(config, world, examine, names=["other"])
+    again.run()
     assert examine.calls == 1, "the finished run's last state"
+    about = files.read_about(again.last_checkpoint)
+    assert {name: found["accuracy"] for name, found in about["scores"].items()} == {
+        "pairs": 0.7,
+        "other": 0.8,
+    }
+    assert (about["accuracy"], about["compared_by"]) == (0.8, ["other"])
+
+
+def test_sets_are_scored_at_intervals_of_their_own(config, world):
+    """And the best is the best on those that are scored most often, not by the luck of the others.
+
+    Of four epochs `pairs` is scored after each, `other` after the third and the last.
+    """
+    config = override(config, ["run.epochs=4", "run.save_every=1"])
+    often, seldom = Examiner(0.1, 0.3, 0.9, 0.4, 0.5), Examiner(0.2, 0.95, 0.96)
+    sets = [
+        tiny.scored(config, often),
+        replace(tiny.scored(config, seldom, "other"), every=3),
+    ]
+    precision = choose_precision(world.device, "fp32")
+    trainer = Trainer(config, world, precision=precision, sets=sets)
+    last = trainer.run()
+    assert (often.calls, seldom.calls) == (5, 3)
+    assert {name: found["accuracy"] for name, found in last.items()} == {
+        "pairs": 0.5,
+        "other": 0.96,
+    }
+    assert accuracies(trainer.output) == {10: 0.9, 15: 0.4, 20: 0.5}
+    assert files.best(trainer.output) == files.folder_of(trainer.output, 10)
+    told = (trainer.output / "run.log").read_text()
+    assert re.findall(r"\[other\]\[(\d+)\] Accuracy", told) == ["0", "15", "20"]
+
+
+def test_of_two_sets_only_the_one_that_is_missing_is_scored_when_a_run_goes_on(config, world):
+    broken = build(config, world, Examiner(0.1, 0.2), Examiner(0.1, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    first, second = Examiner(0.8), Examiner(0.3, 0.4)
+    resumed = build(config, world, first, second)
+    resumed.run()
+    assert (first.calls, second.calls) == (1, 2)
+    assert accuracies(resumed.output) == {5: 0.25, 10: pytest.approx(0.6)}
+
+
+def test_the_last_state_is_scored_on_all_sets_where_one_is_missing(config, world):
+    """So that the report is of all of them."""
+    broken = build(config, world, Examiner(0.1, 0.2, 0.3), Examiner(0.1, 0.2, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    examiners = [Examiner(0.3), Examiner(0.5)]
+    build(config, world, *examiners).run()
+    assert [examiner.calls for examiner in examiners] == [1, 1]
 
 
 def test_a_finished_run_is_no_start_for_one_without_further_steps(config, world, tmp_path):
@@ -201,10 +257,10 @@ def test_scores_that_cannot_be_written_are_tried_again_at_the_next_save(
 ):
     write, failures = files.write_scores, [OSError(28, "No space left on device")]
 
-    def failing(path, found):
+    def failing(path, found, **options):
         if failures:
             raise failures.pop()
-        write(path, found)
+        write(path, found, **options)
 
     monkeypatch.setattr(files, "write_scores", failing)
     trainer = build(config, world, Examiner(0.1, 0.2, 0.9))

@@ -39,6 +39,7 @@ NO_FILES = {
     "distill.model",
     "distill.input",
     "distill.loss",
+    "eval.every",  # names sets
     "step.precision",
     "step.cuda_graph",
 }

@@ -17,10 +17,10 @@ from evaluation.pair_set import write_bin
 from facestream import UserError
 from pipeline.records.recordio import RecordError
 from tests.training import tiny
-from train_dist import build_evaluate
 from training.assembly import create_loader, stream_batches
 from training.config import Config, DataConfig, override
 from training.data import open_training_data
+from training.scored_sets import open_sets
 from training.setting_names import settings_named
 from training.step.precision import choose_precision
 
@@ -122,4 +122,4 @@ def test_verification_sets_of_another_size_are_told_with_the_settings(data, worl
     config = override(tiny.config(data, tmp_path / "run"), [f"eval.sets=[{tmp_path / 'odd.bin'}]"])
     told = r"48×48 pixels, not 32×32 .*In the configuration: data\.image_size, eval\.sets$"
     with pytest.raises(UserError, match=told):
-        build_evaluate(config, world, choose_precision(world.device, "fp32"))
+        open_sets(config, world, choose_precision(world.device, "fp32"))

@@ -33,7 +33,6 @@ def prepare(config: Config, world: World) -> Trainer:
         config,
         world,
         precision=choose_precision(world.device, "fp32"),
-        evaluate=lambda backbone: {},
     )
     if trainer.steps_done == 0:
         for module in trainer.step.backbone.modules():

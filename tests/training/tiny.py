@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
+from evaluation.scoring import Scored
 from pipeline.records.recordio import RecordWriter, pack_image
 from training.config import Config, DataConfig, HeadConfig, ModelConfig, OptimConfig, RunConfig
+from training.saving.files import Scores
+from training.scored_sets import ScoredSet
 
 SIZE, IDENTITIES, IMAGES = 32, 10, 7
 
@@ -38,3 +43,15 @@ def config(data: Path, output: Path) -> Config:
         head=HeadConfig(loss="cosface", loss_args={"margin": 0.2, "scale": 16.0}),
         optim=OptimConfig(lr=2.0, warmup_epochs=0.4),
     )
+
+
+def scored(config: Config, score: Callable[[nn.Module], Scores], name: str = "pairs") -> ScoredSet:
+    """A set that is scored when the configuration says; `score` gives its scores by any name."""
+    assert isinstance(config.eval.every, int)
+
+    def scores(network: nn.Module, last: bool) -> Scored:
+        [found] = score(network).values()
+        return Scored(found)
+
+    paces = {"every": config.eval.every, "every_steps": config.eval.every_steps}
+    return ScoredSet(name, scores, **paces)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +33,7 @@ from training.reporting.meters import pace, peak_memory
 from training.reporting.stopwatch import Stopwatch
 from training.saving.files import newest, step_of
 from training.saving.room import Room, require_room
+from training.scored_sets import ScoredSet
 from training.step.precision import Precision
 
 STEPS = 20  # on synthetic images, and again on real ones; those to warm up are not counted
@@ -50,25 +51,27 @@ class _Readings(NamedTuple):
     room: Room  # on run.output's disk; the main rank's
 
 
-def dry_run(config: Config, world: World, precision: Precision) -> int:
+def dry_run(
+    config: Config, world: World, precision: Precision, *, sets: Sequence[ScoredSet] = ()
+) -> int:
     """Check a run, predict its memory and take a few steps of it; call it on every rank.
 
     The main rank prints tables and a verdict. Nothing is written, so run.output is neither claimed
-    nor resumed from; and nothing is verified.
+    nor resumed from; and nothing is verified, on whatever `sets` the run will be.
 
     Returns 0, or USER_ERROR_EXIT_CODE where it is predicted not to fit: then no step is taken.
 
     Raises UserError for whatever a run would refuse, and where memory runs out all the same.
     """
     console = Console(quiet=not world.is_main, highlight=False, soft_wrap=True)
-    planned = plan(config, world, precision)
+    planned = plan(config, world, precision, sets=sets)
     prediction, available = planned.prediction, least_available(world)
     console.print(_memory_table(prediction, available))
     if max(of_all_ranks(prediction.total)) > available:
         console.print(does_not_fit(config, prediction, available=available))
         return USER_ERROR_EXIT_CODE
     with memory_explained(config, world, prediction):
-        readings = _rehearse(planned, console)
+        readings = _rehearse(planned, [f"scored     {one}" for one in sets], console)
     console.print(_speed_table(readings))
     console.print(_time(config, readings))
     later = prediction.checkpoint + prediction.verification
@@ -86,12 +89,12 @@ def dry_run(config: Config, world: World, precision: Precision) -> int:
     return 0
 
 
-def _rehearse(planned: Plan, console: Console) -> _Readings:
+def _rehearse(planned: Plan, about_sets: Sequence[str], console: Console) -> _Readings:
     """Steps on synthetic and on real batches, built as for the run."""
     config, world = planned.config, planned.world
     _forget_peak(world.device)
     run = assemble(planned)
-    lines = [*config.changes(), *introduce(run)]
+    lines = [*config.changes(), *introduce(run), *about_sets]
     for line in (*lines, f"output     {config.run.output}, which a dry run leaves as it is"):
         console.print(line, markup=False)
     try:

@@ -37,6 +37,7 @@ from training.step.precision import Precision
 # benchmarks/memory_prediction.py.
 _LOADED_LATER = 90_000_000
 _TO_VERIFY = 140_000_000  # the same, of what only verification uses
+_TO_JUDGE = 40  # for each number in a test set's embeddings, held in several forms at once
 _TO_AUGMENT = 50_000_000  # of DALI
 _LARGE = 32 << 20  # bytes: the largest block that glibc's malloc may keep
 
@@ -61,7 +62,7 @@ class Prediction:
     loader: int  # batches made ahead, in memory that torch does not see on an accelerator
     teacher: int  # weights, and what its forward takes beyond the activations
     checkpoint: int  # on a CPU: the copy of the state that is written while training goes on
-    verification: int  # folded copy of the backbone, and what a batch takes beyond the activations
+    verification: int  # folded backbone, a batch beyond the activations, on a CPU its embeddings
 
     @property
     def total(self) -> int:
@@ -79,7 +80,14 @@ class Prediction:
         return f"{self.total / 1e6:,.0f} MB a rank: {parts}"
 
 
-def predict(config: Config, world: World, precision: Precision, *, num_classes: int) -> Prediction:
+def predict(
+    config: Config,
+    world: World,
+    precision: Precision,
+    *,
+    num_classes: int,
+    scored_images: int = 0,
+) -> Prediction:
     """What a run takes; nothing is allocated to find out.
 
     Compiling the backbone (model.compile) and the head's Triton kernels make it less.
@@ -88,6 +96,7 @@ def predict(config: Config, world: World, precision: Precision, *, num_classes: 
         config: one that training.config.check_batch accepts.
         world: its ranks share the centers, those of a machine its cores.
         num_classes: of the data.
+        scored_images: of the largest test set.
 
     Raises:
         UserError: for a model or an augmentation that cannot be built.
@@ -120,7 +129,8 @@ def predict(config: Config, world: World, precision: Precision, *, num_classes: 
             precision=precision,
         )
         verification = _weight_bytes(backbone) + inference.beyond(activations)
-        verification += _TO_VERIFY if on_cpu else 0
+        if on_cpu:
+            verification += _TO_VERIFY + _TO_JUDGE * scored_images * config.model.embedding_dim
     states = _state_bytes(backbone, config.optim)
     return Prediction(
         libraries=_library_bytes(config.data) if on_cpu else 0,

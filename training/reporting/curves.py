@@ -21,11 +21,11 @@ _MANY_POINTS = 60
 
 
 def plot_curves(metrics: Path, output: Path) -> None:
-    """Draw loss, verification accuracy, learning rate and images/s against the step, as one PNG.
+    """Draw loss, the sets' main figures, learning rate and images/s against the step, as one PNG.
 
     Args:
         metrics: JSON lines, each with an integer "step" and any of "loss", "lr", "images_per_s"
-            and "verification" ({set: {"accuracy": ...}}). Where a resumed run logs a step again,
+            and "verification" ({set: {main figure: ...}}). Where a resumed run logs a step again,
             the later line counts. The folder's name is the picture's title.
         output: the PNG to write; its folder is made if need be.
 
@@ -41,7 +41,7 @@ def plot_curves(metrics: Path, output: Path) -> None:
     (loss, accuracy), (rate, speed) = figure.subplots(2, 2, sharex=True)
 
     _draw(loss, curves["loss"], "Loss", show="{:.4g}".format, smooth=True)
-    _draw(accuracy, curves["verification"], "Verification accuracy", show=_percent, legend=True)
+    _draw(accuracy, curves["verification"], "Verification", show=_percent, legend=True)
     _draw(rate, curves["lr"], "Learning rate", show="{:.4g}".format)
     _draw(speed, curves["images_per_s"], "Images per second", show="{:,.0f}".format, smooth=True)
     for axes in (rate, speed):

@@ -1,8 +1,9 @@
 """metrics.jsonl, a run's journal: a line for each reading and verification, as JSON.
 
 Each has the integer `step`, the `epoch`, which has a fraction, and either the values of a reading,
-named as in training/reporting/meters.py, or `verification`: {set: {score: value}}. A run that goes
-back or resumes drops the lines of the steps that come again.
+named as in training/reporting/meters.py, or `verification`: {set: {score: value}}, of which the
+first is the set's main figure. A run that goes back or resumes drops the lines of the steps that
+come again.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 from facestream import UserError
 from pipeline.named_path import MALFORMED
 from training.reporting.outlet import AppendedFile, Outlet
+from training.saving.files import main_figure
 
 Curve = dict[int, float]  # step → value
-Scores = dict[str, dict[str, float]]  # verification set → score → value
+Scores = dict[str, dict[str, float]]  # test set → score → value, its main one first
 
 
 @dataclass(frozen=True)
@@ -119,4 +121,4 @@ def _take(line: dict, curves: dict[str, dict[str, Curve]]) -> None:
         if key in line:
             curves[key].setdefault(key, {})[step] = float(line[key])
     for name, result in line.get("verification", {}).items():
-        curves["verification"].setdefault(name, {})[step] = float(result["accuracy"])
+        curves["verification"].setdefault(name, {})[step] = float(main_figure(result)[1])

@@ -23,6 +23,7 @@ from training.reporting.lines import open_console, show
 from training.reporting.outlet import Outlet
 from training.reporting.run_log import RunLog
 from training.reporting.tags import Tags
+from training.saving.files import main_figure
 
 
 class Reporter:
@@ -99,16 +100,12 @@ class Reporter:
         )
 
     def verification(self, at: Position, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Scores of each verification set."""
+        """Scores of each set."""
         self.journal.write(at, {"verification": results})
         for name, scores in results.items():
             named = {f"verification_{name}/{score}": value for score, value in scores.items()}
             self._board.scalars(named, at.step)
-            self.say(
-                f"[{name}][{at.step}] Accuracy {scores['accuracy']:.4f} ± "
-                f"{scores['accuracy_std']:.4f}   AUC {scores['auc']:.4f}   "
-                f"TAR@FAR=1e-3 {scores['tar_at_far']:.4f}"
-            )
+            self.say(f"[{name}][{at.step}] {_line(scores)}")
 
     def verified(self, step: int) -> dict[str, dict[str, float]]:
         """The scores that metrics.jsonl has of a step; empty where it has none."""
@@ -148,13 +145,14 @@ class Reporter:
             drawn = self._curves.attempt(lambda: plot_curves(self.journal.path, self.curves_path))
         except UserError as error:
             self.say(f"no curves: {error}")
-        history: dict[str, list[float]] = {}
+        history: dict[str, list[tuple[str, float]]] = {}
         for _, results in self.journal.verifications():
             for name, scores in results.items():
-                history.setdefault(name, []).append(scores["accuracy"])
-        for name, accuracy in history.items():
-            first = f"{accuracy[0]:.4f} → " if len(accuracy) > 1 else ""
-            self.say(f"verification {name}: accuracy {first}{accuracy[-1]:.4f}")
+                history.setdefault(name, []).append(main_figure(scores))
+        for name, figures in history.items():
+            (_, first), (figure, last) = figures[0], figures[-1]
+            before = f"{first:.4f} → " if len(figures) > 1 else ""
+            self.say(f"verification {name}: {figure} {before}{last:.4f}")
         folder = shlex.quote(str(self.tensorboard_path))
         self.say(f"TensorBoard  tensorboard --logdir {folder}")
         self.say(f"checkpoint   {checkpoint}")
@@ -166,3 +164,13 @@ class Reporter:
         """End the progress bar; `say` and `sum_up` work on."""
         self._progress.stop()
         self._log.detach()
+
+
+def _line(scores: Mapping[str, float]) -> str:
+    """The scores of a set, for people."""
+    if scores.keys() >= {"accuracy", "accuracy_std", "auc", "tar_at_far"}:
+        return (
+            f"Accuracy {scores['accuracy']:.4f} ± {scores['accuracy_std']:.4f}   "
+            f"AUC {scores['auc']:.4f}   TAR@FAR=1e-3 {scores['tar_at_far']:.4f}"
+        )
+    return "   ".join(f"{name} {value:.4f}" for name, value in scores.items())

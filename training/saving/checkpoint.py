@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -74,6 +74,7 @@ class Saver:
         train_step: what is saved.
         facts: what identifies the run, see `resume.claim`.
         lock: on the main rank, what holds the folder; a run that has lost it writes nothing.
+        compared_by: the test sets whose scores say which checkpoint is the best.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class Saver:
         train_step: TrainStep,
         facts: dict[str, Any],
         lock: Lock | None = None,
+        compared_by: Sequence[str] = (),
     ) -> None:
+        self._compared_by = compared_by
         self._output, self._config, self._facts, self._lock = output, config, facts, lock
         self._train_step = train_step
         self._group = dist.new_group(backend="gloo")
@@ -136,7 +139,7 @@ class Saver:
         As soon as that is complete; it may have been saved by an earlier process.
         """
         if scores and dist.get_rank() == 0:
-            self._scores[step] = scores
+            self._scores[step] = {**self._scores.get(step, {}), **scores}
             self._thread.submit(self._add_scores).add_done_callback(_report)
 
     def wait(self) -> Path | None:
@@ -168,7 +171,7 @@ class Saver:
             if self._lock:
                 self._lock.require()
             try:
-                files.write_scores(path, scores)
+                files.write_scores(path, scores, compared_by=self._compared_by)
                 del self._scores[step]
             except OSError as error:
                 logging.warning(

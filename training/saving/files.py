@@ -11,7 +11,8 @@ refuse. Beside the files of torch.distributed.checkpoint it has
 
 and, once its state has been verified, which may take long and may fail,
 
-    scores.json      the scores of every set and their mean accuracy; not in the manifest
+    scores.json      the scores of every set, and the mean by which checkpoints are compared; not in
+                     the manifest
 
 A file that the disk does not give is not damaged: that is tried again, then refused.
 """
@@ -26,7 +27,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -46,7 +47,7 @@ _SOUND = 2  # checkpoints to go back to that stay, whatever run.keep says
 _BLOCK = 1 << 24  # bytes read at once
 
 
-Scores = Mapping[str, Mapping[str, float]]  # verification set → score → value
+Scores = Mapping[str, Mapping[str, float]]  # test set → score → value, its main one first
 T = TypeVar("T")
 
 
@@ -144,9 +145,9 @@ def newest(output: Path) -> Path | None:
 
 
 def best(output: Path) -> Path | None:
-    """The one with the best mean verification accuracy, if any; of equals the newest.
+    """The one with the best mean of main figures, if any; of equals the newest.
 
-    Only those count that were verified on the same sets as the newest of them: scores of others
+    Only those count that are compared by the same sets as the newest of them: scores of others
     say nothing about which is better.
     """
     return _best(checkpoints(output))
@@ -177,7 +178,8 @@ def choose(run: Path, choice: str) -> Path:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What about.json says of a checkpoint, and its `scores` and mean `accuracy`: None if unknown.
+    """What about.json says of a checkpoint, its `scores`, and the mean of those that checkpoints
+    are compared by, `accuracy`, of the sets in `compared_by`: None if unknown.
 
     Raises CheckpointError where about.json cannot be read, or is of a newer format.
     """
@@ -186,6 +188,7 @@ def read_about(path: Path) -> dict[str, Any]:
         if content is None:
             raise ValueError("it is missing")
         about = {"format": 1, "scores": None, "accuracy": None, **json.loads(content), **scores}
+        about.setdefault("compared_by", sorted(about["scores"] or ()))
         newer = about["format"] > FORMAT
     except MALFORMED as error:
         raise CheckpointError(
@@ -308,11 +311,29 @@ def least_kept(keep: int) -> int:
     return max(keep, _SOUND)
 
 
-def write_scores(path: Path, scores: Scores) -> None:
-    """Add what the verification of its state has found to a complete checkpoint."""
-    accuracies = [score["accuracy"] for score in scores.values()]
+def main_figure(scores: Mapping[str, float]) -> tuple[str, float]:
+    """The score of a set by which networks are compared: its name and value.
+
+    Raises ValueError where there is none.
+    """
+    for name, value in scores.items():
+        return name, value
+    raise ValueError("a set without a score")
+
+
+def write_scores(path: Path, scores: Scores, *, compared_by: Collection[str]) -> None:
+    """Add what was found about its state to a complete checkpoint, beside what is there.
+
+    Args:
+        compared_by: the sets of whose main figures the mean says which checkpoint is best; where
+            one of them was not scored, this one does not take part.
+    """
+    scores, mean = {**(_about(path).get("scores") or {}), **scores}, None
+    if scores.keys() >= set(compared_by) and compared_by:
+        mean = sum(main_figure(scores[name])[1] for name in compared_by) / len(compared_by)
+    content = {"scores": scores, "accuracy": mean, "compared_by": sorted(compared_by)}
     unfinished = path / "scores.unfinished"
-    _write_json(unfinished, {"scores": scores, "accuracy": sum(accuracies) / len(accuracies)})
+    _write_json(unfinished, content)
     replace(unfinished, path / _SCORES)
 
 
@@ -341,14 +362,20 @@ def _scores(path: Path) -> dict[str, Any]:
     content = read(path / _SCORES)
     try:
         known = json.loads(content or b"")
-        return {"scores": dict(known["scores"]), "accuracy": float(known["accuracy"])}
+        scores, mean = dict(known["scores"]), known["accuracy"]
+        compared_by = list(known.get("compared_by", sorted(scores)))
+        if mean is not None:
+            mean = float(mean)
+            if not all(scores[name] for name in compared_by):
+                return {}
+        return {"scores": scores, "accuracy": mean, "compared_by": compared_by}
     except MALFORMED:
         return {}
 
 
 def _best(paths: list[Path]) -> Path | None:
     scored = [
-        (about["accuracy"], path, sorted(about.get("scores") or ()))
+        (about["accuracy"], path, about["compared_by"])
         for path in sorted(paths)
         if (about := _about(path)).get("accuracy") is not None
     ]

@@ -200,8 +200,11 @@ def _find(given: str) -> tuple[Path, str]:
     path, choice = files.split_choice(given)
     if choice:
         found = files.choose(path, choice)
-        accuracy = files.read_about(found)["accuracy"]
-        verified = "" if accuracy is None else f", with a mean accuracy of {accuracy:.4f}"
+        about, verified = files.read_about(found), ""
+        if about["accuracy"] is not None:
+            compared = [about["scores"][name] for name in about["compared_by"]]
+            figures = sorted({files.main_figure(scores)[0] for scores in compared})
+            verified = f", with a mean {' and '.join(figures)} of {about['accuracy']:.4f}"
         return found, f"{given}: {found.name}{verified}"
     if path.is_file() and path.suffix in SUFFIXES:
         return path, ""

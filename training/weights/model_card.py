@@ -116,9 +116,10 @@ def _name(file: str) -> str:
 def _table(scores: Mapping[str, Mapping[str, float]]) -> str:
     if not scores:
         return "Not verified at this checkpoint."
-    columns = list(next(iter(scores.values())))
+    columns = list(dict.fromkeys(column for score in scores.values() for column in score))
     rows = [["set", *columns], ["---"] * (len(columns) + 1)]
     rows += [
-        [name, *(f"{score[column]:.4f}" for column in columns)] for name, score in scores.items()
+        [name, *(f"{score[column]:.4f}" if column in score else "" for column in columns)]
+        for name, score in scores.items()
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

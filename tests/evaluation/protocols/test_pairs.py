@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from evaluation.features import Embedder, Features, extract
 from evaluation.images import encoded_images
-from evaluation.pair_set import PairSetError, read_bin, write_bin
+from evaluation.pair_set import PairSetError, write_bin
 from evaluation.protocols.pair_lists import read_pair_list
 from evaluation.protocols.pairs import Pairs, of_list, open_bin
 from evaluation.protocols.protocol import Asked
@@ -55,7 +56,114 @@ def random_set(pairs: int = 200, *, people: bool = True) -> tuple[Pairs, Feature
     return found, features_of(rows * random.uniform(1, 20, (60, 1)))
 
 
+def of_pairs(embeddings: np.ndarray, same: np.ndarray) -> tuple[Pairs, Features]:
+    """P pairs of 2P images, of which pair i are embeddings 2i and 2i + 1."""
+    names = [f"image {i}" for i in range(len(embeddings))]
+    images = encoded_images([b""] * len(embeddings), names=names, size=SIZE)
+    places = np.arange(len(embeddings))
+    return Pairs("pairs", images, places[0::2], places[1::2], same), features_of(embeddings)
+
+
+def scores_of(embeddings: np.ndarray, same: np.ndarray) -> dict[str, float]:
+    pairs, features = of_pairs(embeddings, same)
+    return pairs.scores(features)
+
+
+def random_pairs(pairs: int, *, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (2P, 16) of any norm whose genuine pairs differ by `noise`, and truth (P,)."""
+    random = np.random.default_rng(seed)
+    same = random.random(pairs) < 0.5
+    first = random.normal(size=(pairs, 16))
+    second = np.where(same[:, None], first, random.normal(size=(pairs, 16)))
+    second = second + noise * random.normal(size=(pairs, 16))
+    stacked = np.stack([first, second], axis=1) * random.uniform(0.1, 10, (pairs, 2, 1))
+    return stacked.reshape(2 * pairs, 16).astype(np.float32), same
+
+
+def cosines_of(embeddings: np.ndarray) -> np.ndarray:
+    unit = embeddings / np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
+    return (unit[0::2] * unit[1::2]).sum(axis=1)
+
+
 ASKED = Asked(draws=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pairs", "noise"), [(60, 0.5), (60, 3.0), (107, 1.0)])
+def test_accuracy_is_that_of_the_protocol_written_out(pairs: int, noise: float) -> None:
+    """One pair, one threshold and one fold at a time; folds of unequal size where P is 107."""
+    embeddings, same = random_pairs(pairs, noise=noise)
+    distances = []
+    for i in range(pairs):
+        a, b = (embeddings[2 * i + k].astype(np.float64) for k in (0, 1))
+        distances.append(float(np.square(a / np.sqrt(a @ a) - b / np.sqrt(b @ b)).sum()))
+
+    sizes = [pairs // 10 + (fold < pairs % 10) for fold in range(10)]
+    accuracies, thresholds = [], []
+    for fold in range(10):
+        test = range(sum(sizes[:fold]), sum(sizes[: fold + 1]))
+        most_right, chosen = -1, 0.0
+        for step in range(400):
+            right = sum(
+                (distances[i] < step * 0.01) == same[i] for i in range(pairs) if i not in test
+            )
+            if right > most_right:
+                most_right, chosen = right, step * 0.01
+        accuracies.append(sum((distances[i] < chosen) == same[i] for i in test) / len(test))
+        thresholds.append(1 - chosen / 2)
+
+    scores = scores_of(embeddings, same)
+    assert scores["accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-12)
+    assert scores["accuracy_std"] == pytest.approx(np.std(accuracies), abs=1e-12)
+    assert scores["threshold"] == pytest.approx(np.mean(thresholds), abs=1e-12)
+
+
+@pytest.mark.parametrize("noise", [0.5, 2.0])
+def test_auc_and_tar_are_those_of_their_definitions(noise: float) -> None:
+    embeddings, same = random_pairs(2500, noise=noise)
+    cosines = cosines_of(embeddings)
+    genuine, impostor = cosines[same], cosines[~same]
+    scores = scores_of(embeddings, same)
+
+    won = (genuine[:, None] > impostor[None, :]).mean()
+    assert scores["auc"] == pytest.approx(won, abs=1e-9)
+
+    allowed = int(1e-3 * len(impostor))
+    assert allowed >= 1
+    strictest_refused = np.sort(impostor)[-allowed - 1]
+    assert scores["tar_at_far"] == pytest.approx((genuine > strictest_refused).mean(), abs=1e-9)
+    assert 0 < scores["far"] <= 1e-3
+
+
+def test_perfect_embeddings_score_one_and_their_norms_do_not_matter() -> None:
+    embeddings, same = random_pairs(40, noise=0.0)
+    scores = scores_of(embeddings, same)
+    assert (scores["accuracy"], scores["accuracy_std"]) == (1.0, 0.0)
+    assert (scores["tar_at_far"], scores["far"]) == (1.0, 0.0)
+    assert scores["auc"] == pytest.approx(1.0)
+    scaled = embeddings * np.linspace(1e-3, 1e3, len(embeddings), dtype=np.float32)[:, None]
+    assert scores_of(scaled, same) == pytest.approx(scores, abs=1e-6)
+
+
+def test_embeddings_all_alike_are_no_better_than_guessing() -> None:
+    _, same = random_pairs(1000, noise=1.0)
+    scores = scores_of(np.ones((2000, 4)), same)
+    assert scores["accuracy"] == pytest.approx(0.5, abs=0.05)
+    assert (scores["auc"], scores["tar_at_far"]) == (0.5, 0.0)
+
+
+def test_an_embedding_of_zeros_is_a_poor_match_and_not_an_error() -> None:
+    embeddings, same = random_pairs(40, noise=0.0)
+    embeddings[0] = 0
+    assert 0.9 < scores_of(embeddings, same)["accuracy"] <= 1.0
+
+
+def test_scores_are_plain_floats_that_json_takes() -> None:
+    scores = scores_of(*random_pairs(40, noise=1.0))
+    names = ["accuracy", "accuracy_std", "threshold", "auc", "tar_at_far", "far"]
+    assert list(scores) == names, "InsightFace's, which metrics.jsonl has"
+    assert all(type(score) is float for score in scores.values())
+    assert json.loads(json.dumps(scores)) == scores
 
 
 def test_scores_and_a_full_result_agree() -> None:
@@ -143,8 +251,10 @@ def test_pixels_as_embeddings_score_two_thirds_on_lfw() -> None:
     features = extract(embedder, pairs.images)
     assert features is not None
     scores = pairs.scores(features)
-    assert 0.6 < scores["accuracy"] < 0.75
-    assert len(pairs.images) < 2 * len(read_bin(LFW_DEV).same)
+    assert scores["accuracy"] == pytest.approx(0.65, abs=0.03)
+    assert scores["auc"] == pytest.approx(0.71, abs=0.03)
+    assert (2 * len(pairs.same), int(pairs.same.sum())) == (2400, 600)
+    assert len(pairs.images) < 2400
 
 
 # --- lists --------------------------------------------------------------------------------------

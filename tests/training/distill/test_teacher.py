@@ -33,7 +33,7 @@ def trainer(tmp_path_factory, world):
     folder = tmp_path_factory.mktemp("run")
     config = tiny.config(tiny.write_set(folder / "data"), folder / "run")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, width=1.0))
-    trainer = Trainer(config, world, precision=FP32, evaluate=lambda backbone: {})
+    trainer = Trainer(config, world, precision=FP32)
     for buffer in trainer.step.backbone.buffers():
         if buffer.is_floating_point():
             buffer.uniform_(0.5, 1.5)

@@ -26,7 +26,6 @@ def build(
         config,
         world,
         precision=choose_precision(world.device, "fp32"),
-        evaluate=lambda backbone: {},
     )
     train_on = trainer.train_on
 

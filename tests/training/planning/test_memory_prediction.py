@@ -213,7 +213,7 @@ def test_what_is_here_already_counts():
 def test_a_checkpoints_copy_is_what_a_run_copies(world, data, tmp_path, optimizer):
     overrides = [f"optim.{optimizer}", "data.threads=1"]
     config = override(tiny.config(data, tmp_path / "run"), overrides)
-    trainer = Trainer(config, world, precision=FP32, evaluate=lambda backbone: {})
+    trainer = Trainer(config, world, precision=FP32)
     trainer.close()
     copied = pytree.tree_leaves(HostCopy()(read_state(trainer.step)))
     held = nbytes(tensor for tensor in copied if isinstance(tensor, Tensor) and tensor.ndim)

@@ -11,7 +11,7 @@ from PIL import Image
 from training.reporting import curves
 from training.reporting.curves import plot_curves
 
-TITLES = ["Loss", "Verification accuracy", "Learning rate", "Images per second"]
+TITLES = ["Loss", "Verification", "Learning rate", "Images per second"]
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:
         '{"step": true, "loss": 3.0}',
         '{"step": 40, "loss": "low"}',
         '{"step": 40, "loss": null}',
-        '{"step": 40, "verification": {"lfw": {"auc": 0.9}}}',
+        '{"step": 40, "verification": {"lfw": {}}}',
         '{"step": 40, "verification": [0.9]}',
     ],
 )

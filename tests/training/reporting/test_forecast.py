@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from evaluation.scoring import Scored
 from tests.clock import Clock
 from training.config import Config, DataConfig, EvalConfig, RunConfig, StepConfig
 from training.reporting.forecast import TIMED, Forecast, warm_up_steps
+from training.scored_sets import ScoredSet
 
 CONFIG = Config(
     run=RunConfig(epochs=4),
@@ -19,9 +21,22 @@ CONFIG = Config(
 PER_EPOCH = 100
 
 
-def create(clock: Clock, config: Config = CONFIG) -> Forecast:
+def never(*_: object) -> Scored:
+    raise AssertionError("nothing is scored here")
+
+
+def create(clock: Clock, config: Config = CONFIG, **every: int) -> Forecast:
+    """Of sets with these epochs in between, by default of one as the configuration says."""
+    settings = config.eval
+    if settings.sets and not every:
+        every = {"val": settings.every}
+    sets = [
+        ScoredSet(name, never, every=epochs, every_steps=settings.every_steps)
+        for name, epochs in every.items()
+    ]
     return Forecast(
         config,
+        sets=sets,
         steps_per_epoch=PER_EPOCH,
         device=torch.device("cpu"),
         clock=clock.perf_counter,
@@ -41,7 +56,7 @@ def test_warm_steps_and_a_verification_foretell_the_run_once():
     """387 steps of half a second, verified after epochs 3 and 4: 193.5 s + 2 × 20 s."""
     clock = Clock()
     forecast = create(clock)
-    with forecast.verification():
+    with forecast.scoring("val"):
         clock.now += 20
     cold = warm_up_steps(CONFIG)
     assert not take(forecast, clock, range(1, cold + 1), 60.0)
@@ -57,17 +72,38 @@ def test_verifications_between_epochs_count():
     clock = Clock()
     config = replace(CONFIG, eval=replace(CONFIG.eval, every_steps=50))
     forecast = create(clock, config)
-    with forecast.verification():
+    with forecast.scoring("val"):
         clock.now += 20
     (said,) = take(forecast, clock, range(1, 40), 0.5)
     assert "and 8 verifications of 20 s" in said
+
+
+def test_sets_at_intervals_of_their_own_are_counted_each_by_its_time():
+    """Four times 10 s, twice 100 s, after 387 steps of half a second."""
+    clock = Clock()
+    forecast = create(clock, lfw=1, ijbc=3)
+    for name, seconds in (("lfw", 10), ("ijbc", 100)):
+        with forecast.scoring(name):
+            clock.now += seconds
+    assert take(forecast, clock, range(1, 40), 0.5) == [
+        "about 7 min for 387 steps at 64 images/s and 4 min of verification, checkpoints aside"
+    ]
+
+
+def test_a_set_that_was_not_scored_yet_leaves_all_of_them_aside():
+    clock = Clock()
+    forecast = create(clock, lfw=1, ijbc=3)
+    with forecast.scoring("lfw"):
+        clock.now += 10
+    [said] = take(forecast, clock, range(1, 40), 0.5)
+    assert said.endswith("images/s, verification and checkpoints aside")
 
 
 def test_a_verification_among_the_timed_steps_is_no_part_of_them():
     clock = Clock()
     forecast = create(clock)
     assert not take(forecast, clock, range(91, 101), 0.5)
-    with forecast.verification():
+    with forecast.scoring("val"):
         clock.now += 1000
     assert take(forecast, clock, range(101, 130), 0.5) == [
         "about 36 min for 297 steps at 64 images/s and 2 verifications of 17 min, checkpoints aside"

@@ -56,7 +56,9 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 
 def saver(output: Path, step: SimpleNamespace) -> checkpoint.Saver:
-    return checkpoint.Saver(output, config=CONFIG, train_step=step, facts=FACTS)
+    return checkpoint.Saver(
+        output, config=CONFIG, train_step=step, facts=FACTS, compared_by=["agedb", "lfw"]
+    )
 
 
 def test_training_goes_on_while_what_was_is_written(world, tmp_path, monkeypatch):

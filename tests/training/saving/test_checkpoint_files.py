@@ -101,10 +101,46 @@ def test_the_best_is_found_among_those_verified_on_the_sets_in_use(tmp_path):
     """Scores on an easier set, from before eval.sets changed, keep no checkpoint."""
     sets = [("easy", 0.99), ("easy", 0.98), ("hard", 0.7), ("hard", 0.6), ("hard", 0.65)]
     for step, (name, accuracy) in enumerate(sets, start=1):
-        files.write_scores(make(tmp_path, step), {name: {"accuracy": accuracy}})
+        scores = {name: {"accuracy": accuracy}}
+        files.write_scores(make(tmp_path, step), scores, compared_by=[name])
         files.retain(tmp_path, step=step, keep=1)
     assert files.best(tmp_path) == files.folder_of(tmp_path, 3)
     assert [path.name[-1] for path in files.checkpoints(tmp_path)] == ["3", "4", "5"]
+
+
+def test_the_best_is_that_of_the_sets_that_checkpoints_are_compared_by(tmp_path):
+    """Of each set the first figure counts; who lacks one of the sets takes no part."""
+    compared_by = ["lfw", "ijbc"]
+    found = [
+        {"lfw": {"accuracy": 0.9, "auc": 0.1}, "ijbc": {"tar@far=0.0001": 0.7}},
+        {"lfw": {"accuracy": 0.8, "auc": 1.0}, "ijbc": {"tar@far=0.0001": 0.9}},
+        {"lfw": {"accuracy": 0.99, "auc": 0.1}},
+        {"lfw": {"accuracy": 0.7}, "ijbc": {"tar@far=0.0001": 0.7}, "tiny": {"rank-1": 1.0}},
+    ]
+    for step, scores in enumerate(found, start=1):
+        files.write_scores(make(tmp_path, step), scores, compared_by=compared_by)
+    means = [files.read_about(path)["accuracy"] for path in files.checkpoints(tmp_path)]
+    assert means == [pytest.approx(0.8), pytest.approx(0.85), None, pytest.approx(0.7)]
+    assert files.best(tmp_path) == files.folder_of(tmp_path, 2)
+
+
+def test_scores_of_one_set_after_another_add_up(tmp_path):
+    path = make(tmp_path, 1)
+    for name, accuracy in (("a", 0.5), ("b", 0.7), ("a", 0.6)):
+        files.write_scores(path, {name: {"accuracy": accuracy}}, compared_by=["a", "b"])
+    about = files.read_about(path)
+    assert about["scores"] == {"a": {"accuracy": 0.6}, "b": {"accuracy": 0.7}}
+    assert about["accuracy"] == pytest.approx(0.65)
+
+
+def test_scores_that_older_versions_wrote_compare_by_all_their_sets(tmp_path):
+    """They had no other way."""
+    for step, accuracy in enumerate([0.9, 0.8], start=1):
+        content = {"scores": {"lfw": {"accuracy": accuracy}}, "accuracy": accuracy}
+        (make(tmp_path, step) / "scores.json").write_text(json.dumps(content))
+    newest = make(tmp_path, 3)
+    files.write_scores(newest, {"lfw": {"accuracy": 0.85}}, compared_by=["lfw"])
+    assert files.best(tmp_path) == files.folder_of(tmp_path, 1)
 
 
 def test_what_lies_beyond_the_step_does_not_count_and_stays(tmp_path):
@@ -176,7 +212,8 @@ def test_what_the_disk_does_not_give_at_all_is_refused_with_the_reason(tmp_path,
 @pytest.mark.parametrize("part", ["about.json", "scores.json"])
 def test_a_read_error_costs_the_best_checkpoint_not_its_place(tmp_path, monkeypatch, part):
     for step in (1, 2, 3, 4):
-        files.write_scores(make(tmp_path, step), {"set": {"accuracy": 0.9 - 0.1 * step}})
+        scores = {"set": {"accuracy": 0.9 - 0.1 * step}}
+        files.write_scores(make(tmp_path, step), scores, compared_by=["set"])
     with monkeypatch.context() as patch:
         fail_to_read(patch, part, times=999, number=errno.ESTALE)
         with pytest.raises(files.UnreadableError):

@@ -69,7 +69,6 @@ def test_a_whole_run_and_its_resume_need_no_more(data, world, tmp_path, monkeypa
             tiny.config(tmp_path / "data", tmp_path / "run"),
             world,
             precision=precision,
-            evaluate=lambda backbone: {},
         )
         assert trainer.steps_done == begins_at
         trainer.run()

@@ -83,7 +83,7 @@ def _rank(rank: int, config: Config, store: Path, moment: Moment | None) -> None
     precision = choose_precision(world.device, "fp32")
     if moment and moment.rank == rank:
         stop_after(moment.calls, store.with_suffix(".reached"))
-    Trainer(config, world, precision=precision, evaluate=lambda backbone: {}).run()
+    Trainer(config, world, precision=precision).run()
     leave_world()
 
 

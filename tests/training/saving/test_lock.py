@@ -317,7 +317,6 @@ def test_a_run_that_lost_its_folder_writes_no_metrics_and_no_state(data, world, 
         tiny.config(data, output),
         world,
         precision=choose_precision(world.device, "fp32"),
-        evaluate=lambda backbone: {},
     )
     held_by(output, 4, token="far")
     others = (output / "state.json").read_text()

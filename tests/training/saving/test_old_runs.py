@@ -32,7 +32,7 @@ def config(tmp_path: Path) -> Config:
 
 def start(config: Config, world) -> Trainer:
     precision = choose_precision(world.device, "fp32")
-    return Trainer(config, world, precision=precision, evaluate=lambda backbone: {})
+    return Trainer(config, world, precision=precision)
 
 
 @pytest.mark.slow

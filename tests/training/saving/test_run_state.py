@@ -19,7 +19,7 @@ from training.step.precision import choose_precision
 
 def build(config: Config, world) -> Trainer:
     precision = choose_precision(world.device, "fp32")
-    return Trainer(config, world, precision=precision, evaluate=lambda backbone: {})
+    return Trainer(config, world, precision=precision)
 
 
 def read(output: Path) -> dict:

@@ -89,7 +89,6 @@ def train_in_parts(world: World, config: Config) -> tuple[list[float], list, int
         config,
         world,
         precision=choose_precision(world.device, "fp32"),
-        evaluate=lambda backbone: {},
     )
     trainer.step.backbone.eval()
     losses, reduced = [], 0

@@ -33,7 +33,6 @@ def train(world: World, config: Config) -> list[str]:
         config,
         world,
         precision=choose_precision(world.device, "bf16"),
-        evaluate=lambda backbone: {},
     )
     assert torch.are_deterministic_algorithms_enabled()
     trainer.run()
