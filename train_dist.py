@@ -19,11 +19,12 @@ import sys
 from facestream import VERSION
 from training.command import command
 from training.config import load_config
-from training.distributed import join_world, leave_world
+from training.distributed import join_world, leave_world, together
 from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops, resume_command
 from training.loop import Trainer
 from training.planning.dry_run import dry_run
 from training.reporting.console import protect_console
+from training.reporting.dashboards.others import require_installed
 from training.reporting.lines import ConsoleHandler
 from training.reporting.run_log import keep_early_warnings
 from training.scored_sets import open_sets
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace, stops: Stops) -> int:
     world = join_world(config.run.device)
     stops.follow(config.run, world)
     precision = choose_precision(world.device, config.step.precision)
+    together(lambda: world.is_main and require_installed(config.log.also))
     sets = open_sets(config, world, precision)
     if arguments.dry_run:
         status = dry_run(config, world, precision, sets=sets)

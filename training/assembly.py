@@ -147,12 +147,7 @@ class Assembly:
 
     def settings(self) -> dict[str, Any]:
         """Every setting as it is in force, what was automatic decided."""
-        settings = {
-            f"{section}.{key}": value
-            for section, values in self.plan.config.as_dict().items()
-            for key, value in values.items()
-        }
-        return settings | {
+        return self.plan.config.settings() | {
             "run.device": self.plan.world.device.type,
             "data.threads": self.plan.loader.threads,
             "data.decode": self.plan.loader.decode,

@@ -295,10 +295,13 @@ class LogConfig:
     """What is told on the way."""
 
     every: Count = 50  # steps between lines; nothing is read from the device in between
+    also: tuple[str, ...] = ()  # wandb, mlflow: dashboards beside TensorBoard, where installed
     pictures: bool = True  # faces in TensorBoard and in report.html; false: none of anyone
 
     def __post_init__(self) -> None:
         _check_ranges("log", self)
+        known = set(self.also) <= {"wandb", "mlflow"}
+        _check(known, "log.also", self.also, "any of wandb and mlflow, as [wandb,mlflow]")
 
 
 @dataclass(frozen=True)
@@ -410,13 +413,17 @@ class Config:
         lines += [f"settings since then, at their defaults: {', '.join(new)}"] if new else []
         return _typed(cls(**sections)), tuple(lines)
 
-    def lines(self) -> list[str]:
-        """``section.key=value`` for every key: what run.log has, and what would override it."""
-        return [
-            f"{section}.{key}={as_given(value)}"
+    def settings(self) -> dict[str, Any]:
+        """``section.key`` to its value, as `as_dict` has it."""
+        return {
+            f"{section}.{key}": value
             for section, values in self.as_dict().items()
             for key, value in values.items()
-        ]
+        }
+
+    def lines(self) -> list[str]:
+        """``section.key=value`` for every key: what run.log has, and what would override it."""
+        return [f"{key}={as_given(value)}" for key, value in self.settings().items()]
 
     def changes(self) -> list[str]:
         """Those of `lines` that are not at their defaults; of data.train there is none."""

@@ -12,11 +12,13 @@ from typing import Any
 from torch import nn
 
 from evaluation.features import NonFiniteEmbeddingsError
+from evaluation.result import Model
 from evaluation.scoring import Scored
 from facestream import USER_ERROR_EXIT_CODE
 from models import fold_batch_norm
+from models.input import Input
 from pipeline.dali_loader import Batch
-from pipeline.named_path import mendable
+from pipeline.named_path import as_text, mendable
 from training.assembly import Plan, assemble, plan, stream_batches
 from training.config import Config
 from training.distributed import World, from_main, together
@@ -24,6 +26,7 @@ from training.faults.agreement import Reason
 from training.faults.rollback import Rollback, gather_bad_steps
 from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops
 from training.faults.watchdog import Watchdog
+from training.frozen.model import digest_of_weights
 from training.planning.memory import available_memory
 from training.planning.out_of_memory import memory_explained
 from training.reporting.doctor import Doctor
@@ -38,6 +41,7 @@ from training.saving.files import (
     CheckpointError,
     Scores,
     counters,
+    folder_of,
     read_about,
     remove_beyond,
     step_of,
@@ -121,7 +125,13 @@ class Trainer:
         self.reporter = None
         if world.is_main:
             scaled = self.step.scaler.is_enabled()
-            self.reporter = Reporter(self.output, at=self._position(), scales_losses=scaled)
+            self.reporter = Reporter(
+                self.output,
+                at=self._position(),
+                scales_losses=scaled,
+                also=config.log.also,
+                pictures=config.log.pictures,
+            )
         self._doctor = Doctor(self.assembly.settings())
         self._forecast = Forecast(
             config,
@@ -211,7 +221,7 @@ class Trainer:
             self.reporter.say(line)
         if self._at_end():
             self.reporter.say(f"finished, nothing to do: step {self.steps_done} was the last")
-        self.reporter.text("config", "\n".join(f"    {line}" for line in self.config.lines()))
+        self.reporter.settings(self.config.settings())
 
     def _position(self) -> Position:
         return Position(
@@ -242,8 +252,13 @@ class Trainer:
                         scores = self._run(stream, scores)
                 self._require_saved()
                 self._note_end("finished", why="all steps are done", exit_code=os.EX_OK)
+            if self.reporter:
+                self.reporter.finish(self.config.settings(), scores)
+                self.reporter.findings.write()
             return scores
         except Stopped:
+            if self.reporter:
+                self.reporter.findings.write()
             raise
         except Exception as error:
             loss = self._stops.explain(error)
@@ -481,8 +496,24 @@ class Trainer:
         if self.reporter:
             self._require_lock()
             self.reporter.verification(self._position(), {one.name: found.scores})
+            self.reporter.findings.add(self._position(), self._model(), found)
         self._saver.add_scores(self.steps_done, {one.name: found.scores})
         return found
+
+    def _model(self) -> Model:
+        """The backbone as it is now, as results show it."""
+        config = self.config
+        return Model(
+            name=f"{as_text(self.output.resolve().name)}@{self.steps_done}",
+            source=as_text(str(folder_of(self.output, self.steps_done))),
+            digest=digest_of_weights(unwrapped(self.step.backbone)),
+            network=config.model.name,
+            embedding_dim=config.model.embedding_dim,
+            image_size=config.data.image_size,
+            input=str(Input(size=config.data.image_size)),
+            precision=str(self.precision.compute_dtype).removeprefix("torch."),
+            sample_rate=self.step.head.sample_rate,
+        )
 
     def _at_end(self) -> bool:
         return self.steps_done >= self.schedule.total_steps

@@ -260,7 +260,7 @@ def test_settings_of_other_versions_are_named():
     assert found == override(BASE, ())
     assert lines == (
         "settings that are no more: optim.nesterov=true",
-        "settings since then, at their defaults: optim.clip, log.every, log.pictures",
+        "settings since then, at their defaults: optim.clip, log.every, log.also, log.pictures",
     )
     for odd in ({"optim": 3}, {"optim": {"lr": -1}}, {"optim": {"lr": "much"}}):
         with pytest.raises(ConfigError, match="optim"):

@@ -40,6 +40,7 @@ NO_FILES = {
     "distill.input",
     "distill.loss",
     "eval.every",  # names sets
+    "log.also",
     "step.precision",
     "step.cuda_graph",
 }

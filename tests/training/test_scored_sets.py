@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from evaluation.features import Features
@@ -24,27 +22,9 @@ from training.scored_sets import ScoredSet, compared, open_sets
 from training.step.precision import choose_precision
 
 
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="png")
-    return file.getvalue()
-
-
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    """20 pairs, half genuine: the second image of those is a noisy copy of the first."""
-    random = np.random.default_rng(0)
-    images = []
-    for i in range(20):
-        first, second = (
-            random.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
-        )
-        second = first if i % 2 == 0 else second
-        noisy = second + random.normal(0, 40, second.shape)
-        images += [png(first), png(noisy.clip(0, 255).astype(np.uint8))]
-    path = tmp_path_factory.mktemp("sets") / "blocks.bin"
-    write_bin(path, images, np.arange(20) % 2 == 0)
-    return path
+    return tiny.write_pairs(tmp_path_factory.mktemp("sets") / "blocks.bin")
 
 
 def opened(world: World, pairs: Path, *settings: str) -> tuple[ScoredSet, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from evaluation.pair_set import write_bin
 from evaluation.scoring import Scored
 from pipeline.records.recordio import RecordWriter, pack_image
 from training.config import Config, DataConfig, HeadConfig, ModelConfig, OptimConfig, RunConfig
@@ -32,6 +33,22 @@ def write_set(folder: Path) -> Path:
             Image.fromarray(pixels).save(file, "PNG")
             writer.write(pack_image(file.getvalue(), float(key // IMAGES), key))
     return folder
+
+
+def write_pairs(path: Path) -> Path:
+    """20 pairs, half genuine: the second image of those is a noisy copy of the first."""
+    rng = np.random.default_rng(0)
+    images = []
+    for i in range(20):
+        blocks = rng.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+        first, second = blocks.repeat(SIZE // 4, 1).repeat(SIZE // 4, 2)
+        second = first if i % 2 == 0 else second
+        for pixels in (first, second + rng.normal(0, 40, second.shape)):
+            file = io.BytesIO()
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "PNG")
+            images.append(file.getvalue())
+    write_bin(path, images, np.arange(20) % 2 == 0)
+    return path
 
 
 def config(data: Path, output: Path) -> Config:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import (
     BarColumn,
@@ -17,17 +19,20 @@ from rich.progress import (
 )
 
 from facestream import UserError
-from training.reporting.board import Board
+from training.reporting.dashboards.dashboard import Dashboard
+from training.reporting.dashboards.others import open_others
+from training.reporting.dashboards.tensorboard import TensorBoard
+from training.reporting.findings import Findings
 from training.reporting.journal import Journal, Position
 from training.reporting.lines import open_console, show
 from training.reporting.outlet import Outlet
 from training.reporting.run_log import RunLog
-from training.reporting.tags import Tags
-from training.saving.files import main_figure
+from training.reporting.tags import Tags, of_set
+from training.saving.files import Scores, main_figure
 
 
 class Reporter:
-    """The main rank's voice: console with a progress bar, run.log, TensorBoard, and JSON lines.
+    """The main rank's voice: console with a progress bar, run.log, dashboards, and JSON lines.
 
     None of them fails whoever speaks: see training.reporting. Whoever prints to the console must
     have `reporting.console.protect_console` see to that.
@@ -36,17 +41,32 @@ class Reporter:
         folder: the run's.
         at: where it begins.
         scales_losses: whether steps scale their losses, which the console's lines then tell.
+        also: dashboards beside TensorBoard, as log.also names them.
+        pictures: whether faces may be shown.
     """
 
-    def __init__(self, folder: Path, *, at: Position, scales_losses: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        at: Position,
+        scales_losses: bool = False,
+        also: Sequence[str] = (),
+        pictures: bool = True,
+    ) -> None:
         self.console, self._scales_losses = open_console(), scales_losses
+        self._pictures = pictures
         self.tensorboard_path = folder / "tensorboard"
         self.curves_path = folder / "curves.png"
         self._log = RunLog(folder / "run.log")
         self._log.attach()
         self.journal = Journal(folder, step=at.step)
         # A run from its start has not even been verified: nothing of a try before it is shown.
-        self._board = Board(self.tensorboard_path, first_step=at.step + 1 if at.step else 0)
+        board = TensorBoard(self.tensorboard_path, first_step=at.step + 1 if at.step else 0)
+        self._dashboards: list[Dashboard] = [board, *open_others(also, folder, fresh=not at.step)]
+        self.findings = Findings(
+            folder, self.tensorboard_path, dashboards=self._dashboards, pictures=pictures
+        )
         self._tags = Tags()
         self._curves = Outlet(str(self.curves_path))
         self._progress = Progress(
@@ -81,7 +101,7 @@ class Reporter:
     def training(self, at: Position, reading: Mapping[str, float]) -> None:
         """One reading, named as in reporting/meters.py; the console's line is arcface_torch's."""
         self.journal.write(at, reading)
-        self._board.scalars(self._tags.named(reading), at.step)
+        self._scalars(self._tags.named(reading), at.step)
         told = f"{reading['images_per_s']:.0f} images/s  loss {reading['loss']:.3f}"
         self._progress.update(self._task, told=f"{told}  lr {reading['lr']:.4f}")
         shares = {
@@ -103,8 +123,7 @@ class Reporter:
         """Scores of each set."""
         self.journal.write(at, {"verification": results})
         for name, scores in results.items():
-            named = {f"verification_{name}/{score}": value for score, value in scores.items()}
-            self._board.scalars(named, at.step)
+            self._scalars(of_set(name, scores), at.step)
             self.say(f"[{name}][{at.step}] {_line(scores)}")
 
     def verified(self, step: int) -> dict[str, dict[str, float]]:
@@ -119,22 +138,34 @@ class Reporter:
     def go_back(self, at: Position) -> None:
         """Forget what was written of steps that come again."""
         self.journal.forget_after(at.step)
-        self._board.forget_from(at.step + 1)
+        for dashboard in self._dashboards:
+            dashboard.forget_from(at.step + 1)
         self.advance(at)
 
     def images(self, at: Position, images: torch.Tensor) -> None:
         """A grid of the first 32 of (B, 3, H, W) uint8 images, as the network sees them."""
+        if not self._pictures:
+            return
         rows = min(4, len(images) // 8) or 1
         shown = images[: rows * 8].cpu()
         columns = len(shown) // rows
         _, channels, height, width = shown.shape
-        grid = shown.reshape(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
-        picture = grid.reshape(channels, rows * height, columns * width)
-        self._board.image("data/images", picture, at.step)
+        grid = shown.reshape(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+        picture = grid.reshape(rows * height, columns * width, channels).numpy()
+        self._image("data/images", picture, at.step)
 
-    def text(self, name: str, text: str) -> None:
-        """A text for TensorBoard, such as the resolved configuration."""
-        self._board.text(name, text)
+    def settings(self, values: Mapping[str, Any]) -> None:
+        """The resolved configuration, "section.key" to value."""
+        for dashboard in self._dashboards:
+            dashboard.settings(values)
+
+    def finish(self, settings: Mapping[str, Any], results: Scores) -> None:
+        """The settings of a run that is finished beside its last scores."""
+        scores: dict[str, float] = {}
+        for name, found in results.items():
+            scores |= of_set(name, found)
+        for dashboard in self._dashboards:
+            dashboard.finish(settings, scores)
 
     def sum_up(self, checkpoint: Path | None) -> None:
         """Draw the curves; say how verification went and where everything lies."""
@@ -156,14 +187,26 @@ class Reporter:
         folder = shlex.quote(str(self.tensorboard_path))
         self.say(f"TensorBoard  tensorboard --logdir {folder}")
         self.say(f"checkpoint   {checkpoint}")
+        if self.findings.report:
+            self.say(f"report       {self.findings.report}")
         if drawn:
             self.say(f"curves       {self.curves_path}")
         self.say(f"log          {self._log.path}")
 
     def close(self) -> None:
-        """End the progress bar; `say` and `sum_up` work on."""
+        """End the progress bar and the dashboards; `say` and `sum_up` work on."""
         self._progress.stop()
+        for dashboard in self._dashboards:
+            dashboard.close()
         self._log.detach()
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        for dashboard in self._dashboards:
+            dashboard.scalars(values, step)
+
+    def _image(self, name: str, image: np.ndarray, step: int) -> None:
+        for dashboard in self._dashboards:
+            dashboard.image(name, image, step)
 
 
 def _line(scores: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Under which names TensorBoard shows a reading: groups of curves, none of which is flat."""
+"""Under which names dashboards show a reading: groups of curves, none of which is flat."""
 
 from __future__ import annotations
 
@@ -30,8 +30,18 @@ _NOTHING = {
 }
 
 
+def group_of(name: str) -> str:
+    """Of what is shown of a test set."""
+    return f"verification_{name}"
+
+
+def of_set(name: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores of a test set as GROUP/NAME."""
+    return {f"{group_of(name)}/{score}": value for score, value in scores.items()}
+
+
 class Tags:
-    """Names a run's readings for TensorBoard."""
+    """Names a run's readings for dashboards."""
 
     def __init__(self) -> None:
         self._silent = dict(_NOTHING)
