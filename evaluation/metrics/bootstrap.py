@@ -13,20 +13,23 @@ would be 1.3 to 1.7 times too wide. So the spread of a second bootstrap, which d
 people alone, is taken off twice, as in the variance for dyads of Aronow, Samii and Assenova
 (Cluster-robust variance estimation for dyadic data, 2015); and the percentiles of the first are
 drawn in toward the figure accordingly. The variance is raised by 15 in the number of people: with
-few people the errors come of fewer still, and such variances are known to be too small. AUC and EER
-vary less the nearer they are to their ends, and percentiles around a lucky figure would be too
-narrow: their intervals are symmetric in the logarithm of the odds.
+few people the errors come of fewer still, and such variances are known to be too small.
 
-Where it is simulated that 100 people differ in how hard they are to recognize, 95 % intervals of
-accuracy and of TAR at FAR 1e-2 hold the truth 92 to 97 times of 100. They hold it less often, some
-88 times, for a TAR that hangs on a handful of people whom many others resemble.
+A rate's interval is the mean of two: the percentiles, and one that is symmetric in the logarithm of
+the odds. Where TAR hangs on a handful of people whom many others resemble, percentiles hold the
+truth 88 times of 100, and where few errors are seen the other holds it 99 times. AUC varies less
+the nearer it is to 1, and has the interval of odds alone. So made, 95 % intervals of accuracy and
+of TAR at FAR 1e-2 hold the truth 92 to 98 times of 100, those of EER 93 to 97 and those of AUC 91
+to 96, on nine kinds of simulated sets: of 100 or 400 people, hard and easy, alike and unlike.
 
 Where people are not known, images are drawn in their place.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Protocol
@@ -105,7 +108,7 @@ class Clusters:
 
 @dataclass(frozen=True)
 class Spread:
-    """How far a figure strayed from itself in the draws.
+    """How far a figure strayed from itself in the draws; NaN where a draw did not have it.
 
     Attributes:
         drawn: (draws, ...) figures less that of the whole, where clusters were drawn.
@@ -125,7 +128,8 @@ class Spread:
         """Low and high (...) of figures (...), by percentiles; NaN where draws do not give any."""
         whole, honest = self._variances()
         scale = np.sqrt(honest / np.where(whole > 0, whole, np.nan))
-        low, high = np.nanquantile(_finite(self.drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        with _quiet():
+            low, high = np.nanquantile(self.drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         return point + scale * low, point + scale * high
 
     def interval_of_odds(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,11 +140,26 @@ class Spread:
         low, high = odds * np.exp(-reach), odds * np.exp(reach)
         return low / (1 + low), 1 - 1 / (1 + high)
 
+    def interval_of_rate(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The mean of the two, of rates above 0 and below 1."""
+        ends = zip(self.interval(point), self.interval_of_odds(point))
+        low, high = (np.clip((one + other) / 2, 0, 1) for one, other in ends)
+        return low, high
+
     def _variances(self) -> tuple[np.ndarray, np.ndarray]:
         """Of the draws, and that of them which the figure honestly has."""
-        whole, own = (np.nanvar(_finite(part), axis=0) for part in (self.drawn, self.own))
+        with _quiet():
+            whole, own = (np.nanvar(part, axis=0) for part in (self.drawn, self.own))
         honest = np.maximum(whole - 2 * own, own) * (1 + SMALL_SAMPLE / self.clusters)
         return whole, honest
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A figure that no draw has is NaN, as it should be; numpy would warn of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -168,8 +187,10 @@ def bootstrap(
     own = [figures(weigh) for weigh in _of_pairs(clusters, draws, at_once, seed)]
     return {
         name: Spread(
-            np.concatenate([block[name] for block in drawn]) - value,
-            np.concatenate([block[name] for block in own]) - value,
+            *(
+                _finite(np.concatenate([block[name] for block in blocks])) - _finite(value)
+                for blocks in (drawn, own)
+            ),
             clusters.count,
         )
         for name, value in whole.items()
@@ -266,7 +287,7 @@ def figure(
         point: the figure; None stands in its place where it is not finite.
         spread: None gives no interval.
         rate: whether it lies in [0, 1].
-        odds: whether the interval is to be symmetric in the logarithm of a rate's odds.
+        odds: whether a rate's interval is to be the one of odds alone.
         apart: for a rate, how many independent comparisons it surely stands on (`Clusters.apart`).
     """
     if not np.isfinite(point):
@@ -279,10 +300,10 @@ def figure(
         seen += "share nobody"
         low, high = (0.0, bound) if point == 0 else (1 - bound, 1.0)
         return Figure(float(point), low, high, "; ".join(filter(None, [note, seen])))
-    interval = spread.interval_of_odds if odds else spread.interval
+    interval = spread.interval
+    if rate:
+        interval = spread.interval_of_odds if odds else spread.interval_of_rate
     low, high = (float(end) for end in interval(np.asarray(point)))
     if not (np.isfinite(low) and np.isfinite(high)):
         return Figure(float(point), note=note)
-    if rate:
-        low, high = max(low, 0.0), min(high, 1.0)
     return Figure(float(point), low, high, note)

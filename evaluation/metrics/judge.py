@@ -28,7 +28,7 @@ FAR_LIMITS = (1e-2, 1e-3)
 HARDEST = 24
 BIN_EDGES = np.linspace(-1, 1, 101)
 ORIGIN = "chosen on these very pairs, but for figures in folds and the accuracy"
-METHOD = "bootstrap over people, percentiles less a pair's own chance counted too often"
+METHOD = "bootstrap over clusters; percentiles and odds, less what it counts twice of single pairs"
 IMAGES = "images, as it is not known who they show: with people they may be wider"
 
 

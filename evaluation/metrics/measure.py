@@ -18,7 +18,7 @@ from evaluation.metrics.shares import Share, weighted_shares
 from evaluation.result import Curve, Figure
 
 SORTED = 1_000_000  # pairs, above which the draws' figures are made over bins
-ODDS = ("auc", "eer")  # whose intervals are symmetric in the logarithm of the odds
+ODDS = ("auc",)  # whose interval is symmetric in the logarithm of the odds
 RATES_AT = ("tar@far", "fnmr@fmr")
 
 

@@ -41,7 +41,7 @@ def intervals() -> Iterator[dict[str, tuple[float, float]]]:
         spreads = bootstrap(pairs.figures, clusters, draws=DRAWS, seed=seed, at_once=pairs.at_once)
         point = pairs.point()
         yield {
-            short: spreads[name].interval(point[name][0])
+            short: spreads[name].interval_of_rate(point[name][0])
             for short, name in (("accuracy", "accuracy"), ("tar", f"tar@far={FAR:g}"))
         }
 
