@@ -15,6 +15,7 @@ from PIL import Image
 from evaluation.embedding import Load, decoder
 from facestream import UserError
 from pipeline.align import LandmarkError, align
+from pipeline.faces.crops import CropError, Cropper
 from pipeline.named_path import mendable
 from pipeline.photos import PhotoError, photo_pixels
 from pipeline.records.recordio import RecordError
@@ -55,6 +56,19 @@ class Images:
         file = io.BytesIO()
         Image.fromarray(pixels[0]).save(file, format="jpeg", quality=90)
         return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Faces:
+    """How the faces in photographs are found.
+
+    Attributes:
+        cropper: for the photographs of a folder.
+        known_by: what finds them, such as a digest of its file.
+    """
+
+    cropper: Callable[[Path], Cropper]
+    known_by: str
 
 
 def encoded_images(
@@ -119,6 +133,25 @@ def resized_files(paths: Sequence[Path], *, names: Sequence[str], size: int) -> 
     return _photos(paths, names, size, stretch, made=b"resized 1")
 
 
+def cropped_files(
+    paths: Sequence[Path], *, names: Sequence[str], cropper: Cropper, known_by: str
+) -> Images:
+    """Photos of any size, the face in each cropped as it is loaded; one without a face is damaged.
+
+    Args:
+        known_by: what finds the faces, such as a digest of its file.
+
+    Raises:
+        ImagesError: a file that is not there or may not be read.
+    """
+
+    def crop(photo: np.ndarray, place: int) -> np.ndarray:
+        return cropper(photo, paths[place]).pixels
+
+    choices = f"cropped 1 {known_by} {cropper.no_face} {cropper.several}"
+    return _photos(paths, names, cropper.size, crop, made=choices.encode())
+
+
 def require_size(images: Images, places: Sequence[int], *, found_in: str | Path) -> None:
     """Raise ImagesError where the header of one of these images says another size."""
     for place in places:
@@ -173,7 +206,7 @@ def _photos(
         for row, place in enumerate(places):
             try:
                 pixels[row] = make(photo_pixels(read(place)), place)
-            except (RecordError, PhotoError, LandmarkError) as error:
+            except (RecordError, PhotoError, LandmarkError, CropError) as error:
                 faults[row] = str(error)
         return pixels, faults
 
@@ -196,6 +229,6 @@ def _size_fault(encoded: bytes, size: int) -> str:
     if (width, height) == (size, size):
         return ""
     return (
-        f"has {width}×{height} pixels, not {size}×{size} (image_size): pack the set "
-        "again in that size, or leave it out of the paths"
+        f"has {width}×{height} pixels, not {size}×{size} as the model takes: crop photographs "
+        "(tools/align.py), or pack the set again in that size"
     )

@@ -9,6 +9,7 @@ that torchrun starts share the embedding.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.columns import read_groups, read_quality
 from evaluation.evaluate import CLEAN, Judged, Opener, Settings, embed_sets, evaluate
+from evaluation.images import Faces
 from evaluation.protocols.degraded import DEGRADATIONS
 from evaluation.protocols.draw_pairs import PER_PERSON
 from evaluation.protocols.protocol import Asked, TestSet
@@ -33,8 +35,10 @@ from evaluation.report.html import write_html
 from evaluation.result import Result, read_evaluation
 from facestream import UserError
 from pipeline.ahead import cores
+from pipeline.faces.crops import Cropper
 from pipeline.named_path import as_text
 from pipeline.whole_file import write_whole
+from tools.sources.cropping import add_crop_options, open_cropper, take_crop_options
 from training.command import command, whole_number
 from training.config import load_config
 from training.distributed import World, join_world, leave_world
@@ -52,13 +56,22 @@ class Sets:
         specs: as open_set takes them.
         sizes: of the models' images: each set is opened once in each, so that an error comes before
             anything is embedded.
+        seed: of all that is drawn.
+        faces: what finds the faces in photographs.
 
     Raises:
         UserError: a set that cannot be opened, or two of one name.
     """
 
-    def __init__(self, specs: Sequence[str], *, sizes: Iterable[int], seed: int) -> None:
-        self._seed, self._sizes = seed, sorted(set(sizes))
+    def __init__(
+        self,
+        specs: Sequence[str],
+        *,
+        sizes: Iterable[int],
+        seed: int,
+        faces: Faces | None = None,
+    ) -> None:
+        self._seed, self._faces, self._sizes = seed, faces, sorted(set(sizes))
         self._shown: tuple[TestSet, dict[str, int]] | None = None
         self._specs: dict[str, str] = {}
         for spec in dict.fromkeys(specs):
@@ -80,7 +93,7 @@ class Sets:
         return test_set.images.picture(places[image]) if image in places else None
 
     def _open(self, spec: str, size: int) -> TestSet:
-        return open_set(spec, image_size=size, seed=self._seed)
+        return open_set(spec, image_size=size, seed=self._seed, faces=self._faces)
 
     def _largest(self, name: str) -> tuple[TestSet, dict[str, int]]:
         """The set as the model of the largest images sees it, the last one kept open."""
@@ -185,6 +198,7 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
         _specs(arguments),
         sizes=[model.embedder.image_size for model in models],
         seed=arguments.seed,
+        faces=_faces(arguments),
     )
     settings = Settings(
         _asked(arguments),
@@ -216,6 +230,23 @@ def _specs(arguments: argparse.Namespace) -> list[str]:
             f"folder of people's photos. Sets are\n{kinds()}"
         )
     return specs
+
+
+def _faces(arguments: argparse.Namespace) -> Faces | None:
+    """What finds faces, as the options for photographs say; None without them."""
+    options = take_crop_options(vars(arguments))
+    cropper = open_cropper(options, folder=Path())
+    if cropper is None:
+        return None
+    digest = hashlib.blake2b(cropper.found_by.path.read_bytes(), digest_size=16).hexdigest()
+
+    def of_folder(folder: Path) -> Cropper:
+        """Names of a list begin in the folder of the photographs."""
+        found = open_cropper(options, folder=folder) if options.landmarks else cropper
+        assert found is not None
+        return found
+
+    return Faces(of_folder, known_by=digest)
 
 
 def _asked(arguments: argparse.Namespace) -> Asked:
@@ -268,6 +299,7 @@ def parser() -> argparse.ArgumentParser:
         "112,rgb,0..1,imagenet; once for all of them, or once for each",
     )
     add("--config", type=Path, help="a configuration file that registers a run's own network")
+    add_crop_options(found, sized=False)
     add("--groups", metavar="CSV", help="image or person,group: every figure by group")
     add("--quality", metavar="CSV", help="image,quality: the curve of errors over images left out")
     add("--no-pictures", action="store_true", help="no face in the report")

@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.features import Features
-from evaluation.images import Images, encoded_images, image_files, require_size
+from evaluation.images import (
+    Faces,
+    Images,
+    cropped_files,
+    encoded_images,
+    image_files,
+    require_size,
+)
 from evaluation.metrics import measure
 from evaluation.metrics.folds import FoldAccuracy, Folds
 from evaluation.metrics.judge import FAR_LIMITS, judge_pairs
@@ -223,15 +230,29 @@ def open_bin(
     return Pairs(as_text(path.stem), images, numbers[0::2], numbers[1::2], pairs.same)
 
 
-def of_list(name: str, pairs: PairList, *, folder: str | Path, image_size: int) -> Pairs:
+def of_list(
+    name: str,
+    pairs: PairList,
+    *,
+    folder: str | Path,
+    image_size: int,
+    faces: Faces | None = None,
+) -> Pairs:
     """A list of pairs over the images of a folder; their names are their paths in it.
 
+    Args:
+        faces: what finds the face in photographs; None where the images are crops.
+
     Raises:
-        ImagesError: an image that cannot be read or is of another size.
+        ImagesError: an image that cannot be read, or a crop of another size.
     """
     names = [as_text(str(path.relative_to(folder))) for path in pairs.images]
-    images = image_files(pairs.images, names=names, size=image_size)
-    require_size(images, range(len(images)), found_in=folder)
+    if faces:
+        cropper = replace(faces.cropper(Path(folder)), size=image_size)
+        images = cropped_files(pairs.images, names=names, cropper=cropper, known_by=faces.known_by)
+    else:
+        images = image_files(pairs.images, names=names, size=image_size)
+        require_size(images, range(len(images)), found_in=folder)
     return Pairs(name, images, pairs.first, pairs.second, pairs.same, pairs.people)
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from evaluation.images import Faces
 from evaluation.protocols.degraded import DEGRADATIONS, degraded, description
 from evaluation.protocols.draw_pairs import PER_PERSON, draw_pairs
 from evaluation.protocols.identification import Identification, open_identification
@@ -42,6 +43,7 @@ class Share:
         batch_size: images at a time, by which ranks share them.
         rank, world_size: whose share of what is held in memory; 0 and 1 for all of it.
         seed: of pairs that are drawn.
+        faces: what finds the faces in photographs of folders; None where these hold crops.
     """
 
     image_size: int
@@ -49,6 +51,7 @@ class Share:
     rank: int = 0
     world_size: int = 1
     seed: int = 0
+    faces: Faces | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def open_set(
     rank: int = 0,
     world_size: int = 1,
     seed: int = 0,
+    faces: Faces | None = None,
 ) -> TestSet:
     """Open a test set by name, and nothing of it is embedded.
 
@@ -81,13 +85,14 @@ def open_set(
         spec: such as "lfw.bin", "xqlfw:DIR" or "lfw.bin+blur"; see KINDS and DEGRADATIONS.
         batch_size, rank, world_size: a rank may keep the images of its own batches alone.
         seed: of pairs that are drawn, and of what degradations draw.
+        faces: what finds the faces in photographs, where a list or folder of people is of such.
 
     Raises:
         SetError: no set is called so.
         UserError: a subclass of it, where what is named is missing or damaged; it names the path.
     """
     plain, degradations = split_degradations(spec)
-    share = Share(image_size, batch_size, rank, world_size, seed)
+    share = Share(image_size, batch_size, rank, world_size, seed, faces)
     opened: Any = _open(plain, spec, share)  # a dataclass, as TestSet says
     for kind, strength in degradations:
         about = {**opened.about, f"degraded by {kind}": description(kind, strength)}
@@ -199,7 +204,7 @@ def _pairs(words: str, share: Share) -> Pairs:
 
 def _of_list(name: str, pairs: Path, folder: Path, share: Share) -> Pairs:
     listed = read_pair_list(pairs, folder)
-    return of_list(name, listed, folder=folder, image_size=share.image_size)
+    return of_list(name, listed, folder=folder, image_size=share.image_size, faces=share.faces)
 
 
 def _people(words: str, share: Share) -> Pairs:
@@ -209,7 +214,7 @@ def _people(words: str, share: Share) -> Pairs:
         folder, limit = words, str(PER_PERSON)
     drawn = draw_pairs(folder, per_person=int(limit), seed=share.seed)
     name = as_text(Path(folder).resolve().name)
-    found = of_list(name, drawn, folder=folder, image_size=share.image_size)
+    found = of_list(name, drawn, folder=folder, image_size=share.image_size, faces=share.faces)
     about = {"pairs": f"drawn, seed {share.seed}, at most {limit} genuine ones of a person"}
     return replace(found, about=about)
 

@@ -20,6 +20,7 @@ from evaluation.pair_set import write_bin
 from evaluation.result import read_evaluation
 from facestream import USER_ERROR_EXIT_CODE
 from models import create_model
+from pipeline import align as pipeline_align
 from tests.commands import call
 from tests.ranks import run_ranks, start
 from tests.training.frozen.test_onnx_network import needs_onnx, write_onnx
@@ -120,6 +121,30 @@ def test_pairs_are_drawn_from_somebodys_own_photos(there):
     assert (result.set, result.counts["genuine"], result.counts["impostor"]) == ("photos", 12, 12)
     assert result.counts["identities"] == 6
     assert result.settings["pairs"] == "drawn, seed 0, at most 2 genuine ones of a person"
+
+
+@pytest.mark.parametrize("options", [(), ("--skip-damaged",)])
+def test_photographs_are_cropped_as_they_are_loaded(options, there):
+    """By a list of landmarks; one photo has no line in it."""
+    template = pipeline_align.TEMPLATE + 20
+    lines = []
+    for person in range(4):
+        (there / f"photos/p{person}").mkdir(parents=True)
+        for k in range(3):
+            photo = Image.open(io.BytesIO(png(2 * person))).resize((200, 160))
+            photo.save(there / f"photos/p{person}/{k}.png")
+            lines.append(f"p{person}/{k}.png," + ",".join(f"{x:.2f}" for x in template.ravel()))
+    (there / "marks.csv").write_text("\n".join(lines[1:]))
+    given = ("a.pth", "--pairs-from", "photos", "--landmarks", "marks.csv", *options)
+    ended = run(*given)
+    if not options:
+        assert ended.returncode == USER_ERROR_EXIT_CODE
+        assert "1 of 12 images are bad: p0/0.png no face" in ended.stderr
+        assert run("a.pth", "--pairs-from", "photos").returncode == USER_ERROR_EXIT_CODE
+        return
+    assert ended.returncode == 0, ended.stderr
+    (result,) = read_evaluation(there / "out/results.json").results
+    assert (result.counts["images"], result.counts["damaged"]) == (12, 1)
 
 
 def test_figures_are_given_by_group_and_over_a_quality(there):
@@ -269,6 +294,7 @@ def bad_sets(folder: Path) -> None:
         (("--sets", "small.bin", "--quality", "none.csv"), "none.csv does not exist"),
         (("--sets", "small.bin", "--folds", "31"), "31 folds"),
         (("--sets", "small.bin", "--disjoint-folds"), "does not say which people its images show"),
+        (("--pairs-from", "other", "--no-face", "skip"), "--no-face goes with --landmarks or"),
         ((), "no set is named: expected --sets SET..."),
         (("--pairs-from", "other"), "other holds 0 folders with images"),
         (("--sets", "small.bin", "--groups", "genuineless.csv"), "group"),

@@ -33,8 +33,12 @@ class CropOptions:
     several: str | None = None
 
 
-def add_crop_options(parser: argparse.ArgumentParser) -> None:
-    """Let a tool take photographs: read its arguments with `take_crop_options`."""
+def add_crop_options(parser: argparse.ArgumentParser, *, sized: bool = True) -> None:
+    """Let a tool take photographs: read its arguments with `take_crop_options`.
+
+    Args:
+        sized: whether the size of crops may be chosen.
+    """
     group = parser.add_argument_group("photographs")
     found_by = group.add_mutually_exclusive_group()
     found_by.add_argument(
@@ -47,9 +51,10 @@ def add_crop_options(parser: argparse.ArgumentParser) -> None:
     found_by.add_argument(
         "--detector", type=Path, metavar="FILE.onnx", help="find them by your own SCRFD or YuNet"
     )
-    group.add_argument(
-        "--size", type=whole_number(16, _LARGEST), help=f"pixels of a crop (default {SIZE})"
-    )
+    if sized:
+        group.add_argument(
+            "--size", type=whole_number(16, _LARGEST), help=f"pixels of a crop (default {SIZE})"
+        )
     group.add_argument(
         "--no-face", choices=NO_FACE, help="what to do with a photo without a face (default skip)"
     )
@@ -61,7 +66,7 @@ def add_crop_options(parser: argparse.ArgumentParser) -> None:
 def take_crop_options(arguments: dict[str, Any]) -> CropOptions:
     """These options out of a parser's arguments; the others are left in them."""
     names = CropOptions.__dataclass_fields__
-    return CropOptions(**{name: arguments.pop(name) for name in names})
+    return CropOptions(**{name: arguments.pop(name, None) for name in names})
 
 
 def open_cropper(options: CropOptions, *, folder: Path) -> Cropper | None:
