@@ -108,8 +108,8 @@ def write_lists(folder: Path, scale: float) -> np.ndarray:
     with (meta / "ijbc_template_pair_label.txt").open("w") as file:
         for start in range(0, count, 1 << 20):
             block = order[start : start + (1 << 20)]
-            rows = zip(others[block].tolist(), probes[block].tolist(), same[block].tolist())
-            file.writelines(f"{a} {b} {s}\n" for a, b, s in rows)
+            columns = others[block].tolist(), probes[block].tolist(), same[block].tolist()
+            file.writelines(f"{a} {b} {s}\n" for a, b, s in zip(*columns))
     return of_template[of_image]
 
 

@@ -84,7 +84,7 @@ def _block(scores: np.ndarray, entries: list[np.ndarray]) -> tuple[np.ndarray, .
     other_entry = scores.argmax(axis=1)
     other = scores[np.arange(count), other_entry]
     other_entry[np.isneginf(other)] = -1
-    for row in np.flatnonzero([len(found) for found in own]):
+    for row in np.flatnonzero([len(found) for found in own]).tolist():
         # Of most probes the best mate is before everybody else's entry, and nothing is to count.
         ahead = np.array(
             [np.count_nonzero(scores[row] >= s) if s <= other[row] else 0 for s in own[row]]

@@ -153,11 +153,12 @@ class Identification:
             kept &= np.array([name not in without for name in self.images.names])
         gallery = np.flatnonzero(kept & np.isin(self.part, ["gallery", "distractor"]))
         probes = np.flatnonzero(kept & np.isin(self.part, ["probe", "unmated"]))
-        number = {self.people[i]: n for n, i in enumerate(gallery) if self.part[i] == "gallery"}
-        of_entry = [number.get(self.people[i], NOBODY) for i in gallery]
+        enrolled = [self.people[i] for i in gallery.tolist()]
+        number = {who: n for n, who in enumerate(enrolled) if who}
+        of_entry = [number.get(who, NOBODY) for who in enrolled]
         of_probe = [
             number.get(self.people[i], NOBODY) if self.part[i] == "probe" else NOBODY
-            for i in probes
+            for i in probes.tolist()
         ]
         if not set(of_probe) - {NOBODY}:
             raise IdentificationError(

@@ -213,10 +213,12 @@ def _read_pairs(path: Path, templates: np.ndarray, listed: Path) -> TemplatePair
             for row, side in np.argwhere(templates[places] != rows[:, :2])[:1]:
                 _refuse(path, lines, start, row, f"{rows[row, side]} has no image in {listed}")
             blocks.append((places.astype(np.int32), rows[:, 2] == 1))
-    places, same = (np.concatenate(part) for part in zip(*blocks)) if blocks else ([], np.empty(0))
+    if not blocks:
+        raise IjbFilesError(f"{path} is empty: expected lines of {_PAIR}. {_AGAIN}")
+    places, same = (np.concatenate(part) for part in zip(*blocks))
     if not same.any() or same.all():
-        kind = "pair" if not len(same) else "genuine pair" if not same.any() else "impostor pair"
-        raise IjbFilesError(f"{path} holds no {kind}: expected lines of {_PAIR}. {_AGAIN}")
+        kind = "impostor" if same.any() else "genuine"
+        raise IjbFilesError(f"{path} holds no {kind} pair: expected lines of {_PAIR}. {_AGAIN}")
     return TemplatePairs(places[:, 0].copy(), places[:, 1].copy(), same)
 
 

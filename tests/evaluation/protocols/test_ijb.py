@@ -412,7 +412,7 @@ def test_a_bad_line_is_named(tmp_path: Path, file: str, line: int, text: str, sa
 
 
 @pytest.mark.parametrize(
-    ("kept", "says"), [("0", "holds no genuine pair"), ("1", "no impostor pair"), ("", "no pair")]
+    ("kept", "says"), [("0", "holds no genuine pair"), ("1", "no impostor pair"), ("", "is empty")]
 )
 def test_pairs_of_one_kind_are_refused(tmp_path: Path, kept: str, says: str) -> None:
     write(drawn(), tmp_path, images=False)
