@@ -10,7 +10,7 @@ from PIL import Image
 
 from facestream import UserError
 from pipeline.faces.boxes import Faces, without_overlaps
-from pipeline.faces.heads import head_of
+from pipeline.faces.layouts import layout_of
 from pipeline.named_path import check_path
 
 _SIDE = 640  # pixels, of the canvas of a network that takes any size
@@ -48,11 +48,11 @@ class Detector:
         self._input = node.name
         self._canvas = _canvas_of(self.path, node.shape)  # (height, width)
         probe = self._run(np.zeros((3, *self._canvas), np.float32))
-        head = head_of([output.shape for output in probe])
-        if head is None:
+        layout = layout_of([output.shape for output in probe])
+        if layout is None:
             raise DetectorError(f"{path} {_outputs_in_words(probe)}, {_EXPECTED}")
-        self._head = head
-        self.name = head.name
+        self._layout = layout
+        self.name = layout.name
         self._decode(probe)  # refuses other numbers of cells
 
     def __call__(self, pixels: np.ndarray) -> Faces:
@@ -69,21 +69,21 @@ class Detector:
         canvas = np.zeros((*self._canvas, 3), np.uint8)
         small = Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BILINEAR)
         canvas[:rows, :columns] = np.asarray(small)
-        found = self._decode(self._run(self._head.blob(canvas)))
+        found = self._decode(self._run(self._layout.blob(canvas)))
         if not np.isfinite(found.scores).all():
             raise DetectorError(f"{self.path} makes NaN or infinity of an image: it is damaged")
         found = without_overlaps(
-            found.taken(found.scores >= self._head.surest), most=self._head.overlap
+            found.taken(found.scores >= self._layout.surest), most=self._layout.overlap
         )
         back = np.array([width / columns, height / rows])
         return Faces(found.boxes * np.tile(back, 2), found.landmarks * back, found.scores)
 
     def _decode(self, outputs: list[np.ndarray]) -> Faces:
         try:
-            return self._head.decode(outputs, self._canvas)
+            return self._layout.decode(outputs, self._canvas)
         except ValueError as error:  # numpy's, of shapes that do not fit one another
             raise DetectorError(
-                f"{self.path} has the outputs of {self._head.name}, but not as many cells as an "
+                f"{self.path} has the outputs of {self._layout.name}, but not as many cells as an "
                 f"image of {self._canvas[1]}×{self._canvas[0]} pixels has at strides 8, 16, 32 …"
             ) from error
 

@@ -9,7 +9,7 @@ from facestream import UserError
 from pipeline.align import TEMPLATE
 from pipeline.faces.boxes import Faces, without_overlaps
 from pipeline.faces.detector import Detector, DetectorError
-from pipeline.faces.heads import head_of
+from pipeline.faces.layouts import layout_of
 from tests.pipeline.faces import detectors
 from tests.pipeline.faces.detectors import CANVAS, Face
 
@@ -68,8 +68,8 @@ def test_what_the_networks_are_given():
     """SCRFD RGB from -1 to 1; YuNet BGR from 0 to 255."""
     pixels = np.zeros((2, 2, 3), np.uint8)
     pixels[..., 0] = 255  # red
-    scrfd = head_of([(8, c) for c in (1, 4, 10) for _ in range(3)])
-    yunet = head_of([(8, c) for c in (1, 1, 4, 10) for _ in range(3)])
+    scrfd = layout_of([(8, c) for c in (1, 4, 10) for _ in range(3)])
+    yunet = layout_of([(8, c) for c in (1, 1, 4, 10) for _ in range(3)])
     np.testing.assert_allclose(scrfd.blob(pixels)[:, 0, 0], np.array([127.5, -127.5, -127.5]) / 128)
     np.testing.assert_allclose(yunet.blob(pixels)[:, 0, 0], [0, 0, 255])
 

@@ -17,7 +17,7 @@ _PRIORS = {8: (10, 16, 24), 16: (32, 48), 32: (64, 96), 64: (128, 192, 256)}  # 
 _VARIANCES = np.array([0.1, 0.2])
 
 
-class Head(NamedTuple):
+class Layout(NamedTuple):
     """A kind of detector.
 
     Attributes:
@@ -36,17 +36,17 @@ class Head(NamedTuple):
     overlap: float
 
 
-def head_of(shapes: Sequence[tuple[int, ...]]) -> Head | None:
+def layout_of(shapes: Sequence[tuple[int, ...]]) -> Layout | None:
     """The detector whose outputs have these shapes, (n, channels) each; None for any other."""
     if any(len(shape) != 2 for shape in shapes):
         return None
     channels = sorted(channels for _, channels in shapes)
     if channels in ([1] * 3 + [4] * 3 + [10] * 3, [1] * 5 + [4] * 5 + [10] * 5):
-        return Head("SCRFD", _scrfd_blob, _decode_scrfd, 0.5, 0.4)
+        return Layout("SCRFD", _scrfd_blob, _decode_scrfd, 0.5, 0.4)
     if channels == [1] * 6 + [4] * 3 + [10] * 3:
-        return Head("YuNet", _yunet_blob, _decode_yunet, 0.6, 0.3)
+        return Layout("YuNet", _yunet_blob, _decode_yunet, 0.6, 0.3)
     if channels == [1, 2, 14]:
-        return Head("YuNet of 2022", _yunet_blob, _decode_priors, 0.6, 0.3)
+        return Layout("YuNet of 2022", _yunet_blob, _decode_priors, 0.6, 0.3)
     return None
 
 
