@@ -58,7 +58,7 @@ class Axis:
         if self.percent:
             value, step = 100 * value, 100 * step
         digits = max(0, -math.floor(_log(step) + 1e-9))
-        return f"{value:,.{digits}f}" + ("%" if self.percent else "")
+        return f"{value:,.{digits}f}".replace("-", "−") + ("%" if self.percent else "")
 
 
 def log_axis(label: str, values: Iterable[float], *, to_one: bool) -> Axis:

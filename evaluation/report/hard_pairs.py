@@ -49,7 +49,7 @@ def _pair(result: Result, pair: HardPair, thumbnails: Thumbnails, *, wrong: bool
     return element(
         "li",
         element("span", first, second, class_="faces") if thumbnails.wanted else None,
-        element("b", f"{pair.score:.3f}"),
+        element("b", f"{pair.score:.3f}".replace("-", "−")),
         element("span", "wrong", class_="wrong") if wrong else None,
         element("span", pair.a, class_="image-name"),
         element("span", pair.b, class_="image-name"),

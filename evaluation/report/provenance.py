@@ -66,11 +66,11 @@ def overlap_facts(overlap: Mapping[str, Any]) -> Element:
 
 def _told(result: Result) -> dict[str, str]:
     """What is said of a result, by its name."""
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in result.counts.items())
     return {
         "protocol": result.protocol,
         **{str(name): _words(value) for name, value in result.settings.items()},
-        "counts": ", ".join(f"{count:,} {kind}" for kind, count in result.counts.items())
-        or MISSING,
+        "counts": counts or MISSING,
         "intervals": interval_words(result.interval, whole=True) or "none",
         "made": result.made or MISSING,
         "code": result.code,
