@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from evaluation.metrics import limits
-from evaluation.metrics.bootstrap import LEVEL
 from evaluation.metrics.discard import Discard
 from evaluation.metrics.folds import Folds
 from evaluation.metrics.groups import judge_groups
 from evaluation.metrics.held_out import held_out_shares, thresholds_at
+from evaluation.metrics.intervals import LEVEL
 from evaluation.metrics.measure import Asked, Comparisons, measure
 from evaluation.metrics.roc import check_scores
 from evaluation.result import Curve, Figure, Group, HardPair

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.metrics import limits
-from evaluation.metrics.bootstrap import LEVEL, WORD, Clusters, Spread, bootstrap, figure
+from evaluation.metrics.bootstrap import WORD, Clusters, bootstrap
 from evaluation.metrics.identification import (
     fnir,
     mean_precision,
@@ -21,6 +21,7 @@ from evaluation.metrics.identification import (
     rates_at,
     threshold,
 )
+from evaluation.metrics.intervals import LEVEL, Spread, figure
 from evaluation.metrics.searches import Searches
 from evaluation.result import Curve, Figure, Group
 

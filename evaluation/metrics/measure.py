@@ -10,9 +10,10 @@ import numpy as np
 
 from evaluation.metrics import limits
 from evaluation.metrics.binned import BinnedPairs
-from evaluation.metrics.bootstrap import Clusters, Once, Spread, Weights, bootstrap, figure
+from evaluation.metrics.bootstrap import Clusters, Once, Weights, bootstrap
 from evaluation.metrics.discard import Discard
 from evaluation.metrics.folds import Folds
+from evaluation.metrics.intervals import Spread, figure
 from evaluation.metrics.scored import ScoredPairs
 from evaluation.metrics.shares import Share, weighted_shares
 from evaluation.result import Curve, Figure

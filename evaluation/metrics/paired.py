@@ -12,7 +12,8 @@ from itertools import combinations
 
 import numpy as np
 
-from evaluation.metrics.bootstrap import LEVEL, Spread, bootstrap
+from evaluation.metrics.bootstrap import bootstrap
+from evaluation.metrics.intervals import LEVEL, Spread
 from evaluation.metrics.measure import Asked, Comparisons, scored
 from evaluation.result import Comparison, Figure
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.metrics.bootstrap import Clusters, Spread, Weights, bootstrap, figure
+from evaluation.metrics.bootstrap import Clusters, Weights, bootstrap
 from evaluation.metrics.folds import Folds
+from evaluation.metrics.intervals import Spread
 from evaluation.metrics.scored import ScoredPairs
 from tests.evaluation.metrics.simulated import simulated
 
@@ -108,28 +109,6 @@ def test_all_pairs_of_people_have_the_variance_for_dyads() -> None:
     )
     deviation = np.sqrt(variance) / len(rest) * np.sqrt(1 + 15 / 40)
     assert (high - low) / 2 / 1.96 == pytest.approx(deviation, rel=0.1)
-
-
-def test_an_interval_of_odds_stays_between_its_ends_and_agrees_with_the_other_in_the_middle() -> (
-    None
-):
-    drawn = np.random.default_rng(0).normal(0, 0.01, 4000)
-    spread = Spread(drawn, np.zeros(4000), 10_000)
-    middle = np.asarray(0.5)
-    np.testing.assert_allclose(spread.interval_of_odds(middle), spread.interval(middle), atol=2e-3)
-    low, high = spread.interval_of_odds(np.asarray(0.995))
-    assert 0.5 < low < 0.995 < high < 1
-    assert spread.interval(np.asarray(0.995))[1] > 1
-
-
-def test_no_error_gives_the_rule_of_three_over_what_shares_nobody() -> None:
-    still = Spread(np.zeros(100), np.zeros(100), 50)
-    perfect = figure(1.0, still, rate=True, apart=300)
-    assert (perfect.low, perfect.high) == (pytest.approx(0.99), 1.0)
-    assert "rule of three for 300 comparisons" in perfect.note
-    assert figure(0.0, still, rate=True, apart=2).high == 1.0
-    assert figure(1.0, None, rate=True, apart=300).low is None
-    assert figure(np.inf, still, rate=False).value is None
 
 
 def test_how_many_comparisons_share_nobody() -> None:
