@@ -14,6 +14,7 @@ from typing import Any
 from evaluation.features import Embedder, Features, extract
 from evaluation.protocols.protocol import Asked, TestSet
 from evaluation.result import Comparison, Evaluation, Model, Result
+from facestream import UserError
 
 CLEAN = " without leaks"  # after a set's name
 
@@ -48,7 +49,7 @@ class Settings:
     flip: bool = True
     skip_damaged: bool = False
     keep: Path | None = None
-    leaked: Mapping[str, frozenset[str]] | None = None
+    leaked: Mapping[str, frozenset[str]] = field(default_factory=dict)
     made: str = ""
 
 
@@ -86,18 +87,28 @@ def evaluate(
     """
     results: list[Result] = []
     comparisons: list[Comparison] = []
+    leaks = dict(overlap or {})
     for opener in openers:
         by_model: dict[str, Features] = {}
         for model, test_set in _each(models, opener):
             features = _features(model, test_set, settings)
             assert features is not None, "there is one rank"
             by_model[model.about.name] = features
-            for result in _judge(test_set, features, model.about.name, settings):
-                results.append(result)
+            judged = [_judge(test_set, features, model, settings.asked, settings)]
+            if leaked := settings.leaked.get(test_set.name):
+                rest = replace(settings.asked, without=settings.asked.without | leaked)
+                try:
+                    clean = _judge(test_set, features, model, rest, settings)
+                except UserError as error:  # what is left shows nothing: the whole set still does
+                    leaks[f"{test_set.name}{CLEAN}"] = str(error)
+                else:
+                    judged.append(replace(clean, set=f"{clean.set}{CLEAN}"))
+            for result in judged:
                 tell(result)
+            results += judged
         if len(models) > 1 and settings.asked.draws:
             comparisons += test_set.compare(by_model, asked=settings.asked)
-    return Evaluation([model.about for model in models], results, comparisons, overlap or {})
+    return Evaluation([model.about for model in models], results, comparisons, leaks)
 
 
 def _each(models: Sequence[Judged], opener: Opener) -> Iterator[tuple[Judged, TestSet]]:
@@ -122,13 +133,7 @@ def _features(model: Judged, test_set: TestSet, settings: Settings) -> Features 
 
 
 def _judge(
-    test_set: TestSet, features: Features, model: str, settings: Settings
-) -> Iterator[Result]:
-    """The set's result; where images of it leaked, also that of the rest."""
-    result = test_set.judge(features, model=model, asked=settings.asked)
-    yield replace(result, made=settings.made)
-    leaked = (settings.leaked or {}).get(test_set.name, frozenset())
-    if leaked:
-        asked = replace(settings.asked, without=settings.asked.without | leaked)
-        result = test_set.judge(features, model=model, asked=asked)
-        yield replace(result, set=f"{result.set}{CLEAN}", made=settings.made)
+    test_set: TestSet, features: Features, model: Judged, asked: Asked, settings: Settings
+) -> Result:
+    result = test_set.judge(features, model=model.about.name, asked=asked)
+    return replace(result, made=settings.made)

@@ -25,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evaluation.columns import read_groups, read_quality
 from evaluation.evaluate import CLEAN, Judged, Opener, Settings, embed_sets, evaluate
 from evaluation.images import Faces
+from evaluation.leaks.overlap import Overlap, read_overlap
 from evaluation.protocols.degraded import DEGRADATIONS
 from evaluation.protocols.draw_pairs import PER_PERSON
 from evaluation.protocols.protocol import Asked, TestSet
-from evaluation.protocols.sets import SetError, kinds, open_set
+from evaluation.protocols.sets import SetError, kinds, open_set, split_degradations
 from evaluation.report import tables
 from evaluation.report.figure_text import figure_text, title
 from evaluation.report.html import write_html
@@ -86,6 +87,18 @@ class Sets:
     def openers(self) -> list[Opener]:
         """As evaluate() takes them."""
         return [partial(self._open, spec) for spec in self._specs.values()]
+
+    def leaked(self, overlap: Overlap) -> dict[str, frozenset[str]]:
+        """By the name of a set, degraded or not, the names of its images that were found.
+
+        Raises:
+            OverlapError: a set that the leak check was not of.
+        """
+        size = self._sizes[0]
+        return {
+            name: overlap.names_in(self._open(split_degradations(spec)[0], size).images)
+            for name, spec in self._specs.items()
+        }
 
     def picture(self, name: str, image: str) -> bytes | None:
         """An image of a set, by names, as a network sees it."""
@@ -200,11 +213,13 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
         seed=arguments.seed,
         faces=_faces(arguments),
     )
+    overlap = read_overlap(arguments.without) if arguments.without else None
     settings = Settings(
         _asked(arguments),
         flip=not arguments.no_flip,
         skip_damaged=arguments.skip_damaged,
         keep=arguments.keep or arguments.output / "embeddings",
+        leaked=sets.leaked(overlap) if overlap else {},
         made=made,
     )
     if world.world_size > 1:
@@ -212,7 +227,8 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
         if not world.is_main:
             return
         models = [_alone(model) for model in models]
-    found = evaluate(models, sets.openers, settings, tell=_tell)
+    summary = overlap.summary() if overlap else None
+    found = evaluate(models, sets.openers, settings, overlap=summary, tell=_tell)
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_whole(arguments.output / "results.json", found.as_json())
     written = write_report(arguments.output, sets, pictures=not arguments.no_pictures)
@@ -302,6 +318,11 @@ def parser() -> argparse.ArgumentParser:
     add_crop_options(found, sized=False)
     add("--groups", metavar="CSV", help="image or person,group: every figure by group")
     add("--quality", metavar="CSV", help="image,quality: the curve of errors over images left out")
+    add(
+        "--without",
+        metavar="OVERLAP",
+        help="what tools/overlap.py has found: every figure also without those images",
+    )
     add("--no-pictures", action="store_true", help="no face in the report")
     add("--skip-damaged", action="store_true", help="leave damaged images out, and say how many")
     add("--no-flip", action="store_true", help="without the mirror images' embeddings")

@@ -15,8 +15,11 @@ import torch
 from PIL import Image
 
 from evaluation import embedding
+from evaluation.evaluate import CLEAN
 from evaluation.features import _OnDisk
+from evaluation.leaks.overlap import SAME_IMAGE, Finding, Overlap
 from evaluation.pair_set import write_bin
+from evaluation.protocols.sets import open_set
 from evaluation.result import read_evaluation
 from facestream import USER_ERROR_EXIT_CODE
 from models import create_model
@@ -162,6 +165,43 @@ def test_figures_are_given_by_group_and_over_a_quality(there):
     assert result.settings["discarded by"].startswith("quality:")
 
 
+def write_overlap(path: Path, *images: int, of: Path) -> Path:
+    """A leak check that has found these images of a set."""
+    fingerprint = open_set(str(of), image_size=SIZE).images.fingerprint
+    found = [Finding(SAME_IMAGE, "theirs", f"image {i}", 7, 100 + i, 1.0) for i in images]
+    about = {"fingerprint": fingerprint, "images": 2 * PAIRS, "damaged": 0}
+    training = {"path": "train.rec", "fingerprint": "f", "images": 9, "identities": 3, "damaged": 0}
+    Overlap(training, {"theirs": about}, {}, found).write(path)
+    return path
+
+
+def test_figures_are_given_without_what_leaked_too(there):
+    write_overlap(there / "overlap.json", 0, 3, 20, of=there / "small.bin")
+    ended = run("a.pth", "--sets", "small.bin", "small.bin+blur", "--without", "overlap.json")
+    assert ended.returncode == 0, ended.stderr
+    found = read_evaluation(there / "out/results.json")
+    counts = {r.set: r.counts["genuine"] + r.counts["impostor"] for r in found.results}
+    assert counts == {
+        "small": PAIRS,
+        f"small{CLEAN}": PAIRS - 3,
+        "small+blur": PAIRS,
+        f"small+blur{CLEAN}": PAIRS - 3,
+    }
+    assert "same image 3" in found.overlap["theirs"]
+
+
+def test_a_leak_check_of_other_sets_is_refused_and_one_that_leaves_nothing_is_said(there):
+    write_overlap(there / "all.json", *range(2 * PAIRS), of=there / "small.bin")
+    assert run("a.pth", "--sets", "small.bin", "--without", "all.json").returncode == 0
+    found = read_evaluation(there / "out/results.json")
+    assert [result.set for result in found.results] == ["small"]
+    assert "found 0 pairs" in found.overlap[f"small{CLEAN}"]
+    bad_sets(there)
+    ended = run("a.pth", "--sets", "other/two.bin", "--without", "all.json")
+    assert ended.returncode == USER_ERROR_EXIT_CODE
+    assert "not about this set" in ended.stderr
+
+
 def test_a_report_holds_faces_unless_they_are_not_wanted(there):
     run("a.pth", "--sets", "small.bin")
     assert 'src="data:image/' in (there / "out/report.html").read_text()
@@ -274,6 +314,7 @@ def bad_sets(folder: Path) -> None:
     write_set(folder / "damaged.bin", damaged=(3, 17))
     (folder / "other").mkdir()
     write_set(folder / "other/small.bin")
+    write_bin(folder / "other/two.bin", [png(i) for i in range(40)], [True, False] * 10)
     (folder / "pairs.csv").write_text("a.png,b.png,1\na.png,c.png,0\n")
     (folder / "genuineless.csv").write_text("image 2,impostors\nimage 3,impostors\n")
     (folder / "notes.csv").write_text("image 0,x\nimage 0,y\n")
