@@ -7,13 +7,13 @@ import io
 from collections.abc import Callable
 from xml.etree.ElementTree import Element
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from evaluation.report.element import element
+from pipeline.photos import PhotoError, photo_pixels
 
 SIDE = 112  # pixels
 _QUALITY = 82
-_MOST_PIXELS = 64 << 20
 
 Pictures = Callable[[str, str], bytes | None]
 
@@ -54,14 +54,10 @@ class Thumbnails:
 
 
 def _data_uri(encoded: bytes) -> str | None:
-    """None for what is no picture, or a picture too large to be opened for this."""
+    """None for what is no picture, or damaged, or too large to be opened."""
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                return None
-            image.draft("RGB", (SIDE, SIDE))
-            small = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        small = Image.fromarray(photo_pixels(encoded))
+    except PhotoError:
         return None
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     out = io.BytesIO()
