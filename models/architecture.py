@@ -55,15 +55,20 @@ class Family:
         return [p for name, p in named if name.rpartition(".")[2] in self.undecayed]
 
 
+_IRESNET = Family(
+    build=IResNet,
+    check=check_iresnet,
+    options={"width": 1.0, "dropout": 0.0, "se": False, "attention": []},
+    stages=STAGES,
+)
 MODELS: dict[str, Family] = {
-    name: Family(
-        build=partial(IResNet, blocks),
-        check=check_iresnet,
-        options={"width": 1.0, "dropout": 0.0},
-        stages=STAGES,
+    name: replace(
+        _IRESNET,
+        build=partial(_IRESNET.build, blocks=blocks),
+        check=partial(_IRESNET.check, blocks=blocks),
     )
     for name, blocks in BLOCKS.items()
-}
+} | {"iresnet": replace(_IRESNET, options={"blocks": [3, 4, 14, 3], **_IRESNET.options})}
 MODELS |= {
     name: Family(
         build=partial(mobilefacenet.MobileFaceNet, form),
@@ -157,7 +162,8 @@ class Architecture:
                 f"{self.name} has no option {', '.join(unknown)}: it takes "
                 f"{', '.join(known) or 'none'}"
             )
-        object.__setattr__(self, "options", {**known, **self.options})
+        given = {key: list(v) if isinstance(v, tuple) else v for key, v in self.options.items()}
+        object.__setattr__(self, "options", {**known, **given})
         self.family.check(**self._arguments)
 
     @property

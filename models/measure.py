@@ -50,19 +50,30 @@ def _measure_iresnet(state: State) -> Architecture:
         if block := re.match(r"layer([1-4])\.(\d+)\.", key):
             stage = int(block[1]) - 1
             depths[stage] = max(depths[stage], int(block[2]) + 1)
-    name = next((name for name, blocks in BLOCKS.items() if blocks == tuple(depths)), None)
-    if name is None:
+    if 0 in depths:
         raise UserError(
-            f"found an IResNet with {depths} blocks in its stages; expected one of "
-            + ", ".join(f"{name} {list(blocks)}" for name, blocks in BLOCKS.items())
+            f"found an IResNet with {depths} blocks in its stages: expected a whole state dict"
         )
+    name = next((name for name, blocks in BLOCKS.items() if blocks == tuple(depths)), "iresnet")
     stem, _, _, _ = _shape(state, "conv1.weight", name, axes=4)
     embedding_dim, inputs = _shape(state, "fc.weight", name, axes=2)
+    attended = [
+        _shape(state, key, name, axes=4)[1]
+        for key in sorted(state)
+        if re.fullmatch(r"attn\d\.query_conv\.weight", key)
+    ]
+    options = {
+        "width": stem / 64,
+        "se": any(".se_block." in key for key in state),
+        "attention": [1 + int(math.log2(channels / stem)) for channels in attended],
+    }
+    if name == "iresnet":
+        options["blocks"] = depths
     return Architecture(
         name,
         embedding_dim=embedding_dim,
         image_size=16 * math.isqrt(inputs // (8 * stem)),
-        options={"width": stem / 64},
+        options=options,
     )
 
 

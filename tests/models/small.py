@@ -14,6 +14,7 @@ DIM, SIZE = 24, 32
 # Name → options. Those of one build stand for each other.
 SMALL: dict[str, dict[str, Any]] = {
     "iresnet10": {"width": 0.25},
+    "iresnet": {"width": 0.25, "blocks": [1, 2, 1, 1], "se": True, "attention": [3, 4]},
     "mbf": {"width": 0.25},
     "vit": {"dim": 32, "depth": 2, "patch": 8},
     "edgeface_xs": {},
@@ -49,5 +50,5 @@ def trained(name: str) -> nn.Module:
                 nn.init.normal_(value)
     for key, parameter in model.named_parameters():
         if "gamma" in key:  # from almost 0, as if the layers before it were not there
-            nn.init.uniform_(parameter, 0.5, 1.0)
+            nn.init.uniform_(parameter, 0.1, 0.3)
     return model.train()

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import create_model
-from models.iresnet import IBasicBlock
+from models.iresnet import IBasicBlock, SelfAttention, SqueezeExcitation
 
 
 def small_model(**options: float) -> nn.Module:
@@ -160,11 +162,18 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         ("embedding_dim", 0),
         ("dropout", 1.0),
         ("dropout", -0.1),
+        ("se", 1),
+        ("attention", [5]),
+        ("attention", [4, 3]),
+        ("attention", 4),
+        ("blocks", [1, 1, 1]),
+        ("blocks", [1, 1, 0, 1]),
+        ("blocks", [1, 1, 1.5, 1]),
     ],
 )
-def test_bad_options_are_refused_by_name(option: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{option} is {value}"):
-        create_model("iresnet10", **{option: value})
+def test_bad_options_are_refused_by_name(option: str, value: object) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{option} is {value}")):
+        create_model("iresnet", **{option: value})
 
 
 @pytest.mark.parametrize(
@@ -179,3 +188,52 @@ def test_bad_options_are_refused_by_name(option: str, value: float) -> None:
 def test_images_the_network_cannot_take_are_refused(images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected \(B, 3, 32, 32\) in a floating dtype"):
         small_model()(images)
+
+
+def test_attention_adds_nothing_at_first_and_then_its_share() -> None:
+    """Against the formula: softmax of all products of queries and keys, unscaled."""
+    torch.manual_seed(0)
+    attention, x = SelfAttention(16), torch.randn(2, 16, 3, 5)
+    assert torch.equal(attention(x), x)
+    nn.init.constant_(attention.gamma, 0.5)
+    query, key, value = (
+        torch.einsum("oc,bcn->bon", conv.weight[:, :, 0, 0], x.flatten(2)) + conv.bias[:, None]
+        for conv in (attention.query_conv, attention.key_conv, attention.value_conv)
+    )
+    weights = (query.transpose(1, 2) @ key).softmax(dim=-1)  # (B, N, N)
+    expected = x.flatten(2) + 0.5 * value @ weights.transpose(1, 2)
+    torch.testing.assert_close(attention(x).flatten(2), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_squeeze_and_excitation_scales_each_channel_by_what_all_decide() -> None:
+    torch.manual_seed(0)
+    excitation, x = SqueezeExcitation(32), torch.randn(2, 32, 3, 5)
+    first, second = (conv.weight[:, :, 0, 0] for conv in (excitation.fc1, excitation.fc2))
+    factor = (x.mean((2, 3)) @ first.T).clamp(min=0) @ second.T
+    torch.testing.assert_close(excitation(x), x * factor.sigmoid()[:, :, None, None])
+
+
+@pytest.mark.parametrize(("size", "inputs"), [(128, 8 * 8), (224, 14 * 14)])
+def test_larger_images_make_a_larger_last_layer(size: int, inputs: int) -> None:
+    with torch.device("meta"):
+        model = create_model("iresnet18", image_size=size)
+    assert model.fc.weight.shape == (512, 512 * inputs)
+
+
+def test_names_beside_arcface_torchs_are_those_of_elasticface_and_hstfacenet() -> None:
+    with torch.device("meta"):
+        state = create_model("iresnet", blocks=[1, 1, 1, 1], se=True, attention=[3, 4]).state_dict()
+        plain = create_model("iresnet10").state_dict()
+    shapes = {name: tuple(state[name].shape) for name in state.keys() - plain.keys()}
+    found = {name: shape for name, shape in shapes.items() if not name.startswith("layer")}
+    assert found.pop("attn1.gamma") == found.pop("attn2.gamma") == (1,)
+    assert found.pop("attn1.query_conv.weight") == (32, 256, 1, 1)
+    assert found.pop("attn2.value_conv.weight") == (512, 512, 1, 1)
+    assert found.keys() == {
+        f"attn{n}.{part}_conv.{kind}"
+        for n in (1, 2)
+        for part in ("query", "key", "value")
+        for kind in ("weight", "bias")
+    } - {"attn1.query_conv.weight", "attn2.value_conv.weight"}
+    assert shapes["layer4.0.se_block.fc1.weight"] == (32, 512, 1, 1)
+    assert shapes["layer4.0.se_block.fc2.weight"] == (512, 32, 1, 1)

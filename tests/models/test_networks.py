@@ -77,7 +77,8 @@ def test_all_that_is_trained_gets_a_gradient_and_nothing_is_read(name: str, mixe
         if parameter.requires_grad:
             assert parameter.grad.isfinite().all(), key
             assert parameter.grad.dtype == torch.float32, key
-            assert parameter.grad.count_nonzero(), key
+            # The one hidden channel that is left of squeeze and excitation may give nothing.
+            assert parameter.grad.count_nonzero() or ".se_block." in key, key
 
 
 @every_network

@@ -25,8 +25,9 @@ def test_shapes_tell_which_network_it_is(name):
     expected = Architecture(name, embedding_dim=96, image_size=112, options=options)
     with torch.device("meta"):
         state = expected.create().state_dict()
-    if name == "vit":  # whose defaults are another's
-        expected = Architecture("vit_s", embedding_dim=96)
+    # Those with all options begin as one of the others.
+    alike = {"vit": "vit_s", "iresnet": "iresnet50"}
+    expected = Architecture(alike.get(name, name), embedding_dim=96, options=options)
     found = recognize(state)
     assert found.architecture == expected
     assert found.state.keys() == state.keys()
@@ -136,8 +137,13 @@ def test_other_networks_are_refused_by_name(state, complaint):
 
 def test_an_iresnet_that_is_none_of_ours_is_refused_with_what_is_wrong(state):
     deeper = state | {"layer3.7.bn1.weight": torch.zeros(64)}
-    with pytest.raises(ValueError, match=r"with \[1, 1, 8, 1\] blocks in its stages"):
+    with pytest.raises(
+        ValueError, match=r"blocks=\[1, 1, 8, 1\], .* but layer3\.1\.bn1\.bias is miss"
+    ):
         recognize(deeper)
+    without = {key: t for key, t in state.items() if not key.startswith("layer2")}
+    with pytest.raises(ValueError, match=r"with \[1, 0, 1, 1\] blocks in its stages"):
+        recognize(without)
     with pytest.raises(ValueError, match=r"layer2\.0\.se\.weight is not one of its names"):
         recognize(state | {"layer2.0.se.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"bn2\.weight is \(7,\) instead of \(128,\)"):
