@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,31 @@ def multiply_adds(architecture: Architecture) -> int:
     return counter.get_total_flops() // 2
 
 
+def kept_an_image(architecture: Architecture, dtype: torch.dtype) -> int:
+    """Bytes that a training forward keeps for backward with each image more.
+
+    Args:
+        dtype: float32, or the 16 bits of autocast.
+    """
+    size = architecture.image_size
+    with torch.device("meta"):
+        network = architecture.create().train()
+
+    def kept(batch: int) -> int:
+        state = without_memory(network)
+        images = torch.empty(batch, 3, size, size, dtype=dtype)
+        images = images.contiguous(memory_format=torch.channels_last)
+
+        def forward() -> None:
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                functional_call(network, state, (images,))
+
+        return sum(kept_for_backward(forward, besides=state.values()))
+
+    with FakeTensorMode():
+        return (kept(4) - kept(2)) // 2  # what does not grow are copies of the weights
+
+
 def without_memory(network: nn.Module) -> dict[str, Tensor]:
     """Its parameters and buffers as a CPU's tensors; call it under FakeTensorMode.
 
@@ -44,20 +69,47 @@ def without_memory(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def kept_for_backward(forward: Callable[[], object], *, besides: Iterable[Tensor]) -> list[int]:
-    """Bytes of each storage that `forward` saves for backward, those of `besides` left out."""
+def kept_for_backward(
+    forward: Callable[[], object], *, besides: Iterable[Tensor], again: Sequence[nn.Module] = ()
+) -> list[int]:
+    """Bytes of each storage that is there for backward after `forward`, without those of `besides`.
+
+    Args:
+        again: blocks, called by `forward` as they are, that are to run again in backward, see
+            models/checkpointing.py: of these the inputs count, and what the largest one keeps.
+    """
     known = {tensor.untyped_storage()._cdata for tensor in besides}
-    kept = {}
+    always: dict[int, int] = {}
+    inside: list[dict[int, int]] = []  # of each block, its inputs left out
+    kept, given = always, known
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in known:
+        if storage._cdata not in given:
             kept[storage._cdata] = storage.nbytes()
         return tensor.detach()  # the tensor itself would keep its graph alive for ever
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    return list(kept.values())
+    def enter(_block: nn.Module, inputs: tuple[object, ...]) -> None:
+        nonlocal kept, given
+        storages = [x.untyped_storage() for x in inputs if isinstance(x, Tensor)]
+        always.update((storage._cdata, storage.nbytes()) for storage in storages)
+        kept, given = {}, known | {storage._cdata for storage in storages}
+        inside.append(kept)
+
+    def leave(*_: object) -> None:
+        nonlocal kept, given
+        kept, given = always, known
+
+    hooks = [block.register_forward_pre_hook(enter) for block in again]
+    hooks += [block.register_forward_hook(leave) for block in again]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    largest = max(inside, key=lambda sizes: sum(sizes.values()), default={})
+    return [*always.values(), *largest.values()]
 
 
 def _attention(

@@ -149,11 +149,15 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)  # what else this network takes
     sync_bn: bool = False  # BatchNorm statistics over all ranks; GPUs only, which wait at each
     compile: bool = False  # fuse what stands between the convolutions; a minute at the start
+    checkpointing: bool = False  # less memory for a third more work: blocks run again in backward
 
     def __post_init__(self) -> None:
         _check_ranges("model", self)
         # Ranks that fail to compile would leave the others waiting for their statistics.
         _check(not (self.compile and self.sync_bn), "model.compile", True, "false with sync_bn")
+        both = self.compile and self.checkpointing
+        # Compilers take no BatchNorm whose statistics change in one run of a block and not in two.
+        _check(not both, "model.checkpointing", True, "false with model.compile")
 
 
 @dataclass(frozen=True)
@@ -338,6 +342,12 @@ class Config:
             "off or head with optim.backend=apex, whose rate a graph would freeze",
         )
         _check(
+            not self.model.checkpointing or self.step.cuda_graph != "full",
+            "step.cuda_graph",
+            self.step.cuda_graph,
+            "off or head with model.checkpointing, which looks at the state of random numbers",
+        )
+        _check(
             all(epoch < self.run.epochs for epoch in self.optim.decay_epochs),
             "optim.decay_epochs",
             self.optim.decay_epochs,
@@ -359,9 +369,15 @@ class Config:
             "batch are its only negatives: without any the loss is always 0",
         )
         try:
-            self.architecture  # noqa: B018
+            stages = self.architecture.family.stages
         except UserError as error:
             raise ConfigError(f"model.name={self.model.name} cannot be built: {error}") from error
+        _check(
+            bool(stages) or not self.model.checkpointing,
+            "model.checkpointing",
+            True,
+            f"false with model.name={self.model.name}, whose family names no stages of blocks",
+        )
         try:
             self.teacher_input  # noqa: B018
         except InputError as error:

@@ -22,7 +22,7 @@ def agree(
     """
     model, files = config.as_dict()["model"], _files(config)
     options = model.pop("options")
-    del model["compile"]  # the same network, however it runs
+    del model["compile"], model["checkpointing"]  # the same network, however it runs
     facts = {
         "dataset": data.fingerprint,
         "records and labels": data.records.digest(),

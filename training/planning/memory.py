@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from heads.centers import shard_of
 from heads.memory import predict_memory
 from heads.sampling import Sampling, sampling_at
 from models import normalize
+from models.checkpointing import blocks_of
 from models.cost import kept_for_backward, without_memory
 from pipeline.augment import Augmentation
 from pipeline.dali_decode import PREFETCH
@@ -115,8 +116,13 @@ def predict(
         adding=micro_batches > 1,
     )
     size, on_cpu = config.data.image_size, world.device.type == "cpu"
+    stages = config.architecture.family.stages if config.model.checkpointing else ()
     activations = _activations(
-        backbone, batch=batch // micro_batches, image_size=size, precision=precision
+        backbone,
+        batch=batch // micro_batches,
+        image_size=size,
+        precision=precision,
+        again=blocks_of(backbone, stages),
     )
     teacher = verification = 0
     if config.distill.teacher and not config.distill.cached:
@@ -163,7 +169,12 @@ def activation_bytes(
 
 
 def _activations(
-    backbone: nn.Module, *, batch: int, image_size: int, precision: Precision
+    backbone: nn.Module,
+    *,
+    batch: int,
+    image_size: int,
+    precision: Precision,
+    again: Sequence[nn.Module] = (),
 ) -> _Blocks:
     with FakeTensorMode():
         state = without_memory(backbone)
@@ -175,7 +186,7 @@ def _activations(
                 pixels = normalize(images, precision.compute_dtype)
                 return torch.func.functional_call(backbone, state, (pixels,))
 
-        return _Blocks.of(kept_for_backward(forward, besides=state.values()))
+        return _Blocks.of(kept_for_backward(forward, besides=state.values(), again=again))
 
 
 def _inference(network: nn.Module, *, batch: int, image_size: int, precision: Precision) -> _Blocks:

@@ -29,7 +29,7 @@ _SHARED = re.compile(r"/dev/shm|shared memory|shm_open", re.IGNORECASE)
 # What makes which part of a prediction smaller, the most useful first.
 _WAYS = {
     "backbone": ("model.name",),
-    "activations": ("step.micro_batches", "data.global_batch"),
+    "activations": ("step.micro_batches", "model.checkpointing", "data.global_batch"),
     "centers": ("ranks",),
     "momentum": ("ranks",),
     "transients": ("head.sample_rate", "data.global_batch"),
@@ -106,6 +106,7 @@ def less_memory(config: Config, prediction: Prediction | None = None) -> str:
         "eval.batch_size": f"a smaller eval.batch_size={config.eval.batch_size}",
         "data.threads": f"fewer data.threads={config.data.threads}",
         "model.name": f"a smaller model.name={config.model.name}",
+        "model.checkpointing": "model.checkpointing=true",
         "ranks": "more ranks, which share the centers",
     }
     parts = prediction.parts if prediction else {}
@@ -115,6 +116,9 @@ def less_memory(config: Config, prediction: Prediction | None = None) -> str:
     chosen = list(dict.fromkeys([*list(first)[:3], *usual]))
     if config.head.sample_rate == 0:  # the smallest there is
         chosen.remove("head.sample_rate")
+    model, stages = config.model, config.architecture.family.stages
+    if "model.checkpointing" in chosen and (model.checkpointing or model.compile or not stages):
+        chosen.remove("model.checkpointing")
     return f"Try {', '.join(ways[way] for way in chosen[:-1])}, or {ways[chosen[-1]]}"
 
 

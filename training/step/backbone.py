@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
+from models.checkpointing import checkpoint_blocks
 from training.config import Config, ConfigError
 from training.distributed import World
 from training.step.compile import compile_backbone
@@ -37,7 +38,11 @@ def create_backbone(config: Config, world: World, precision: Precision) -> tuple
     if model.sync_bn:
         backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     backbone.train()
+    if model.checkpointing:
+        checkpoint_blocks(backbone, config.architecture.family.stages)
     about = [f"{sum(p.numel() for p in _trained(backbone)) / 1e6:.2f} M parameters"]
+    if model.checkpointing:
+        about.append("blocks run again in backward")
     if model.compile:
         batch = config.data.global_batch // world.world_size // config.step.micro_batches
         size = config.data.image_size

@@ -1,0 +1,113 @@
+"""Every network goes through the training step: in parts, with blocks that run again, predicted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import normalize
+from models.checkpointing import blocks_of
+from tests.models.small import DIM, SMALL, small
+from tests.training import tiny
+from training.assembly import create_step
+from training.config import Config, ConfigError, ModelConfig, override
+from training.distributed import World
+from training.planning.memory import activation_bytes, predict
+from training.step.optim import set_learning_rate
+from training.step.precision import choose_precision
+
+CPU, CLASSES, BATCH = torch.device("cpu"), 10, 12
+BF16 = choose_precision(CPU, "bf16")
+
+every_network = pytest.mark.parametrize("name", SMALL)
+
+
+def configured(name: str, *overrides: str) -> Config:
+    config = tiny.config(Path("data"), Path("run"))
+    model = ModelConfig(name=name, embedding_dim=DIM, options=SMALL[name])
+    optim = replace(config.optim, decay_norm_and_bias=False)
+    return override(replace(config, model=model, optim=optim), overrides)
+
+
+def loaded(seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (BATCH, tiny.SIZE, tiny.SIZE, 3)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+
+
+def trained(config: Config, world: World) -> tuple[dict[str, Tensor], str]:
+    """All tensors of the backbone after three steps, and what is said of it."""
+    step, about = create_step(config, world, num_classes=CLASSES, precision=BF16)
+    for number in range(3):
+        torch.manual_seed(number)
+        lr = set_learning_rate(step.optimizer, 0.05)
+        labels = torch.arange(BATCH) % CLASSES
+        result = step(loaded(number), labels, lr, lambda _phase: None)
+        assert result.loss.isfinite()
+        assert not result.skipped
+    return step.backbone.state_dict(), about
+
+
+@pytest.mark.slow
+@every_network
+def test_it_trains_in_parts_and_blocks_that_run_again_change_no_bit(name, world):
+    parts = ("step.micro_batches=2",)
+    expected, plainly = trained(configured(name, *parts), world)
+    again = configured(name, *parts, "model.checkpointing=true")
+    found, about = trained(again, world)
+    assert about == f"{plainly}, blocks run again in backward"
+    assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
+
+
+@every_network
+def test_predicted_activations_are_what_a_real_batch_keeps(name, world):
+    """Counted with real memory; blocks that run again leave a part of them."""
+    network, size, kept = small(name).create().train(), tiny.SIZE, {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        BF16.autocast(CPU),
+    ):
+        network(normalize(loaded(0), torch.bfloat16))
+    for tensor in (*network.parameters(), *network.buffers()):
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    found = activation_bytes(network, batch=BATCH, image_size=size, precision=BF16)
+    assert found == pytest.approx(sum(kept.values()), rel=0.05)
+    plain, again = (
+        predict(configured(name, f"model.checkpointing={wanted}"), world, BF16, num_classes=CLASSES)
+        for wanted in ("false", "true")
+    )
+    assert plain.activations == found
+    assert again.activations < found
+    assert replace(again, activations=0, libraries=0) == replace(plain, activations=0, libraries=0)
+
+
+@every_network
+def test_all_blocks_of_a_network_are_in_its_stages(name):
+    """Most parameters, but for what comes last, are in what may run again."""
+    with torch.device("meta"):
+        network = small(name).create()
+    inside = {id(p) for b in blocks_of(network, small(name).family.stages) for p in b.parameters()}
+    outside = [n for n, p in network.named_parameters() if id(p) not in inside]
+    assert len(outside) < len(list(network.parameters())) / 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["model.compile=true"], r"model\.checkpointing=True: .* false with model\.compile"),
+        (["step.cuda_graph=full"], r"step\.cuda_graph='full': .* with model\.checkpointing"),
+    ],
+)
+def test_what_does_not_go_with_blocks_that_run_again_is_refused(overrides, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        configured("mbf", "model.checkpointing=true", *overrides)
