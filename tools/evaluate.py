@@ -73,6 +73,7 @@ class Sets:
         faces: Faces | None = None,
     ) -> None:
         self._seed, self._faces, self._sizes = seed, faces, sorted(set(sizes))
+        self._last: tuple[tuple[str, int], TestSet] | None = None
         self._shown: tuple[TestSet, dict[str, int]] | None = None
         self._specs: dict[str, str] = {}
         for spec in dict.fromkeys(specs):
@@ -106,7 +107,12 @@ class Sets:
         return test_set.images.picture(places[image]) if image in places else None
 
     def _open(self, spec: str, size: int) -> TestSet:
-        return open_set(spec, image_size=size, seed=self._seed, faces=self._faces)
+        """The last one is kept: where there is only one, it is read once."""
+        if self._last is None or self._last[0] != (spec, size):
+            self._last = None  # two large ones need not fit into memory
+            found = open_set(spec, image_size=size, seed=self._seed, faces=self._faces)
+            self._last = (spec, size), found
+        return self._last[1]
 
     def _largest(self, name: str) -> tuple[TestSet, dict[str, int]]:
         """The set as the model of the largest images sees it, the last one kept open."""

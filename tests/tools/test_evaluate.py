@@ -7,7 +7,9 @@ import json
 import os
 import pickle
 import signal
+import struct
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -306,6 +308,12 @@ class Evil:
         return os.mkdir, ("owned",)
 
 
+def header_of_png(side: int) -> bytes:
+    """As much of a PNG as says its size: a gigapixel image in a few bytes."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", crc32(chunk))
+
+
 def bad_sets(folder: Path) -> None:
     whole = (folder / "small.bin").read_bytes()
     (folder / "cut.bin").write_bytes(whole[: len(whole) // 2])
@@ -316,6 +324,11 @@ def bad_sets(folder: Path) -> None:
     write_set(folder / "other/small.bin")
     write_bin(folder / "other/two.bin", [png(i) for i in range(40)], [True, False] * 10)
     (folder / "pairs.csv").write_text("a.png,b.png,1\na.png,c.png,0\n")
+    for person in ("p", "q"):
+        (folder / "huge" / person).mkdir(parents=True)
+        for k in range(2):
+            content = header_of_png(40_000) if (person, k) == ("q", 1) else png(0)
+            (folder / f"huge/{person}/{k}.png").write_bytes(content)
     (folder / "genuineless.csv").write_text("image 2,impostors\nimage 3,impostors\n")
     (folder / "notes.csv").write_text("image 0,x\nimage 0,y\n")
 
@@ -337,6 +350,7 @@ def bad_sets(folder: Path) -> None:
         (("--sets", "small.bin", "--disjoint-folds"), "does not say which people its images show"),
         (("--pairs-from", "other", "--no-face", "skip"), "--no-face goes with --landmarks or"),
         ((), "no set is named: expected --sets SET..."),
+        (("--pairs-from", "huge"), "huge: image q/1.png cannot be read"),
         (("--pairs-from", "other"), "other holds 0 folders with images"),
         (("--sets", "small.bin", "--groups", "genuineless.csv"), "group"),
     ],
