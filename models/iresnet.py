@@ -9,7 +9,7 @@ ElasticFace (squeeze and excitation) and HSTFaceNet (attention).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -222,6 +222,6 @@ def check_iresnet(
         raise UserError(f"attention is {attention}: it must be some of {stages}, in order")
 
 
-def _whole_numbers(values: object) -> bool:
+def _whole_numbers(values: Any) -> bool:
     several = isinstance(values, (list, tuple))
     return several and all(type(value) is int for value in values)
