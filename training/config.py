@@ -203,7 +203,7 @@ class OptimConfig:
     lr: Positive = 0.1  # for a global batch of 512; scaled in proportion to data.global_batch
     momentum: Remainder = 0.9  # of SGD
     weight_decay: Decay = 5e-4  # of the backbone; of the centers unless head.weight_decay is set
-    decay_norm_and_bias: bool = True  # False: no decay of BatchNorm, PReLU and biases
+    decay_norm_and_bias: bool = True  # False: only weights of convolutions and products decay
     name: Literal["sgd", "adamw"] = "sgd"  # of the backbone; centers have SGD with momentum
     betas: tuple[Remainder, Remainder] = (0.9, 0.999)  # of AdamW: decay of both moving averages
     backend: Literal["torch", "apex"] = "torch"  # whose fused kernels; apex: NVIDIA's, built by you

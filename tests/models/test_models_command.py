@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +42,12 @@ def test_a_name_that_is_none_is_answered_with_those_that_are(monkeypatch, capsys
     code, text, errors = printed("r50", monkeypatch=monkeypatch, capsys=capsys)
     assert (code, text) == (2, "")
     assert errors.startswith("models: unknown model 'r50': choose one of iresnet10, iresnet18")
+
+
+@pytest.mark.slow
+def test_the_table_of_the_documents_is_what_is_printed(monkeypatch, capsys):
+    _, table, _ = printed(monkeypatch=monkeypatch, capsys=capsys)
+    page = (Path(__file__).parents[2] / "docs/networks.md").read_text()
+    for line in table.splitlines()[1:]:
+        name, *cells = re.split(r"  +", line)
+        assert f"| `{name}` | {' | '.join(cells)} |" in page
