@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ from training.assembly import create_step
 from training.config import Config, ConfigError, ModelConfig, override
 from training.distributed import World
 from training.planning.memory import activation_bytes, predict
+from training.step.compile import compile_backbone
 from training.step.optim import set_learning_rate
 from training.step.precision import choose_precision
 
 CPU, CLASSES, BATCH = torch.device("cpu"), 10, 12
-BF16 = choose_precision(CPU, "bf16")
+BF16, FP32 = (choose_precision(CPU, name) for name in ("bf16", "fp32"))
 
 every_network = pytest.mark.parametrize("name", SMALL)
 
@@ -111,3 +113,25 @@ def test_all_blocks_of_a_network_are_in_its_stages(name):
 def test_what_does_not_go_with_blocks_that_run_again_is_refused(overrides, complaint):
     with pytest.raises(ConfigError, match=complaint):
         configured("mbf", "model.checkpointing=true", *overrides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", [True, False], ids=["whole", "by blocks"])
+@every_network
+def test_it_is_compiled_whole_and_block_by_block_without_a_break(name, alone, monkeypatch):
+    """Nor do masks and layers that are skipped at random make it seem wrong."""
+    torch.compiler.reset()
+    original = torch.nn.Module.compile
+    eager = partialmethod(original, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", eager)
+    options = {"mask_ratio": 0.5, "drop_path": 0.5} if name == "vit" else {}
+    architecture = replace(small(name), options={**SMALL[name], **options})
+    told = compile_backbone(
+        architecture.create().train(),
+        stages=architecture.family.stages,
+        alone=alone,
+        batch=BATCH,
+        image_size=tiny.SIZE,
+        precision=FP32,
+    )
+    assert told.startswith("compiled whole" if alone else "compiled ")
