@@ -60,13 +60,17 @@ def import_arcface_torch(
 def _config(weights: Weights, output: Path) -> Config:
     """What the files tell of a run, which is nothing of its data; the rest is at its defaults."""
     network, centers = weights.architecture, weights.centers
+    known = network.family.options
+    changed = {key: value for key, value in network.options.items() if value != known[key]}
+    width = changed.pop("width", ModelConfig.width)
     return Config(
         run=RunConfig(output=str(output)),
         data=DataConfig(train="unknown", image_size=network.image_size),
         model=ModelConfig(
             name=network.name,
             embedding_dim=network.embedding_dim,
-            width=network.options["width"],
+            width=width,
+            options=changed,
         ),
         head=HeadConfig(num_classes=None if centers is None else len(centers)),
     )
@@ -79,6 +83,7 @@ def _facts(config: Config) -> dict[str, Any]:
         "model.name": config.model.name,
         "model.embedding_dim": config.model.embedding_dim,
         "model.width": config.model.width,
+        **{f"model.options.{key}": value for key, value in config.model.options.items()},
     }
     if config.head.num_classes is not None:
         facts |= {"number of classes": config.head.num_classes, "head.subcenters": 1}
@@ -107,10 +112,7 @@ def _state(weights: Weights) -> dict[str, Any]:
 
 def _report(weights: Weights, path: Path) -> None:
     network, centers = weights.architecture, weights.centers
-    print(
-        f"backbone      {network.name}, width {network.options['width']:g}, "
-        f"{network.embedding_dim} features, images of {network.image_size} pixels"
-    )
+    print(f"backbone      {network}, {network.embedding_dim} features")
     print("head          " + ("none" if centers is None else f"{len(centers)} classes"))
     print(f"step          {weights.step}")
     for note in weights.notes:

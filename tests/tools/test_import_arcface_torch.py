@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from models import Architecture
+from tests.models.small import DIM, SMALL, as_recognized, small
 from tests.training import tiny
 from tools.import_arcface_torch import import_arcface_torch, main
 from training.assembly import create_step
 from training.saving import checkpoint
 from training.saving.files import faults, read_about
+from training.saving.reading import open_weights
 from training.step.backbone import unwrapped
 from training.step.precision import choose_precision
 from training.weights.arcface_files import ArcFaceTorchError, rows_of, trained
@@ -99,7 +101,7 @@ def test_a_backbone_alone_becomes_a_checkpoint_without_a_head(theirs, tmp_path, 
     torch.save(network.state_dict(), tmp_path / "backbone.pth")
     path = import_arcface_torch([tmp_path / "backbone.pth"], tmp_path / "out")
     told = capsys.readouterr().out
-    assert "iresnet10, width 0.25, 16 features, images of 32 pixels" in told
+    assert "iresnet10 with width=0.25 for 32 pixels, 16 features" in told
     assert "head          none" in told
     assert "momentum of the backbone: in none of these files, it starts at zero" in told
     assert "run.resume" not in told
@@ -146,3 +148,16 @@ def test_mistakes_end_in_one_line_and_nothing_is_written(theirs, tmp_path, monke
         "ranks\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_any_network_becomes_a_checkpoint_that_is_what_it_was(name, tmp_path, capsys):
+    """Whose options its configuration tells, for whoever trains on from it or teaches by it."""
+    network = small(name).create()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    path = import_arcface_torch([tmp_path / "model.pt"], tmp_path / "imported")
+    saved = open_weights(path)
+    assert saved.architecture == as_recognized(name)
+    assert f"backbone      {as_recognized(name)}, {DIM} features" in capsys.readouterr().out
+    for key, tensor in saved.network().state_dict().items():
+        assert torch.equal(tensor, network.state_dict()[key]), key
