@@ -22,8 +22,9 @@ from evaluation.metrics.identification import (
     threshold,
 )
 from evaluation.metrics.intervals import LEVEL, Spread, figure
+from evaluation.metrics.paired import pairwise
 from evaluation.metrics.searches import Searches
-from evaluation.result import Curve, Figure, Group
+from evaluation.result import Comparison, Curve, Figure, Group
 
 METHOD = "bootstrap of the searches by person; the galleries stay as they are"
 _CMC = 50  # ranks of the curve
@@ -75,22 +76,54 @@ def judge_searches(
         groups: (Q,) of strings, the group of each probe, "" for none; None for no groups.
     """
     clusters = Clusters.of_searches(people)
-    every = np.arange(len(people))
     point = _values(galleries, wanted, np.ones((1, len(people))))
-    spreads = {}
-    if draws:
-        spreads = bootstrap(
-            lambda weigh: _values(galleries, wanted, weigh(every)),
-            clusters,
-            draws=draws,
-            seed=seed,
-            at_once=min(WORD, max(1, _TOGETHER // len(people))),
-        )
+    spreads = _spreads(galleries, people, wanted, draws, seed) if draws else {}
     return Judgement(
         _figures(galleries, wanted, point, spreads, clusters),
         {"cmc": _cmc(point.pop("cmc")[0], spreads.get("cmc"))},
         _interval(clusters, draws, seed) if draws else {},
         _by_group(galleries, people, wanted, draws, seed, groups),
+    )
+
+
+def compare_searches(
+    models: Mapping[str, Mapping[str, Searches]],
+    *,
+    people: np.ndarray,
+    wanted: Wanted,
+    draws: int,
+    seed: int,
+    set_name: str,
+) -> list[Comparison]:
+    """Every two models by every figure, the mean over the galleries, of the very same searches.
+
+    Args:
+        models: by name, what `judge_searches` takes of one.
+        people: (Q,) int64, whom each probe shows.
+        set_name: whose searches they are.
+    """
+    once = np.ones((1, len(people)))
+    points = {name: _values(galleries, wanted, once) for name, galleries in models.items()}
+    spreads = {
+        name: _spreads(galleries, people, wanted, draws, seed) for name, galleries in models.items()
+    }
+    galleries = next(iter(models.values()))
+    left_out = {"cmc", *_not_shown(galleries, wanted)}
+    of_one = _of_one(next(iter(galleries.values())), wanted, once)
+    figures = [name for name in of_one if name not in left_out]
+    return pairwise(points, spreads, set_name=set_name, figures=figures)
+
+
+def _spreads(
+    galleries: Mapping[str, Searches], people: np.ndarray, wanted: Wanted, draws: int, seed: int
+) -> dict[str, Spread]:
+    every = np.arange(len(people))
+    return bootstrap(
+        lambda weigh: _values(galleries, wanted, weigh(every)),
+        Clusters.of_searches(people),
+        draws=draws,
+        seed=seed,
+        at_once=min(WORD, max(1, _TOGETHER // len(people))),
     )
 
 

@@ -1,4 +1,4 @@
-"""Is one model better than another? Tested on the same pairs, in the same draws.
+"""Is one model better than another? Tested on the same pairs or searches, in the same draws.
 
 Two models mistake much the same pairs, so the difference of their figures is far better known than
 either figure: intervals that overlap say nothing. Here the difference itself is taken in every
@@ -47,10 +47,27 @@ def compare_models(
             seed=asked.seed,
             at_once=of_model.at_once,
         )
+    first = next(iter(models.values()))
+    return pairwise(points, spreads, set_name=set_name, figures=_shown(figures, first, asked))
+
+
+def pairwise(
+    points: Mapping[str, Mapping[str, np.ndarray]],
+    spreads: Mapping[str, Mapping[str, Spread]],
+    *,
+    set_name: str,
+    figures: Iterable[str],
+) -> list[Comparison]:
+    """Every two models, in their order, by each of the figures.
+
+    Args:
+        points: by model and figure, (1,).
+        spreads: by model and figure, over the same draws for all models.
+    """
     return [
         comparison
-        for first, second in combinations(models, 2)
-        for figure in _shown(figures, models[first], asked)
+        for first, second in combinations(points, 2)
+        for figure in figures
         if (
             comparison := _comparison(
                 figure,
@@ -98,7 +115,7 @@ def verdict(figure: str, difference: Figure) -> str:
     if figure.startswith(LOWER_IS_BETTER):
         gain, low, high = -gain, -high, -low
     if low == high == 0:
-        return "no pair is judged otherwise: not shown to differ"
+        return "nothing is judged otherwise: not shown to differ"
     word = "better" if gain >= 0 else "worse"
     unit = "" if figure in IN_UNITS else " points"
     scale = 1 if figure in IN_UNITS else 100

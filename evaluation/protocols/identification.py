@@ -24,7 +24,7 @@ import numpy as np
 from evaluation.features import Features
 from evaluation.images import Images, image_files, require_size, resized_files
 from evaluation.metrics.identification import rank_rates
-from evaluation.metrics.judge_searches import Wanted, judge_searches
+from evaluation.metrics.judge_searches import Wanted, compare_searches, judge_searches
 from evaluation.metrics.searches import NOBODY, Searches, search
 from evaluation.protocols.protocol import Asked, unit_rows
 from evaluation.result import Comparison, Figure, HardPair, Result
@@ -93,16 +93,10 @@ class Identification:
             UserError: nobody who is searched for is left in the gallery.
         """
         found, probes, gallery = self._search(features, asked.without)
-        open_set = bool((~found.mated).any())
         judged = judge_searches(
             {"gallery": found},
-            people=np.unique([self._person(i) for i in probes], return_inverse=True)[1],
-            wanted=Wanted(
-                RANKS,
-                fpir_limits=FPIR_LIMITS if open_set else (),
-                fnir_ranks=(1, 20),
-                precision=True,
-            ),
+            people=self._people_of(probes),
+            wanted=_wanted(found),
             draws=asked.draws,
             seed=asked.seed,
             groups=self._groups(asked.groups, probes),
@@ -114,7 +108,7 @@ class Identification:
             "norm": "unit length: cosines",
             "rank": "the place of the person's best image among all images of the gallery",
         }
-        if open_set:
+        if not found.mated.all():
             settings["fnir@fpir"] = "NIST's FNIR(N, R, T), the lowest T whose FPIR is at most that"
         return Result(
             model=model,
@@ -140,8 +134,17 @@ class Identification:
         )
 
     def compare(self, features: Mapping[str, Features], *, asked: Asked) -> list[Comparison]:
-        """None: a paired test is made of scored pairs, and searches are none."""
-        return []
+        """Every two models by all figures of the same searches."""
+        found = {name: self._search(one, asked.without) for name, one in features.items()}
+        searches, probes, _ = next(iter(found.values()))
+        return compare_searches(
+            {name: {"gallery": one} for name, (one, _, _) in found.items()},
+            people=self._people_of(probes),
+            wanted=_wanted(searches),
+            draws=asked.draws,
+            seed=asked.seed,
+            set_name=self.name,
+        )
 
     def _search(
         self, features: Features, without: frozenset[str]
@@ -173,9 +176,10 @@ class Identification:
         )
         return found, probes, gallery
 
-    def _person(self, place: int) -> str:
-        """Unmated probes may be numbered apart from the others."""
-        return f"{self.part[place]}/{self.people[place]}"
+    def _people_of(self, probes: np.ndarray) -> np.ndarray:
+        """A number for each person; unmated probes may be numbered apart from the others."""
+        people = [f"{self.part[i]}/{self.people[i]}" for i in probes.tolist()]
+        return np.unique(people, return_inverse=True)[1]
 
     def _groups(self, groups: Mapping[str, str] | None, probes: np.ndarray) -> np.ndarray | None:
         """The group of each probe: by its name, else by that of its person; "" for none."""
@@ -204,6 +208,11 @@ class Identification:
             "false accepts": pairs(accepts, found.other, found.other_entry),
             "false rejects": pairs(rejects, found.mate, found.mate_entry),
         }
+
+
+def _wanted(found: Searches) -> Wanted:
+    limits = () if found.mated.all() else FPIR_LIMITS
+    return Wanted(RANKS, fpir_limits=limits, fnir_ranks=(1, 20), precision=True)
 
 
 def open_identification(folder: str | Path, *, name: str, image_size: int) -> Identification:

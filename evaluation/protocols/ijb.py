@@ -30,7 +30,7 @@ from evaluation.metrics import measure
 from evaluation.metrics.identification import rank_rates
 from evaluation.metrics.impostor_counter import ImpostorCounter
 from evaluation.metrics.judge import judge_pairs
-from evaluation.metrics.judge_searches import Judgement, Wanted, judge_searches
+from evaluation.metrics.judge_searches import Judgement, Wanted, compare_searches, judge_searches
 from evaluation.metrics.measure import Comparisons
 from evaluation.metrics.paired import compare_models
 from evaluation.metrics.searches import Searches, search
@@ -138,16 +138,29 @@ class Ijb:
         )
 
     def compare(self, features: Mapping[str, Features], *, asked: Asked) -> list[Comparison]:
-        """Every two models by their TAR 1:1."""
+        """Every two models by their TAR 1:1, and by the figures of the same searches."""
         pairs, subjects, models = self.files.pairs, self.files.subjects, {}
+        searched: dict[str, dict[str, Searches]] = {}
         for name, one in features.items():
-            kept, scores = self._compared(*self._templates(one, asked.without))
+            templates, present = self._templates(one, asked.without)
+            kept, scores = self._compared(templates, present)
             first, second = pairs.first[kept], pairs.second[kept]
-            known = self._all_known(first, second)
-            people = subjects if known else None
+            people = subjects if self._all_known(first, second) else None
             models[name] = Comparisons(scores, pairs.same[kept], first, second, people)
+            if lists := self._one_to_many(present):
+                searched[name] = self._searched(templates, lists)
         how = measure.Asked(None, draws=asked.draws, seed=asked.seed, far_limits=FAR_LIMITS)
-        return compare_models(models, how, set_name=self.name, figures=COMPARED)
+        found = compare_models(models, how, set_name=self.name, figures=COMPARED)
+        if lists:
+            found += compare_searches(
+                searched,
+                people=subjects[lists.probes],
+                wanted=Wanted(RANKS),
+                draws=asked.draws,
+                seed=asked.seed,
+                set_name=self.name,
+            )
+        return found
 
     def _all_known(self, first: np.ndarray, second: np.ndarray) -> bool:
         """Whether it is known who is in these templates."""

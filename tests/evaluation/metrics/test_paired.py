@@ -62,7 +62,7 @@ def test_the_same_model_twice_does_not_differ(pairs: Comparisons) -> None:
     models = {"a": pairs, "b": pairs}
     for one in compare_models(models, asked_of(pairs), set_name="s", figures=FIGURES):
         assert (one.difference.value, one.difference.low, one.difference.high) == (0, 0, 0)
-        assert one.verdict == "no pair is judged otherwise: not shown to differ"
+        assert one.verdict == "nothing is judged otherwise: not shown to differ"
 
 
 def test_every_two_of_several_models_and_nothing_that_a_set_cannot_show(

@@ -213,6 +213,24 @@ def test_intervals_hold_the_figures(tmp_path: Path) -> None:
     assert result.interval["number of clusters"] == 55
 
 
+def test_models_are_compared_by_the_same_searches(tmp_path: Path) -> None:
+    write_images(tmp_path, own_layout(strangers=25))
+    found = open_identification(tmp_path, **OPEN)
+    features = {"good": features_of(found, noise=0.7), "poor": features_of(found, noise=1.4)}
+    asked = Asked(draws=100)
+    results = {name: found.judge(one, model=name, asked=asked) for name, one in features.items()}
+    compared = {one.figure: one for one in found.compare(features, asked=asked)}
+    names = ["rank-1", "rank-5", "rank-20", "mAP", "fnir@fpir=0.1", "fnir@fpir=0.1, rank 20"]
+    assert list(compared) == names  # these searches cannot show an FPIR of 0.01
+    for name, one in compared.items():
+        good, poor = (results[model].figures[name].value for model in ("good", "poor"))
+        assert one.difference.value == pytest.approx(good - poor)
+        assert one.difference.low <= one.difference.value <= one.difference.high
+    assert compared["rank-1"].verdict.endswith("shown to be better")
+    same = found.compare({"a": features["good"], "b": features["good"]}, asked=asked)
+    assert all("not shown to differ" in one.verdict for one in same)
+
+
 def test_the_hardest_pairs_are_named_by_their_images(tmp_path: Path) -> None:
     write_images(tmp_path, own_layout())
     found = open_identification(tmp_path, **OPEN)

@@ -316,6 +316,20 @@ def test_intervals_hold_the_figure_and_shrink_with_more_people(tmp_path: Path) -
     assert widths[1] < widths[0]
 
 
+def test_models_are_compared_by_the_same_pairs_and_searches(tmp_path: Path) -> None:
+    made = drawn(subjects=40)
+    ijb = open_ijb(write(made, tmp_path / "set", images=False), **OPEN)
+    features = {"good": features_of(made, noise=0.4), "poor": features_of(made, noise=0.9)}
+    asked = Asked(draws=100)
+    results = {name: ijb.judge(one, model=name, asked=asked) for name, one in features.items()}
+    compared = {one.figure: one for one in ijb.compare(features, asked=asked)}
+    assert {"rank-1", "rank-5", "rank-10", "fnir@fpir=0.1"} <= set(compared)
+    for name, one in compared.items():
+        good, poor = (results[model].figures[name].value for model in ("good", "poor"))
+        assert one.difference.value == pytest.approx(good - poor)
+    assert compared["rank-1"].verdict.endswith("shown to be better")
+
+
 def test_a_network_that_gives_all_faces_one_embedding_finds_nobody(tmp_path: Path) -> None:
     made = drawn()
     ijb = open_ijb(write(made, tmp_path / "set", images=False), **OPEN)
