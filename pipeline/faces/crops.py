@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +33,14 @@ class Crop:
         pixels: (size, size, 3) uint8 RGB.
         landmarks: (5, 2) in pixels of the photo turned upright; None for the middle of a photo.
         error: the fit's in pixels, see `pipeline.align.fit`; NaN where there are no landmarks.
+        roll: by how many degrees the face lies turned in the photo; likewise.
         faces: how many were found in the photo.
     """
 
     pixels: np.ndarray
     landmarks: np.ndarray | None
     error: float
+    roll: float
     faces: int
 
 
@@ -84,16 +87,16 @@ class Cropper:
                 )
             if self.no_face == "skip":
                 raise CropError("no face")
-            return Crop(_middle(pixels, self.size), None, float("nan"), 0)
+            return Crop(_middle(pixels, self.size), None, math.nan, math.nan, faces=0)
         height, width = pixels.shape[:2]
         x, y = landmarks.mean(axis=0)
         if not (0 <= x < width and 0 <= y < height):
             raise CropError("landmarks outside the photo")
         try:
-            error = float(fit(landmarks).error)
-            return Crop(align(pixels, landmarks, size=self.size), landmarks, error, faces)
+            crop, found = align(pixels, landmarks, size=self.size), fit(landmarks)
         except LandmarkError as error:
             raise CropError(f"landmarks of no face ({error})") from error
+        return Crop(crop, landmarks, float(found.error), float(found.roll), faces)
 
     def _landmarks(self, pixels: np.ndarray, name: str | Path) -> tuple[np.ndarray | None, int]:
         """Of the chosen face, and the number of faces."""

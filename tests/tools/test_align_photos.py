@@ -68,6 +68,15 @@ def test_another_order_is_told_before_anything_is_cropped(photos, tmp_path):
     assert "2 crops fit worse than by 18 pixels" in ended.stdout
 
 
+def test_faces_that_lie_on_their_side_are_counted(photos, tmp_path):
+    """So do landmarks of a photo's stored pixels, where its EXIF note says that they are turned."""
+    sideways = np.stack([TEMPLATE[:, 1] + 20, 150 - TEMPLATE[:, 0]], axis=1)
+    rows = [row(f"{name}.png", TEMPLATE + 20) for name in ("a/1", "c/1", "c/2")]
+    (tmp_path / "marks.csv").write_text("\n".join([*rows, row("a/2.png", sideways)]))
+    ended = call(main, photos, "-o", tmp_path / "crops", "--landmarks", tmp_path / "marks.csv")
+    assert "warning       1 faces lie turned by more than 60 degrees" in ended.stdout
+
+
 def test_what_has_no_crop_is_counted(photos, tmp_path):
     Image.fromarray(photo("c")).save(photos / "unlisted.png")
     (photos / "a" / "2.png").write_bytes(b"\x89PNG damaged")

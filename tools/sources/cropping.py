@@ -20,6 +20,7 @@ from training.command import whole_number
 
 _LARGEST = 1024  # pixels
 _BAD_FIT = 18.0  # pixels: worse than a profile's
+_TURNED = 60.0  # degrees: more than heads lean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,7 @@ class CropCounts:
     def __init__(self) -> None:
         self.cropped = 0
         self._errors: list[float] = []
+        self._turned = 0
         self._worst = (0.0, "")
         self._faces: Counter[str] = Counter()
         self._first: dict[str, str] = {}
@@ -134,6 +136,7 @@ class CropCounts:
         if crop.faces > 1:
             self._count("several faces, one taken", name)
         self._errors.append(crop.error)
+        self._turned += abs(crop.roll) > _TURNED
         self._worst = max(self._worst, (crop.error, name))
 
     def lines(self) -> list[str]:
@@ -154,6 +157,11 @@ class CropCounts:
                     f"warning       {bad} crops fit worse than by {_BAD_FIT:.0f} pixels, as no "
                     "face does: look at them"
                 )
+        if self._turned:
+            lines.append(
+                f"warning       {self._turned} faces lie turned by more than {_TURNED:.0f} "
+                "degrees: landmarks are expected in the photo turned upright by its EXIF note"
+            )
         return lines
 
     def _count(self, what: str, name: str) -> None:
