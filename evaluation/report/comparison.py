@@ -17,7 +17,10 @@ from evaluation.report.figure_text import (
 from evaluation.report.grid import Cell, Grid, Notes
 from evaluation.result import Comparison, Evaluation, Figure, Model, Result
 
-BEST = "Marked in bold: shown to be better than every other model by paired tests on the same pairs"
+BEST = (
+    "Marked in bold: shown to be better than every other model by paired tests on the same pairs, "
+    "each test taken by itself"
+)
 
 
 def by_set(evaluation: Evaluation) -> Grid:

@@ -9,18 +9,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from evaluation.report.comparison import by_model, by_set, of_groups, of_set, sets
+from evaluation.report.console import ConsoleTables
 from evaluation.report.differences import FEW, differences
 from evaluation.report.figure_text import plain
 from evaluation.report.grid import Cell, Grid
 from evaluation.result import Evaluation, Figure
-
-_MODELS_ABREAST = 4  # in a console of usual width
 
 _MARKDOWN = re.compile(r"([\\|`*_\[\]~#])")
 _LATEX = {
@@ -34,7 +28,7 @@ _LATEX = {
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def console_table(evaluation: Evaluation, *, every_figure: bool = True) -> RenderableType:
+def console_table(evaluation: Evaluation, *, every_figure: bool = True) -> ConsoleTables:
     """Tables for a rich console: the comparison, then every set's figures and the paired tests.
 
     Args:
@@ -45,7 +39,7 @@ def console_table(evaluation: Evaluation, *, every_figure: bool = True) -> Rende
     if every_figure:
         grids += _details(evaluation)
         grids += _tests(evaluation) if len(evaluation.models) <= FEW else []
-    return Group(*(_rich(part) for grid in _once(grids) for part in _abreast(grid)))
+    return ConsoleTables(list(_once(grids)))
 
 
 def markdown(evaluation: Evaluation) -> str:
@@ -120,51 +114,6 @@ def _once(grids: Iterable[Grid]) -> Iterator[Grid]:
     for grid in grids:
         yield replace(grid, captions=[caption for caption in grid.captions if caption not in said])
         said.update(grid.captions)
-
-
-def _abreast(grid: Grid) -> list[Grid]:
-    """The grid cut into some that a console is wide enough for, each with the names at its left."""
-    many = max(1, len(grid.columns) - grid.names)
-    parts = []
-    for begin in range(grid.names, grid.names + many, _MODELS_ABREAST):
-        end = begin + _MODELS_ABREAST
-        last = end >= len(grid.columns)
-        parts.append(
-            replace(
-                grid,
-                columns=[*grid.columns[: grid.names], *grid.columns[begin:end]],
-                rows=[[*row[: grid.names], *row[begin:end]] for row in grid.rows],
-                notes=grid.notes if last else (),
-                captions=grid.captions if last else (),
-            )
-        )
-    return parts
-
-
-def _rich(grid: Grid) -> Table:
-    below = [*grid.captions, *(f"({i}) {note}" for i, note in enumerate(grid.notes, 1))]
-    table = Table(
-        title=Text(grid.title, style="bold"),
-        title_justify="left",
-        caption=Text("\n".join(below), style="dim") if below else None,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for i, name in enumerate(grid.columns):
-        table.add_column(Text(name), justify="left" if i < grid.names else "right", overflow="fold")
-    for row in grid.rows:
-        table.add_row(*(_rich_cell(cell) for cell in row))
-    return table
-
-
-def _rich_cell(cell: Cell) -> Text:
-    text = Text(cell.text, style="bold green" if cell.best else "")
-    if cell.doubt:
-        text.append(f" {cell.doubt}", style="not bold dim")
-    if cell.note:
-        text.append(f" ({cell.note})", style="not bold dim")
-    return text
 
 
 def _markdown(grid: Grid) -> str:

@@ -166,10 +166,16 @@ def test_nothing_at_all():
         write(Evaluation(models=[], results=[]))
 
 
-def test_many_models_stand_in_several_tables_that_fit_a_console():
-    text = on_console(made_up.evaluation(10, searches=False), width=140, every_figure=False)
-    assert text.count("Comparison") == 3
+@pytest.mark.parametrize(("width", "times"), [(80, 5), (120, 3), (260, 1)])
+def test_a_console_has_as_many_models_abreast_as_it_is_wide(width, times):
+    text = on_console(made_up.evaluation(10, searches=False), width=width, every_figure=False)
+    assert text.count("Comparison") == times
     assert all(f"r50_rate{1 - 0.1 * i:.1f}" in text for i in range(10))
+    assert text.count("95 % intervals") == 1
+
+
+def test_a_console_too_narrow_for_one_model_breaks_its_cells():
+    assert "r50" in on_console(made_up.evaluation(2), width=20)
 
 
 def test_not_a_number_is_no_number():
