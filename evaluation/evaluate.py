@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.features import Embedder, Features, extract
+from evaluation.features import Embedder, Features, NonFiniteEmbeddingsError, extract
+from evaluation.images import ImagesError
+from evaluation.protocols.named_sets import CLEAN
 from evaluation.protocols.protocol import Asked, TestSet
 from evaluation.result import Comparison, Evaluation, Model, Result
 from facestream import UserError
-
-CLEAN = " without leaks"  # after a set's name
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,17 @@ def _each(models: Sequence[Judged], opener: Opener) -> Iterator[tuple[Judged, Te
 
 
 def _features(model: Judged, test_set: TestSet, settings: Settings) -> Features | None:
-    return extract(
-        model.embedder,
-        test_set.images,
-        flip=settings.flip,
-        skip_damaged=settings.skip_damaged,
-        keep=settings.keep,
-        progress=f"{test_set.name}, {model.about.name}",
-    )
+    try:
+        return extract(
+            model.embedder,
+            test_set.images,
+            flip=settings.flip,
+            skip_damaged=settings.skip_damaged,
+            keep=settings.keep,
+            progress=f"{test_set.name}, {model.about.name}",
+        )
+    except (ImagesError, NonFiniteEmbeddingsError) as error:
+        raise type(error)(f"{model.about.name} on {test_set.name}: {error}") from error
 
 
 def _judge(

@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,13 +22,14 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.columns import read_groups, read_quality
-from evaluation.evaluate import CLEAN, Judged, Opener, Settings, embed_sets, evaluate
+from evaluation.evaluate import Judged, Settings, embed_sets, evaluate
 from evaluation.images import Faces
-from evaluation.leaks.overlap import Overlap, read_overlap
+from evaluation.leaks.overlap import read_overlap
 from evaluation.protocols.degraded import DEGRADATIONS
 from evaluation.protocols.draw_pairs import PER_PERSON
-from evaluation.protocols.protocol import Asked, TestSet
-from evaluation.protocols.sets import SetError, kinds, open_set, split_degradations
+from evaluation.protocols.named_sets import NamedSets
+from evaluation.protocols.protocol import Asked
+from evaluation.protocols.sets import SetError, kinds
 from evaluation.report import tables
 from evaluation.report.figure_text import figure_text, title
 from evaluation.report.html import write_html
@@ -48,79 +48,6 @@ from training.saving.weight_file import SUFFIXES
 from training.step.precision import Precision, choose_precision
 
 _FILES = (".onnx", *SUFFIXES)  # whose names need no ending in a table
-
-
-class Sets:
-    """The sets that a command line names, opened when they are needed: they may be large.
-
-    Args:
-        specs: as open_set takes them.
-        sizes: of the models' images: each set is opened once in each, so that an error comes before
-            anything is embedded.
-        seed: of all that is drawn.
-        faces: what finds the faces in photographs.
-
-    Raises:
-        UserError: a set that cannot be opened, or two of one name.
-    """
-
-    def __init__(
-        self,
-        specs: Sequence[str],
-        *,
-        sizes: Iterable[int],
-        seed: int,
-        faces: Faces | None = None,
-    ) -> None:
-        self._seed, self._faces, self._sizes = seed, faces, sorted(set(sizes))
-        self._last: tuple[tuple[str, int], TestSet] | None = None
-        self._shown: tuple[TestSet, dict[str, int]] | None = None
-        self._specs: dict[str, str] = {}
-        for spec in dict.fromkeys(specs):
-            for size in self._sizes:
-                name = self._open(spec, size).name
-                if self._specs.setdefault(name, spec) != spec:
-                    raise SetError(
-                        f"{spec} and {self._specs[name]} are both called {name}: rename one"
-                    )
-
-    @property
-    def openers(self) -> list[Opener]:
-        """As evaluate() takes them."""
-        return [partial(self._open, spec) for spec in self._specs.values()]
-
-    def leaked(self, overlap: Overlap) -> dict[str, frozenset[str]]:
-        """By the name of a set, degraded or not, the names of its images that were found.
-
-        Raises:
-            OverlapError: a set that the leak check was not of.
-        """
-        size = self._sizes[0]
-        return {
-            name: overlap.names_in(self._open(split_degradations(spec)[0], size).images)
-            for name, spec in self._specs.items()
-        }
-
-    def picture(self, name: str, image: str) -> bytes | None:
-        """An image of a set, by names, as a network sees it."""
-        test_set, places = self._largest(name.removesuffix(CLEAN))
-        return test_set.images.picture(places[image]) if image in places else None
-
-    def _open(self, spec: str, size: int) -> TestSet:
-        """The last one is kept: where there is only one, it is read once."""
-        if self._last is None or self._last[0] != (spec, size):
-            self._last = None  # two large ones need not fit into memory
-            found = open_set(spec, image_size=size, seed=self._seed, faces=self._faces)
-            self._last = (spec, size), found
-        return self._last[1]
-
-    def _largest(self, name: str) -> tuple[TestSet, dict[str, int]]:
-        """The set as the model of the largest images sees it, the last one kept open."""
-        if self._shown is None or self._shown[0].name != name:
-            test_set = self._open(self._specs[name], self._sizes[-1])
-            places = {image: place for place, image in enumerate(test_set.images.names)}
-            self._shown = test_set, places
-        return self._shown
 
 
 def open_models(
@@ -184,7 +111,7 @@ def _words(given: Sequence[str], words: Sequence[str]) -> list[str]:
     return [next(each) if source in files else "" for source in given]
 
 
-def write_report(output: Path, sets: Sets, *, pictures: bool) -> list[Path]:
+def write_report(output: Path, sets: NamedSets, *, pictures: bool) -> list[Path]:
     """Draw the tables and the page of OUT/results.json; returns what was written."""
     found = read_evaluation(output / "results.json")
     written = {
@@ -213,7 +140,7 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
         words=arguments.onnx_input,
         batch=arguments.batch,
     )
-    sets = Sets(
+    sets = NamedSets(
         _specs(arguments),
         sizes=[model.embedder.image_size for model in models],
         seed=arguments.seed,

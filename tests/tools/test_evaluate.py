@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from evaluation import embedding
-from evaluation.evaluate import CLEAN
 from evaluation.features import _OnDisk
 from evaluation.leaks.overlap import SAME_IMAGE, Finding, Overlap
 from evaluation.pair_set import write_bin
+from evaluation.protocols.named_sets import CLEAN
 from evaluation.protocols.sets import open_set
 from evaluation.result import read_evaluation
 from facestream import USER_ERROR_EXIT_CODE
@@ -339,7 +339,10 @@ def bad_sets(folder: Path) -> None:
         (("--sets", "cut.bin"), "cut.bin: not a whole verification set"),
         (("--sets", "odd.bin"), "odd.bin: it holds 3 images and 1 truth values"),
         (("--sets", "evil.bin"), "which could run anything; nothing was run"),
-        (("--sets", "damaged.bin"), "2 of 60 images are bad: image 3 cannot be decoded"),
+        (
+            ("--sets", "damaged.bin"),
+            "a on damaged: 2 of 60 images are bad: image 3 cannot be",
+        ),
         (("--sets", "none.bin"), "none.bin does not exist"),
         (("--sets", "small.bin", "other/small.bin"), "are both called small: rename one"),
         (("--sets", "pairs:pairs.csv:other"), "3 of 3 images are not in other: a.png (line 1)"),
