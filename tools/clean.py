@@ -35,23 +35,33 @@ from training.command import command, share, whole_number
 from training.config import load_config
 from training.distributed import World, join_world, leave_world
 from training.frozen.model import ONNX, open_model
-from training.saving.names import CENTERS
+from training.saving.names import CENTERS, HEAD
 from training.saving.reading import SavedCheckpoint, open_weights
 from training.step.precision import choose_precision
+from training.weights.identities import read_identities
 
 _TOLD = 5  # damaged images
 _TYPICAL = 3  # images that show who an identity is
 
 
-def read_subcenters(model: str) -> np.ndarray | None:
-    """(C, K, D) of a checkpoint whose head has K > 1 sub-centers; None for any other model."""
+def read_subcenters(model: str, index: RecordIndex) -> np.ndarray | None:
+    """(labels, K, D) of a checkpoint whose head has K > 1 sub-centers for this file's labels.
+
+    None for any other model, and where nothing says whose the head's rows are.
+    """
     if model.endswith(ONNX):
         return None
     saved = open_weights(model)
     if not isinstance(saved, SavedCheckpoint) or saved.config.head.subcenters == 1:
         return None
-    centers = saved.tensors(CENTERS.partition(".")[0])[CENTERS]
-    return centers.float().unflatten(1, (saved.config.head.subcenters, -1)).numpy()
+    people = read_identities(saved.path)
+    rows = people.files.get(index.file.fingerprint) if people else None
+    if rows is None:
+        print(f"note          {model} was not trained on {index.path}, or does not say so")
+        return None
+    centers = saved.tensors(HEAD)[CENTERS].float()
+    centers = centers.unflatten(1, (saved.config.head.subcenters, -1)).numpy()
+    return np.where(rows[:, None, None] < 0, 0, centers[rows])
 
 
 class Report:
@@ -129,10 +139,9 @@ class Report:
 
     def page(self, *, faces: bool) -> str:
         """Pictures of every finding."""
-        place_of = dict(zip(self._offsets.tolist(), range(len(self._offsets))))
 
         def picture(_: str, name: str) -> bytes:
-            return bytes(self._index.image(place_of[int(name)]))
+            return bytes(self._index.image(int(np.searchsorted(self._offsets, int(name)))))
 
         return picture_page(
             f"Labels of {self._index.path.parent.name}",
@@ -249,7 +258,7 @@ def look_through(arguments: argparse.Namespace, world: World) -> Cleaning:
     """All that the command does."""
     index = open_index(arguments.train)
     dtype = choose_precision(world.device).compute_dtype
-    subcenters = None if arguments.images else read_subcenters(arguments.model)
+    subcenters = None if arguments.images else read_subcenters(arguments.model, index)
     model = open_model(
         arguments.model, device=world.device, dtype=dtype, words=arguments.onnx_input
     )

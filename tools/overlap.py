@@ -101,8 +101,8 @@ def findings(
 def page(index: RecordIndex, sets: Mapping[str, Images], overlap: Overlap, *, faces: bool) -> str:
     """Each finding with its two pictures: the test image, and what the training set has."""
     records = index.records
-    record_of = dict(zip(records["offset"].tolist(), range(len(records))))
-    of_label = dict(zip(records["label"].tolist(), range(len(records))))  # the last one of each
+    by_label = np.argsort(records["label"], kind="stable")
+    sorted_labels = records["label"][by_label]
     places = {
         name: {image: place for place, image in enumerate(images.names)}
         for name, images in sets.items()
@@ -110,13 +110,14 @@ def page(index: RecordIndex, sets: Mapping[str, Images], overlap: Overlap, *, fa
 
     def picture(where: str, name: str) -> bytes | None:
         if where == TRAINING:
-            return bytes(index.image(record_of[int(name)]))
+            return bytes(index.image(int(np.searchsorted(records["offset"], int(name)))))
         return sets[where].picture(places[where][name])
 
     def strip(one: Finding) -> Strip:
         offset = one.offset
         if offset is None:
-            offset = int(records["offset"][of_label[one.label]])
+            first = by_label[np.searchsorted(sorted_labels, one.label)]
+            offset = int(records["offset"][first])
         what = "cosine" if one.kind == SAME_PERSON else "likeness"
         words = [
             f"{what} {one.likeness:.3f}",

@@ -69,15 +69,15 @@ def clean(
     Args:
         index: of its one file.
         rows: (N, D) embeddings of its images; zeros for a damaged one.
-        subcenters: (C, K, D) of a head that was trained on it with K > 1, to judge by its dominant
-            sub-centers instead of by the images' mean.
+        subcenters: (C, K, D) by label, of a head that was trained on it with K > 1, to judge by its
+            dominant sub-centers instead of by the images' mean.
         rate: the share of identities for which a stranger may be taken for the same person.
         seed: of the identities that are drawn to learn what wrong labels look like.
         threads: that read.
         device: where cosines are computed.
 
     Raises:
-        CleaningError: fewer than four identities, or sub-centers of another number.
+        CleaningError: fewer than four identities.
     """
     classes = index.summary.num_classes
     if index.summary.identities < _FEWEST_IDENTITIES:
@@ -85,12 +85,7 @@ def clean(
             f"{index.path} has {index.summary.identities} identities: expected "
             f"{_FEWEST_IDENTITIES} at least, to compare them with one another"
         )
-    if subcenters is not None and len(subcenters) != classes:
-        raise CleaningError(
-            f"the head has {len(subcenters)} classes, and {index.path} has {classes} labels: name "
-            "a model that was trained on this file alone, or pass --images to judge by its "
-            "embeddings"
-        )
+    assert subcenters is None or len(subcenters) == classes
 
     def centers_by(labels: np.ndarray) -> Centers:
         if subcenters is not None:
