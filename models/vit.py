@@ -102,6 +102,8 @@ class VisionTransformer(nn.Module):
             nn.BatchNorm1d(embedding_dim, eps=2e-5),
         )
 
+        # What stands for no token has no gradient, which ranks would wait for.
+        self.mask_token.requires_grad_(self.visible < tokens)
         nn.init.normal_(self.mask_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():

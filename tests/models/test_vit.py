@@ -106,6 +106,16 @@ def test_tokens_that_are_hidden_are_seen_by_no_block_and_stand_as_one_in_their_p
     assert seen[1].shape == (4, 16, 32)
 
 
+@pytest.mark.parametrize("mask_ratio", [0.0, 0.05, 0.5])
+def test_all_that_is_trained_has_a_gradient_whatever_is_hidden(mask_ratio: float) -> None:
+    """Of 16 patches a twentieth hides one, as all is rounded to what is seen."""
+    model = vit(mask_ratio=mask_ratio, drop_path=0.1)
+    (model(images()) * torch.randn(4, 24)).sum().backward()
+    named = model.named_parameters()
+    assert {n for n, p in named if p.requires_grad != (p.grad is not None)} == set()
+    assert model.mask_token.requires_grad == (mask_ratio > 0)
+
+
 def test_skipped_layers_add_nothing_and_the_others_keep_the_mean() -> None:
     model, factors = vit(drop_path=0.5), []
     for block in model.blocks:
