@@ -26,6 +26,7 @@ import numpy as np
 from evaluation.metrics.intervals import Spread
 
 WORD = 64  # draws that are usually made at a time
+CELLS = 4  # a comparison, up to which all pairs of clusters are numbered, seen or not
 MOST_TIMES = 15  # a person comes in one draw: its square still is a uint8; 16 come once in 10¹³
 
 
@@ -184,12 +185,25 @@ def _of_clusters(clusters: Clusters, draws: int, at_once: int, seed: int) -> Ite
 
 def _of_pairs(clusters: Clusters, draws: int, at_once: int, seed: int) -> Iterator[Weights]:
     random = np.random.default_rng((seed, 1))
-    low = np.minimum(clusters.first, clusters.second).astype(np.int64)
-    high = np.maximum(clusters.first, clusters.second)
-    known, pair = np.unique(low * (clusters.count + 1) + high, return_inverse=True)
-    pair = pair.astype(np.int32)
+    pair, count = _pairs_of_clusters(clusters)
     alone = clusters.second == clusters.count
     for start in range(0, draws, at_once):
         held = min(at_once, draws - start)
-        bits = random.integers(0, 256, (len(known), -(-held // 8)), np.uint8)
+        bits = random.integers(0, 256, (count, -(-held // 8)), np.uint8)
         yield _OwnDrawn(pair, alone, bits, held)
+
+
+def _pairs_of_clusters(clusters: Clusters) -> tuple[np.ndarray, int]:
+    """(P,) int32, the number of the pair of clusters of each comparison; and how many there are."""
+    width = clusters.count + 1
+    cell = np.minimum(clusters.first, clusters.second).astype(np.int64)
+    cell *= width
+    cell += np.maximum(clusters.first, clusters.second)
+    if width**2 > CELLS * len(cell):
+        known, pair = np.unique(cell, return_inverse=True)
+        return pair.astype(np.int32), len(known)
+    # The same without sorting millions of comparisons.
+    number = np.zeros(width**2, np.int32)
+    number[cell] = 1
+    np.cumsum(number, out=number)
+    return number[cell] - 1, int(number[-1])

@@ -71,8 +71,9 @@ def rates_at(searches: Searches, threshold: float) -> tuple[float, float]:
     """FPIR, and FNIR of rank 1, of all scores above a threshold that was chosen elsewhere."""
     alarms = searches.other[~searches.mated] > threshold
     hits = (searches.rank == 1) & (searches.mate > threshold)
-    fpir = alarms.mean() if len(alarms) else np.nan
-    return float(fpir), float(1 - hits[searches.mated].mean())
+    missed = ~hits[searches.mated]
+    fpir, fnir = (float(of.mean()) if len(of) else np.nan for of in (alarms, missed))
+    return fpir, fnir
 
 
 def _falling(

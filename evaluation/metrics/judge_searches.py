@@ -220,7 +220,7 @@ def _by_group(
     seed: int,
     groups: np.ndarray | None,
 ) -> dict[str, Group]:
-    """Of each group the same figures, and its errors at the threshold of all."""
+    """Of each group the means over the galleries, and its errors at the threshold of all."""
     found = {}
     for group in [] if groups is None else sorted(set(groups.tolist()) - {""}):
         inside = groups == group
@@ -232,7 +232,10 @@ def _by_group(
             found[group] = Group(counts, figures)
             continue
         judged = judge_searches(parts, people=people[inside], wanted=wanted, draws=draws, seed=seed)
-        figures = dict(judged.figures)
+        of_galleries = tuple(f", {name}" for name in galleries)
+        figures = {
+            name: one for name, one in judged.figures.items() if not name.endswith(of_galleries)
+        }
         for limit in wanted.fpir_limits:
             rates = [
                 rates_at(parts[name], threshold(searches, limit))

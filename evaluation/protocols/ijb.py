@@ -34,7 +34,7 @@ from evaluation.metrics.judge_searches import Judgement, Wanted, compare_searche
 from evaluation.metrics.measure import Comparisons
 from evaluation.metrics.paired import compare_models
 from evaluation.metrics.searches import Searches, search
-from evaluation.protocols.ijb_files import IjbFiles, OneToMany, read_ijb_files
+from evaluation.protocols.ijb_files import IjbFiles, OneToMany, TemplatePairs, read_ijb_files
 from evaluation.protocols.protocol import Asked
 from evaluation.protocols.templates import cosines, pool
 from evaluation.result import Comparison, Figure, Group, Result
@@ -74,10 +74,9 @@ class Ijb:
     def scores(self, features: Features) -> dict[str, float]:
         """TAR at FAR 1e-5 and 1e-4 and, where there is 1:N, rank 1 as the mean of the galleries."""
         templates, present = self._templates(features, frozenset())
-        kept, scores = self._compared(templates, present)
-        same = self.files.pairs.same[kept]
-        counter = ImpostorCounter(scores[same])
-        counter.add(scores[~same])
+        pairs, scores = self._compared(templates, present)
+        counter = ImpostorCounter(scores[pairs.same])
+        counter.add(scores[~pairs.same])
         roc = counter.roc()
         found = {f"tar@far={limit:g}": float(roc.tar_at_far(limit)) for limit in (1e-5, 1e-4)}
         if one_to_many := self._one_to_many(present):
@@ -93,17 +92,15 @@ class Ijb:
             UserError: pairs of one kind only, or searches for nobody, are left.
         """
         templates, present = self._templates(features, asked.without)
-        kept, scores = self._compared(templates, present)
-        pairs, subjects = self.files.pairs, self.files.subjects
-        first, second = pairs.first[kept], pairs.second[kept]
-        known = self._all_known(first, second)
+        pairs, scores = self._compared(templates, present)
+        known = self._all_known(pairs)
         groups = self._groups(asked.groups)
         judged = judge_pairs(
             scores,
-            pairs.same[kept],
-            first=first,
-            second=second,
-            people=subjects if known else None,
+            pairs.same,
+            first=pairs.first,
+            second=pairs.second,
+            people=self.files.subjects if known else None,
             names=self._foremost_images(features),
             folds=0,
             draws=asked.draws,
@@ -127,7 +124,7 @@ class Ijb:
             protocol=VERSION,
             settings=self._settings(features, known) | dict(self.about) | dict(judged.settings),
             counts=self._counts(features, present, one_to_many)
-            | {"pairs left out": len(pairs.same) - len(kept)}
+            | {"pairs left out": len(self.files.pairs.same) - len(pairs.same)}
             | dict(judged.counts),
             headline=self.headline,
             figures=dict(judged.figures) | dict(searched.figures) | {"norm": norm},
@@ -139,14 +136,13 @@ class Ijb:
 
     def compare(self, features: Mapping[str, Features], *, asked: Asked) -> list[Comparison]:
         """Every two models by their TAR 1:1, and by the figures of the same searches."""
-        pairs, subjects, models = self.files.pairs, self.files.subjects, {}
+        subjects, models = self.files.subjects, {}
         searched: dict[str, dict[str, Searches]] = {}
         for name, one in features.items():
             templates, present = self._templates(one, asked.without)
-            kept, scores = self._compared(templates, present)
-            first, second = pairs.first[kept], pairs.second[kept]
-            people = subjects if self._all_known(first, second) else None
-            models[name] = Comparisons(scores, pairs.same[kept], first, second, people)
+            pairs, scores = self._compared(templates, present)
+            people = subjects if self._all_known(pairs) else None
+            models[name] = Comparisons(scores, pairs.same, pairs.first, pairs.second, people)
             if lists := self._one_to_many(present):
                 searched[name] = self._searched(templates, lists)
         how = measure.Asked(None, draws=asked.draws, seed=asked.seed, far_limits=FAR_LIMITS)
@@ -162,10 +158,10 @@ class Ijb:
             )
         return found
 
-    def _all_known(self, first: np.ndarray, second: np.ndarray) -> bool:
+    def _all_known(self, pairs: TemplatePairs) -> bool:
         """Whether it is known who is in these templates."""
-        subjects = self.files.subjects
-        return bool((subjects >= 0)[np.r_[np.unique(first), np.unique(second)]].all())
+        known = self.files.subjects >= 0
+        return bool(known[pairs.first].all() and known[pairs.second].all())
 
     def _templates(
         self, features: Features, without: frozenset[str]
@@ -186,13 +182,14 @@ class Ijb:
 
     def _compared(
         self, templates: np.ndarray, present: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Which pairs are left, and their scores."""
+    ) -> tuple[TemplatePairs, np.ndarray]:
+        """The pairs that are left, and their scores."""
         pairs = self.files.pairs
-        kept = np.flatnonzero(present[pairs.first] & present[pairs.second])
-        return kept, cosines(
-            templates, pairs.first[kept], pairs.second[kept], threads=torch.get_num_threads()
-        )
+        if not present.all():  # else not to be copied: they are millions
+            kept = present[pairs.first] & present[pairs.second]
+            pairs = TemplatePairs(pairs.first[kept], pairs.second[kept], pairs.same[kept])
+        threads = torch.get_num_threads()
+        return pairs, cosines(templates, pairs.first, pairs.second, threads=threads)
 
     def _one_to_many(self, present: np.ndarray) -> OneToMany | None:
         """Of the templates that have an image left."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from evaluation.metrics import bootstrap as bootstrap_module
 from evaluation.metrics.bootstrap import Clusters, Weights, bootstrap
 from evaluation.metrics.folds import Folds
 from evaluation.metrics.intervals import Spread
@@ -43,6 +44,19 @@ def test_draws_are_the_same_for_the_same_seed_however_many_at_a_time() -> None:
     )
     np.testing.assert_array_equal(some, others)
     assert not np.array_equal(some, another)
+
+
+def test_draws_do_not_depend_on_how_pairs_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pairs are millions they are not sorted."""
+    set_ = simulated(0, people=20)
+    pairs = ScoredPairs(set_.scores, set_.same, far_limits=(0.1,), folds=None)
+    clusters = Clusters.of_pairs(set_.first, set_.second, set_.people)
+    found = []
+    for cells in (0, 1000):
+        monkeypatch.setattr(bootstrap_module, "CELLS", cells)
+        found.append(bootstrap(pairs.figures, clusters, draws=70, seed=0)["auc"].own)
+    np.testing.assert_array_equal(*found)
+    assert found[0].any()
 
 
 def test_a_draw_is_the_set_with_each_pair_repeated() -> None:
