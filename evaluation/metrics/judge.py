@@ -25,6 +25,8 @@ from evaluation.result import Curve, Figure, Group, HardPair
 from facestream import UserError
 
 FAR_LIMITS = (1e-2, 1e-3)
+FURTHER_LIMITS = (1e-4, 1e-5, 1e-6)  # where a set has the impostors to show them
+COMMON = 1e-3  # FMR of the threshold for groups and discards: a part must be able to show it, too
 HARDEST = 24
 BIN_EDGES = np.linspace(-1, 1, 101)
 ORIGIN = "chosen on these very pairs, but for figures in folds and the accuracy"
@@ -63,7 +65,7 @@ def judge_pairs(
     identity_disjoint: bool = False,
     draws: int = 1000,
     seed: int = 0,
-    far_limits: Sequence[float] = FAR_LIMITS,
+    far_limits: Sequence[float] | None = None,
     groups: np.ndarray | None = None,
     quality: Mapping[str, np.ndarray] | None = None,
 ) -> Judgement:
@@ -79,7 +81,8 @@ def judge_pairs(
         folds: for the accuracy; 0 leaves it out.
         identity_disjoint: folds of people instead of contiguous parts; needs `people`.
         draws: of the bootstrap; 0 gives no intervals, and is fast.
-        far_limits: rates in (0, 1) at which TAR, FNMR and thresholds are given.
+        far_limits: rates in (0, 1) at which TAR, FNMR and thresholds are given; None for 1e-2,
+            1e-3 and what smaller powers of ten the set can show.
         groups: (N,) of strings, the group of each image, "" for none.
         quality: by name, (N,) values of the images, greater for better: a curve of FNMR over the
             share discarded for each.
@@ -91,6 +94,8 @@ def judge_pairs(
     check_scores(scores, same)
     pairs = Comparisons(scores, same, first, second, people)
     parts = _folds(pairs, folds=folds, identity_disjoint=identity_disjoint)
+    if far_limits is None:
+        far_limits = (*FAR_LIMITS, *_shown(same, FURTHER_LIMITS))
     common = _common_threshold(pairs, far_limits)
     quality = quality or {}
     asked = Asked(
@@ -139,8 +144,9 @@ def _shown(same: np.ndarray, far_limits: Sequence[float]) -> list[float]:
 
 
 def _common_threshold(pairs: Comparisons, far_limits: Sequence[float]) -> tuple[float, float]:
-    """The smallest FMR that the set can show, and the threshold for it on all pairs."""
-    far = min(_shown(pairs.same, far_limits), default=max(far_limits))
+    """The limit nearest above COMMON that the set can show, and its threshold on all pairs."""
+    shown = [limit for limit in _shown(pairs.same, far_limits) if limit >= COMMON]
+    far = min(shown, default=max(far_limits))
     return far, thresholds_at(pairs.scores, pairs.same, [far])[0]
 
 

@@ -193,9 +193,15 @@ def _figures(
                 rate=name in apart,
                 odds=name in ODDS,
                 apart=apart.get(name, 0),
-                note="" if np.isfinite(value) else "not defined for these scores",
+                note="" if np.isfinite(value) else _undefined(name),
             )
     return figures
+
+
+def _undefined(name: str) -> str:
+    if name.startswith("threshold@"):
+        return "no threshold within that FMR accepts any genuine pair"
+    return "not defined for scores without spread"
 
 
 def _banded(

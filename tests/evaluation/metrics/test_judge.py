@@ -62,6 +62,21 @@ def test_what_a_set_cannot_show_stays_empty_with_the_reason() -> None:
         assert "no error in 600 impostor pairs means a rate below 0.005" in figures[name].note
 
 
+def test_a_set_shows_the_small_rates_that_it_has_the_impostors_for() -> None:
+    figures = judge_pairs(**vars(simulated(0, people=20, impostors=40_000)), draws=0).figures
+    shown = [name for name in figures if name.startswith("tar@far")]
+    assert shown == ["tar@far=0.01", "tar@far=0.001", "tar@far=0.0001"]
+
+
+def test_scores_that_allow_no_threshold_or_have_no_spread_say_so() -> None:
+    set_ = vars(simulated(0, impostors=3000))
+    figures = judge_pairs(**set_ | {"scores": np.full(len(set_["same"]), 0.5)}, draws=20).figures
+    assert figures["threshold@fmr=0.001"].value is None
+    assert "accepts any genuine pair" in figures["threshold@fmr=0.001"].note
+    assert figures["d-prime"].note == "not defined for scores without spread"
+    assert (figures["tar@far=0.001"].value, figures["auc"].value) == (0, 0.5)
+
+
 def test_where_people_are_not_known_images_are_drawn_and_it_says_so() -> None:
     set_ = simulated(0)
     found = judge_pairs(**vars(set_) | {"people": None}, draws=50)
