@@ -124,7 +124,7 @@ def figure(
         return Figure(float(point), note=note)
     if rate and point in (0, 1):
         bound = below(apart)
-        seen = f"no exception seen; the interval is the rule of three for {apart:,} comparisons that "
+        seen = f"no exception seen; the interval: the rule of three for {apart:,} comparisons that "
         seen += "share nobody"
         low, high = (0.0, bound) if point == 0 else (1 - bound, 1.0)
         return Figure(float(point), low, high, "; ".join(filter(None, [note, seen])))
