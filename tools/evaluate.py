@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -84,7 +85,7 @@ def open_models(
 
 def _names(given: Sequence[str]) -> list[str]:
     """Names for tables: the last part of each path, and as many before it as tell them apart."""
-    paths = [Path(as_text(path)) for path in given]
+    paths = [Path(as_text(path if Path(path).name else os.path.abspath(path))) for path in given]
     most = max(len(path.parts) for path in paths)
     for parts in range(1, most + 1):
         names = [
@@ -155,6 +156,8 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
         leaked=sets.leaked(overlap) if overlap else {},
         made=made,
     )
+    if world.is_main:
+        arguments.output.mkdir(parents=True, exist_ok=True)
     if world.world_size > 1:
         embed_sets(models, sets.openers, settings)
         if not world.is_main:
@@ -162,7 +165,6 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
         models = [_alone(model) for model in models]
     summary = overlap.summary() if overlap else None
     found = evaluate(models, sets.openers, settings, overlap=summary, tell=_tell)
-    arguments.output.mkdir(parents=True, exist_ok=True)
     write_whole(arguments.output / "results.json", found.as_json())
     written = write_report(arguments.output, sets, pictures=not arguments.no_pictures)
     Console().print(tables.console_table(found))

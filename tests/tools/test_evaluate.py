@@ -386,6 +386,7 @@ def test_a_diverged_model_is_refused(there):
 
 def test_names_tell_models_apart():
     names = evaluate._names
+    assert names(["."]) == [Path.cwd().name]
     assert names(["runs/x/a.pth", "b.onnx", "runs/y"]) == ["a", "b", "y"]
     assert names(["x/model.pt", "y/model.pt", "runs/z@best"]) == [
         "x/model",

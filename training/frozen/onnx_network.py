@@ -22,7 +22,7 @@ _DTYPES = {
 _FREE_BATCH = "Export it with a free (dynamic) batch axis"
 _ON_GPUS = (
     "on GPUs it takes `pip install onnxruntime-gpu` for their CUDA version, and no onnxruntime "
-    "beside it. Or cache the teacher's embeddings on a CPU: tools/cache_teacher.py"
+    "beside it. Or use a CPU: tools/evaluate.py --device cpu; for a teacher, tools/cache_teacher.py"
 )
 
 
