@@ -54,6 +54,17 @@ def test_a_judgement_has_the_figures_with_intervals_around_them() -> None:
     assert sum(found.curves["genuine"].y) == 600
 
 
+def test_d_prime_and_accuracy_s_threshold_are_those_of_their_definitions() -> None:
+    set_ = simulated(0)
+    figures = judge_pairs(**vars(set_), draws=0).figures
+    genuine, impostor = set_.scores[set_.same], set_.scores[~set_.same]
+    spread = np.sqrt((genuine.var() + impostor.var()) / 2)
+    assert figures["d-prime"].value == pytest.approx((genuine.mean() - impostor.mean()) / spread)
+    right = (set_.scores >= figures["threshold"].value) == set_.same
+    assert right.mean() == pytest.approx(figures["accuracy"].value, abs=0.01)
+    assert figures["accuracy"].value <= figures["best accuracy"].value
+
+
 def test_what_a_set_cannot_show_stays_empty_with_the_reason() -> None:
     figures = judge_pairs(**vars(simulated(0)), draws=0, far_limits=(1e-2, 1e-3)).figures
     assert figures["tar@far=0.01"].value is not None

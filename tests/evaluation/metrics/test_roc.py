@@ -48,6 +48,15 @@ def test_rates_are_scikit_learns_to_the_last_bit(grid: float) -> None:
     assert roc.auc == pytest.approx(metrics.roc_auc_score(same, scores), abs=1e-12)
 
 
+@pytest.mark.parametrize("grid", [0, 0.05])
+def test_det_rates_are_scikit_learns(grid: float) -> None:
+    scores, same = scored(grid=grid)
+    roc = Roc.of(scores, same)
+    for fmr, fnmr, threshold in zip(*metrics.det_curve(same, scores)):
+        found = roc.rates_at(float(threshold))
+        assert (found[0], 1 - found[1]) == (fmr, pytest.approx(fnmr, abs=1e-12))
+
+
 @settings(max_examples=200, deadline=None)
 @given(few_values(), st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.5, 0.9]))
 def test_every_figure_is_that_of_its_definition(
