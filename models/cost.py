@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -69,47 +69,20 @@ def without_memory(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def kept_for_backward(
-    forward: Callable[[], object], *, besides: Iterable[Tensor], again: Sequence[nn.Module] = ()
-) -> list[int]:
-    """Bytes of each storage that is there for backward after `forward`, without those of `besides`.
-
-    Args:
-        again: blocks, called by `forward` as they are, that are to run again in backward, see
-            models/checkpointing.py: of these the inputs count, and what the largest one keeps.
-    """
+def kept_for_backward(forward: Callable[[], object], *, besides: Iterable[Tensor]) -> list[int]:
+    """Bytes of each storage that `forward` saves for backward, those of `besides` left out."""
     known = {tensor.untyped_storage()._cdata for tensor in besides}
-    always: dict[int, int] = {}
-    inside: list[dict[int, int]] = []  # of each block, its inputs left out
-    kept, given = always, known
+    kept = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in given:
+        if storage._cdata not in known:
             kept[storage._cdata] = storage.nbytes()
         return tensor.detach()  # the tensor itself would keep its graph alive for ever
 
-    def enter(_block: nn.Module, inputs: tuple[object, ...]) -> None:
-        nonlocal kept, given
-        storages = [x.untyped_storage() for x in inputs if isinstance(x, Tensor)]
-        always.update((storage._cdata, storage.nbytes()) for storage in storages)
-        kept, given = {}, known | {storage._cdata for storage in storages}
-        inside.append(kept)
-
-    def leave(*_: object) -> None:
-        nonlocal kept, given
-        kept, given = always, known
-
-    hooks = [block.register_forward_pre_hook(enter) for block in again]
-    hooks += [block.register_forward_hook(leave) for block in again]
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    largest = max(inside, key=lambda sizes: sum(sizes.values()), default={})
-    return [*always.values(), *largest.values()]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return list(kept.values())
 
 
 def _attention(

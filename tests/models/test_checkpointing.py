@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models import fold_batch_norm
-from models.checkpointing import blocks_of, checkpoint_blocks
+from models.checkpointing import checkpoint_blocks
 from models.cost import kept_for_backward
 from tests.host_reads import no_host_reads
 from tests.models.small import SMALL, images, small, trained
@@ -43,32 +41,13 @@ def test_embeddings_gradients_and_statistics_are_the_same_to_the_bit(name: str) 
     assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
 
 
-def kept(run: Callable[[], object], model: nn.Module, *besides: Tensor, **again: Any) -> int:
-    """Bytes, without those of the model."""
-    own = [*model.parameters(), *model.buffers(), *besides]
-    return sum(kept_for_backward(run, besides=own, **again))
-
-
 @every_network
-def test_inputs_are_kept_and_the_prediction_adds_the_largest_block(name: str) -> None:
-    model, stages, batch = trained(name), small(name).family.stages, images(8)
-    blocks, one_by_one = blocks_of(model, stages), [0]
+def test_less_is_kept(name: str) -> None:
+    def kept(model: nn.Module) -> int:
+        own = [*model.parameters(), *model.buffers()]
+        return sum(kept_for_backward(lambda: model(images(8)), besides=own))
 
-    def count(block: nn.Module, inputs: tuple[Any, ...]) -> None:
-        tensors = [x for x in inputs if x is not None]
-        one_by_one.append(kept(lambda: type(block).forward(block, *inputs), block, *tensors))
-
-    hooks = [block.register_forward_pre_hook(count) for block in blocks]
-    model(batch)
-    for hook in hooks:
-        hook.remove()
-    torch.manual_seed(0)
-    plain = kept(lambda: model(batch), model)
-    predicted = kept(lambda: model(batch), model, again=blocks)
-    checkpoint_blocks(model, stages)
-    found = kept(lambda: model(batch), model)
-    assert found < plain / 3
-    assert predicted == pytest.approx(found + max(one_by_one), rel=0.02)
+    assert kept(checkpointed(name)) < kept(trained(name)) / 3
 
 
 def test_a_copy_runs_its_own_weights_and_evaluation_runs_nothing_twice() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from heads.centers import shard_of
 from heads.memory import predict_memory
 from heads.sampling import Sampling, sampling_at
 from models import normalize
-from models.checkpointing import blocks_of
+from models.checkpointing import checkpoint_blocks
 from models.cost import kept_for_backward, without_memory
 from pipeline.augment import Augmentation
 from pipeline.dali_decode import PREFETCH
@@ -56,7 +56,8 @@ class Prediction:
 
     libraries: int  # on a CPU: what the process takes by now, and what they will load later
     backbone: int  # weights, gradients, the optimizer's state, BatchNorm's statistics
-    activations: int  # kept for backward, of one micro-batch
+    # Kept for backward, of one micro-batch; of blocks that run again what there is at most.
+    activations: int
     centers: int
     momentum: int  # of the centers
     transients: int  # of the head's step
@@ -116,14 +117,11 @@ def predict(
         adding=micro_batches > 1,
     )
     size, on_cpu = config.data.image_size, world.device.type == "cpu"
-    stages = config.architecture.family.stages if config.model.checkpointing else ()
-    activations = _activations(
-        backbone,
-        batch=batch // micro_batches,
-        image_size=size,
-        precision=precision,
-        again=blocks_of(backbone, stages),
-    )
+    held = _activations
+    if config.model.checkpointing:
+        checkpoint_blocks(backbone, config.architecture.family.stages)
+        held = _activations_again
+    activations = held(backbone, batch=batch // micro_batches, image_size=size, precision=precision)
     teacher = verification = 0
     if config.distill.teacher and not config.distill.cached:
         teacher = _teacher_bytes(config, batch=batch, precision=precision, besides=activations)
@@ -174,7 +172,6 @@ def _activations(
     batch: int,
     image_size: int,
     precision: Precision,
-    again: Sequence[nn.Module] = (),
 ) -> _Blocks:
     with FakeTensorMode():
         state = without_memory(backbone)
@@ -186,7 +183,44 @@ def _activations(
                 pixels = normalize(images, precision.compute_dtype)
                 return torch.func.functional_call(backbone, state, (pixels,))
 
-        return _Blocks.of(kept_for_backward(forward, besides=state.values(), again=again))
+        return _Blocks.of(kept_for_backward(forward, besides=state.values()))
+
+
+def _activations_again(
+    backbone: nn.Module, *, batch: int, image_size: int, precision: Precision
+) -> _Blocks:
+    """What is alive at once, at most, in a forward and backward whose blocks run again in backward.
+
+    Parameters and their gradients aside.
+    """
+    with FakeTensorMode(), _Living() as living:
+        step = _ForwardBackward(backbone)
+        state = without_memory(step)
+        for parameter in state.values():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(_forget_gradient)
+        living.forget()
+        images = torch.empty((batch, image_size, image_size, 3), dtype=torch.uint8, device="cpu")
+        pixels = normalize(images.permute(0, 3, 1, 2), precision.compute_dtype)
+        torch.func.functional_call(step, state, (pixels, precision))
+    return living.peak
+
+
+class _ForwardBackward(nn.Module):
+    """Both while the network has the tensors that a functional call gives it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor, precision: Precision) -> None:
+        with precision.autocast(pixels.device):
+            embeddings = self.network(pixels)
+        embeddings.sum().backward()
+
+
+def _forget_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 def _inference(network: nn.Module, *, batch: int, image_size: int, precision: Precision) -> _Blocks:
