@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evaluation.features import Embedder, extract
 from evaluation.images import Images
 from evaluation.leaks.copies import Copies, find_copies
-from evaluation.leaks.overlap import NEAR_COPY, SAME_IMAGE, SAME_PERSON, Finding, Overlap
+from evaluation.leaks.overlap import SAME_PERSON, Finding, Overlap
+from evaluation.leaks.overlap_page import overlap_page
 from evaluation.leaks.registration import SAME_PHOTOGRAPH
 from evaluation.people.centers import find_centers
 from evaluation.people.shared import RATE, SharedPeople, find_shared_people
 from evaluation.people.training_images import sizes_found, training_images
 from evaluation.protocols.sets import SetError, kinds, open_set
-from evaluation.report.picture_page import Section, Strip, picture_page
 from facestream import UserError
 from pipeline.ahead import cores
 from pipeline.records.index import RecordIndex, open_index
@@ -40,7 +40,6 @@ from training.distributed import World, join_world, leave_world
 from training.frozen.model import OpenedModel, open_model
 from training.step.precision import choose_precision
 
-TRAINING = "training set"  # whose pictures a page shows, beside those of sets
 _USUAL = 112  # pixels, of sets where no training image says its size
 _TOLD = 5  # damaged images
 
@@ -98,59 +97,6 @@ def findings(
     return found
 
 
-def page(index: RecordIndex, sets: Mapping[str, Images], overlap: Overlap, *, faces: bool) -> str:
-    """Each finding with its two pictures: the test image, and what the training set has."""
-    records = index.records
-    by_label = np.argsort(records["label"], kind="stable")
-    sorted_labels = records["label"][by_label]
-    places = {
-        name: {image: place for place, image in enumerate(images.names)}
-        for name, images in sets.items()
-    }
-
-    def picture(where: str, name: str) -> bytes | None:
-        if where == TRAINING:
-            return bytes(index.image(int(np.searchsorted(records["offset"], int(name)))))
-        return sets[where].picture(places[where][name])
-
-    def strip(one: Finding) -> Strip:
-        offset = one.offset
-        if offset is None:
-            first = by_label[np.searchsorted(sorted_labels, one.label)]
-            offset = int(records["offset"][first])
-        what = "cosine" if one.kind == SAME_PERSON else "likeness"
-        words = [
-            f"{what} {one.likeness:.3f}",
-            f"{one.set}: {one.image}",
-            f"training: label {one.label}, record {offset}",
-        ]
-        return Strip([(one.set, one.image), (TRAINING, str(offset))], words)
-
-    about = {
-        SAME_IMAGE: "The bytes are equal.",
-        NEAR_COPY: f"Details correlate by {SAME_PHOTOGRAPH:g} or more; the least alike first.",
-        SAME_PERSON: "Left the test image, right one of the identity; the least near first.",
-    }
-    sections = [
-        Section(
-            kind.capitalize(),
-            about[kind],
-            [
-                strip(one)
-                for one in sorted(overlap.found, key=lambda one: one.likeness)
-                if one.kind == kind
-            ],
-        )
-        for kind in overlap.kinds
-    ]
-    return picture_page(
-        "Is the test in the training set?",
-        overlap.summary(),
-        sections,
-        pictures=picture if faces else None,
-    )
-
-
 def check(arguments: argparse.Namespace, world: World) -> Overlap:
     """All that the command does."""
     index = open_index(arguments.train)
@@ -196,7 +142,7 @@ def check(arguments: argparse.Namespace, world: World) -> Overlap:
     arguments.output.mkdir(parents=True, exist_ok=True)
     overlap.write(arguments.output / "overlap.json")
     write_whole(arguments.output / "leave_out.txt", overlap.leave_out())
-    text = page(index, sets, overlap, faces=not arguments.no_pictures)
+    text = overlap_page(index, sets, overlap, faces=not arguments.no_pictures)
     write_whole(arguments.output / "overlap.html", text)
     for written in ("overlap.json", "leave_out.txt", "overlap.html"):
         print(f"wrote         {arguments.output / written}")

@@ -41,6 +41,14 @@ def training_images(index: RecordIndex, *, size: int) -> Images:
     )
 
 
+def stored_picture(index: RecordIndex, offset: int) -> bytes | None:
+    """The encoded image of the record that starts there; None where it cannot be read."""
+    try:
+        return bytes(index.image(int(np.searchsorted(index.records["offset"], offset))))
+    except RecordError:
+        return None
+
+
 def sizes_found(index: RecordIndex) -> list[tuple[int, int]]:
     """(height, width) of images from here and there, each once; none where no header says it."""
     sizes = set()
