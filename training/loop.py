@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from evaluation.features import NonFiniteEmbeddingsError
-from evaluation.result import Model
-from evaluation.scoring import Scored
 from facestream import USER_ERROR_EXIT_CODE
-from models import fold_batch_norm
-from models.input import Input
 from pipeline.dali_loader import Batch
-from pipeline.named_path import as_text, mendable
+from pipeline.named_path import mendable
 from training.assembly import Plan, assemble, plan, stream_batches
 from training.config import Config
 from training.distributed import World, from_main, together
@@ -26,7 +18,6 @@ from training.faults.agreement import Reason
 from training.faults.rollback import Rollback, gather_bad_steps
 from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops
 from training.faults.watchdog import Watchdog
-from training.frozen.model import digest_of_weights
 from training.planning.memory import available_memory
 from training.planning.out_of_memory import memory_explained
 from training.reporting.doctor import Doctor
@@ -41,7 +32,6 @@ from training.saving.files import (
     CheckpointError,
     Scores,
     counters,
-    folder_of,
     read_about,
     remove_beyond,
     step_of,
@@ -50,9 +40,10 @@ from training.saving.lock import Lock, require_free
 from training.saving.room import Room, require_room
 from training.saving.run_state import RunState, describe_silent_end
 from training.scored_sets import ScoredSet, compared
-from training.step.backbone import average_statistics, unwrapped
+from training.step.backbone import average_statistics
 from training.step.precision import Precision
 from training.step.train_step import Lap, StepResult
+from training.verification import Verification
 from training.weights.identities import Identities, write_identities
 from training.weights.warm_start import warm_start
 
@@ -133,12 +124,9 @@ class Trainer:
                 pictures=config.log.pictures,
             )
         self._doctor = Doctor(self.assembly.settings())
-        self._forecast = Forecast(
-            config,
-            sets=sets,
-            steps_per_epoch=self.loader.steps_per_epoch,
-            device=world.device,
-        )
+        per_epoch = self.loader.steps_per_epoch
+        self._forecast = Forecast(config, sets=sets, steps_per_epoch=per_epoch, device=world.device)
+        self._verification = Verification(self.assembly, sets, self._forecast)
         self._introduce()
 
     def _memory_explained(self) -> AbstractContextManager:
@@ -351,21 +339,12 @@ class Trainer:
                 self.save()
         elif config.run.save_steps and into_epoch % config.run.save_steps == 0:
             self.save()
-        due = self._sets_due()
+        due = self._verification.due(self.steps_done)
         if due:
             scores = self.verify(due)
         if due or into_epoch == 0:
             stopwatch.skip()
         return scores
-
-    def _sets_due(self) -> tuple[str, ...]:
-        """The sets that the present state is scored on."""
-        per_epoch, epochs = self.loader.steps_per_epoch, self.config.run.epochs
-        return tuple(
-            one.name
-            for one in self._sets
-            if one.due(self.steps_done, steps_per_epoch=per_epoch, epochs=epochs)
-        )
 
     def _first_scores(self) -> Scores:
         """The scores of the state that the run begins at, where they are due.
@@ -373,7 +352,7 @@ class Trainer:
         A run that ended between saving and verifying, or before its checkpoint got the scores,
         makes up for it here.
         """
-        due = self._sets_due()
+        due = self._verification.due(self.steps_done)
         if not due:
             return {}
         known = from_main(self._known_scores(due)) if self.steps_done else {}
@@ -470,50 +449,22 @@ class Trainer:
             self._lock.require()
 
     def verify(self, names: Collection[str] | None = None) -> Scores:
-        """Score the backbone, on all ranks together.
-
-        Args:
-            names: of the sets; None for all of them.
-        """
+        """Score the backbone on sets of these names, or on all; on all ranks together."""
         scores: dict[str, Mapping[str, float]] = {}
+        if names is None:
+            names = [one.name for one in self._sets]
         with self._watchdog.paused("verification"):
             self._average_statistics()
-            # A copy, which is not compiled: batches of other sizes would be compiled again.
-            network = fold_batch_norm(unwrapped(self.step.backbone))
-            try:
-                for one in self._sets:
-                    if names is None or one.name in names:
-                        scores[one.name] = self._score(one, network).scores
-            except NonFiniteEmbeddingsError as error:  # an untrained deep one overflows float16
-                if self.world.is_main:
-                    logging.warning("verification left out: %s", error)
+            for name, found in self._verification.score(self.steps_done, names):
+                # At once: another set may take hours.
+                scores[name] = found.scores
+                self._saver.add_scores(self.steps_done, {name: found.scores})
+                if self.reporter:
+                    self._require_lock()
+                    self.reporter.verification(self._position(), {name: found.scores})
+                    model = self._verification.model(self.steps_done)
+                    self.reporter.findings.add(self._position(), model, found)
         return scores
-
-    def _score(self, one: ScoredSet, network: nn.Module) -> Scored:
-        """Score a network on a set, and tell it at once: another may take hours."""
-        with self._forecast.scoring(one.name):
-            found = one.score(network, self._at_end())
-        if self.reporter:
-            self._require_lock()
-            self.reporter.verification(self._position(), {one.name: found.scores})
-            self.reporter.findings.add(self._position(), self._model(), found)
-        self._saver.add_scores(self.steps_done, {one.name: found.scores})
-        return found
-
-    def _model(self) -> Model:
-        """The backbone as it is now, as results show it."""
-        config = self.config
-        return Model(
-            name=f"{as_text(self.output.resolve().name)}@{self.steps_done}",
-            source=as_text(str(folder_of(self.output, self.steps_done))),
-            digest=digest_of_weights(unwrapped(self.step.backbone)),
-            network=config.model.name,
-            embedding_dim=config.model.embedding_dim,
-            image_size=config.data.image_size,
-            input=str(Input(size=config.data.image_size)),
-            precision=str(self.precision.compute_dtype).removeprefix("torch."),
-            sample_rate=self.step.head.sample_rate,
-        )
 
     def _at_end(self) -> bool:
         return self.steps_done >= self.schedule.total_steps
