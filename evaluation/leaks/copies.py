@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -87,25 +88,35 @@ def find_copies(
     sketcher = Sketcher.learned_from(np.concatenate([_sample(index), tests.sample()]))
     bank = sketcher.variants(tests.pictures)
 
-    def reduce(block: range) -> _Block:
-        reduced = _read(index, block)
-        return reduced._replace(sketches=sketcher(reduced.pictures))
-
-    stream = map_ahead(reduce, blocks, workers=threads)
-    for block in _shown(stream, len(blocks), progress):
-        copies.damaged.update(block.damaged)
-        for row, record in enumerate(block.records):
-            for name, place in tests.of_digest.get(block.digests[row], ()):
-                copies.found.append(Copy(record, name, place, "same image", 1.0))
-        for row, picture in _alike(block.sketches, bank):
-            found = likeness(tests.pictures[picture], block.pictures[row])
-            if found >= SAME_PHOTOGRAPH:
+    def look(records: range) -> tuple[list[Copy], dict[int, str]]:
+        block = _read(index, records)
+        found = [
+            Copy(record, name, place, "same image", 1.0)
+            for record, digest in zip(block.records, block.digests)
+            for name, place in tests.of_digest.get(digest, ())
+        ]
+        for row, picture in _alike(sketcher(block.pictures), bank):
+            alike = likeness(tests.pictures[picture], block.pictures[row])
+            if alike >= SAME_PHOTOGRAPH:
                 same = tests.of_digest.get(block.digests[row], ())
-                copies.found.extend(
-                    Copy(block.records[row], name, place, "near copy", found)
+                found += [
+                    Copy(block.records[row], name, place, "near copy", alike)
                     for name, place in tests.of_picture[picture]
                     if (name, place) not in same
-                )
+                ]
+        return found, block.damaged
+
+    with closing(map_ahead(look, blocks, workers=threads)) as stream:
+        for found, damaged in track(
+            stream,
+            progress,
+            total=len(blocks),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not progress,
+        ):
+            copies.found.extend(found)
+            copies.damaged.update(damaged)
     copies.found.sort(key=lambda copy: (copy.record, copy.set, copy.place))
     return copies
 
@@ -117,7 +128,6 @@ class _Block(NamedTuple):
     digests: list[bytes]
     pictures: np.ndarray  # (b, SIDE, SIDE) uint8
     damaged: dict[int, str]
-    sketches: np.ndarray = np.empty((0, 0), np.float32)
 
 
 class _Tests:
@@ -212,14 +222,3 @@ def _alike(sketches: np.ndarray, bank: np.ndarray) -> list[tuple[int, int]]:
         rows, columns = np.nonzero(cosines >= WORTH_A_LOOK)
         pairs.update(zip(rows.tolist(), ((at + columns) % max(pictures, 1)).tolist()))
     return sorted(pairs)
-
-
-def _shown(blocks: Iterator[_Block], count: int, progress: str) -> Iterator[_Block]:
-    yield from track(
-        blocks,
-        progress,
-        total=count,
-        console=Console(stderr=True),
-        transient=True,
-        disable=not progress,
-    )
