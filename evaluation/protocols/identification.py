@@ -276,12 +276,12 @@ def _part_folders(folder: Path) -> dict[Path, str]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """In order of their paths."""
+    """In order of their paths; names that begin with a dot are other programs' notes."""
     return sorted(
         Path(where, file)
         for where, _, files in os.walk(folder, followlinks=True)
         for file in files
-        if os.path.splitext(file)[1].lower() in SUFFIXES
+        if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith(".")
     )
 
 

@@ -264,6 +264,7 @@ def test_a_network_that_gives_all_faces_one_embedding_finds_nobody(tmp_path: Pat
 def test_tinyface_as_it_comes(tmp_path: Path, inside: str) -> None:
     write_images(tmp_path / inside, ["Gallery_Match/12_1.png", "Gallery_Match/7_2.png"], size=24)
     write_images(tmp_path / inside, ["Probe/12_3.png", "Gallery_Distractor/d1.png"], size=20)
+    (tmp_path / inside / "Probe" / "._12_3.png").write_bytes(b"of a Mac")
     found = open_set(f"tinyface:{tmp_path}", image_size=SIZE)
     people = dict(zip(found.images.names, found.people))
     assert people == {
