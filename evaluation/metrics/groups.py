@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from evaluation.metrics.folds import Folds
-from evaluation.metrics.measure import Asked, Comparisons, measure, measure_shares
+from evaluation.metrics.measure import Comparisons, Plan, measure, measure_shares
 from evaluation.metrics.shares import Share
 from evaluation.result import Figure, Group
 from facestream import UserError
@@ -78,7 +78,7 @@ def _judge(
 ) -> Group:
     accepted = pairs.scores >= threshold
     count = len(accepted)
-    asked = Asked(
+    plan = Plan(
         folds=Folds.contiguous(count, folds) if 2 <= folds <= count else None,
         draws=draws,
         seed=seed,
@@ -89,7 +89,7 @@ def _judge(
         },
     )
     if pairs.same.all():
-        figures = measure_shares(pairs, asked)
+        figures = measure_shares(pairs, plan)
         figures["fmr at the common threshold"] = Figure(None, note="no impostor pair in the group")
         return Group(pairs.counts, figures)
-    return Group(pairs.counts, measure(pairs, asked).figures)
+    return Group(pairs.counts, measure(pairs, plan).figures)

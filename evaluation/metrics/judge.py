@@ -19,7 +19,7 @@ from evaluation.metrics.folds import Folds
 from evaluation.metrics.groups import judge_groups
 from evaluation.metrics.held_out import held_out_shares, thresholds_at
 from evaluation.metrics.intervals import LEVEL
-from evaluation.metrics.measure import Asked, Comparisons, measure
+from evaluation.metrics.measure import Comparisons, Plan, measure
 from evaluation.metrics.roc import check_scores
 from evaluation.result import Curve, Figure, Group, HardPair
 from facestream import UserError
@@ -98,7 +98,7 @@ def judge_pairs(
         far_limits = (*FAR_LIMITS, *_shown(same, FURTHER_LIMITS))
     common = _common_threshold(pairs, far_limits)
     quality = quality or {}
-    asked = Asked(
+    plan = Plan(
         folds=parts,
         draws=draws,
         seed=seed,
@@ -117,7 +117,7 @@ def judge_pairs(
             seed=seed,
             far_limits=far_limits,
         )
-    found = measure(pairs, asked)
+    found = measure(pairs, plan)
     return Judgement(
         settings=_settings(pairs, parts, folds, common=common, groups=groups, quality=quality),
         counts=pairs.counts,

@@ -62,7 +62,7 @@ class Comparisons:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Plan:
     """How pairs are to be measured.
 
     Attributes:
@@ -100,36 +100,36 @@ class Measured:
     curves: dict[str, Curve]
 
 
-def scored(pairs: Comparisons, asked: Asked) -> ScoredPairs | BinnedPairs:
+def scored(pairs: Comparisons, plan: Plan) -> ScoredPairs | BinnedPairs:
     """What gives the figures of the pairs, and of draws of them.
 
     Raises:
         UserError: pairs of one kind only, or scores that are not finite.
     """
     kind = ScoredPairs if len(pairs.same) <= SORTED else BinnedPairs
-    return kind(pairs.scores, pairs.same, far_limits=asked.far_limits, folds=asked.folds)
+    return kind(pairs.scores, pairs.same, far_limits=plan.far_limits, folds=plan.folds)
 
 
-def measure(pairs: Comparisons, asked: Asked) -> Measured:
+def measure(pairs: Comparisons, plan: Plan) -> Measured:
     """Every figure that pairs of both kinds have.
 
     Raises:
         UserError: pairs of one kind only, or scores that are not finite.
     """
-    whole = scored(pairs, asked)
+    whole = scored(pairs, plan)
 
     def further(weigh: Weights) -> dict[str, np.ndarray]:
-        curves = {name: discard.fnmr(weigh) for name, discard in asked.discards.items()}
-        return weighted_shares(asked.shares, weigh) | curves
+        curves = {name: discard.fnmr(weigh) for name, discard in plan.discards.items()}
+        return weighted_shares(plan.shares, weigh) | curves
 
     point = {name: value[0] for name, value in (whole.point() | further(Once())).items()}
     spreads: Mapping[str, Spread] = {}
-    if asked.draws:
+    if plan.draws:
         spreads = bootstrap(
             lambda weigh: whole.figures(weigh) | further(weigh),
             pairs.clusters,
-            draws=asked.draws,
-            seed=asked.seed,
+            draws=plan.draws,
+            seed=plan.seed,
             at_once=whole.at_once,
         )
     roc, low, high = _banded(point, spreads, "roc")
@@ -138,23 +138,23 @@ def measure(pairs: Comparisons, asked: Asked) -> Measured:
         "det": _curve(whole.roc_far, 1 - roc, 1 - high, 1 - low),
     } | {
         name: _curve(discard.shares, *_banded(point, spreads, name))
-        for name, discard in asked.discards.items()
+        for name, discard in plan.discards.items()
     }
-    return Measured(_figures(pairs, point, spreads, asked), curves)
+    return Measured(_figures(pairs, point, spreads, plan), curves)
 
 
-def measure_shares(pairs: Comparisons, asked: Asked) -> dict[str, Figure]:
-    """Only `asked.shares`, which need no pairs of both kinds."""
+def measure_shares(pairs: Comparisons, plan: Plan) -> dict[str, Figure]:
+    """Only `plan.shares`, which need no pairs of both kinds."""
     spreads: Mapping[str, Spread] = {}
-    if asked.draws:
+    if plan.draws:
         spreads = bootstrap(
-            lambda weigh: weighted_shares(asked.shares, weigh),
+            lambda weigh: weighted_shares(plan.shares, weigh),
             pairs.clusters,
-            draws=asked.draws,
-            seed=asked.seed,
+            draws=plan.draws,
+            seed=plan.seed,
         )
     return {
-        name: _share_figure(pairs, share, spreads.get(name)) for name, share in asked.shares.items()
+        name: _share_figure(pairs, share, spreads.get(name)) for name, share in plan.shares.items()
     }
 
 
@@ -168,7 +168,7 @@ def _figures(
     pairs: Comparisons,
     point: Mapping[str, np.ndarray],
     spreads: Mapping[str, Spread],
-    asked: Asked,
+    plan: Plan,
 ) -> dict[str, Figure]:
     genuine, impostor = (pairs.clusters.apart(kind) for kind in (pairs.same, ~pairs.same))
     apart = {
@@ -176,15 +176,15 @@ def _figures(
         "best accuracy": genuine + impostor,
         "auc": min(genuine, impostor),
         "eer": min(genuine, impostor),
-        **{f"{rate}={limit:g}": genuine for rate in RATES_AT for limit in asked.far_limits},
+        **{f"{rate}={limit:g}": genuine for rate in RATES_AT for limit in plan.far_limits},
     }
-    cannot = asked.cannot_show(pairs)
+    cannot = plan.cannot_show(pairs)
     figures = {}
     for name, value in point.items():
         if name in cannot:
             figures[name] = Figure(None, note=cannot[name])
-        elif name in asked.shares:
-            figures[name] = _share_figure(pairs, asked.shares[name], spreads.get(name))
+        elif name in plan.shares:
+            figures[name] = _share_figure(pairs, plan.shares[name], spreads.get(name))
         elif np.ndim(value) == 0:
             figures[name] = figure(
                 float(value),

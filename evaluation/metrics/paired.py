@@ -14,7 +14,7 @@ import numpy as np
 
 from evaluation.metrics.bootstrap import bootstrap
 from evaluation.metrics.intervals import LEVEL, Spread
-from evaluation.metrics.measure import Asked, Comparisons, scored
+from evaluation.metrics.measure import Comparisons, Plan, scored
 from evaluation.result import Comparison, Figure
 
 LOWER_IS_BETTER = ("eer", "fnmr", "fnir")
@@ -22,13 +22,13 @@ IN_UNITS = ("d-prime",)  # and no percentage
 
 
 def compare_models(
-    models: Mapping[str, Comparisons], asked: Asked, *, set_name: str, figures: Sequence[str]
+    models: Mapping[str, Comparisons], plan: Plan, *, set_name: str, figures: Sequence[str]
 ) -> list[Comparison]:
     """Every two models, in their order, by each of the figures.
 
     Args:
         models: by name, the scores of each on the very same pairs.
-        asked: with draws; its shares and discards are not looked at.
+        plan: with draws; its shares and discards are not looked at.
         set_name: whose pairs they are.
         figures: by the names that `measure` gives them. One that the set cannot show is left out.
 
@@ -38,17 +38,17 @@ def compare_models(
     points: dict[str, Mapping[str, np.ndarray]] = {}
     spreads: dict[str, Mapping[str, Spread]] = {}
     for name, pairs in models.items():
-        of_model = scored(pairs, asked)
+        of_model = scored(pairs, plan)
         points[name] = of_model.point()
         spreads[name] = bootstrap(
             of_model.figures,
             pairs.clusters,
-            draws=asked.draws,
-            seed=asked.seed,
+            draws=plan.draws,
+            seed=plan.seed,
             at_once=of_model.at_once,
         )
     first = next(iter(models.values()))
-    return pairwise(points, spreads, set_name=set_name, figures=_shown(figures, first, asked))
+    return pairwise(points, spreads, set_name=set_name, figures=_shown(figures, first, plan))
 
 
 def pairwise(
@@ -80,8 +80,8 @@ def pairwise(
     ]
 
 
-def _shown(figures: Iterable[str], pairs: Comparisons, asked: Asked) -> list[str]:
-    cannot = asked.cannot_show(pairs)
+def _shown(figures: Iterable[str], pairs: Comparisons, plan: Plan) -> list[str]:
+    cannot = plan.cannot_show(pairs)
     return [figure for figure in figures if figure not in cannot]
 
 

@@ -145,7 +145,7 @@ class Ijb:
             models[name] = Comparisons(scores, pairs.same, pairs.first, pairs.second, people)
             if lists := self._one_to_many(present):
                 searched[name] = self._searched(templates, lists)
-        how = measure.Asked(None, draws=asked.draws, seed=asked.seed, far_limits=FAR_LIMITS)
+        how = measure.Plan(None, draws=asked.draws, seed=asked.seed, far_limits=FAR_LIMITS)
         found = compare_models(models, how, set_name=self.name, figures=COMPARED)
         if lists:
             found += compare_searches(

@@ -151,7 +151,7 @@ class Pairs:
             folds = Folds.of_people(people[first], people[second], asked.folds)
         else:
             folds = Folds.contiguous(len(kept), asked.folds)
-        how = measure.Asked(folds, draws=asked.draws, seed=asked.seed, far_limits=FAR_LIMITS)
+        how = measure.Plan(folds, draws=asked.draws, seed=asked.seed, far_limits=FAR_LIMITS)
         return compare_models(models, how, set_name=self.name, figures=COMPARED)
 
     def _distances(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.metrics.groups import judge_groups
-from evaluation.metrics.measure import Asked, Comparisons, measure
+from evaluation.metrics.measure import Comparisons, Plan, measure
 from tests.evaluation.metrics.simulated import Simulated, simulated
 
 USUAL = {"threshold": 0.5, "folds": 5, "draws": 20, "seed": 0, "far_limits": (0.1,)}
@@ -26,8 +26,8 @@ def test_a_group_has_the_figures_of_its_own_pairs_and_rates_at_the_common_thresh
     assert fmr.value == pytest.approx((scores[~same] >= 0.5).mean())
     assert fnmr.value == pytest.approx((scores[same] < 0.5).mean())
     assert fmr.low <= fmr.value <= fmr.high
-    asked = Asked(folds=None, draws=20, seed=0, far_limits=(0.1,))
-    alone = measure(pairs_of(set_).within(own), asked).figures
+    plan = Plan(folds=None, draws=20, seed=0, far_limits=(0.1,))
+    alone = measure(pairs_of(set_).within(own), plan).figures
     assert alone.items() <= found.figures.items()
     assert found.figures["accuracy"].value > 0.8
 
