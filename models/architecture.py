@@ -33,7 +33,7 @@ class Family:
             default for nothing.
         options: what it takes beside the two sizes, with the defaults.
         stages: its submodules whose children are blocks of equal shapes, which are compiled one by
-            one where the whole network is not.
+            one where the whole network is not, and may run again in backward.
         undecayed: last parts of the names of parameters that no weight decay belongs to, beside
             those of one axis or none: optim.decay_norm_and_bias=false leaves out both.
     """
