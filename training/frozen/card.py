@@ -1,0 +1,198 @@
+"""The card of a model in a file: what it is, was trained on, and where it decides.
+
+It is JSON in the file's own metadata, under "facestream.card": in an .onnx or a .safetensors file,
+whose tensors and digest stay as they are when a card is written.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evaluation.result import Figure
+from facestream import VERSION, UserError
+from pipeline.named_path import check_path
+from pipeline.whole_file import write_whole
+from training.frozen import onnx_file
+
+KEY = "facestream.card"
+FORMAT = 1
+UNKNOWN = "unknown"
+_KINDS = (".onnx", ".safetensors")
+_LARGEST_HEADER = 100 << 20  # of a .safetensors file, as the library has it
+
+
+class CardError(UserError):
+    """A file that can have no card, or whose card cannot be read."""
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold, and how often it takes two people for one.
+
+    Attributes:
+        set: that it was chosen on.
+        fmr: the rate of impostor pairs at or above the threshold, from 0 to 1.
+        threshold: cosine at or above which two faces are one person's.
+        low, high: its interval, 95 % by people; None where there is none.
+        genuine, impostor: pairs of the set.
+        flip: whether the embeddings were sums with those of the mirror images.
+    """
+
+    set: str
+    fmr: float
+    threshold: float
+    low: float | None
+    high: float | None
+    genuine: int
+    impostor: int
+    flip: bool
+
+
+@dataclass(frozen=True)
+class GroupRates:
+    """A group's error rates at the threshold that all groups of a set share."""
+
+    set: str
+    group: str
+    threshold: float
+    fmr: Figure
+    fnmr: Figure
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A training set by name, with what its manifest says of it, or "unknown"."""
+
+    name: str
+    source: str = UNKNOWN
+    license: str = UNKNOWN
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a file says of the model in it.
+
+    Attributes:
+        network: such as "iresnet50".
+        embedding_dim: D.
+        input: how it wants its images, in the words of training/frozen/onnx_input.py.
+        precision: "float32", "float16" or "int8".
+        digest: of the weights that it was made from.
+        space: of its embeddings: those of two models may be compared where it is the same; empty
+            where it is not known.
+        points: where it decides, of every set that was evaluated.
+        groups: how it treats groups of people.
+        data: that it was trained on; empty where it is not known.
+        config: of the run that trained it; empty where it is not known.
+        code: the version that wrote the card.
+    """
+
+    network: str
+    embedding_dim: int
+    input: str
+    precision: str
+    digest: str
+    space: str = ""
+    points: Sequence[OperatingPoint] = ()
+    groups: Sequence[GroupRates] = ()
+    data: Sequence[TrainingData] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    code: str = f"facestream {VERSION}"
+
+    def as_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, allow_nan=False)
+
+
+def read_card(path: str | Path) -> Card | None:
+    """The card in an .onnx or .safetensors file; None without one, and for all else.
+
+    Raises:
+        CardError: a card that is damaged or of a newer version, or a damaged .safetensors file.
+        PathError: there is no such file.
+    """
+    path = Path(path)
+    if path.suffix not in _KINDS:
+        return None
+    check_path(path, called=str(path), expected="an .onnx or .safetensors file")
+    text = _metadata(path).get(KEY)
+    return None if text is None else _from_json(text, path)
+
+
+def write_card(path: str | Path, card: Card) -> None:
+    """Put a card into a file in place of the one that it has; nothing else of the file changes.
+
+    Raises:
+        CardError: no .onnx or .safetensors file, or a damaged one.
+        PathError: there is no such file.
+        OSError: the disk is full, or the file's folder cannot be written; the file is as it was.
+    """
+    path = Path(path)
+    if path.suffix not in _KINDS:
+        raise CardError(f"{path} can have no card: expected {' or '.join(_KINDS)}")
+    check_path(path, called=str(path), expected="an .onnx or .safetensors file")
+    content = path.read_bytes()
+    if path.suffix == ".onnx":
+        try:
+            written = onnx_file.with_metadata(content, KEY, card.as_json())
+        except onnx_file.OnnxError as error:
+            raise CardError(f"{path}: {error}") from error
+        write_whole(path, written)
+        return
+    header, tensors = _split(content, path)
+    header["__metadata__"] = {**header.get("__metadata__", {}), KEY: card.as_json()}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # what follows is aligned
+    write_whole(path, struct.pack("<Q", len(text)) + text + tensors)
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    content = path.read_bytes()
+    if path.suffix == ".onnx":
+        return onnx_file.metadata_in(content)
+    return _split(content, path)[0].get("__metadata__", {})
+
+
+def _split(content: bytes, path: Path) -> tuple[dict[str, Any], bytes]:
+    """The header of a .safetensors file, and the bytes of its tensors."""
+    try:
+        (length,) = struct.unpack_from("<Q", content)
+        if length > min(len(content) - 8, _LARGEST_HEADER):
+            raise ValueError(f"its header would have {length} bytes")
+        header = json.loads(content[8 : 8 + length])
+        if not isinstance(header.get("__metadata__", {}), dict):
+            raise ValueError("its metadata is no table")
+    except (struct.error, ValueError, AttributeError) as error:
+        raise CardError(
+            f"{path} cannot be read as safetensors ({error}): copy or export it again"
+        ) from error
+    return header, content[8 + length :]
+
+
+def _from_json(text: str, path: Path) -> Card:
+    try:
+        values = json.loads(text)
+        version = values.pop("format")
+        if version != FORMAT:
+            raise CardError(
+                f"{path}: its card is of format {version}; this version of Facestream reads "
+                f"format {FORMAT}: update it, or evaluate with --card again"
+            )
+        groups = [
+            GroupRates(**one | {name: Figure(**one[name]) for name in ("fmr", "fnmr")})
+            for one in values.pop("groups")
+        ]
+        points = [OperatingPoint(**one) for one in values.pop("points")]
+        data = [TrainingData(**one) for one in values.pop("data")]
+        return Card(**values, points=points, groups=groups, data=data)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, CardError):
+            raise
+        raise CardError(
+            f"{path}: its card is damaged ({type(error).__name__}: {error}): write it again by "
+            "tools/evaluate.py --card, or take the file from its source again"
+        ) from error
