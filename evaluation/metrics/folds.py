@@ -121,13 +121,18 @@ class FoldAccuracy:
         best = (self._folds.chosen_on @ right).argmax(axis=-1)  # (..., parts)
         judged = np.take_along_axis(right, best[..., None], axis=-1)[..., 0]
         weight = refused[..., 0] + genuine.sum(axis=-1)
-        shares = judged / np.where(weight > 0, weight, np.nan)
+        # A draw of a small set may leave a fold without pairs, or have none at all.
+        drawn = weight > 0
+        number = np.where(drawn.any(axis=-1), drawn.sum(axis=-1), np.nan)
+        shares = judged / np.where(drawn, weight, 1)
+        accuracy = shares.sum(axis=-1) / number
+        apart = np.where(drawn, shares - accuracy[..., None], 0)
+        deviation = np.sqrt((apart * apart).sum(axis=-1) / number)
         chosen = 1 - DISTANCES[best] / 2
-        if self._folds.identity_disjoint:
-            accuracy = judged.sum(axis=-1) / weight.sum(axis=-1)
-            threshold = (chosen * weight).sum(axis=-1) / weight.sum(axis=-1)
-            return accuracy, np.nanstd(shares, axis=-1), threshold
-        return np.nanmean(shares, axis=-1), np.nanstd(shares, axis=-1), chosen.mean(axis=-1)
+        if not self._folds.identity_disjoint:
+            return accuracy, deviation, chosen.mean(axis=-1)
+        total = np.where(drawn.any(axis=-1), weight.sum(axis=-1), np.nan)
+        return judged.sum(axis=-1) / total, deviation, (chosen * weight).sum(axis=-1) / total
 
     def __call__(self) -> tuple[float, float, float]:
         """Accuracy, standard deviation and threshold of the pairs as they are, all floats."""

@@ -177,3 +177,33 @@ def test_groups_are_judged_with_the_set_s_threshold() -> None:
         sum(group.counts[k] for k in ("genuine", "impostor")) for group in found.groups.values()
     )
     assert found.settings["pairs of two groups, or of none"] == len(set_.same) - within
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("draws", [0, 1, 50])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("pairs", "folds"), [(2, 2), (3, 2), (12, 4)])
+def test_the_smallest_sets_are_judged_without_a_word_from_numpy(
+    pairs: int, folds: int, known: bool, draws: int
+) -> None:
+    """Draws may have no pair of a kind, or none at all."""
+    rng = np.random.default_rng(pairs)
+    same = np.arange(pairs) % 2 == 0
+    first, second = np.arange(pairs) * 2, np.arange(pairs) * 2 + 1
+    people = np.arange(2 * pairs)
+    people[second[same]] = people[first[same]]
+    found = judge_pairs(
+        rng.uniform(-1, 1, pairs),
+        same,
+        first=first,
+        second=second,
+        people=people if known else None,
+        folds=folds,
+        draws=draws,
+        groups=np.full(2 * pairs, "all"),
+        quality={"norm": rng.random(2 * pairs)},
+    )
+    assert 0 <= found.figures["accuracy"].value <= 1
+    for figure in found.figures.values():
+        if figure.low is not None:
+            assert figure.low <= figure.high
