@@ -110,6 +110,7 @@ class Identification:
         }
         if not found.mated.all():
             settings["fnir@fpir"] = "NIST's FNIR(N, R, T), the lowest T whose FPIR is at most that"
+            settings["threshold"] = "chosen on these very searches"
         return Result(
             model=model,
             set=self.name,
