@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from rich.console import Console
 from rich.progress import track
+from threadpoolctl import threadpool_limits  # scikit-learn brings it
 
 from evaluation.images import Images
 from evaluation.leaks.registration import SAME_PHOTOGRAPH, likeness
@@ -27,7 +28,7 @@ from pipeline.records.recordio import RecordError
 Kind = Literal["same image", "near copy"]
 
 _BLOCK = 512  # images a thread takes on at once
-_TILE = 4096  # sketches compared with a block at once: the cosines stay in the processor's cache
+_TILE = 1024  # sketches compared with a block at once: the cosines stay in the processor's cache
 _LEARNED_FROM = 2000  # images of each side at most
 
 
@@ -106,7 +107,11 @@ def find_copies(
                 ]
         return found, block.damaged
 
-    with closing(map_ahead(look, blocks, workers=threads)) as stream:
+    # Each of our threads multiplies by itself: the library's own would wait for one another.
+    with (
+        threadpool_limits(1, user_api="blas"),
+        closing(map_ahead(look, blocks, workers=threads)) as stream,
+    ):
         for found, damaged in track(
             stream,
             progress,
@@ -219,6 +224,7 @@ def _alike(sketches: np.ndarray, bank: np.ndarray) -> list[tuple[int, int]]:
     pairs: set[tuple[int, int]] = set()
     for at in range(0, len(flat), _TILE):
         cosines = sketches @ flat[at : at + _TILE].T
-        rows, columns = np.nonzero(cosines >= WORTH_A_LOOK)
-        pairs.update(zip(rows.tolist(), ((at + columns) % max(pictures, 1)).tolist()))
+        near = np.flatnonzero(cosines.max(1) >= WORTH_A_LOOK)  # a few: to look for places is slow
+        rows, columns = np.nonzero(cosines[near] >= WORTH_A_LOOK)
+        pairs.update(zip(near[rows].tolist(), ((at + columns) % pictures).tolist()))
     return sorted(pairs)
