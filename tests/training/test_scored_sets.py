@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.features import Features
-from evaluation.pair_set import PairSetError, write_bin
+from evaluation.pair_set import PairSetError, read_bin, write_bin
 from evaluation.protocols.pairs import Pairs
 from evaluation.protocols.protocol import Asked
 from evaluation.result import Result
@@ -18,6 +18,7 @@ from facestream import UserError
 from tests.training import tiny
 from training.config import Config, ConfigError, override
 from training.distributed import World
+from training.saving.files import main_figure
 from training.scored_sets import ScoredSet, compared, open_sets
 from training.step.precision import choose_precision
 
@@ -85,6 +86,23 @@ def test_sets_are_named_by_protocol_and_degradation(world, pairs):
     assert str(sets[0]) == "blocks: 40 images, every epoch"
     plain, blurred, _ = (one.score(Projection(), False).scores["threshold"] for one in sets)
     assert plain != blurred
+
+
+def test_a_search_is_scored_beside_pairs_by_its_own_main_figure(world, pairs, tmp_path):
+    """Of everybody's first image among the second ones."""
+    encoded = read_bin(pairs).images
+    for person in range(0, 20, 2):  # whose pair is genuine
+        for place, image in (("probe", 2 * person), ("gallery", 2 * person + 1)):
+            folder = tmp_path / "door" / place / f"{person}"
+            folder.mkdir(parents=True)
+            (folder / "0.png").write_bytes(encoded[image])
+    sets = opened(world, pairs, f"eval.sets=[{pairs},1n:{tmp_path / 'door'}]")
+    assert [(one.name, one.images) for one in sets] == [("blocks", 40), ("door", 20)]
+    found = sets[1].score(Projection(), True)
+    assert main_figure(found.scores) == ("rank-1", 1.0)
+    assert found.result.headline == "rank-1"
+    assert found.result.figures["rank-1"].value == 1.0
+    assert len(found.pictures) == 20
 
 
 # --- when they are due --------------------------------------------------------------------------

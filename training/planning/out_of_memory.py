@@ -35,7 +35,7 @@ _WAYS = {
     "transients": ("head.sample_rate", "data.global_batch"),
     "loader": ("data.threads", "data.global_batch"),
     "checkpoint": ("ranks",),
-    "verification": ("eval.batch_size",),
+    "verification": ("eval.batch_size", "eval.sets"),
 }
 
 
@@ -104,6 +104,7 @@ def less_memory(config: Config, prediction: Prediction | None = None) -> str:
         "data.global_batch": f"a smaller data.global_batch={config.data.global_batch}",
         "head.sample_rate": f"a smaller head.sample_rate={config.head.sample_rate}",
         "eval.batch_size": f"a smaller eval.batch_size={config.eval.batch_size}",
+        "eval.sets": "fewer or smaller eval.sets",
         "data.threads": f"fewer data.threads={config.data.threads}",
         "model.name": f"a smaller model.name={config.model.name}",
         "model.checkpointing": "model.checkpointing=true",

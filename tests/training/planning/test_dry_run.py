@@ -26,6 +26,7 @@ from training.planning import dry_run as module
 from training.planning.dry_run import dry_run
 from training.planning.memory import Prediction
 from training.planning.out_of_memory import OutOfMemoryError
+from training.scored_sets import ScoredSet
 from training.step.precision import choose_precision
 
 
@@ -36,6 +37,17 @@ def config(data, tmp_path) -> Config:
 
 def rehearse(world: World, config: Config) -> int:
     return dry_run(config, world, choose_precision(world.device, "fp32"))
+
+
+def test_it_says_what_the_run_is_scored_on_and_how_often(world, config, capsys):
+    sets = [ScoredSet("ijbc", lambda *_: pytest.fail("scored"), every=5, images=469_375)]
+    precision = choose_precision(world.device, "fp32")
+    config = override(config, ["eval.sets=[ijbc:images]"])
+    assert dry_run(config, world, precision, sets=sets) == 0
+    printed = capsys.readouterr().out
+    assert "scored     ijbc: 469,375 images, every 5 epochs" in printed
+    verification = re.search(r"│ verification +│ +([\d,]+) │", printed)
+    assert int(verification[1].replace(",", "")) > 4 * 16 * 469_375 / 1e6, "embeddings count"
 
 
 def test_it_ends_with_a_verdict_and_leaves_nothing_behind(

@@ -250,6 +250,23 @@ def test_verification_counts_where_it_takes_more_than_a_step():
     assert large > small + 100 * held
 
 
+def test_the_embeddings_of_the_largest_test_set_count_on_a_cpu():
+    """On an accelerator they are in the host's memory."""
+    config = configured("eval.sets=[ijbc:images]")
+    none, many = (
+        predict(config, ALONE, FP32, num_classes=CLASSES, scored_images=images).verification
+        for images in (0, 469_375)
+    )
+    embeddings = 469_375 * 4 * config.model.embedding_dim
+    assert none + 2 * embeddings < many < none + 20 * embeddings
+    gpu = replace(ALONE, device=torch.device("cuda"))
+    few, most = (
+        predict(config, gpu, FP32, num_classes=CLASSES, scored_images=images).verification
+        for images in (0, 469_375)
+    )
+    assert few == most
+
+
 def test_what_is_alive_at_once_is_found_without_a_gradient():
     """Of five maps of one size in a row two are alive beside the images, uint8 and normalized."""
     network = nn.Sequential(*[nn.AvgPool2d(1) for _ in range(5)])

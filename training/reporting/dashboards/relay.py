@@ -13,7 +13,7 @@ import numpy as np
 from training.reporting.dashboards.dashboard import Dashboard
 
 MOST_WAITING = 10_000  # calls
-PATIENCE = 60.0  # seconds that the end of a run waits for what is not there yet
+PATIENCE = 20.0  # seconds that the end of a run waits for what is not there yet
 
 
 class Relay:
