@@ -85,6 +85,8 @@ def find_copies(
     """
     copies = Copies()
     tests = _Tests(sets, copies, threads or cores())
+    if not len(tests.pictures):
+        return copies
     blocks = [range(at, min(at + _BLOCK, len(index))) for at in range(0, len(index), _BLOCK)]
     sketcher = Sketcher.learned_from(np.concatenate([_sample(index), tests.sample()]))
     bank = sketcher.variants(tests.pictures)

@@ -61,7 +61,7 @@ class Sketcher:
         own = mirrors - mirrors.mean(0)  # how crops of one picture, turned alike, differ
         within = _covariance(own.reshape(-1, basis.shape[1]))
         total = _covariance((features - mean).reshape(-1, basis.shape[1]))
-        floor = _FLOOR * np.trace(total) / len(total) * np.eye(len(total))
+        floor = (_FLOOR * np.trace(total) / len(total) + 1e-12) * np.eye(len(total))
         dims = min(DIMS, max(2, len(thumbnails) // _PICTURES_A_DIM))
         directions = _most_telling(within + floor, total + floor, dims)
         return cls((basis @ directions).astype(np.float32), (mean @ directions).astype(np.float32))

@@ -10,7 +10,7 @@ from pipeline.records.index import open_index
 from pipeline.records.recordio import RecordWriter, pack_image
 from pipeline.records.write_set import pack_set
 from synthetic import encode_jpeg, render
-from tests.evaluation.leaks.planted import COPIES, FACES, decode
+from tests.evaluation.leaks.planted import COPIES, FACES, decode, encode
 
 needs_faces = pytest.mark.skipif(not FACES.exists(), reason="faces_lfw_dev is not on this machine")
 
@@ -46,6 +46,19 @@ def test_damaged_images_are_passed_over(tmp_path):
     assert "cannot be decoded" in copies.damaged[3]
     assert list(copies.damaged_tests) == [("set", 1)]
     assert [(one.record, one.place, one.kind) for one in copies.found] == [(0, 0, "same image")]
+
+
+def test_pictures_without_detail_are_no_copies_and_none_at_all_are_no_fault(tmp_path):
+    gray = [encode(np.full((112, 112, 3), level, np.uint8)) for level in (90, 130)]
+    pack_set(tmp_path, [gray])
+    index = open_index(tmp_path)
+    assert (
+        find_copies(index, {"gray": images_of([encode(np.full((112, 112, 3), 9, np.uint8))])}).found
+        == []
+    )
+    nothing = find_copies(index, {"bad": images_of([b"no image"])})
+    assert nothing.found == []
+    assert len(nothing.damaged_tests) == 1
 
 
 def test_images_of_one_photo_with_several_crops_are_told_apart(tmp_path):
