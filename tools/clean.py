@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.features import Features, extract
+from evaluation.images import Images
 from evaluation.people.cleaning import Cleaning, clean
 from evaluation.people.cleaning_report import Report
 from evaluation.people.training_images import training_images
@@ -71,15 +72,16 @@ def look_through(arguments: argparse.Namespace, world: World) -> Cleaning:
         print(f"note          {note}")
     threads = arguments.threads or cores()
     embedder = model.embedder(world.device, batch_size=arguments.batch, threads=threads)
+    images = training_images(index, size=embedder.image_size)
     features = extract(
         embedder,
-        training_images(index, size=embedder.image_size),
+        images,
         skip_damaged=True,
         keep=arguments.output / "embeddings",
         progress=index.path.name,
     )
     assert features is not None, "there is one rank"
-    _tell_damaged(features)
+    _tell_damaged(images, features)
     judged_by = "the images" if subcenters is None else "the head's dominant sub-centers"
     print(f"judged by     {judged_by}")
     found = clean(
@@ -117,8 +119,8 @@ def _tell_use(output: Path, report: Report, found: Cleaning) -> None:
     print(f"train with    {' '.join(settings) or 'the set as it is: nothing was found'}")
 
 
-def _tell_damaged(features: Features) -> None:
-    damaged = [f"image {place} {why}" for place, why in sorted(features.damaged.items())]
+def _tell_damaged(images: Images, features: Features) -> None:
+    damaged = [f"{images.names[place]} {why}" for place, why in sorted(features.damaged.items())]
     if damaged:
         print(f"damaged       {len(damaged)} images are passed over: {'; '.join(damaged[:_TOLD])}")
 

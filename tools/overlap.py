@@ -106,7 +106,7 @@ def check(arguments: argparse.Namespace, world: World) -> Overlap:
     sets = open_sets(arguments.sets, size=size)
     threads = arguments.threads or cores()
     copies = find_copies(index, sets, threads=threads, progress=index.path.name)
-    _tell_damaged(index, copies)
+    _tell_damaged(index, sets, copies)
     settings = {"near copy": f"details correlate by {SAME_PHOTOGRAPH:g} or more"}
     people = SharedPeople()
     if model:
@@ -166,10 +166,16 @@ def _embedded(embedder: Embedder, images: Images, keep: Path, name: str) -> np.n
     return features.embeddings
 
 
-def _tell_damaged(index: RecordIndex, copies: Copies) -> None:
+def _tell_damaged(index: RecordIndex, sets: Mapping[str, Images], copies: Copies) -> None:
     damaged = [
-        *(f"{index.path}, record {record} {why}" for record, why in copies.damaged.items()),
-        *(f"{name}, image {place} {why}" for (name, place), why in copies.damaged_tests.items()),
+        *(
+            f"{index.path}, record {index.records['offset'][record]} {why}"
+            for record, why in copies.damaged.items()
+        ),
+        *(
+            f"{name}, {sets[name].names[place]} {why}"
+            for (name, place), why in copies.damaged_tests.items()
+        ),
     ]
     if damaged:
         print(f"damaged       {len(damaged)} images are passed over: {'; '.join(damaged[:_TOLD])}")

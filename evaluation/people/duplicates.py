@@ -23,7 +23,6 @@ from pipeline.records.recordio import RecordError
 
 _ALIKE = 0.7  # cosine: a model has copies of a photograph nearer than that
 _BLOCK = 1024  # images a thread reads at once
-_DIGEST = 16  # bytes
 
 
 class Duplicate(NamedTuple):
@@ -58,32 +57,32 @@ def find_duplicates(
 
 
 def _digests(index: RecordIndex, threads: int | None) -> np.ndarray:
-    """(N,) of _DIGEST bytes each; zeros for an image that cannot be read."""
+    """(N, 2) uint64; zeros for an image that cannot be read."""
 
     def digests(begin: int) -> np.ndarray:
         count = min(_BLOCK, len(index) - begin)
-        found = np.zeros((count, _DIGEST), np.uint8)
+        found = np.zeros((count, 2), np.uint64)
         for row, source in enumerate(index.sources(np.arange(begin, begin + count))):
             try:
-                digest = hashlib.blake2b(source(), digest_size=_DIGEST).digest()
+                digest = hashlib.blake2b(source(), digest_size=16).digest()
             except RecordError:
                 continue
-            found[row] = np.frombuffer(digest, np.uint8)
+            found[row] = np.frombuffer(digest, np.uint64)
         return found
 
-    parts = list(map_ahead(digests, range(0, len(index), _BLOCK), workers=threads))
-    return np.concatenate(parts).view(f"V{_DIGEST}").ravel()
+    return np.concatenate([*map_ahead(digests, range(0, len(index), _BLOCK), workers=threads)])
 
 
 def _equal(digests: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, int]]:
     """Images of equal bytes and different labels: each with the first one that has the bytes."""
-    keys = digests.view("<u8").reshape(-1, 2)
-    order = np.lexsort((np.arange(len(keys)), keys[:, 0], keys[:, 1]))
-    begins = np.flatnonzero(np.r_[True, (np.diff(keys[order], axis=0) != 0).any(1)])
-    readable = np.any(keys != 0, axis=1)
-    for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), len(order)]):
-        first, *rest = order[begin:end].tolist()
-        yield from ((first, one) for one in rest if readable[one] and labels[one] != labels[first])
+    order = np.lexsort((np.arange(len(digests)), digests[:, 0], digests[:, 1]))
+    first = np.r_[True, (digests[order[1:]] != digests[order[:-1]]).any(axis=1)]
+    begins = np.flatnonzero(first)
+    lengths = np.diff(np.r_[begins, len(order)])
+    for begin, length in zip(begins[lengths > 1].tolist(), lengths[lengths > 1].tolist()):
+        one, *copies = order[begin : begin + length].tolist()
+        if digests[one].any():
+            yield from ((one, copy) for copy in copies if labels[copy] != labels[one])
 
 
 def _near(

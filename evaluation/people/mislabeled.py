@@ -17,7 +17,6 @@ from evaluation.people.centers import Centers, Nearest, blocks
 _FEWEST = 100  # images that two distributions can be told from
 _LEAST_SEEN = 0.2  # of the drawn margins below a place where the share of wrong labels is read off
 _SURE = 0.7  # of those left out that must be wrong by the estimate, unreliable below
-
 _MOST = 0.5  # of all labels: where more seem wrong, it is the model that cannot tell
 
 

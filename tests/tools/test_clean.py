@@ -66,7 +66,8 @@ def test_training_takes_what_is_written(there, told_apart):
     before = (there / "train.rec").read_bytes()
     done = run(there)
     assert done.returncode == 0, done.stderr
-    assert "damaged       1 images are passed over: image 50 " in done.stdout
+    offset = open_index(there).records["offset"][DAMAGED]
+    assert f"damaged       1 images are passed over: record {offset} " in done.stdout
     assert f"train with    data.leave_out={there / 'out/leave_out.txt'} data.ident" in done.stdout
     index = open_index(there)
     (kept,) = read_filter(there / "out/leave_out.txt", [index])
