@@ -63,6 +63,7 @@ def open_onnx(path: Path, *, device: torch.device) -> OnnxFile:
     external_files(path)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # of what it finds odd in a file it warns at every batch
     settings = {} if device.type == "cpu" else {"device_id": str(device.index or 0)}
     try:
         session = runtime.InferenceSession(str(path), options, providers=[(provider, settings)])
@@ -102,6 +103,7 @@ class OnnxNetwork:
         self._fixed = batch if isinstance(batch, int) and batch > 0 else 0
         self._dtype, self._element = _DTYPES[file.images.type]
         self._output, self._tail, self._gives = self._probe(wanted, output)
+        self._as_declared = _batch_is_declared(file, self._output)
 
     @property
     def embedding_dim(self) -> int:
@@ -119,7 +121,6 @@ class OnnxNetwork:
     def _embed(self, images: Tensor) -> Tensor:
         dtype, element = self._gives
         shape, device = (len(images), *self._tail), self._file.device
-        embeddings = torch.empty(shape, dtype=dtype, device=device)
         binding = self._file.session.io_binding()
         where = (device.type, device.index or 0)
         binding.bind_input(
@@ -128,11 +129,17 @@ class OnnxNetwork:
             tuple(images.shape),
             images.data_ptr(),
         )
-        binding.bind_output(self._output, *where, element, shape, embeddings.data_ptr())
+        if self._as_declared:
+            embeddings = torch.empty(shape, dtype=dtype, device=device)
+            binding.bind_output(self._output, *where, element, shape, embeddings.data_ptr())
+        else:
+            binding.bind_output(self._output)  # memory of onnxruntime's own, on the CPU
         if device.type != "cpu":
             # onnxruntime has a stream of its own, which does not wait for torch's.
             torch.get_device_module(device).current_stream(device).synchronize()
         self._file.session.run_with_iobinding(binding)
+        if not self._as_declared:
+            embeddings = torch.from_numpy(binding.copy_outputs_to_cpu()[0]).to(device)
         return embeddings.flatten(1).float()
 
     def _probe(self, wanted: Input, output: str) -> tuple[str, tuple[int, ...], tuple[Any, Any]]:
@@ -178,6 +185,19 @@ class OnnxNetwork:
                 "the network in evaluation mode (model.eval()), without normalizing over the batch"
             )
         return name, first.shape[1:], _gives(first)
+
+
+def _batch_is_declared(file: OnnxFile, output: str) -> bool:
+    """Whether the output may be given memory: not where the file declares another batch size.
+
+    InsightFace's own files do: their input's batch is free, and their output's is 1.
+    """
+    (node,) = (node for node in file.session.get_outputs() if node.name == output)
+    return (
+        not node.shape
+        or not isinstance(node.shape[0], int)
+        or file.images.shape[0] in node.shape[:1]
+    )
 
 
 def _embeddings(

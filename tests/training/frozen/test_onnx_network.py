@@ -33,6 +33,7 @@ def write_onnx(
     shape: tuple[int, ...] = (3, SIZE, SIZE),
     kind: str = "FLOAT",
     tail: str = "flat",
+    declared: int | None = None,
 ):
     """Mean color times a weight (3, DIM), then a tail: see _TAILS."""
     from onnx import TensorProto, checker, helper, numpy_helper
@@ -56,7 +57,11 @@ def write_onnx(
         nodes,
         "network",
         [helper.make_tensor_value_info("images", getattr(TensorProto, kind), [batch, *shape])],
-        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, [None] * rank)],
+        [
+            helper.make_tensor_value_info(
+                "embeddings", TensorProto.FLOAT, [declared, *[None] * (rank - 1)]
+            )
+        ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -99,6 +104,19 @@ def test_a_file_of_a_fixed_batch_size_embeds_any_number_of_images(batch, tmp_pat
     for count in (1, 4, 7):
         images = torch.randn(count, 3, SIZE, SIZE)
         torch.testing.assert_close(network(images), images.mean((2, 3)) @ weight)
+
+
+@needs_onnx
+def test_a_file_that_declares_a_batch_of_one_for_its_output_alone_embeds_any(
+    tmp_path, weight, capfd
+):
+    """So InsightFace's own files (w600k_r50 and others) are exported."""
+    write_onnx(tmp_path / "x.onnx", weight, declared=1)
+    network = open_network(tmp_path / "x.onnx")
+    for count in (1, 4, 7):
+        images = torch.randn(count, 3, SIZE, SIZE)
+        torch.testing.assert_close(network(images), images.mean((2, 3)) @ weight)
+    assert capfd.readouterr().err == "", "onnxruntime would warn at every batch"
 
 
 @needs_onnx
