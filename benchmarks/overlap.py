@@ -174,8 +174,8 @@ def rate(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
     parser.add_argument("faces", type=Path, help="a folder with train.rec and lfw_dev_val.bin")
-    parser.add_argument("--records", type=int, default=30_000, help="of the pass that is timed")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--records", type=int, default=100_000, help="of the pass that is timed")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     index = open_index(arguments.faces)
