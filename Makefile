@@ -54,6 +54,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/head_speed.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/embedding.py
 
 # On all GPUs of this machine, in at most eight minutes: see docs/gpu.md.
 bench-gpu: $(STAMP)
