@@ -7,7 +7,8 @@ no_grad; ours is what tools/evaluate.py does: convolutions in the dtype that it 
 machine, channels_last, BatchNorm folded into the layers before it, the next batches decoded
 meanwhile. Both add the mirror image's embedding. Beside them what was tried instead, and the bare
 matrix products that the network's convolutions come to, in float32, which are the limit there. They
-take turns in one process; medians count. Results go to benchmarks/results/.
+take turns in one process, whose allocator keeps its pages for all of them; medians count. Results
+go to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from evaluation.pair_set import read_bin
 from models import create_model
 from pipeline.ahead import cores
 from synthetic import encode_jpeg, render
+from training.allocator import keep_pages
 from training.frozen.model import open_model
 from training.step.precision import choose_precision
 
@@ -186,6 +188,7 @@ def main() -> None:
     else:
         images = [encode_jpeg(render(k, 0)) for k in range(most)]
     torch.set_num_threads(cores())
+    keep_pages()
     found = [measure(name, images[:n], rounds=arguments.rounds) for name, n in MODELS.items()]
     for row in found:
         show(

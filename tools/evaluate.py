@@ -41,6 +41,7 @@ from pipeline.faces.crops import Cropper
 from pipeline.named_path import as_text
 from pipeline.whole_file import write_whole
 from tools.sources.cropping import add_crop_options, open_cropper, take_crop_options
+from training.allocator import keep_pages
 from training.command import command, whole_number
 from training.config import load_config
 from training.distributed import World, join_world, leave_world
@@ -294,4 +295,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_pages()  # for the whole process: a test that calls main() is not to be changed by it
     main()
