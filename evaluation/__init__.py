@@ -1,1 +1,1 @@
-"""How good a model is: InsightFace's verification sets, and the curves of a run."""
+"""How good a model is: from its embeddings to figures with their doubt."""
