@@ -30,7 +30,7 @@ STEPS = 10
 CONFIG = """
 import os, signal, time
 from pathlib import Path
-import training.assembly, training.loop, training.reporting.curves
+import training.assembly, training.loop, training.reporting.curves, training.verification
 import training.saving.checkpoint as checkpoint
 from tests.training import tiny
 from training.config import override
@@ -94,7 +94,10 @@ def until_heard(trainer, *_):
 before(checkpoint.files, "complete", in_epoch_one)
 before(Trainer, "train_on", until_heard)
 """,
-    "verification": 'before(training.loop, "fold_batch_norm", in_epoch_one)',
+    "verification": """
+config = override(config, [f"eval.sets={config.data.train}/pairs.bin"])
+before(training.verification, "fold_batch_norm", in_epoch_one)
+""",
     "start that takes too long": """
 def pass_the_time(*_):
     trainers[0]._stops._max_hours = 1e-9
@@ -158,7 +161,9 @@ def _rank(rank: int, world_size: int, port: int, config: Path, log: Path) -> Non
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return tiny.write_set(tmp_path_factory.mktemp("data"))
+    folder = tiny.write_set(tmp_path_factory.mktemp("data"))
+    tiny.write_pairs(folder / "pairs.bin")
+    return folder
 
 
 @pytest.fixture

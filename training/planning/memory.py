@@ -37,7 +37,7 @@ from training.step.precision import Precision
 # they load or compile, threads, and what malloc keeps without use. Measured, see
 # benchmarks/memory_prediction.py.
 _LOADED_LATER = 90_000_000
-_TO_VERIFY = 140_000_000  # the same, of what only verification uses
+_TO_VERIFY = 90_000_000  # the same, of what only verification uses: it draws its curves
 _TO_JUDGE = 32  # for each number of a test set's embeddings; 24 to 31 measured, of 6,000 pairs
 _TO_AUGMENT = 50_000_000  # of DALI
 _LARGE = 32 << 20  # bytes: the largest block that glibc's malloc may keep
