@@ -109,7 +109,10 @@ def bootstrap(
     """
     whole = figures(Once())
     drawn = [figures(weigh) for weigh in _of_clusters(clusters, draws, at_once, seed)]
-    own = [figures(weigh) for weigh in _of_pairs(clusters, draws, at_once, seed)]
+    if (clusters.second == clusters.count).all():  # searches: no pair to draw
+        own = [whole] * draws
+    else:
+        own = [figures(weigh) for weigh in _of_pairs(clusters, draws, at_once, seed)]
     return {
         name: Spread.around(
             value,
