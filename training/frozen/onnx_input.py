@@ -78,6 +78,17 @@ def read_words(text: str) -> dict[str, Any]:
     return said
 
 
+def as_words(wanted: Input) -> str:
+    """What `read_words` reads as this Input."""
+    parts = [str(wanted.size), wanted.color, "{:.17g}..{:.17g}".format(*wanted.range)]
+    for name, usual in (("mean", 0.0), ("std", 1.0)):
+        value = getattr(wanted, name)
+        if value != usual:
+            values = value if isinstance(value, tuple) else (value,)
+            parts.append(f"{name}={'/'.join(f'{one:.17g}' for one in values)}")
+    return ",".join([*parts, wanted.layout])
+
+
 def read_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What a file's metadata says in the same form; nothing of what is in no known words.
 

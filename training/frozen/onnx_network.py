@@ -19,6 +19,8 @@ _DTYPES = {
     "tensor(float)": (torch.float32, np.float32),
     "tensor(float16)": (torch.float16, np.float16),
 }
+# Whose graph makes of pixels what its network takes.
+_TAKES = {**_DTYPES, "tensor(uint8)": (torch.uint8, np.uint8)}
 _FREE_BATCH = "Export it with a free (dynamic) batch axis"
 _ON_GPUS = (
     "on GPUs it takes `pip install onnxruntime-gpu` for their CUDA version, and no onnxruntime "
@@ -55,8 +57,8 @@ def open_onnx(path: Path, *, device: torch.device) -> OnnxFile:
 
     Raises:
         OnnxError: onnxruntime is not installed or not for this device, the file cannot be read,
-            takes weights from outside its folder, or has not one input of floating numbers with
-            four axes.
+            takes weights from outside its folder, or has not one input of floating numbers or bytes
+            with four axes.
     """
     provider = f"{device.type.upper()}ExecutionProvider"
     runtime = _import_onnxruntime(path, provider)
@@ -86,7 +88,7 @@ class OnnxNetwork:
     A file whose batch size is fixed is given that many images at a time.
 
     Args:
-        file: whose input and embeddings are float32 or float16.
+        file: whose embeddings are float32 or float16, and its input that or uint8.
         wanted: what its input is.
         output: which of its outputs has the embeddings; where there is only one that can, none has
             to be named.
@@ -101,7 +103,7 @@ class OnnxNetwork:
         _check_shape(file, wanted)
         batch = file.images.shape[0]
         self._fixed = batch if isinstance(batch, int) and batch > 0 else 0
-        self._dtype, self._element = _DTYPES[file.images.type]
+        self._dtype, self._element = _TAKES[file.images.type]
         self._output, self._tail, self._gives = self._probe(wanted, output)
         self._as_declared = _batch_is_declared(file, self._output)
 
@@ -112,6 +114,8 @@ class OnnxNetwork:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Embed (B, 3, H, W) float32 on the device as (B, D) float32 there."""
+        if self._dtype == torch.uint8:
+            images = images.round().clamp(0, 255)
         images = images.to(self._dtype).contiguous()
         if not self._fixed:
             return self._embed(images)
@@ -287,8 +291,8 @@ def _only_input(path: Path, inputs: list[Described]) -> Described:
         raise OnnxError(f"{path} has {len(inputs)} inputs, {names}: expected one, of images")
     (node,) = inputs
     called = f"{path}: its input {node.name} is {node.type} {node.shape}"
-    if node.type not in _DTYPES:
-        raise OnnxError(f"{called}, expected float32 or float16: export it so")
+    if node.type not in _TAKES:
+        raise OnnxError(f"{called}, expected float32, float16 or uint8: export it so")
     if len(node.shape) != 4:
         without = ", without one for the batch" if len(node.shape) == 3 else ""
         raise OnnxError(
@@ -301,6 +305,12 @@ def _only_input(path: Path, inputs: list[Described]) -> Described:
 def _check_shape(file: OnnxFile, wanted: Input) -> None:
     node = file.images
     _, *shape = node.shape
+    as_pixels = wanted.range == (0, 255) and (wanted.mean, wanted.std) == (0, 1)
+    if node.type == "tensor(uint8)" and not as_pixels:
+        raise OnnxError(
+            f"{file.path}: its input {node.name} is uint8, and it would be given {wanted}: say "
+            "0..255 and no mean in a tool's --onnx-input"
+        )
     expected = wanted.shape(0)[1:]
     if any(isinstance(n, int) and n > 0 and n != m for n, m in zip(shape, expected)):
         raise OnnxError(

@@ -214,7 +214,7 @@ def test_as_a_teacher_it_is_given_what_distill_input_says(tmp_path, weight):
             {},
             r"without one for the batch; expected four axes, \(batch, 3, hei",
         ),
-        ({"kind": "DOUBLE"}, {}, r"is tensor\(double\) .*, expected float32 or float16"),
+        ({"kind": "DOUBLE"}, {}, r"is tensor\(double\) .*, expected float32, float16 or uint8"),
         ({"tail": "maps"}, {}, r"of shape \(2, 4, 2, 1\) of 2 images, expected float32"),
         ({"tail": "folded"}, {}, r"\(1, 16\) of 2 images and \(1, 24\) of 3: the batch is"),
         ({"tail": "normalized over the batch"}, {}, "in another way beside two others than beside"),
