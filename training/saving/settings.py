@@ -31,7 +31,7 @@ FREE = {
     "optim": ("backend",),
     "step": ("precision", "micro_batches", "cuda_graph", "compress_gradients"),  # only to rounding
     "eval": ("sets", "every", "every_steps", "batch_size"),
-    "log": ("every",),
+    "log": ("every", "also", "pictures"),
 }
 BINDING = {
     "run": ("seed", "epochs"),  # epochs: see _epochs_bend
