@@ -95,6 +95,7 @@ class Model:
         input: what its pixels are made into, in words.
         precision: "float32", "bfloat16" or "float16".
         sample_rate: of the PartialFC head it was trained with, where known.
+        given: the same as `input`, in the words of tools/evaluate.py's --onnx-input.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Model:
     input: str
     precision: str
     sample_rate: float | None = None
+    given: str = ""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ from training.config import load_config
 from training.distributed import World, join_world, leave_world
 from training.frozen.model import ONNX, open_model
 from training.saving.weight_file import SUFFIXES
+from training.shipping.operating_points import add_results, require_files
 from training.step.precision import Precision, choose_precision
 
 _FILES = (".onnx", *SUFFIXES)  # whose names need no ending in a table
@@ -133,6 +134,8 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
     Args:
         made: when, for the results: ISO 8601 in UTC.
     """
+    if arguments.card:
+        require_files(arguments.models)
     precision = choose_precision(world.device, arguments.precision)
     precision.apply()
     models = open_models(
@@ -169,6 +172,9 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
     write_whole(arguments.output / "results.json", found.as_json())
     written = write_report(arguments.output, sets, pictures=not arguments.no_pictures)
     Console().print(tables.console_table(found))
+    if arguments.card:
+        for model in found.models:
+            written += add_results(model, [one for one in found.results if one.model == model.name])
     for path in written:
         print(f"wrote         {path}")
 
@@ -258,6 +264,11 @@ def parser() -> argparse.ArgumentParser:
         "--without",
         metavar="OVERLAP",
         help="what tools/overlap.py has found: every figure also without those images",
+    )
+    add(
+        "--card",
+        action="store_true",
+        help="write thresholds and groups into the models' files, and a model card beside them",
     )
     add("--no-pictures", action="store_true", help="no face in the report")
     add("--skip-damaged", action="store_true", help="leave damaged images out, and say how many")

@@ -22,7 +22,7 @@ from training.frozen import onnx_file
 KEY = "facestream.card"
 FORMAT = 1
 UNKNOWN = "unknown"
-_KINDS = (".onnx", ".safetensors")
+KINDS = (".onnx", ".safetensors")
 _LARGEST_HEADER = 100 << 20  # of a .safetensors file, as the library has it
 
 
@@ -55,11 +55,15 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class GroupRates:
-    """A group's error rates at the threshold that all groups of a set share."""
+    """A group's error rates at the threshold that all groups of a set share.
+
+    Attributes:
+        at: that threshold and where it comes from, in words.
+    """
 
     set: str
     group: str
-    threshold: float
+    at: str
     fmr: Figure
     fnmr: Figure
 
@@ -87,6 +91,7 @@ class Card:
             where it is not known.
         points: where it decides, of every set that was evaluated.
         groups: how it treats groups of people.
+        scores: by set, its main figures by name, such as "accuracy" and "tar@far=0.001".
         data: that it was trained on; empty where it is not known.
         config: of the run that trained it; empty where it is not known.
         code: the version that wrote the card.
@@ -100,6 +105,7 @@ class Card:
     space: str = ""
     points: Sequence[OperatingPoint] = ()
     groups: Sequence[GroupRates] = ()
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     data: Sequence[TrainingData] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     code: str = f"facestream {VERSION}"
@@ -116,7 +122,7 @@ def read_card(path: str | Path) -> Card | None:
         PathError: there is no such file.
     """
     path = Path(path)
-    if path.suffix not in _KINDS:
+    if path.suffix not in KINDS:
         return None
     check_path(path, called=str(path), expected="an .onnx or .safetensors file")
     text = _metadata(path).get(KEY)
@@ -132,8 +138,8 @@ def write_card(path: str | Path, card: Card) -> None:
         OSError: the disk is full, or the file's folder cannot be written; the file is as it was.
     """
     path = Path(path)
-    if path.suffix not in _KINDS:
-        raise CardError(f"{path} can have no card: expected {' or '.join(_KINDS)}")
+    if path.suffix not in KINDS:
+        raise CardError(f"{path} can have no card: expected {' or '.join(KINDS)}")
     check_path(path, called=str(path), expected="an .onnx or .safetensors file")
     content = path.read_bytes()
     if path.suffix == ".onnx":

@@ -19,7 +19,7 @@ from models.input import Input
 from pipeline.named_path import check_path
 from training.distributed import together
 from training.frozen.onnx_file import digest_of_file
-from training.frozen.onnx_input import onnx_input
+from training.frozen.onnx_input import as_words, onnx_input
 from training.frozen.onnx_network import OnnxFile, OnnxNetwork, open_onnx
 from training.saving.reading import SavedCheckpoint, SavedFile, open_weights
 
@@ -86,6 +86,7 @@ class OpenedModel:
             input=str(self.input),
             precision=str(self.dtype).removeprefix("torch."),
             sample_rate=self.sample_rate,
+            given=as_words(self.input),
         )
 
 

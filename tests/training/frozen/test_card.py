@@ -29,7 +29,11 @@ CARD = Card(
     digest="0123456789abcdef",
     space="0123456789abcdef",
     points=[OperatingPoint("lfw.bin", 1e-3, 0.31, 0.29, 0.34, 3000, 3000, True)],
-    groups=[GroupRates("lfw.bin", "Zoë", 0.3, Figure(0.01, 0.0, 0.02), Figure(None, note="few"))],
+    groups=[
+        GroupRates(
+            "lfw.bin", "Zoë", "0.3, of FMR 0.01", Figure(0.01, 0.0, 0.02), Figure(None, note="few")
+        )
+    ],
     data=[TrainingData("ms1mv2"), TrainingData("ours", "a studio", "cc-by-4.0")],
     config={"model": {"name": "iresnet18"}},
 )
