@@ -30,8 +30,8 @@ COMMON = 1e-3  # FMR of the threshold for groups and discards: a part must be ab
 HARDEST = 24
 BIN_EDGES = np.linspace(-1, 1, 101)
 ORIGIN = "chosen on these very pairs, but for figures in folds and the accuracy"
-METHOD = "bootstrap over clusters; percentiles and odds, less what it counts twice of single pairs"
-IMAGES = "images, as it is not known who they show: with people they may be wider"
+METHOD = "bootstrap over clusters, corrected for pairs; mean of percentiles and log-odds intervals"
+IMAGES = "images, as the set does not say who they show; over people, intervals may be wider"
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def of_set(evaluation: Evaluation, name: str) -> Grid:
 def of_groups(evaluation: Evaluation, name: str) -> Grid | None:
     """The groups of one set: a row a group and model; None where it has no groups.
 
-    A group's name stands in its first row alone.
+    A group's name stands in its first row alone. What groups are compared by, their errors at the
+    threshold that they share, comes first.
     """
     results = [result for result in evaluation.results if result.set == name and result.groups]
     if not results:
@@ -99,7 +100,8 @@ def of_groups(evaluation: Evaluation, name: str) -> Grid | None:
     parts = [(group, result) for group in names for result in results if group in result.groups]
     found = [result.groups[group] for group, result in parts]
     counted = list(dict.fromkeys(kind for group in found for kind in group.counts))
-    named = list(dict.fromkeys(figure for group in found for figure in group.figures))
+    figures = dict.fromkeys(figure for group in found for figure in group.figures)
+    named = sorted(figures, key=lambda figure: "at the common threshold" not in figure)
     rows = []
     for i, ((part, result), group) in enumerate(zip(parts, found)):
         again = i > 0 and parts[i - 1][0] == part

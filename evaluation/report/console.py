@@ -28,18 +28,23 @@ class ConsoleTables:
 
 
 def _fitting(grid: Grid, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-    """The fewest tables that fit, with as many columns each; at least one column, however wide."""
-    numbers = len(grid.columns) - grid.names
+    """The fewest tables that fit; each has at least one column of numbers, however wide."""
     endless = options.update(max_width=_ENDLESS)  # in which a table measures what it would take
-    for abreast in range(max(1, numbers), 0, -1):
-        parts = [
-            _part(grid, begin, begin + abreast) for begin in range(0, max(1, numbers), abreast)
-        ]
-        tables = [_table(part) for part in parts]
-        widest = max(Measurement.get(console, endless, table).maximum for table in tables)
-        if widest <= options.max_width or abreast == 1:
-            yield from tables
+
+    def fits(part: Grid) -> bool:
+        wanted = Measurement.get(console, endless, _table(part)).maximum
+        return wanted <= options.max_width
+
+    numbers = len(grid.columns) - grid.names
+    begin = 0
+    while True:
+        end = begin + 1
+        while end < numbers and fits(_part(grid, begin, end + 1)):
+            end += 1
+        yield _table(_part(grid, begin, end))
+        if end >= numbers:
             return
+        begin = end
 
 
 def _part(grid: Grid, begin: int, end: int) -> Grid:

@@ -103,7 +103,7 @@ def _pictures_held(thumbnails: Thumbnails) -> str:
     if not thumbnails.count:
         return "This report holds no pictures of people."
     return (
-        f"This report holds {thumbnails.count} pictures of people: show it to those alone who may "
+        f"This report holds {thumbnails.count} pictures of people: show it only to those who may "
         "see them."
     )
 

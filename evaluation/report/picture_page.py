@@ -52,7 +52,7 @@ def picture_page(
     thumbnails = Thumbnails(pictures)
     made = [_section(section, thumbnails) for section in sections if section.strips]
     held = (
-        f"This page holds {thumbnails.count} pictures of people: show it to those alone who may "
+        f"This page holds {thumbnails.count} pictures of people: show it only to those who may "
         "see them."
         if thumbnails.count
         else "This page holds no pictures of people."

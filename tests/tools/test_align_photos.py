@@ -53,7 +53,7 @@ def test_crops_by_a_list(photos, tmp_path):
         np.testing.assert_array_equal(crop, align(photo(name), TEMPLATE + PLACES[name]))
     with Image.open(tmp_path / "crops_sheet.png") as sheet:
         assert sheet.size == (3 * 120, 134)
-    assert "fit error     0.0 pixels in the middle" in ended.stdout
+    assert "fit error     0.0 pixels (median)" in ended.stdout
     assert "cropped 3 photographs" in ended.stdout
     assert "warning" not in ended.stdout
 

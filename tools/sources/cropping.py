@@ -148,7 +148,7 @@ class CropCounts:
         if self._errors:
             error, name = self._worst
             lines.append(
-                f"fit error     {np.median(self._errors):.1f} pixels in the middle, at most "
+                f"fit error     {np.median(self._errors):.1f} pixels (median), at most "
                 f"{error:.1f} ({name})"
             )
             bad = sum(error > _BAD_FIT for error in self._errors)

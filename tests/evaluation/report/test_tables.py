@@ -11,8 +11,10 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from evaluation.report import tables
-from evaluation.report.comparison import by_model, by_set
+from evaluation.report.comparison import by_model, by_set, of_groups
+from evaluation.report.console import ConsoleTables
 from evaluation.report.figure_text import plain
+from evaluation.report.grid import Cell, Grid
 from evaluation.result import Comparison, Evaluation, Figure
 from tests.evaluation.report import made_up
 
@@ -172,6 +174,23 @@ def test_a_console_has_as_many_models_abreast_as_it_is_wide(width, times):
     assert text.count("Comparison") == times
     assert all(f"r50_rate{1 - 0.1 * i:.1f}" in text for i in range(10))
     assert text.count("95 % intervals") == 1
+
+
+def test_one_wide_column_leaves_the_others_side_by_side():
+    """Groups have many narrow columns and a wide one; only the wide one stands alone."""
+    columns = ["group", *(f"n{i}" for i in range(8)), "x" * 60]
+    grid = Grid(title="Groups", columns=columns, rows=[[Cell("1") for _ in columns]], names=1)
+    console = Console(width=80, file=io.StringIO(), force_terminal=False)
+    console.print(ConsoleTables([grid]))
+    assert console.file.getvalue().count("Groups") == 2
+
+
+def test_errors_at_the_common_threshold_come_first_of_a_groups_figures():
+    evaluation = made_up.evaluation()
+    grid = of_groups(evaluation, next(r.set for r in evaluation.results if r.groups))
+    common = ["common threshold" in name for name in grid.columns if "," in name or "@" in name]
+    assert any(common)
+    assert common == sorted(common, reverse=True)
 
 
 def test_a_console_too_narrow_for_one_model_breaks_its_cells():
