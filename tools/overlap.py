@@ -109,7 +109,9 @@ def check(arguments: argparse.Namespace, world: World) -> Overlap:
     _tell_damaged(index, sets, copies)
     settings = {"near copy": f"details correlate by {SAME_PHOTOGRAPH:g} or more"}
     people = SharedPeople()
-    if model:
+    if not model:
+        settings[SAME_PERSON] = "not looked for: that takes a model, --model"
+    else:
         embedder = model.embedder(world.device, batch_size=arguments.batch, threads=threads)
         keep = arguments.output / "embeddings"
         people = shared_people(index, sets, embedder, keep=keep, rate=arguments.false_rate)

@@ -108,7 +108,7 @@ class Overlap:
             what = f"identity {one.label}" if one.offset is None else f"record {one.offset}"
             why = f"{one.kind}: {one.set}, {one.image} ({one.likeness:.3f})"
             lines.setdefault(what, why.replace("\n", " "))
-        head = f"# {len(lines)} entries: what of the test sets {self.training['path']!r} holds"
+        head = f"# {len(lines)} entries of {self.training['path']!r} that the test sets hold, too"
         return "\n".join([head, *(f"{what}  # {why}" for what, why in lines.items())]) + "\n"
 
     def write(self, path: Path) -> None:

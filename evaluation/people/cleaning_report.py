@@ -50,10 +50,8 @@ class Report:
         elif np.isfinite(wrong.threshold):
             labels = f"none is found, with margins below {wrong.threshold:.3f}"
         else:
-            labels = (
-                "not to be told: too few images, or the model tells these people apart too badly"
-            )
-        one = "not to be told: too few labels"
+            labels = "not known: too few images, or the model separates these people too badly"
+        one = "not known: too few labels"
         if np.isfinite(twins.threshold):
             one = (
                 f"{len(twins.pairs)} pairs of labels, with centers nearer than "

@@ -42,13 +42,13 @@ def warning_of_order(points: np.ndarray) -> str | None:
     near = {order: turn for order, (other, turn) in fits.items() if other < 1.2 * best + 0.5}
     if best > 0.7 * error:
         return (
-            f"the landmarks fit badly, by {error:.1f} pixels in the middle of all images, and no "
+            f"the landmarks fit badly, with a median error of {error:.1f} pixels, and no "
             "order that is known here mends it: look at the contact sheet"
         )
     likely = min(near, key=lambda order: abs(near[order]))
     return (
-        f"the landmarks look like those of a list {likely}: they fit by {error:.1f} pixels, "
-        f"and by {fits[likely][0]:.1f} if it is so. Expected left eye, right eye, nose, left and "
+        f"the landmarks look like those of a list {likely}: their error is {error:.1f} pixels, "
+        f"and {fits[likely][0]:.1f} if it is so. Expected left eye, right eye, nose, left and "
         "right corner of the mouth, as they lie in the picture, x before y"
     )
 

@@ -65,7 +65,7 @@ def test_another_order_is_told_before_anything_is_cropped(photos, tmp_path):
     ended = call(main, photos, "-o", tmp_path / "crops", "--landmarks", tmp_path / "marks.csv")
     warning, *_ = [line for line in ended.stdout.splitlines() if line.startswith("warning")]
     assert "left and right exchanged" in warning
-    assert "2 crops fit worse than by 18 pixels" in ended.stdout
+    assert "2 crops have an error above 18 pixels" in ended.stdout
 
 
 def test_faces_that_lie_on_their_side_are_counted(photos, tmp_path):

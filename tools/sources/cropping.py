@@ -154,8 +154,8 @@ class CropCounts:
             bad = sum(error > _BAD_FIT for error in self._errors)
             if bad:
                 lines.append(
-                    f"warning       {bad} crops fit worse than by {_BAD_FIT:.0f} pixels, as no "
-                    "face does: look at them"
+                    f"warning       {bad} crops have an error above {_BAD_FIT:.0f} pixels, which "
+                    "no face has: look at them"
                 )
         if self._turned:
             lines.append(
