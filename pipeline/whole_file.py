@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.sync import sync
 
@@ -25,15 +27,27 @@ def write_whole(file: Path, content: str | bytes, *, aside: Path | None = None) 
     Raises:
         OSError: where it cannot be written.
     """
+    with writing_whole(file, aside=aside) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def writing_whole(file: Path, *, aside: Path | None = None) -> Iterator[BinaryIO]:
+    """The same for what does not fit into memory: the stream that it is written into.
+
+    Where the block raises, the file keeps its old content.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
     aside = aside or file.with_name(f"{file.name}.unfinished")
-    data = content.encode() if isinstance(content, str) else content
     try:
         with aside.open("wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             sync(stream.fileno())
         replace(aside, file)
-    except OSError:
+    except BaseException:
         with suppress(OSError):  # the first error is the one to tell
             aside.unlink(missing_ok=True)
         raise

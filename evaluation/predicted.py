@@ -1,0 +1,250 @@
+"""Embeddings in a folder, with names and norms: written whole, read by memory map.
+
+A folder has names.txt (one a line), about.json (the model and how they were made) and, by the form
+that was asked for, embeddings.npy and norms.npy, or both in embeddings.safetensors, or names and
+both in embeddings.parquet. about.json is written last: without it a folder is unfinished.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.features import Features
+from facestream import UserError
+from pipeline.named_path import MALFORMED, check_path, read_text
+from pipeline.whole_file import write_whole, writing_whole
+
+FORMAT = 1
+FORMS = ("npy", "parquet", "safetensors")
+_ABOUT, _NAMES, _ROWS, _NORMS = "about.json", "names.txt", "embeddings.npy", "norms.npy"
+_BLOCK = 1 << 14  # rows, or pairs, at a time
+
+
+class PredictedError(UserError):
+    """A folder of embeddings that cannot be written or read: says why, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What the embeddings of a folder are.
+
+    Attributes:
+        model: as it was named.
+        digest: of its weights.
+        network: "iresnet50", or "onnx".
+        given: what it makes of the pixels, in words.
+        precision: that it computed in.
+        source: of the images, as it was named.
+        flip: whether the mirror image's embedding is added.
+        normalized: whether rows have unit length.
+        dtype: "float32" or "float16".
+        damaged: what is wrong with which images, by name: their rows are zeros.
+    """
+
+    model: str
+    digest: str
+    network: str
+    given: str
+    precision: str
+    source: str
+    flip: bool
+    normalized: bool
+    dtype: str
+    damaged: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A folder of embeddings, read.
+
+    Attributes:
+        embeddings: (N, D) float32 or float16, mapped from the file.
+        names: of each.
+        about: what they are.
+    """
+
+    embeddings: np.ndarray
+    names: Sequence[str]
+    about: About
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """By name."""
+        return {name: place for place, name in enumerate(self.names)}
+
+
+def write_predicted(
+    folder: Path, features: Features, names: Sequence[str], about: About, *, form: str = "npy"
+) -> list[Path]:
+    """Write a folder of embeddings; returns the files.
+
+    Args:
+        features: as they were made; they are normalized and cast here, as `about` says.
+        form: one of FORMS.
+
+    Raises:
+        PredictedError: a name with a line break, values too large for float16, no pyarrow.
+        OSError: a folder that cannot be written.
+    """
+    broken = next((name for name in names if "\n" in name or "\r" in name), None)
+    if broken is not None:
+        raise PredictedError(f"{broken!r} has a line break in its name: rename the file")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _ABOUT).unlink(missing_ok=True)  # the old embeddings are replaced one by one
+    write = {"npy": _write_npy, "parquet": _write_parquet, "safetensors": _write_safetensors}
+    files = write[form](folder, features, names, about)
+    text = "".join(f"{name}\n" for name in names)
+    write_whole(folder / _NAMES, text.encode(errors="surrogateescape"))
+    counts = {"images": len(names), "dimension": features.embeddings.shape[1]}
+    said = json.dumps({"format": FORMAT, **counts, **asdict(about)}, indent=2)
+    write_whole(folder / _ABOUT, said + "\n")
+    return [*files, folder / _NAMES, folder / _ABOUT]
+
+
+def read_predicted(folder: Path) -> Predicted:
+    """A folder that was written as npy.
+
+    Raises:
+        PredictedError, PathError: no such folder, an unfinished or damaged one, or another form.
+    """
+    check_path(folder, called=str(folder), expected="a folder", file=False, folder=True)
+    if not (folder / _ABOUT).is_file():
+        raise PredictedError(
+            f"{folder} has no {_ABOUT}: expected a folder that tools/predict.py has finished. Run "
+            "it again: it goes on from where it was stopped"
+        )
+    if not (folder / _ROWS).is_file():
+        raise PredictedError(
+            f"{folder} has no {_ROWS}: run tools/predict.py again with --format npy"
+        )
+    try:
+        said = json.loads(read_text(folder / _ABOUT))
+        version, images, dimension = (said.pop(key) for key in ("format", "images", "dimension"))
+        if version != FORMAT:
+            raise ValueError(f"format {version}, expected {FORMAT}")
+        about = About(**said)
+        text = (folder / _NAMES).read_bytes().decode(errors="surrogateescape")
+        names = text.split("\n")[:-1]
+        rows = np.load(folder / _ROWS, mmap_mode="r", allow_pickle=False)
+        if not (len(names) == images and rows.shape == (images, dimension)):
+            raise ValueError(
+                f"{_ABOUT} says {images} × {dimension}, found {len(names)} names and embeddings "
+                f"{rows.shape}"
+            )
+    except (*MALFORMED, EOFError) as error:
+        raise PredictedError(
+            f"{folder} is damaged ({error}): copy it again, or run tools/predict.py again"
+        ) from error
+    return Predicted(rows, names, about)
+
+
+def pair_cosines(
+    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], *, threads: int
+) -> np.ndarray:
+    """(P,) float32 cosines of P pairs of rows; NaN where a row is zeros.
+
+    Args:
+        first, second: rows (N, D), float32 or float16, of any length, and which of them (P,).
+        threads: that compare.
+    """
+    (ours, left), (theirs, right) = first, second
+    scores = np.empty(len(left), np.float32)
+
+    def compare(start: int) -> None:
+        block = slice(start, start + _BLOCK)
+        a = ours.take(left[block], axis=0).astype(np.float32, copy=False)
+        b = theirs.take(right[block], axis=0).astype(np.float32, copy=False)
+        squares = np.einsum("pd,pd->p", a, a) * np.einsum("pd,pd->p", b, b)
+        with np.errstate(invalid="ignore"):
+            scores[block] = np.einsum("pd,pd->p", a, b) / np.sqrt(squares)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(compare, range(0, len(left), _BLOCK)):
+            pass
+    return scores
+
+
+def _blocks(features: Features, about: About) -> Iterator[tuple[slice, np.ndarray]]:
+    """Rows as they are to be written, some at a time."""
+    for start in range(0, len(features.embeddings), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        rows = np.asarray(features.embeddings[block])
+        if about.normalized:
+            lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+            rows = rows / np.where(lengths > 0, lengths, 1)
+        with np.errstate(over="ignore"):
+            rows = np.ascontiguousarray(rows, about.dtype)
+        if not np.isfinite(rows).all():
+            raise PredictedError("embeddings are too large for float16: write --dtype float32")
+        yield block, rows
+
+
+def _write_npy(folder: Path, features: Features, names: Sequence[str], about: About) -> list[Path]:
+    with writing_whole(folder / _ROWS) as file:
+        header = {
+            "descr": np.dtype(about.dtype).str,
+            "fortran_order": False,
+            "shape": features.embeddings.shape,
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, rows in _blocks(features, about):
+            file.write(rows.tobytes())
+    with writing_whole(folder / _NORMS) as file:
+        np.save(file, np.ascontiguousarray(features.norms, np.float32))
+    return [folder / _ROWS, folder / _NORMS]
+
+
+def _write_safetensors(
+    folder: Path, features: Features, names: Sequence[str], about: About
+) -> list[Path]:
+    count, dimension = features.embeddings.shape
+    ends = count * dimension * np.dtype(about.dtype).itemsize
+    described = {
+        "__metadata__": {"model": about.model, "digest": about.digest},
+        "embeddings": {
+            "dtype": {"float32": "F32", "float16": "F16"}[about.dtype],
+            "shape": [count, dimension],
+            "data_offsets": [0, ends],
+        },
+        "norms": {"dtype": "F32", "shape": [count], "data_offsets": [ends, ends + 4 * count]},
+    }
+    header = json.dumps(described).encode()
+    header += b" " * (-len(header) % 8)  # what follows is aligned
+    path = folder / "embeddings.safetensors"
+    with writing_whole(path) as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for _, rows in _blocks(features, about):
+            file.write(rows.tobytes())
+        file.write(np.ascontiguousarray(features.norms, np.float32).tobytes())
+    return [path]
+
+
+def _write_parquet(
+    folder: Path, features: Features, names: Sequence[str], about: About
+) -> list[Path]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise PredictedError(f"parquet needs pyarrow: pip install pyarrow ({error})") from error
+    dimension = features.embeddings.shape[1]
+    value = pa.from_numpy_dtype(np.dtype(about.dtype))
+    columns = {"name": pa.string(), "embedding": pa.list_(value, dimension), "norm": pa.float32()}
+    schema = pa.schema(list(columns.items()))
+    path = folder / "embeddings.parquet"
+    with writing_whole(path) as file, pq.ParquetWriter(file, schema) as writer:
+        for block, rows in _blocks(features, about):
+            embedding = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), dimension)
+            named = [name.encode(errors="replace").decode() for name in names[block]]
+            norms = np.ascontiguousarray(features.norms[block], np.float32)
+            table = [pa.array(named, pa.string()), embedding, pa.array(norms)]
+            writer.write_table(pa.Table.from_arrays(table, schema=schema))
+    return [path]

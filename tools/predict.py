@@ -1,0 +1,145 @@
+"""Embed images:  python tools/predict.py MODEL INPUT -o OUT
+
+INPUT is a folder of face crops, which may have folders inside, a text file of their paths, or a
+.rec. Of photographs, with --landmarks or --detector, the faces are cut out. OUT gets
+embeddings.npy, norms.npy, names.txt and about.json. A command that was stopped goes on where it
+was. Ranks that torchrun starts share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from evaluation.features import Features, extract
+from evaluation.images import Images
+from evaluation.predicted import FORMS, About, write_predicted
+from tools.sources.cropping import add_crop_options, take_crop_options
+from tools.sources.named_images import named_images
+from tools.sources.named_model import add_model_options, open_named_model
+from training.allocator import keep_pages
+from training.command import command
+from training.distributed import World, join_world, leave_world
+from training.frozen.model import OpenedModel
+
+_TOLD = 5  # damaged images
+
+
+class Counted:
+    """Images that are loaded, counted: those that an earlier command has embedded are not."""
+
+    def __init__(self, images: Images) -> None:
+        self._load = images.load
+        self._counts: list[int] = []  # threads may append to it
+        self.images = replace(images, load=self._counting)
+
+    @property
+    def total(self) -> int:
+        return sum(self._counts)
+
+    def _counting(self, places: range):  # as Load gives
+        self._counts.append(len(places))
+        return self._load(places)
+
+
+def predict(arguments: argparse.Namespace, world: World) -> None:
+    """All that the command does; with several ranks, on each of them."""
+    opened, embedder = open_named_model(arguments.model, arguments, world)
+    photos = take_crop_options(vars(arguments))
+    counted = Counted(named_images(arguments.input, size=embedder.image_size, photos=photos))
+    images = counted.images
+    if world.is_main:
+        _tell_model(opened)
+    keep = arguments.output / "unfinished"
+    began = time.perf_counter()
+    features = extract(
+        embedder,
+        images,
+        flip=not arguments.no_flip,
+        skip_damaged=not arguments.strict,
+        keep=keep,
+        progress="embedding",
+    )
+    seconds = time.perf_counter() - began
+    if features is None:
+        return
+    about = _about(arguments, opened, images, features)
+    for path in write_predicted(
+        arguments.output, features, images.names, about, form=arguments.format
+    ):
+        print(f"wrote         {path}")
+    _forget(keep)
+    made = min(len(images), counted.total * world.world_size)
+    print(f"embedded      {made} of {len(images)} images, {made / seconds:,.0f} images/s")
+    if features.damaged:
+        listed = [f"{name} {why}" for name, why in list(about.damaged.items())[:_TOLD]]
+        print(f"damaged       {len(features.damaged)}, their rows are zeros: {'; '.join(listed)}")
+
+
+def _about(
+    arguments: argparse.Namespace, opened: OpenedModel, images: Images, features: Features
+) -> About:
+    described = opened.described(opened.source)
+    return About(
+        model=described.source,
+        digest=described.digest,
+        network=described.network,
+        given=described.input,
+        precision=described.precision,
+        source=str(arguments.input),
+        flip=features.flip,
+        normalized=not arguments.raw,
+        dtype=arguments.dtype,
+        damaged={images.names[place]: why for place, why in sorted(features.damaged.items())},
+    )
+
+
+def _tell_model(opened: OpenedModel) -> None:
+    print(f"model         {opened.network}, {opened.embedding_dim} values, given {opened.input}")
+    for note in opened.notes:
+        print(f"note          {note}")
+
+
+def _forget(keep: Path) -> None:
+    """What an unfinished command would have gone on from."""
+    for path in keep.glob("*.embeddings"):
+        path.unlink()
+    with suppress(OSError):  # somebody else's file is in it
+        keep.rmdir()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line; `predict` takes what it finds."""
+    found = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition(":")[0] + ".")
+    add = found.add_argument
+    add("model", metavar="MODEL", help="a run, RUN@best, weights, or an .onnx file")
+    add("input", type=Path, metavar="INPUT", help="a folder, a list of images, or a .rec")
+    add("-o", "--output", type=Path, required=True, metavar="OUT", help="folder to write into")
+    add("--format", choices=FORMS, default="npy", help="of the embeddings (default npy)")
+    add("--dtype", choices=("float32", "float16"), default="float32")
+    add("--raw", action="store_true", help="as the model gives them, not of unit length")
+    add("--strict", action="store_true", help="end where an image is damaged")
+    add_model_options(found)
+    add_crop_options(found, sized=False)
+    return found
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    with command("predict"):
+        world = join_world(arguments.device)
+        try:
+            predict(arguments, world)
+        finally:
+            leave_world()
+
+
+if __name__ == "__main__":
+    keep_pages()  # for the whole process: a test that calls main() is not to be changed by it
+    main()

@@ -1,0 +1,84 @@
+"""Same person or not: what a model's card says of a cosine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from facestream import UserError
+from training.frozen.card import Card, OperatingPoint, read_card
+
+SAME, DIFFERENT, UNDECIDED = "same", "different", "undecided"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Where a model decides: at one operating point of its card."""
+
+    point: OperatingPoint
+
+    def of(self, cosines: np.ndarray) -> np.ndarray:
+        """(P,) words; those within the threshold's interval are undecided, and so is NaN."""
+        low, high = self._bounds()
+        words = np.full(len(cosines), UNDECIDED, object)
+        words[cosines >= high] = SAME
+        words[cosines < low] = DIFFERENT
+        return words
+
+    def __str__(self) -> str:
+        point = self.point
+        low, high = self._bounds()
+        between = f" (undecided from {low:.3f} to {high:.3f})" if low < high else ""
+        return (
+            f"same from a cosine of {point.threshold:.3f}{between}: there, {point.fmr:g} of "
+            f"{point.impostor} pairs of two people of {point.set} are taken for one person (FMR)"
+        )
+
+    def _bounds(self) -> tuple[float, float]:
+        point = self.point
+        low = point.threshold if point.low is None else min(point.low, point.threshold)
+        high = point.threshold if point.high is None else max(point.high, point.threshold)
+        return low, high
+
+
+def decision_of(model: str | Path, *, flip: bool, fmr: float, on: str) -> Decision | str:
+    """Where the model decides; or, where it says nothing of that, why, and how to mend it.
+
+    Args:
+        flip: whether the embeddings are sums with those of the mirror images.
+        fmr: false match rate that is wanted.
+        on: the set that it is wanted on; empty for that with the most impostor pairs.
+
+    Raises:
+        CardError: a card that is damaged or of another version.
+        UserError: a card without that set or rate.
+    """
+    card = read_card(model)
+    points = [point for point in card.points if point.flip == flip] if card else []
+    if card is None or not points:
+        return f"no decision: {_missing(card, flip)}"
+    sets = {point.set: point.impostor for point in points}
+    on = on or max(sets, key=lambda name: sets[name])
+    chosen = [p for p in points if p.set == on and math.isclose(p.fmr, fmr, rel_tol=1e-6)]
+    if not chosen:
+        known = ", ".join(f"{p.fmr:g} on {p.set}" for p in points)
+        raise UserError(
+            f"{model}: its card has no threshold at an FMR of {fmr:g} on {on}. It has {known}: "
+            "choose by --fmr and --set"
+        )
+    return Decision(chosen[0])
+
+
+def _missing(card: Card | None, flip: bool) -> str:
+    if card is None or not card.points:
+        return (
+            "the model has no card with operating points. Export it to .onnx or .safetensors, then "
+            "evaluate it on your own pairs with tools/evaluate.py --card"
+        )
+    return (
+        f"the model's card is of embeddings {'without' if flip else 'with'} the mirror images': "
+        f"{'add' if flip else 'leave out'} --no-flip"
+    )
