@@ -118,7 +118,7 @@ def _open(config: Config, world: World) -> dict[str, TestSet]:
     opened: dict[str, TestSet] = {}
     for spec in config.eval.sets:
         called = f"eval.sets={as_text(spec)}"
-        with told_as(called), settings_named("data.image_size", paths="eval.sets"):
+        with told_as(called), settings_named(**{"as the model takes": "data.image_size"}):
             one = open_set(
                 spec,
                 image_size=config.data.image_size,

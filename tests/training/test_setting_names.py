@@ -120,6 +120,6 @@ def test_verification_sets_of_another_size_are_told_with_the_settings(data, worl
     Image.new("RGB", (48, 48)).save(stored, "PNG")
     write_bin(tmp_path / "odd.bin", [stored.getvalue()] * 40, np.arange(20) % 2 == 0)
     config = override(tiny.config(data, tmp_path / "run"), [f"eval.sets=[{tmp_path / 'odd.bin'}]"])
-    told = r"48×48 pixels, not 32×32 .*In the configuration: data\.image_size, eval\.sets$"
+    told = r"^eval\.sets=.* 48×48 pixels, not 32×32 .*In the configuration: data\.image_size$"
     with pytest.raises(UserError, match=told):
         open_sets(config, world, choose_precision(world.device, "fp32"))
