@@ -171,6 +171,8 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
     found = evaluate(models, sets.openers, settings, overlap=summary, tell=_tell)
     write_whole(arguments.output / "results.json", found.as_json())
     written = write_report(arguments.output, sets, pictures=not arguments.no_pictures)
+    for name, said in found.overlap.items():
+        print(f"{name:<13} {said}")
     Console().print(tables.console_table(found))
     if arguments.card:
         for model in found.models:

@@ -425,8 +425,8 @@ class Config:
             sections[section] = kind(**known)
             gone += [f"{section}.{key}={as_given(given[key])}" for key in given if key not in kinds]
             new += [f"{section}.{key}" for key in kinds if key not in given]
-        lines = [f"settings that are no more: {', '.join(gone)}"] if gone else []
-        lines += [f"settings since then, at their defaults: {', '.join(new)}"] if new else []
+        lines = [f"settings that no longer exist: {', '.join(gone)}"] if gone else []
+        lines += [f"settings newer than it, at their defaults: {', '.join(new)}"] if new else []
         return _typed(cls(**sections)), tuple(lines)
 
     def settings(self) -> dict[str, Any]:

@@ -181,6 +181,7 @@ def test_figures_are_given_without_what_leaked_too(there):
     write_overlap(there / "overlap.json", 0, 3, 20, of=there / "small.bin")
     ended = run("a.pth", "--sets", "small.bin", "small.bin+blur", "--without", "overlap.json")
     assert ended.returncode == 0, ended.stderr
+    assert "same image 3" in ended.stdout
     found = read_evaluation(there / "out/results.json")
     counts = {r.set: r.counts["genuine"] + r.counts["impostor"] for r in found.results}
     assert counts == {
@@ -194,9 +195,11 @@ def test_figures_are_given_without_what_leaked_too(there):
 
 def test_a_leak_check_of_other_sets_is_refused_and_one_that_leaves_nothing_is_said(there):
     write_overlap(there / "all.json", *range(2 * PAIRS), of=there / "small.bin")
-    assert run("a.pth", "--sets", "small.bin", "--without", "all.json").returncode == 0
+    ended = run("a.pth", "--sets", "small.bin", "--without", "all.json")
+    assert ended.returncode == 0, ended.stderr
     found = read_evaluation(there / "out/results.json")
     assert [result.set for result in found.results] == ["small"]
+    assert "found 0 pairs" in ended.stdout
     assert "found 0 pairs" in found.overlap[f"small{CLEAN}"]
     bad_sets(there)
     ended = run("a.pth", "--sets", "other/two.bin", "--without", "all.json")

@@ -259,8 +259,8 @@ def test_settings_of_other_versions_are_named():
     found, lines = Config.from_dict(values)
     assert found == override(BASE, ())
     assert lines == (
-        "settings that are no more: optim.nesterov=true",
-        "settings since then, at their defaults: optim.clip, log.every, log.also, log.pictures",
+        "settings that no longer exist: optim.nesterov=true",
+        "settings newer than it, at their defaults: optim.clip, log.every, log.also, log.pictures",
     )
     for odd in ({"optim": 3}, {"optim": {"lr": -1}}, {"optim": {"lr": "much"}}):
         with pytest.raises(ConfigError, match="optim"):

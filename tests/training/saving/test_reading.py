@@ -170,8 +170,8 @@ def test_a_configuration_of_another_version_is_read_and_the_difference_named(run
     saved = open_weights(copy, checked=False)
     assert saved.config == run.config
     assert saved.notes == (
-        "settings that are no more: head.forgotten=1",
-        "settings since then, at their defaults: head.subcenters",
+        "settings that no longer exist: head.forgotten=1",
+        "settings newer than it, at their defaults: head.subcenters",
     )
 
 
