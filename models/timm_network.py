@@ -52,7 +52,7 @@ class TimmNetwork(nn.Module):
         except Exception as error:  # whatever timm's code of a network may raise
             raise UserError(
                 f"timm cannot build {name} for images of {image_size} pixels: "
-                f"{type(error).__name__}: {error}. Try another data.image_size, such as "
+                f"{type(error).__name__}: {error}. Try another image_size, such as "
                 f"{wanted.input_size[-1]}, for which it was made"
             ) from error
         pixels = Input(range=(0.0, 1.0), mean=tuple(wanted.mean), std=tuple(wanted.std))
