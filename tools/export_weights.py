@@ -19,11 +19,18 @@ from safetensors.torch import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from models.input import Input
 from training.command import command, whole_number
 from training.config import load_config
+from training.frozen.card import Card, write_card
+from training.frozen.model import digest_of_weights
+from training.frozen.onnx_input import as_words
+from training.provenance import strictest
 from training.saving.files import CheckpointError
 from training.saving.names import BACKBONE, CENTERS, HEAD, MOMENTUM, OPTIMIZER, VELOCITY
 from training.saving.reading import SavedCheckpoint, open_weights
+from training.shipping.known import config_of, data_of
+from training.shipping.page import with_results
 from training.step.schedules import create_schedule
 from training.weights.arcface_files import Weights, write_arcface_torch
 from training.weights.model_card import model_card
@@ -31,11 +38,13 @@ from training.weights.model_card import model_card
 FORMATS = ("safetensors", "arcface_torch")
 
 
-def export_safetensors(checkpoint: str | Path, output: Path, *, license: str) -> list[Path]:
+def export_safetensors(
+    checkpoint: str | Path, output: Path, *, license: str | None = None
+) -> list[Path]:
     """Write the backbone and its model card into the folder `output`; returns both files.
 
     Args:
-        license: an SPDX name for the card, such as "mit".
+        license: an SPDX name for the card, such as "mit"; None: the strictest of the training sets.
 
     Raises:
         WeightsError: for a checkpoint that is not there or damaged.
@@ -51,10 +60,26 @@ def export_safetensors(checkpoint: str | Path, output: Path, *, license: str) ->
     metadata = {key: str(value) for key, value in (network | network.pop("options")).items()}
     content = save(weights.backbone, metadata={"format": "pt"} | metadata)
     written[0].write_bytes(content)  # safetensors' own save_file lets nobody else read the file
-    card = model_card(
-        weights.architecture, config=saved.config.as_dict(), about=saved.about, license=license
+    data, size = data_of(saved), weights.architecture.image_size
+    digest = digest_of_weights(saved.network())
+    card = Card(
+        network=weights.architecture.name,
+        embedding_dim=weights.architecture.embedding_dim,
+        input=as_words(Input(size=size)),
+        precision="float32",
+        digest=digest,
+        space=digest,
+        data=data,
+        config=config_of(saved),
     )
-    written[1].write_text(card, encoding="utf-8")
+    write_card(written[0], card)
+    page = model_card(
+        weights.architecture,
+        config=saved.config.as_dict(),
+        about=saved.about,
+        license=license or strictest(one.license for one in data),
+    )
+    written[1].write_text(with_results(page, card) or page, encoding="utf-8")
     return written
 
 
@@ -195,7 +220,10 @@ def main() -> None:
         "--config", type=Path, help="a configuration file that registers the run's own network"
     )
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
-    parser.add_argument("--license", default="unknown", help="for the model card, such as mit")
+    parser.add_argument(
+        "--license",
+        help="for the model card, such as mit (default: the strictest of the training sets)",
+    )
     ranks, epochs = whole_number(1, 1 << 16), whole_number(0, 10**6)
     parser.add_argument("--ranks", type=ranks, default=1, help="GPUs of arcface_torch (default 1)")
     parser.add_argument(
@@ -216,7 +244,9 @@ def main() -> None:
             )
     for path in written:
         print(f"wrote         {path}")
-    if arguments.format == "safetensors" and arguments.license == "unknown":
+    if arguments.format == "safetensors" and "\nlicense: unknown\n" in written[1].read_text(
+        "utf-8"
+    ):
         print("license       the model card says unknown: set it with --license")
 
 

@@ -27,7 +27,7 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.records.manifest import write_manifest
+from pipeline.records.manifest import Provenance, read_provenance, write_manifest
 from pipeline.records.recordio import RecordError
 from pipeline.records.write_set import pack_set
 from tools.sources.cropping import (
@@ -66,6 +66,8 @@ class Options:
     by: str | None = None
     nested: bool | None = None
     root: Path | None = None
+    origin: str | None = None
+    license: str | None = None
     photos: CropOptions = field(default_factory=CropOptions)
 
     def given(self) -> dict[str, object]:
@@ -217,6 +219,7 @@ def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
         names=inspection.names,
         images=packed.images,
         kinds=inspection.kinds,
+        provenance=_provenance(form, sources, options),
     )
     for line in inspection.lines(packed.sizes):
         print(line)
@@ -226,6 +229,12 @@ def pack(paths: Sequence[Path], output: Path, options: Options) -> None:
         f"packed {packed.images} images of {packed.identities} identities into {rec}; "
         f"{manifest.name} says from what"
     )
+
+
+def _provenance(form: str, sources: Sequence[Path], options: Options) -> Provenance:
+    """As the options say; what they do not is taken over from a .rec."""
+    before = read_provenance(sources[0]) if form == "rec" else Provenance()
+    return Provenance(options.origin or before.origin, options.license or before.license)
 
 
 def main() -> None:
@@ -259,6 +268,10 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="text file: take these of a .rec, no others")
     parser.add_argument("--drop", type=Path, help="text file: take all of a .rec but these")
     parser.add_argument("--by", choices=BY, help="what --keep or --drop lists (default identity)")
+    parser.add_argument("--origin", help="where the images are from, such as the set's page")
+    parser.add_argument(
+        "--license", help="of the images, such as cc-by-nc-4.0; model cards name it (see --origin)"
+    )
     add_crop_options(parser)
     arguments = vars(parser.parse_args())
     source, output = arguments.pop("source"), arguments.pop("output")

@@ -129,10 +129,11 @@ def write_repaired(index: RecordIndex, folder: Path, *, without: list[int]) -> N
     """Write what is intact, less the records at the offsets `without`, and whose it is."""
     # Importing Pillow, which both need, takes as long as scanning some hundred megabytes.
     from pipeline.records.image_kind import image_kind
-    from pipeline.records.manifest import write_manifest
+    from pipeline.records.manifest import read_provenance, write_manifest
 
     identities, images, sizes = repair(index, folder, without=without)
-    names = read_names(index.path, damaged=index.summary.damaged_spans > 0)
+    damaged = index.summary.damaged_spans > 0
+    names = read_names(index.path, damaged=damaged)
     rec = folder / "train.rec"
     if names and len(names) <= identities:
         clean = open_index(rec)
@@ -144,6 +145,7 @@ def write_repaired(index: RecordIndex, folder: Path, *, without: list[int]) -> N
             names=names + [str(label) for label in range(len(names), identities)],
             images=images,
             kinds=Counter(image_kind(clean.image(i).data) for i in range(len(clean))),
+            provenance=read_provenance(index.path, damaged=damaged),
         )
     print(f"repaired      {images} images of {identities} identities in {rec}")
     if len(sizes) > 1:

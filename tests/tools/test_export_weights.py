@@ -19,6 +19,8 @@ from tools.export_weights import export_arcface_torch, export_safetensors, main
 from tools.import_arcface_torch import import_arcface_torch
 from training.assembly import create_step
 from training.config import Config
+from training.frozen.card import KEY, read_card
+from training.frozen.model import digest_of_weights
 from training.saving import checkpoint
 from training.saving.files import CheckpointError
 from training.saving.reading import SavedCheckpoint
@@ -194,13 +196,20 @@ def test_safetensors_load_strictly_and_embed_the_same(config, world, tmp_path):
     weights, card = export_safetensors(path, tmp_path / "out", license="mit")
     with safe_open(weights, framework="pt") as file:
         about = file.metadata()
+    known = read_card(weights)
+    assert known.digest == known.space == digest_of_weights(step.backbone)
+    assert [one.name for one in known.data] == ["faces"]
+    assert "private" not in known.as_json()
     assert about == {
+        KEY: known.as_json(),
         "format": "pt",
         "name": "iresnet10",
         "embedding_dim": "16",
         "image_size": "32",
         "width": "0.25",
         "dropout": "0.0",
+        "se": "False",
+        "attention": "[]",
     }
     network = create_model("iresnet10", embedding_dim=16, width=0.25, image_size=tiny.SIZE)
     network.load_state_dict(load_file(weights), strict=True)

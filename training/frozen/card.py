@@ -16,12 +16,12 @@ from typing import Any
 from evaluation.result import Figure
 from facestream import VERSION, UserError
 from pipeline.named_path import check_path
+from pipeline.records.manifest import UNKNOWN
 from pipeline.whole_file import write_whole
 from training.frozen import onnx_file
 
 KEY = "facestream.card"
 FORMAT = 1
-UNKNOWN = "unknown"
 KINDS = (".onnx", ".safetensors")
 _LARGEST_HEADER = 100 << 20  # of a .safetensors file, as the library has it
 
@@ -73,7 +73,7 @@ class TrainingData:
     """A training set by name, with what its manifest says of it, or "unknown"."""
 
     name: str
-    source: str = UNKNOWN
+    origin: str = UNKNOWN
     license: str = UNKNOWN
 
 

@@ -30,6 +30,7 @@ from facestream import VERSION
 from pipeline.whole_file import replace
 from training.config import Config
 from training.own_parts import own_parts
+from training.provenance import provenance
 from training.saving import files
 from training.saving.files import CheckpointError, Digest, Scores, checkpoints, newest
 from training.saving.lock import Lock
@@ -210,6 +211,7 @@ def write(
         "versions": versions(),
         "ranks": dist.get_world_size(group),
         "own": own_parts(config),
+        "data": provenance(config) if dist.get_rank(group) == 0 else [],
     }
     documents = {"config.json": config.as_dict(), "about.json": about}
     still_ours = lock.require if lock else lambda: None

@@ -28,6 +28,7 @@ from training.frozen.onnx_file import digest_of_file, with_metadata
 from training.frozen.onnx_input import METADATA, as_words
 from training.frozen.onnx_network import open_onnx
 from training.saving.reading import SavedCheckpoint, SavedFile
+from training.shipping.known import config_of, data_of
 from training.shipping.onnx_export import OPSET, ExportError, write_onnx
 from training.shipping.pt2_export import open_pt2, write_pt2
 from training.shipping.shipped import Form, Shipped
@@ -117,6 +118,8 @@ def export(
                 precision=_PRECISIONS[dtype],
                 digest=digest_of_file(path),
                 space=digest_of_weights(network),
+                data=data_of(saved),
+                config=config_of(saved),
             )
             checked = with_metadata(path.read_bytes(), CHECKED, _as_json(found, form, dtype))
             path.write_bytes(checked)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from training.frozen.card import UNKNOWN, Card, OperatingPoint
+from pipeline.records.manifest import UNKNOWN
+from training.frozen.card import Card, OperatingPoint
 
 PAGE = "README.md"
 _TAG = "- face-recognition\n"
@@ -49,15 +50,17 @@ def _model_index(card: Card) -> str:
 
 
 def _section(card: Card) -> str:
-    lines = [
-        _HEADING,
-        "At or above a threshold two faces are taken for one person's. FMR is how often that",
-        "happens to two people, on the set that is named: on other faces it is another.",
-        "",
-        "| set | FMR | threshold (cosine) | 95 % interval | impostor pairs | mirror image added |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *map(_row, card.points),
-    ]
+    lines = [_HEADING, "No set was evaluated: `tools/evaluate.py FILE --sets … --card` does it."]
+    if card.points:
+        lines = [
+            _HEADING,
+            "At or above a threshold two faces are taken for one person's. FMR is how often that",
+            "happens to two people, on the set that is named: on other faces it is another.",
+            "",
+            "| set | FMR | threshold (cosine) | 95 % interval | impostor pairs | mirrored too |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *map(_row, card.points),
+        ]
     if card.groups:
         lines += ["", "| set | group | FMR | FNMR | at the threshold |", "| --- " * 5 + "|"]
         lines += [
@@ -66,9 +69,9 @@ def _section(card: Card) -> str:
             for one in card.groups
         ]
     if card.data:
-        lines += ["", "| trained on | source | license |", "| --- | --- | --- |"]
+        lines += ["", "| trained on | origin | license |", "| --- | --- | --- |"]
         lines += [
-            f"| {_cell(one.name)} | {_cell(one.source)} | {_cell(one.license)} |"
+            f"| {_cell(one.name)} | {_cell(one.origin)} | {_cell(one.license)} |"
             for one in card.data
         ]
     lines += ["", f"Input: `{card.input}`. Weights: {card.digest}. Written by {card.code}."]

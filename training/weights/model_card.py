@@ -12,6 +12,7 @@ from typing import Any
 
 from facestream import VERSION
 from models import Architecture
+from training.provenance import name_of
 
 _CARD = """\
 ---
@@ -79,7 +80,7 @@ def model_card(
     else:
         train = config["data"]["train"]
         files = [train] if isinstance(train, str) else train
-        data = ", ".join(_name(file) for file in files)
+        data = ", ".join(name_of(file) for file in files)
         loss = f"{config['head']['loss']} {json.dumps(config['head']['loss_args'])}"
     changed = {
         name: value
@@ -106,11 +107,6 @@ def model_card(
         trained_with=about["versions"].get("facestream", "a version before 0.1.0"),
         exported_with=VERSION,
     )
-
-
-def _name(file: str) -> str:
-    path = Path(file)
-    return path.parent.name if path.name == "train.rec" else path.name
 
 
 def _table(scores: Mapping[str, Mapping[str, float]]) -> str:

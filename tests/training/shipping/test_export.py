@@ -1,6 +1,7 @@
 """Every network is exported in every form, and what comes out different is not written."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,8 @@ def saved(tmp_path) -> SavedFile:
 
 class Saved:
     """Weights in memory, as open_weights finds them: of networks that no file tells."""
+
+    path = Path("none.pt")
 
     def __init__(self, name: str) -> None:
         self.architecture, self._network = small(name), trained(name)
