@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 
 from facestream import UserError
-from pipeline.named_path import check_path, read_text
+from pipeline.delimited import read_rows
+from pipeline.named_path import check_path
 
 
 class ColumnError(UserError):
@@ -28,24 +28,25 @@ def read_quality(given: str) -> dict[str, float]:
 def read_column(given: str, *, expected: str) -> dict[str, str]:
     """The second column of a CSV file by its first, or the one that FILE:COLUMN names.
 
+    Semicolons or tabs may stand between the fields, too. What is left empty is "".
+
     A first line is a header where a column is named, or where its second field is one of the words
     group and quality.
 
     Raises:
-        PathError: no such file, or no text.
-        ColumnError: a line of other length, a name with two values, no such column.
+        PathError: no such file, no text, or a quotation mark that is never closed.
+        ColumnError: a line that is too long, a name with two values, no such column.
     """
     path, column = given, ""
     if not Path(given).exists() and ":" in given:
         path, _, column = given.rpartition(":")
     check_path(path, called=path, expected=expected)
-    try:
-        rows = [row for row in csv.reader(read_text(path).splitlines(), strict=True) if row]
-    except csv.Error as error:
-        raise ColumnError(f"{path}: {error}: expected {expected}") from error
+    rows = [fields for _, fields in read_rows(path)]
     if not rows:
         raise ColumnError(f"{path} is empty: expected {expected}")
-    place, header = 1, [field.strip() for field in rows[0]]
+    place, header = 1, rows[0]
+    if len(header) < 2:
+        raise ColumnError(f"{path}: found {header[0][:100]!r}, expected {expected}")
     if column:
         if column not in header[1:]:
             raise ColumnError(
@@ -61,9 +62,10 @@ def read_column(given: str, *, expected: str) -> dict[str, str]:
         rows = rows[1:]
     found: dict[str, str] = {}
     for row in rows:
-        if len(row) != len(header):
+        row += [""] * (len(header) - len(row))  # values at the end that are left empty
+        if len(row) > len(header):
             raise ColumnError(f"{path}: found {','.join(row)[:100]!r}, expected {expected}")
-        name, value = row[0].strip(), row[place].strip()
+        name, value = row[0], row[place]
         if found.setdefault(name, value) != value:
             raise ColumnError(f"{path}: {name} is {found[name]} and {value}; expected one value")
     return found

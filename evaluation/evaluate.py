@@ -138,5 +138,8 @@ def _features(model: Judged, test_set: TestSet, settings: Settings) -> Features 
 def _judge(
     test_set: TestSet, features: Features, model: Judged, asked: Asked, settings: Settings
 ) -> Result:
-    result = test_set.judge(features, model=model.about.name, asked=asked)
+    try:
+        result = test_set.judge(features, model=model.about.name, asked=asked)
+    except UserError as error:
+        raise UserError(f"{model.about.name} on {test_set.name}: {error}") from error
     return replace(result, made=settings.made)

@@ -198,8 +198,12 @@ class _OnDisk:
         if not self._columns:
             self._columns = block.shape[1]
             self._file.write(f"{self._columns}".rjust(_HEADER).encode())
-        self._file.write(np.ascontiguousarray(block, np.float32).tobytes())
-        self._file.flush()
+        try:
+            self._file.write(np.ascontiguousarray(block, np.float32).tobytes())
+            self._file.flush()
+        except OSError as error:
+            error.filename = str(self._path)  # a full disk names none
+            raise
 
     def all(self) -> np.ndarray:
         rows = np.memmap(self._path, np.float32, mode="r", offset=_HEADER)

@@ -153,9 +153,16 @@ def cropped_files(
 
 
 def require_size(images: Images, places: Sequence[int], *, found_in: str | Path) -> None:
-    """Raise ImagesError where the header of one of these images says another size."""
+    """Raise ImagesError where the header of one of these images says another size.
+
+    An image that has no header or cannot be read is damaged, as the one who loads it finds.
+    """
     for place in places:
-        if fault := _size_fault(images.read(place), images.size):
+        try:
+            fault = _size_fault(images.read(place), images.size)
+        except RecordError:
+            continue
+        if fault:
             raise ImagesError(f"{found_in}: image {images.names[place]} {fault}")
 
 
@@ -179,7 +186,9 @@ def _state(paths: Sequence[Path], names: Sequence[str]) -> hashlib._Hash:
         except OSError as error:
             refused.append(f"{path}: {mendable(error) or error}")
             continue
-        digest.update(f"{name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+        digest.update(
+            f"{name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode(errors="surrogateescape")
+        )
     if refused:
         raise ImagesError(f"{len(refused)} of {len(paths)} images cannot be read: {refused[0]}")
     return digest
@@ -224,7 +233,9 @@ def _size_fault(encoded: bytes, size: int) -> str:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             width, height = image.size
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError):
+        return ""
+    except Image.DecompressionBombError as error:
         return f"cannot be read ({error}): pack the set again"
     if (width, height) == (size, size):
         return ""

@@ -16,6 +16,7 @@ from facestream import UserError
 _ABOUT_DISKS = {
     errno.ENOSPC: ("finds no room on the disk", "Make room there"),
     errno.EDQUOT: ("finds this user's share of the disk full", "Make room there, or ask for more"),
+    errno.EFBIG: ("makes a file larger than is allowed", "Allow larger ones: ulimit -f"),
     errno.EROFS: ("is on a disk that is read-only", "Name another place"),
     errno.EIO: ("cannot be read or written, the disk fails", "Look after the disk, try again"),
     errno.ESTALE: ("is gone from the network disk", "Mount the disk again"),

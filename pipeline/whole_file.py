@@ -21,14 +21,19 @@ def write_whole(file: Path, content: str | bytes, *, aside: Path | None = None) 
     """Write a file so that it has, even after a power cut, its old content or the whole new one.
 
     Args:
-        content: text is written as UTF-8.
+        content: text is written as UTF-8; parts of names that are none, as \\udcff.
         aside: where it is written first, by default beside it; nothing is left there.
 
     Raises:
         OSError: where it cannot be written.
     """
-    with writing_whole(file, aside=aside) as stream:
-        stream.write(content.encode() if isinstance(content, str) else content)
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    try:
+        with writing_whole(file, aside=aside) as stream:
+            stream.write(data)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # a full disk names none
+        raise
 
 
 @contextmanager

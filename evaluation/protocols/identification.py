@@ -166,7 +166,7 @@ class Identification:
         ]
         if not set(of_probe) - {NOBODY}:
             raise IdentificationError(
-                f"{self.name}: of {len(probes):,} probes nobody is in the gallery of "
+                f"of {len(probes):,} probes nobody is in the gallery of "
                 f"{len(number):,} people; expected probes of its people, by the same names"
             )
         found = search(

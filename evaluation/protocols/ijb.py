@@ -201,7 +201,7 @@ class Ijb:
         for name, places in (("1", first), ("2", second)):
             if not np.isin(self.files.subjects[probes], self.files.subjects[places]).any():
                 raise UserError(
-                    f"{self.name}: of what is left, no probe's subject is in gallery {name}; leave "
+                    f"of what is left, no probe's subject is in gallery {name}; leave "
                     "fewer images out"
                 )
         return OneToMany((first, second), probes)
@@ -298,7 +298,7 @@ class Ijb:
         missing = [name for name in self.images.names if name not in quality]
         if missing:
             raise UserError(
-                f"{self.name}: {len(missing)} of {len(self.images)} images have no quality, such "
+                f"{len(missing)} of {len(self.images)} images have no quality, such "
                 f"as {missing[0]}; expected a value for each"
             )
         values = np.array([quality[name] for name in self.images.names])

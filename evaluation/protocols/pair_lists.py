@@ -97,6 +97,7 @@ def read_pair_list(path: str | Path, folder: str | Path) -> PairList:
                 f"{path}, line {pair.line}: pairs {pair.first[0]} with itself; remove that line"
             )
     same = np.array([pair.same for pair in pairs], bool)
+    _check_truth(path, pairs, first, second)
     if pairs[0].people is None:
         people = _people_of_folders(found.images, folder, first, second, same)
     else:
@@ -254,6 +255,19 @@ def _check_found(
         f"folder holds {', '.join(map(as_text, holds)) or 'nothing'}{', …' if holds else ''}. Name "
         "the folder in which these paths begin, or remove the lines"
     )
+
+
+def _check_truth(path: Path, pairs: list[_Pair], first: np.ndarray, second: np.ndarray) -> None:
+    """A pair may come twice, but not once as genuine and once as impostor."""
+    seen: dict[frozenset[int], _Pair] = {}
+    for pair, *both in zip(pairs, first.tolist(), second.tolist()):
+        before = seen.setdefault(frozenset(both), pair)
+        if before.same != pair.same:
+            raise PairListError(
+                f"{path}, line {pair.line}: pairs {pair.first[0]} with {pair.second[0]} as "
+                f"{'one person' if pair.same else 'two people'}, and line {before.line} does the "
+                "contrary; remove the wrong line"
+            )
 
 
 def _named_people(

@@ -98,7 +98,7 @@ class Pairs:
         _require_pairs(self.same[kept], asked.folds)
         if asked.disjoint_folds and self.people is None:
             raise UserError(
-                f"{self.name} does not say which people its images show, as folds that share no "
+                "the set does not say which people its images show, as folds that share no "
                 "people need: take its images as folders of people with a list of pairs"
             )
         whole = np.setdiff1d(np.arange(len(self.images)), list(features.damaged))
@@ -189,7 +189,7 @@ class Pairs:
         missing = [name for name in self.images.names if name not in quality]
         if missing:
             raise UserError(
-                f"{self.name}: {len(missing)} of {len(self.images)} images have no quality, such "
+                f"{len(missing)} of {len(self.images)} images have no quality, such "
                 f"as {missing[0]}; expected a value for each"
             )
         return {"quality": np.array([quality[name] for name in self.images.names])}

@@ -24,6 +24,11 @@ def test_the_new_content_replaces_the_old_and_nothing_else_is_left(
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_parts_of_names_that_are_no_text_are_written_as_text(tmp_path):
+    write_whole(tmp_path / "file", "Zoë \udcff")
+    assert (tmp_path / "file").read_text("utf-8") == "Zoë \\udcff"
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_disk_that_fails_leaves_the_old_content(call, tmp_path, monkeypatch):
     def fail(*args, **more):
@@ -32,7 +37,8 @@ def test_a_disk_that_fails_leaves_the_old_content(call, tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("old")
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(OSError, match="Input/output error") as raised:
         write_whole(file, "new")
+    assert raised.value.filename == str(file)
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]

@@ -352,13 +352,13 @@ def bad_sets(folder: Path) -> None:
         (("--sets", "small.bin", "--onnx-input", "rgb"), "no model is an .onnx file"),
         (("--sets", "small.bin", "--groups", "notes.csv"), "notes.csv: image 0 is x and y"),
         (("--sets", "small.bin", "--quality", "none.csv"), "none.csv does not exist"),
-        (("--sets", "small.bin", "--folds", "31"), "31 folds"),
+        (("--sets", "small.bin", "--folds", "31"), "a on small: found 30 pairs for 31 folds"),
         (("--sets", "small.bin", "--disjoint-folds"), "does not say which people its images show"),
         (("--pairs-from", "other", "--no-face", "skip"), "--no-face goes with --landmarks or"),
         ((), "no set is named: expected --sets SET..."),
-        (("--pairs-from", "huge"), "huge: image q/1.png cannot be read"),
+        (("--pairs-from", "huge"), "a on huge: 1 of 4 images are bad: q/1.png cannot be"),
         (("--pairs-from", "other"), "other holds 0 folders with images"),
-        (("--sets", "small.bin", "--groups", "genuineless.csv"), "group"),
+        (("--sets", "small.bin", "--groups", "genuineless.csv"), "a on small: "),
     ],
 )
 def test_what_cannot_be_judged_ends_in_a_line(arguments, complaint, there):
@@ -376,6 +376,41 @@ def test_damaged_images_are_counted_where_they_may_be_skipped(there):
     assert ended.returncode == 0, ended.stderr
     (result,) = read_evaluation(there / "out/results.json").results
     assert (result.counts["damaged"], result.counts["pairs left out"]) == (2, 2)
+
+
+def person(folder: Path, name: bytes, *images: bytes) -> None:
+    inside = os.path.join(os.fsencode(folder), name)
+    os.makedirs(inside)
+    for k, content in enumerate(images):
+        with open(os.path.join(inside, f"{k}.png".encode()), "wb") as file:
+            file.write(content)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", png(5)[:200]])
+def test_a_file_that_is_no_image_is_a_damaged_image(content, there):
+    for k in range(11):
+        person(there / "photos", f"p{k}".encode(), png(2 * k), png(2 * k))
+    person(there / "photos", b"q", png(1), content)
+    ended = run("a.pth", "--pairs-from", "photos")
+    assert ended.returncode == USER_ERROR_EXIT_CODE
+    assert "1 of 24 images are bad: q/1.png" in ended.stderr
+    assert "BytesIO" not in ended.stderr
+    ended = run("a.pth", "--pairs-from", "photos", "--skip-damaged")
+    assert ended.returncode == 0, ended.stderr
+    (result,) = read_evaluation(there / "out/results.json").results
+    assert result.counts["damaged"] == 1
+
+
+def test_names_that_are_no_text_are_shown_by_their_bytes(there):
+    for k in range(11):
+        person(there / "photos", f"Zoë {k}".encode(), png(2 * k), png(2 * k))
+    try:
+        person(there / "photos", b"\xff", png(1), png(1))
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    ended = run("a.pth", "--pairs-from", "photos")
+    assert ended.returncode == 0, ended.stderr
+    assert "\\udcff/0.png" in (there / "out/results.json").read_text("utf-8")
 
 
 def test_a_diverged_model_is_refused(there):

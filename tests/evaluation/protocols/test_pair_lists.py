@@ -40,6 +40,7 @@ def names(pairs, folder: Path) -> list[tuple[str, str, bool]]:
     ]
 
 
+A = "Abel_Pacheco/Abel_Pacheco_000"
 OFFICIAL = """2\t1
 Abel_Pacheco\t1\t4
 Abel_Pacheco\t2\tBill_Gates\t3
@@ -165,6 +166,10 @@ def test_names_with_commas_and_of_other_alphabets(tmp_path):
         ("../a 1 2\n", r"line 1: found the path '../a'"),
         ("a 1 /etc 2\n", r"line 1: found the path '/etc'"),
         ("0 5\na 1 2\n", "0 lines; found 1"),
+        (
+            f"{A}1.jpg,{A}2.jpg,1\n{A}2.jpg,{A}1.jpg,0\n",
+            "line 2: pairs .* as two people, and line 1 does the contrary",
+        ),
         ("/etc/passwd,b.jpg,1\n", "line 1: found the path '/etc/passwd'"),
         ("first,second,same,fold\na.jpg,b.jpg,1,x\n", "line 2: fold is 'x'"),
         (
