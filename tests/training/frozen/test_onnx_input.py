@@ -7,7 +7,7 @@ import torch
 
 from models.input import Input, InputError
 from training.frozen.onnx_file import OnnxError
-from training.frozen.onnx_input import onnx_input, read_metadata, read_words
+from training.frozen.onnx_input import as_words, onnx_input, read_metadata, read_words
 from training.frozen.onnx_network import Described, OnnxFile
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -110,3 +110,15 @@ def test_words_that_make_no_sense_are_refused(words, complaint):
 def test_metadata_in_other_words_says_nothing():
     assert read_metadata({"size": "large", "opset": "17", "mean": "1,2", "": "x"}) == {}
     assert read_words("nhwc") == {"layout": "nhwc"}
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Input(),
+        Input(160, "bgr", (0.0, 255.0), layout="nhwc"),
+        Input(mean=(0.485, 0.456, 0.406), std=0.1, range=(0.0, 1.0)),
+    ],
+)
+def test_an_input_s_words_are_read_as_that_input(wanted):
+    assert Input(**read_words(as_words(wanted))) == wanted

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from models import normalize
 from tests.models.small import SIZE, SMALL, small, trained
 from tools.make_synthetic import make_synthetic
-from training.frozen.card import read_card
+from training.frozen.card import Card, TrainingData, read_card, write_card
 from training.frozen.model import digest_of_weights, open_model
-from training.frozen.onnx_file import metadata_in
+from training.frozen.onnx_file import OnnxError, metadata_in
 from training.saving.reading import SavedFile, open_weights
 from training.shipping import export as shipping
 from training.shipping.export import CHECKED, ExportError, export, faces_of
@@ -111,6 +112,24 @@ def test_the_file_says_what_it_is_and_how_it_was_checked(saved, tmp_path):
     assert card.digest == opened.digest
     assert card.space == digest_of_weights(saved.network())
     assert (card.network, card.input) == ("iresnet10", "32,bgr,0..255,nchw")
+
+
+def test_a_graph_of_pixels_is_not_given_anything_else(saved, tmp_path):
+    path = tmp_path / "x.onnx"
+    export(saved, path, form=Form("uint8-rgb-nhwc"))
+    with pytest.raises(OnnxError, match=r"is uint8, and it would be given .*: say 0\.\.255"):
+        open_model(path, device=torch.device("cpu"), dtype=torch.float32, words="rgb,-1..1")
+
+
+def test_the_card_of_the_weights_goes_on_into_the_export(tmp_path):
+    source, path = tmp_path / "x.safetensors", tmp_path / "x.onnx"
+    tensors = {name: one.contiguous() for name, one in trained("vit").state_dict().items()}
+    save_file(tensors, source)
+    data = [TrainingData("ours", "a studio", "cc-by-4.0")]
+    write_card(source, Card("vit", 24, "", "float32", "", data=data, config={"head": {}}))
+    export(open_weights(source), path, form=Form())
+    assert read_card(path).data == data
+    assert read_card(path).config == {"head": {}}
 
 
 def test_the_accuracy_is_compared_on_a_set(tmp_path):
