@@ -44,7 +44,8 @@ def judge_groups(
     if not names:
         raise UserError(
             "none of the images in the pairs has a group: the list's names must be those of the "
-            "images, or of their people where these are known"
+            "images (`image 0`, `image 1`, … of a .bin file, else paths), or of their people "
+            "where these are known"
         )
     parts = {name: (first == name) & (second == name) for name in names}
     empty = [name for name, part in parts.items() if not pairs.same[part].any()]

@@ -50,9 +50,14 @@ class Report:
         elif np.isfinite(wrong.threshold):
             labels = f"none is found, with margins below {wrong.threshold:.3f}"
         else:
-            labels = "not known: too few images, or the model separates these people too badly"
+            labels = (
+                "none is left out: hardly any is wrong, there are too few images, or the model "
+                "separates these people too badly"
+            )
         one = "not known: too few labels"
-        if np.isfinite(twins.threshold):
+        if 1 < twins.threshold < np.inf:
+            one = "none can be found: this model puts strangers as near as two labels of one person"
+        elif np.isfinite(twins.threshold):
             one = (
                 f"{len(twins.pairs)} pairs of labels, with centers nearer than "
                 f"{twins.threshold:.3f}; by chance {twins.expected_false:.1f} are expected there"

@@ -111,7 +111,7 @@ def test_a_model_that_tells_nobody_apart_leaves_everything_as_it_is(there):
     assert done.returncode == 0, done.stderr
     with (there / "useless/found.csv").open() as file:
         found = {row["found"] for row in csv.DictReader(file)}
-    assert "tells these people apart too badly" in done.stdout
+    assert "separates these people too badly" in done.stdout
     assert "wrong label" not in found
     assert "photograph of two people" in found
 
