@@ -188,11 +188,18 @@ class _OnDisk:
         self._path, self._file = path, file
         header = file.read(_HEADER)
         self._columns = int(header) if len(header) == _HEADER and header.strip().isdigit() else 0
+        self._batch_size = batch_size
         self.done = 0
         if self._columns:
             rows = (path.stat().st_size - _HEADER) // (4 * self._columns)
             self.done = count if rows >= count else rows - rows % batch_size
         file.truncate(_HEADER + 4 * self._columns * self.done if self._columns else 0)
+
+    def keep(self, rows: int) -> None:
+        """Of those that are there only so many, or less, in whole batches."""
+        if rows < self.done:
+            self.done = rows - rows % self._batch_size
+            self._file.truncate(_HEADER + 4 * self._columns * self.done)
 
     def add(self, block: np.ndarray) -> None:
         if not self._columns:
@@ -228,4 +235,18 @@ def _kept(
             yield _InMemory()
             return
         file.seek(0)
-        yield _OnDisk(path, file, count=len(images), batch_size=embedder.batch_size)
+        rows = _OnDisk(path, file, count=len(images), batch_size=embedder.batch_size)
+        if rows.done:
+            rows.keep(_whole(rows.all(), images))
+        yield rows
+
+
+def _whole(rows: np.ndarray, images: Images) -> int:
+    """How many rows, from the first on, are as they were written.
+
+    After a power cut a disk may have the length of a file without its end: zeros, which otherwise
+    are the rows of damaged images alone.
+    """
+    empty = np.flatnonzero(rows[:, -1] == 0).tolist()
+    damaged = _damaged_before(rows, images)
+    return min((place for place in empty if place not in damaged), default=len(rows))

@@ -110,6 +110,22 @@ def test_other_weights_images_flips_and_batches_are_kept_apart(tmp_path: Path) -
     assert len(list(tmp_path.iterdir())) == len(others)
 
 
+def test_what_a_power_cut_left_as_zeros_is_embedded_again(tmp_path: Path) -> None:
+    encoded = some_pngs()
+    encoded[1] = b"no image"  # whose row is zeros, as it should be
+    images = some_images(encoded)
+    expected = found(extract(embedder(Counting()), images, keep=tmp_path, skip_damaged=True))
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    file.write_bytes(content[:-100] + bytes(100))
+    rows = found(extract(embedder(Counting()), images, keep=tmp_path, skip_damaged=True))
+    assert np.array_equal(rows, expected)
+    assert file.read_bytes() == content
+    again = embedder(Counting())
+    extract(again, images, keep=tmp_path, skip_damaged=True)
+    assert again.embed.images == 0  # type: ignore[attr-defined]
+
+
 def test_a_file_that_another_evaluation_is_writing_is_left_alone(tmp_path: Path) -> None:
     expected = found(extract(embedder(Counting()), some_images(), keep=tmp_path))
     (file,) = tmp_path.iterdir()
