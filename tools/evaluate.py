@@ -240,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = found.add_argument
     add("models", nargs="+", metavar="MODEL", help="a run, RUN@best, weights, or an .onnx file")
-    add("--sets", nargs="+", default=[], metavar="SET", help="see below")
+    add("--sets", nargs="+", action="extend", default=[], metavar="SET", help="see below")
     add("--pairs-from", metavar="DIR", help="pairs drawn from your own photos, DIR/PERSON/*.jpg")
     add(
         "--per-person",

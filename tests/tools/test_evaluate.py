@@ -90,7 +90,7 @@ def judge_alone(world: World, folder: str, *arguments: str, output: str = "out")
 
 
 def test_models_and_sets_make_one_comparison(there):
-    ended = run("a.pth", "b.pth", "--sets", "small.bin", "small.bin+blur")
+    ended = run("a.pth", "b.pth", "--sets", "small.bin", "--sets", "small.bin+blur")
     assert ended.returncode == 0, ended.stderr
     found = read_evaluation(there / "out/results.json")
     assert [(r.set, r.model) for r in found.results] == [
