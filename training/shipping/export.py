@@ -156,10 +156,13 @@ def compare(reference: Embed, exported: Embed, images: Tensor) -> float:
     """The largest relative difference of an embedding, over batches of BATCHES images."""
     largest = 0.0
     for batch in BATCHES:
-        expected, found = reference(images[:batch]), exported(images[:batch])
+        # In float64 lengths do not overflow, against which any difference would be none.
+        expected, found = (one(images[:batch]).double() for one in (reference, exported))
         if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
             return float("inf")
         differs = (found - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-12)
+        if not bool(torch.isfinite(differs).all()):
+            return float("inf")
         largest = max(largest, float(differs.max()))
     return largest
 

@@ -141,6 +141,14 @@ def test_the_accuracy_is_compared_on_a_set(tmp_path):
     assert ours == theirs > 0.4
 
 
+@pytest.mark.parametrize("expected", [1e30, float("nan"), float("inf")])
+def test_embeddings_too_large_to_be_measured_are_not_alike(expected):
+    def giving(value: float):
+        return lambda images: torch.full((len(images), 4), value)
+
+    assert shipping.compare(giving(expected), giving(1.0), pixels(64)) > 0.5
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_what_computes_something_else_is_not_written(there, saved, tmp_path, monkeypatch):
     """A file that is there already stays."""
