@@ -43,6 +43,8 @@ COMMANDS = {
     "train_dist": "{config} run.output={out} data.global_batch=12 optim.lr=0.1",
     "tools.evaluate": "{pth} --pairs-from {photos} --landmarks {marks} -o {out} --folds 2 "
     "--draws 2 --batch 8 --threads 1 --device cpu",
+    "tools.predict": "{pth} {photos} -o {out} --landmarks {marks} --batch 8 --device cpu",
+    "tools.compare": "{pth} {photos} {photos} --landmarks {marks} --top 2 -o {out} --device cpu",
 }
 NUMBERS = ("0", "1", "2", "-1", "7", "20", "1.5", "nan", "inf", "9" * 20, "9" * 5000, "012", "²")
 VALUES = (
