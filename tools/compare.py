@@ -23,7 +23,7 @@ from pipeline.ahead import cores
 from pipeline.named_path import check_path
 from tools.sources.compared import Pairs, Side, best_matches, read_pairs
 from tools.sources.cropping import CropOptions, add_crop_options, take_crop_options
-from tools.sources.decision import Decision, decision_of
+from tools.sources.decision import USUAL, Decision, decision_of
 from tools.sources.named_images import files_of, named_images
 from tools.sources.named_model import add_model_options, open_named_model
 from training.command import command, share, whole_number
@@ -150,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
     add("--gallery", type=Path, metavar="FOLDER", help="images of known people")
     add("--top", type=whole_number(1, 10_000), default=5, help="matches to give (default 5)")
     add("-o", "--output", type=Path, metavar="CSV", help="file for all pairs and cosines")
-    add("--fmr", type=share, default=1e-3, help="of the card's threshold (default 0.001)")
+    add("--fmr", type=share, help=f"of the card's threshold (default: nearest to {USUAL:g})")
     add("--set", default="", help="of the card's threshold (default: that of most pairs)")
     add_model_options(found)
     add_crop_options(found, sized=False)

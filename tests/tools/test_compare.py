@@ -65,7 +65,8 @@ def test_an_image_is_like_itself_and_a_model_without_a_card_decides_nothing(ther
 
 def test_a_card_decides_and_says_what_the_threshold_stands_for(there):
     other = replace(POINT, set="small", impostor=10, threshold=0.1)
-    model = with_card(there / "b.safetensors", other, POINT)
+    rarer = replace(POINT, fmr=1e-5, threshold=0.9)
+    model = with_card(there / "b.safetensors", other, rarer, POINT)
     ended = run("photo.png", "faces/p2/one.png", model=model)
     assert ended.returncode == 0, ended.stderr
     assert "cosine        1.0000, same\n" in ended.stdout
@@ -75,7 +76,9 @@ def test_a_card_decides_and_says_what_the_threshold_stands_for(there):
     assert "from a cosine of 0.100" in chosen.stdout
     refused = run("photo.png", "photo.png", "--fmr", "1e-6", model=model)
     assert refused.returncode == USER_ERROR_EXIT_CODE
-    assert "It has 0.001 on small, 0.001 on mine" in refused.stderr
+    assert "It has 0.001 on small, 1e-05 on mine, 0.001 on mine" in refused.stderr
+    unknown = run("photo.png", "photo.png", "--set", "none", model=model)
+    assert "has no threshold on none" in unknown.stderr
 
 
 def test_a_card_of_mirrored_embeddings_says_nothing_of_others(there):

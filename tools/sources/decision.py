@@ -12,6 +12,7 @@ from facestream import UserError
 from training.frozen.card import Card, OperatingPoint, read_card
 
 SAME, DIFFERENT, UNDECIDED = "same", "different", "undecided"
+USUAL = 1e-3  # false match rate
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,12 @@ class Decision:
         return low, high
 
 
-def decision_of(model: str | Path, *, flip: bool, fmr: float, on: str) -> Decision | str:
+def decision_of(model: str | Path, *, flip: bool, fmr: float | None, on: str) -> Decision | str:
     """Where the model decides; or, where it says nothing of that, why, and how to mend it.
 
     Args:
         flip: whether the embeddings are sums with those of the mirror images.
-        fmr: false match rate that is wanted.
+        fmr: false match rate that is wanted; None for that nearest to USUAL.
         on: the set that it is wanted on; empty for that with the most impostor pairs.
 
     Raises:
@@ -62,14 +63,17 @@ def decision_of(model: str | Path, *, flip: bool, fmr: float, on: str) -> Decisi
         return f"no decision: {_missing(card, flip)}"
     sets = {point.set: point.impostor for point in points}
     on = on or max(sets, key=lambda name: sets[name])
-    chosen = [p for p in points if p.set == on and math.isclose(p.fmr, fmr, rel_tol=1e-6)]
+    chosen = [point for point in points if point.set == on]
+    if fmr is not None:
+        chosen = [point for point in chosen if math.isclose(point.fmr, fmr, rel_tol=1e-6)]
     if not chosen:
+        wanted = "" if fmr is None else f" at an FMR of {fmr:g}"
         known = ", ".join(f"{p.fmr:g} on {p.set}" for p in points)
         raise UserError(
-            f"{model}: its card has no threshold at an FMR of {fmr:g} on {on}. It has {known}: "
+            f"{model}: its card has no threshold{wanted} on {on}. It has {known}: "
             "choose by --fmr and --set"
         )
-    return Decision(chosen[0])
+    return Decision(min(chosen, key=lambda point: abs(math.log(point.fmr / USUAL))))
 
 
 def _missing(card: Card | None, flip: bool) -> str:
