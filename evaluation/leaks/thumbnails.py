@@ -8,6 +8,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from facestream import UserError
 from pipeline.jpeg import FORMATS
 
 SIDE = 56  # pixels; a face crop of 112 is halved
@@ -15,7 +16,7 @@ SIDE = 56  # pixels; a face crop of 112 is halved
 _MOST_PIXELS = 1 << 24  # of an image that libjpeg cannot scale while it decodes
 
 
-class ThumbnailError(ValueError):
+class ThumbnailError(UserError):
     """An image that cannot be decoded: its text says why."""
 
 
