@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.named_path import as_text
 from pipeline.records.manifest import UNKNOWN, read_provenance
 from training.config import Config
 
@@ -31,7 +32,7 @@ def provenance(config: Config) -> list[dict[str, str]]:
 def name_of(file: str | Path) -> str:
     """Of a training file, without the folders that it lies in."""
     path = Path(file)
-    return path.parent.name if path.name == "train.rec" else path.name
+    return as_text(path.parent.name if path.name == "train.rec" else path.name)
 
 
 def strictest(licenses: Iterable[str]) -> str:
