@@ -54,6 +54,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def _own_threads():
+    """A command that a test calls in this process may ask for other threads: for itself alone."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def world():
     """Of one rank, this process, on the CPU."""

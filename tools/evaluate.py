@@ -296,7 +296,9 @@ def main() -> None:
     arguments = parser().parse_args()
     with command("evaluate"):
         if arguments.threads:
-            torch.set_num_threads(arguments.threads)
+            torch.set_num_threads(
+                min(arguments.threads, cores())
+            )  # more would wait for one another
         if arguments.config:
             load_config(arguments.config)
         made = datetime.now(timezone.utc).isoformat(timespec="seconds")
