@@ -34,7 +34,7 @@ TEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-lo
 test: $(STAMP)
 	$(TEST)
 
-# Without the tests that take more than a second each: under two minutes.
+# Without the tests that take more than half a second each: under two minutes.
 quick: $(STAMP)
 	$(TEST) -m "not slow"
 

@@ -228,6 +228,7 @@ def test_at_the_start_nothing_is_waited_for(world_size, command):
     assert not ended.output.exists()
 
 
+@pytest.mark.slow
 def test_at_the_first_batch_nothing_is_waited_for(command):
     ended = command("first batch")
     assert ended.exit_codes == [143], ended.told
@@ -301,6 +302,7 @@ def test_at_the_end_a_second_press_quits_and_the_run_is_finished(command):
     assert json.loads((ended.output / "lock.json").read_text())["released"]
 
 
+@pytest.mark.slow
 def test_a_time_limit_shorter_than_the_start_ends_what_starts_the_run_until_it_is_finished(command):
     ended = command("start that takes too long")
     assert ended.exit_codes == [2], ended.told

@@ -103,6 +103,7 @@ def check_ranks(world: World) -> list[Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_micro_batches_of_two_ranks_equal_one_batch(tmp_path: Path):
     """At rate 1; a sample differs from rank to rank, so at 0.3 only the ranks' losses agree."""
     first, second = run_ranks(check_ranks, world_size=2, folder=tmp_path)

@@ -238,6 +238,7 @@ def worker(rank: int, world_size: int, classes: list[int], store: str) -> None:
 
 
 # Ten classes over three ranks are uneven rows (4, 4, 2); four (2, 2, 0) leave the last rank none.
+@pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "classes"), [(1, [10]), (2, [10]), (3, [10, 4])])
 def test_ranks_together_equal_the_dense_reference(world_size, classes, tmp_path: Path):
     """Every check above, in processes joined by gloo; a failure shows the rank's own traceback."""

@@ -186,6 +186,7 @@ _SLOW = pytest.mark.slow
 
 
 # 40 classes over three ranks are 14, 14 and 12 rows.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "world_size", [1, pytest.param(2, marks=_SLOW), pytest.param(3, marks=_SLOW)]
 )
@@ -206,5 +207,6 @@ def check_statistics_skip(world: World) -> bool:
     return torch.equal(head.margin_state, before) and head.nonfinite_steps == 1
 
 
+@pytest.mark.slow
 def test_a_non_finite_step_leaves_the_statistics_and_is_counted_on_every_rank(tmp_path: Path):
     assert all(run_ranks(check_statistics_skip, world_size=2, folder=tmp_path))

@@ -144,6 +144,7 @@ def chi_square(counts: Tensor, steps: int, chance: float) -> float:
     return ((counts - steps * chance) ** 2).mean().item() / (steps * chance * (1 - chance))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_local", "size"), [(64, 16), (50, 16), (13, 9), (33, 32), (40, 1)])
 def test_negatives_are_uniform(num_local, size):
     """Where S divides the rows and where it does not, which makes some runs longer."""
@@ -155,6 +156,7 @@ def test_negatives_are_uniform(num_local, size):
     assert 0.4 < chi_square(counts, steps, size / num_local) < 1.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [[20], [19, 20, 21, 20]])
 def test_a_positives_neighbors_are_negatives_as_often_as_others(labels):
     steps, num_local = 3000, 60
@@ -177,6 +179,7 @@ def test_positives_leave_no_region_without_negatives():
     assert rows[0] + 10_000 - rows[-1] < 400
 
 
+@pytest.mark.slow
 def test_any_two_rows_can_meet():
     met = torch.zeros(12, 12)
     for step in range(3000):
@@ -330,6 +333,7 @@ def test_the_rows_of_a_group_are_consecutive():
     assert (rows.diff() != 1).sum() <= 6  # up to seven groups
 
 
+@pytest.mark.slow
 def test_random_groups_are_uniform_over_the_groups_without_labels():
     steps = 3000
     counts = torch.zeros(16)

@@ -17,6 +17,7 @@ def printed(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys) -> tuple[i
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_line_for_each_that_is_named_its_columns_aligned(monkeypatch, capsys):
     code, table, _ = printed("mbf", "edgeface_base", monkeypatch=monkeypatch, capsys=capsys)
     head, first, second = table.splitlines()
@@ -27,6 +28,7 @@ def test_a_line_for_each_that_is_named_its_columns_aligned(monkeypatch, capsys):
     assert len(head) == len(first) == len(second)
 
 
+@pytest.mark.slow
 def test_as_json_the_numbers_are_whole(monkeypatch, capsys):
     arguments = ("iresnet10", "--json", "--speed")
     code, text, _ = printed(*arguments, monkeypatch=monkeypatch, capsys=capsys)

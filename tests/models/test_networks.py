@@ -40,6 +40,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_size_and_work_are_those_of_the_published_networks(name: str) -> None:
     parameters, giga_multiply_adds = WHOLE[name]
@@ -136,6 +137,7 @@ def test_sizes_that_it_cannot_have_are_refused_by_name(name: str) -> None:
             create_model(name, **{**SMALL[name], option: value})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's other exporter has own needs
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of checks of the size
 @every_network

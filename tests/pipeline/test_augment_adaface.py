@@ -81,6 +81,7 @@ def test_resolution_is_lowered_within_a_level_of_opencvs_definitions(faces, down
     assert max(off) < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cubic", "lanczos"])
 def test_cubic_and_lanczos_keep_a_slope_and_do_not_average(faces, kind):
     """DALI's own, whose coefficients differ a little from OpenCV's: near its linear one."""

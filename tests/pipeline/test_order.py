@@ -124,6 +124,7 @@ def test_block_order_takes_every_record_once(num_records, block, window, seed, e
     assert np.array_equal(np.sort(records), np.arange(num_records))
 
 
+@pytest.mark.slow
 @given(positions=st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=20))
 def test_block_order_answers_any_position_alone(positions):
     order = BlockOrder(10**9, seed=1, block=1000, window=50)
@@ -222,6 +223,7 @@ def test_the_shuffle_report_warns_of_windows_that_are_too_small():
     assert not report_shuffle(large, labels.take, **options).is_poor
 
 
+@pytest.mark.slow
 def test_positions_of_42_million_records_cost_little():
     """No permutation is stored: a piece of an epoch takes memory for that piece, and no more.
 

@@ -175,6 +175,7 @@ def test_raw_pixels_hardly_verify_people():
     assert accuracy < 0.66
 
 
+@pytest.mark.slow
 def test_averaged_over_shots_people_are_recognizable():
     """The mean of 20 images of a person is nearest to the mean of 20 others of the same person."""
     people, images = 12, 40

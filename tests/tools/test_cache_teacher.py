@@ -52,6 +52,7 @@ def command(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_rows_are_the_teachers_embeddings_of_the_loaders_images(config, world, capsys):
     (path,) = cache_teacher(config, world, batch=4)
     told = capsys.readouterr().out

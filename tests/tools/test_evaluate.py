@@ -250,6 +250,7 @@ def die_at_third_batch(rank: int, folder: str, *arguments: str) -> None:
     judge_alone(World(0, 1, 0, 1, torch.device("cpu")), folder, *arguments)
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_same_bytes(there, tmp_path):
     given = ("a.pth", "--sets", "small.bin")
     (whole,) = run_ranks(judge_alone, str(there), *given, world_size=1, folder=tmp_path)
@@ -264,6 +265,7 @@ def test_a_killed_command_goes_on_to_the_same_bytes(there, tmp_path):
     assert again == whole
 
 
+@pytest.mark.slow
 def test_ranks_share_the_work_and_find_the_same(there, tmp_path):
     given = ("a.pth", "b.pth", "--sets", "small.bin", "small.bin+noise")
     found = []

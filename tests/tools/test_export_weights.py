@@ -139,6 +139,7 @@ def test_arcface_torch_goes_on_at_the_runs_own_rates(config, world, tmp_path):
         scheduler.step()
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_not_known_or_zero_is_said(config, world, tmp_path, capsys):
     step = build(config, world)
     for number, counters, told in [
@@ -226,6 +227,7 @@ def test_safetensors_load_strictly_and_embed_the_same(config, world, tmp_path):
     assert "| set | accuracy | tar_at_far |\n| --- | --- | --- |\n| lfw | 0.9978 | 0.5000 |" in text
 
 
+@pytest.mark.slow
 def test_the_cards_own_example_embeds_as_verification_does(config, world, tmp_path, monkeypatch):
     step, path = train(config, world)
     _, card = export_safetensors(path, tmp_path / "out", license="mit")
@@ -310,6 +312,7 @@ def test_the_command_writes(config, world, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_mistakes_end_in_one_line(config, world, tmp_path, monkeypatch, capsys):
     _, path = train(config, world)
     options = ["-o", str(tmp_path / "out"), "--format", "arcface_torch", "--ranks", "12"]

@@ -117,6 +117,7 @@ def test_at_random_they_start_as_in_a_new_head(trained, new, world, tmp_path):
     assert torch.equal(step.head.centers[3:], initial_centers(3, 2, 16, seed=config.run.seed))
 
 
+@pytest.mark.slow
 def test_it_grows_again_and_again(trained, grown, old, new, world, tmp_path, capsys):
     _, source, config = trained
     third = write_people(tmp_path / "third", ("gus", "ann"))

@@ -150,6 +150,7 @@ def test_mistakes_end_in_one_line_and_nothing_is_written(theirs, tmp_path, monke
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_any_network_becomes_a_checkpoint_that_is_what_it_was(name, tmp_path, capsys):
     """Whose options its configuration tells, for whoever trains on from it or teaches by it."""

@@ -42,6 +42,7 @@ def test_a_set_is_drawn_once_and_holds_what_was_asked_for(tmp_path):
     assert len(open_index(tmp_path / "set")) == 30
 
 
+@pytest.mark.slow
 def test_a_set_whose_drawing_was_interrupted_is_drawn_again(tmp_path):
     (tmp_path / "synthetic.json").write_bytes(b'"unfinished"\xff')
     (tmp_path / "train.rec").write_bytes(b"half a set")

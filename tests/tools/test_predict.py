@@ -140,6 +140,7 @@ def predict_in(world: World, folder: str) -> None:
     predict(parser().parse_args(["a.pth", "faces", "-o", "shared", *map(str, OPTIONS)]), world)
 
 
+@pytest.mark.slow
 def test_ranks_share_the_work_and_the_bytes_are_those_of_one(there):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -69,6 +69,7 @@ def test_every_snippet_of_the_page_is_tried():
     assert len(SNIPPETS) == len({NETWORK, *(snippet for snippet, *_ in OWN.values())})
 
 
+@pytest.mark.slow
 @pytest.mark.dali
 @pytest.mark.parametrize("kind", OWN)
 def test_a_snippet_trains_and_its_checkpoint_names_it(kind, data, world, tmp_path):
@@ -90,6 +91,7 @@ def test_a_snippet_trains_and_its_checkpoint_names_it(kind, data, world, tmp_pat
     assert name in registry
 
 
+@pytest.mark.slow
 def test_a_network_trains_and_whoever_opens_its_run_needs_the_file(
     data, world, tmp_path, monkeypatch, capsys
 ):

@@ -171,6 +171,7 @@ def test_a_damaged_network_is_refused_by_name(tmp_path):
     damage.assert_refused_by_name(path, mutations, read, OnnxError)
 
 
+@pytest.mark.slow
 def test_a_damaged_configuration_file_is_refused_by_name(tmp_path):
     path = tmp_path / "config.py"
     text = (

@@ -89,6 +89,7 @@ def test_the_last_checkpoints_are_kept_and_complete(finished):
     assert saved["model"]["name"] == "iresnet10"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_bit_for_bit(finished, data, world, tmp_path):
     """Interrupted while the second epoch is verified: weights, centers, momentum end the same."""
     config = override(finished.config, [f"run.output={tmp_path / 'run'}"])
@@ -180,6 +181,7 @@ def test_checkpoints_that_cannot_fit_are_refused_before_the_first_step(
     build(config, world).close()
 
 
+@pytest.mark.slow
 def test_a_try_that_saved_nothing_does_not_refuse_the_mended_one(data, world, tmp_path):
     """As where the first step ran out of memory; what it has told is forgotten."""
     output = tmp_path / "run"
@@ -218,6 +220,7 @@ def test_a_checkpoint_that_does_not_fit_says_what_differs(finished, world, tmp_p
         build(config, world)
 
 
+@pytest.mark.slow
 def test_a_run_without_loss_scaling_goes_on_with_it(finished, world):
     """From a GPU with bfloat16 to one without."""
     trainer = build(finished.config, world)
@@ -584,6 +587,7 @@ def test_one_failed_save_is_a_warning_and_two_in_a_row_end_the_run(
     assert len(told) == 5
 
 
+@pytest.mark.slow
 def test_a_stop_before_the_first_step_leaves_the_checkpoint_as_it_is(data, world, tmp_path):
     steps = ["optim.schedule=step", "optim.decay_epochs=[2]"]  # more epochs may follow then
     config = override(tiny.config(data, tmp_path / "run"), steps)
@@ -599,6 +603,7 @@ def test_a_stop_before_the_first_step_leaves_the_checkpoint_as_it_is(data, world
     assert files.read_about(path) == before
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_peoples_centers(data, world, tmp_path):
     """The same file, less one identity: labels mean what they meant, but the set is another."""
     build(tiny.config(data, tmp_path / "run"), world).run()

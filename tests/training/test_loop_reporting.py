@@ -70,6 +70,7 @@ def test_places_that_cannot_be_written_are_said_once_each(config, world, tmp_pat
     assert "step 10 is not saved" not in (away / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_run_log_says_what_the_run_is_and_why_it_ended(config, world, tmp_path, capsys):
     def fail() -> None:
         raise RuntimeError("a bug")

@@ -68,6 +68,7 @@ def config(data, tmp_path) -> Config:
     return override(tiny.config(data, tmp_path / "run"), ["run.epochs=2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [5, 10], ids=["an epoch's end", "the last step"])
 def test_what_ends_a_verification_costs_no_epoch_and_is_made_up_for(end, config, world):
     before = [0.1, 0.2][: end // 5]
@@ -115,6 +116,7 @@ def test_scores_that_only_the_journal_has_reach_the_checkpoint(config, world):
     assert verified(again.output)[10] == [0.9], "told once"
 
 
+@pytest.mark.slow
 def test_another_set_is_verified_though_the_scores_of_the_old_ones_are_known(config, world):
     build(config, world, Examiner(0.5, 0.6, 0.7)).run()
     examine = Examiner(0.8)
@@ -129,6 +131,7 @@ def test_another_set_is_verified_though_the_scores_of_the_old_ones_are_known(con
     assert (about["accuracy"], about["compared_by"]) == (0.8, ["other"])
 
 
+@pytest.mark.slow
 def test_sets_are_scored_at_intervals_of_their_own(config, world):
     """And the best is the best on those that are scored most often, not by the luck of the others.
 
@@ -154,6 +157,7 @@ def test_sets_are_scored_at_intervals_of_their_own(config, world):
     assert re.findall(r"\[other\]\[(\d+)\] Accuracy", told) == ["0", "15", "20"]
 
 
+@pytest.mark.slow
 def test_of_two_sets_only_the_one_that_is_missing_is_scored_when_a_run_goes_on(config, world):
     broken = build(config, world, Examiner(0.1, 0.2), Examiner(0.1, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
@@ -165,6 +169,7 @@ def test_of_two_sets_only_the_one_that_is_missing_is_scored_when_a_run_goes_on(c
     assert accuracies(resumed.output) == {5: 0.25, 10: pytest.approx(0.6)}
 
 
+@pytest.mark.slow
 def test_the_last_state_is_scored_on_all_sets_where_one_is_missing(config, world):
     """So that the report is of all of them."""
     broken = build(config, world, Examiner(0.1, 0.2, 0.3), Examiner(0.1, 0.2, KeyboardInterrupt()))
@@ -175,6 +180,7 @@ def test_the_last_state_is_scored_on_all_sets_where_one_is_missing(config, world
     assert [examiner.calls for examiner in examiners] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_no_start_for_one_without_further_steps(config, world, tmp_path):
     """It would be finished at once, never trained with what it was asked for."""
     build(config, world, Examiner(0.5, 0.6, 0.7)).run()
@@ -186,6 +192,7 @@ def test_a_finished_run_is_no_start_for_one_without_further_steps(config, world,
     build(further, world, Examiner(0.6, 0.7)).run()
 
 
+@pytest.mark.slow
 def test_scores_in_about_json_are_read_as_older_runs_wrote_them(config, world):
     first = build(config, world, Examiner(0.1, 0.2, 0.9))
     first.run()
@@ -215,6 +222,7 @@ def test_a_damaged_scores_json_costs_one_verification(config, world):
     assert accuracies(first.output)[10] == 0.9
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_at_anothers_checkpoint_writes_nothing_there(config, world, tmp_path):
     first = build(config, world, Examiner(0.1, 0.2, 0.9))
     first.run()

@@ -111,6 +111,7 @@ def disagree(world: World, config: Config) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_ranks_that_were_started_differently_say_so_instead_of_hanging(data, tmp_path):
     torch.manual_seed(0)
     messages = run_ranks(

@@ -37,6 +37,7 @@ def test_accuracy_is_that_of_the_protocol_written_out() -> None:
     assert found == (np.mean(accuracies), np.std(accuracies), np.mean(chosen))
 
 
+@pytest.mark.slow
 def test_nobody_is_judged_by_a_threshold_that_he_helped_to_choose() -> None:
     rng = np.random.default_rng(2)
     distances, same = scored(70)

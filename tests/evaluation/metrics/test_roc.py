@@ -57,6 +57,7 @@ def test_det_rates_are_scikit_learns(grid: float) -> None:
         assert (found[0], 1 - found[1]) == (fmr, pytest.approx(fnmr, abs=1e-12))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(few_values(), st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.5, 0.9]))
 def test_every_figure_is_that_of_its_definition(

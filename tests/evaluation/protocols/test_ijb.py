@@ -300,6 +300,7 @@ def test_groups_are_the_searches_for_their_subjects(tmp_path: Path) -> None:
         assert result.groups[group].counts["probes"] == len(probes)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_figure_and_shrink_with_more_people(tmp_path: Path) -> None:
     widths = []
     for subjects in (20, 90):
@@ -358,6 +359,7 @@ def judged(world: World | None, folder: Path) -> Result | None:
     return features and ijb.judge(features, model="m", asked=QUICK)
 
 
+@pytest.mark.slow
 def test_two_ranks_agree_with_one(tmp_path: Path) -> None:
     write(drawn(), tmp_path / "set")
     alone = judged(None, tmp_path / "set")

@@ -60,6 +60,7 @@ def profile(tmp_path_factory):
     return tmp_path_factory.mktemp("profile")
 
 
+@pytest.mark.slow
 def test_the_console_is_silent_and_the_script_has_run(page, profile):
     """Every chart has the read-out that the script alone adds."""
     document, said = browse(page, "--dump-dom", profile=profile)
@@ -67,6 +68,7 @@ def test_the_console_is_silent_and_the_script_has_run(page, profile):
     assert document.count("<output") == document.count('class="plot ') == 11
 
 
+@pytest.mark.slow
 def test_a_policy_broken_would_be_seen(page, profile, tmp_path):
     """Or the silence above would prove nothing."""
     broken = tmp_path / "broken.html"
@@ -75,6 +77,7 @@ def test_a_policy_broken_would_be_seen(page, profile, tmp_path):
     assert "Content Security Policy" in browse(broken, "--dump-dom", profile=profile)[1]
 
 
+@pytest.mark.slow
 def test_a_chart_is_read_out_under_the_pointer(page, profile, tmp_path):
     """Within the page's policy: the script that moves the pointer is the only one added to it."""
     script = """
@@ -96,6 +99,7 @@ def test_a_chart_is_read_out_under_the_pointer(page, profile, tmp_path):
     assert len(read) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "number"), [("dark", 0), ("light", 1)])
 def test_it_follows_the_color_scheme(scheme, number, page, profile, tmp_path):
     picture = tmp_path / "page.png"
@@ -110,6 +114,7 @@ def test_it_follows_the_color_scheme(scheme, number, page, profile, tmp_path):
         assert len(gray.getcolors()) > 50  # there is something on it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [420, 1280])
 def test_the_page_itself_never_scrolls_sideways(width, profile, tmp_path):
     """Wide tables and long names do, within their boxes: ten models, a name of 300 letters."""
@@ -130,6 +135,7 @@ def test_the_page_itself_never_scrolls_sideways(width, profile, tmp_path):
     assert int(re.search(r"<title>(\d+)</title>", document)[1]) <= width
 
 
+@pytest.mark.slow
 def test_it_prints_to_several_pages_of_text(page, profile, tmp_path):
     pdf = tmp_path / "report.pdf"
     browse(page, f"--print-to-pdf={pdf}", "--no-pdf-header-footer", profile=profile)
@@ -149,6 +155,7 @@ def test_it_prints_to_several_pages_of_text(page, profile, tmp_path):
             assert words in text
 
 
+@pytest.mark.slow
 def test_twenty_sets_of_ten_models_are_a_page_of_a_few_megabytes(tmp_path, profile):
     """And it opens without a word."""
     places = tuple(f"set{i}.bin" for i in range(20))

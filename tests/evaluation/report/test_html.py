@@ -113,6 +113,7 @@ def test_a_picture_that_is_not_there_or_damaged_is_a_box(content):
     assert "This report holds no pictures of people." in read.text
 
 
+@pytest.mark.slow
 def test_what_cameras_write_into_pictures_is_left_out():
     """A place where the photo was taken is in the file that is given, and not on the page."""
 

@@ -11,6 +11,7 @@ from tools.sources.folder_names import folder_name
 hostile = st.text(st.one_of(st.sampled_from("./\\%\0 :~n"), st.characters()), max_size=300)
 
 
+@pytest.mark.slow
 @given(hostile)
 @example("..")
 @example("/etc/passwd")

@@ -121,6 +121,7 @@ def test_a_teacher_of_another_image_size_is_refused(trainer):
         load(larger)
 
 
+@pytest.mark.slow
 def test_a_run_its_best_one_and_files_of_any_kind_are_the_same_teacher(trainer, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     state = dict(trainer.step.backbone.state_dict())

@@ -64,6 +64,7 @@ def test_it_goes_back_before_the_skipped_steps_with_half_the_rate(data, world, t
     assert "back to step 5, learning rate × 0.5" in out
 
 
+@pytest.mark.slow
 def test_fewer_than_the_limit_are_only_skipped(data, world, tmp_path):
     trainer = build(data, tmp_path / "run", world, lambda trainer: trainer.steps_done in (6, 7))
     trainer.run()
@@ -72,6 +73,7 @@ def test_fewer_than_the_limit_are_only_skipped(data, world, tmp_path):
     assert in_a_row == [0] * 6 + [1, 2] + [0] * 7
 
 
+@pytest.mark.slow
 def test_where_going_back_does_not_help_it_stops_with_a_diagnosis(data, world, tmp_path):
     trainer = build(data, tmp_path / "run", world, lambda trainer: trainer.steps_done >= 7)
     with pytest.raises(DivergedError) as stopped:

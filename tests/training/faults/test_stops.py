@@ -133,6 +133,7 @@ def train_in_threads(
     return begun, reasons
 
 
+@pytest.mark.slow
 def test_ranks_that_run_ahead_of_one_another_stop_after_the_same_step():
     stopped_after = []
     for seed in range(60):
@@ -400,6 +401,7 @@ def train_until_stopped(world: World) -> tuple[int, str, list[int]]:
     return steps, reason, seen
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path):
     results = run_ranks(train_until_stopped, world_size=2, folder=tmp_path)
     assert all(result == results[0] for result in results)

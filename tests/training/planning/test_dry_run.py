@@ -39,6 +39,7 @@ def rehearse(world: World, config: Config) -> int:
     return dry_run(config, world, choose_precision(world.device, "fp32"))
 
 
+@pytest.mark.slow
 def test_it_says_what_the_run_is_scored_on_and_how_often(world, config, capsys):
     sets = [ScoredSet("ijbc", lambda *_: pytest.fail("scored"), every=5, images=469_375)]
     precision = choose_precision(world.device, "fp32")
@@ -50,6 +51,7 @@ def test_it_says_what_the_run_is_scored_on_and_how_often(world, config, capsys):
     assert int(verification[1].replace(",", "")) > 4 * 16 * 469_375 / 1e6, "embeddings count"
 
 
+@pytest.mark.slow
 def test_it_ends_with_a_verdict_and_leaves_nothing_behind(
     world, config, tmp_path, monkeypatch, capsys
 ):
@@ -116,6 +118,7 @@ def seconds_a_batch(monkeypatch) -> Callable[[float], None]:
     return set_seconds
 
 
+@pytest.mark.slow
 def test_a_slow_loader_is_named_with_its_settings(world, config, seconds_a_batch, capsys):
     seconds_a_batch(1.5)
     hours = ["run.epochs=1000", "run.max_hours=1.5"]
@@ -132,6 +135,7 @@ def test_a_slow_loader_is_named_with_its_settings(world, config, seconds_a_batch
     assert "data.decode" not in printed.split("bottleneck: ")[-1], "a CPU has no other"
 
 
+@pytest.mark.slow
 def test_a_loader_that_keeps_up_is_not_named(world, config, seconds_a_batch, capsys):
     seconds_a_batch(0.01)
     assert rehearse(world, config) == 0

@@ -99,6 +99,7 @@ def test_activations_of_a_gpus_float16_are_found_on_any_machine():
     assert half == bf16
 
 
+@pytest.mark.slow
 def test_nothing_is_allocated_to_find_out():
     """Terabytes of activations."""
     config = configured("model.name=iresnet200", "model.width=1", "data.global_batch=1000000")
@@ -220,6 +221,7 @@ def test_a_checkpoints_copy_is_what_a_run_copies(world, data, tmp_path, optimize
     assert trainer.prediction.checkpoint == pytest.approx(held, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_teacher_comes_with_its_weights_and_a_forward_of_the_whole_batch(tmp_path):
     config = configured(f"distill.teacher={tmp_path / 'teacher.pth'}")
     dim, size = config.model.embedding_dim, config.data.image_size
@@ -234,6 +236,7 @@ def test_a_teacher_comes_with_its_weights_and_a_forward_of_the_whole_batch(tmp_p
     assert predicted(looked_up).teacher == 0
 
 
+@pytest.mark.slow
 def test_verification_counts_where_it_takes_more_than_a_step():
     none, small, large = (
         predicted(configured(*overrides)).verification

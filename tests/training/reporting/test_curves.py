@@ -91,6 +91,7 @@ def test_a_resumed_run_overwrites_the_steps_it_repeats(tmp_path: Path, drawn: li
     assert points(drawn[0].axes[0]) == [(20, 8.8), (40, 7.0), (50, 6.5), (60, 6.0), (80, 8.2)]
 
 
+@pytest.mark.slow
 def test_a_long_curve_is_drawn_as_it_is_and_as_running_mean(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:

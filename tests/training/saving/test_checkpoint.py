@@ -206,6 +206,7 @@ def two_ranks(world: World, folder: Path) -> tuple[bool, list[str], str | None, 
     return same(tensors(restored), before), faults, saving.fault, kept
 
 
+@pytest.mark.slow
 def test_two_ranks_write_together_and_fail_together(tmp_path):
     for restored, faults, fault, kept in run_ranks(
         two_ranks, tmp_path / "run", world_size=2, folder=tmp_path

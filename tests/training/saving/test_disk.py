@@ -58,6 +58,7 @@ def test_checkpoints_are_written_read_replaced_and_removed(faults, world, tmp_pa
     assert same(tensors(other), tensors(step))
 
 
+@pytest.mark.slow
 def test_a_whole_run_and_its_resume_need_no_more(data, world, tmp_path, monkeypatch, capsys):
     """With the training set there, too, and an index too long to be held in memory."""
     shutil.copytree(data, tmp_path / "data")

@@ -206,6 +206,7 @@ def test_a_checkpoint_of_a_newer_format_is_refused_by_name(run, tmp_path):
             read_about(copy)
 
 
+@pytest.mark.slow
 def test_another_network_than_the_configuration_says_is_refused(run, monkeypatch):
     saved = open_weights(run.folder)
     other = create_model("iresnet18", embedding_dim=16, width=0.25, image_size=tiny.SIZE)

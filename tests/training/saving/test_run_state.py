@@ -36,6 +36,7 @@ def create(output: Path, *, total_steps: int = 15) -> RunState:
     )
 
 
+@pytest.mark.slow
 def test_it_follows_a_run_to_its_end(data, world, tmp_path, monkeypatch):
     trainer = build(tiny.config(data, tmp_path), world)
     assert read(tmp_path) | {"status": "running", "step": 0, "checkpoint": None} == read(tmp_path)
@@ -95,6 +96,7 @@ def test_the_first_end_counts(tmp_path):
     assert read(tmp_path / "other")["status"] == "stopped"
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_started_again_stays_finished_whatever_ends_it(
     data, world, tmp_path
 ):
@@ -158,6 +160,7 @@ def test_it_is_never_there_by_half(tmp_path, monkeypatch):
     assert read(tmp_path)["status"] == "running"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_is_described_by_the_next(data, world, tmp_path, capsys):
     """Nothing is said of one that had the time to say so itself."""
     config = tiny.config(data, tmp_path)

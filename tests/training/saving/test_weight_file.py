@@ -37,6 +37,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_every_networks_weights_are_taken_and_its_head_beside_them(name, prefix, tmp_path):

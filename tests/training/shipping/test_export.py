@@ -52,6 +52,7 @@ def assert_alike(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_every_network_gives_torch_s_embeddings(name, tmp_path):
     path = tmp_path / "x.onnx"
@@ -132,6 +133,7 @@ def test_the_card_of_the_weights_goes_on_into_the_export(tmp_path):
     assert read_card(path).config == {"head": {}}
 
 
+@pytest.mark.slow
 def test_the_accuracy_is_compared_on_a_set(tmp_path):
     make_synthetic(tmp_path, identities=4, images=4, pairs=20, seed=0, size=SIZE)
     sets = [str(tmp_path / "val.bin")]

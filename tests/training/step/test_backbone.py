@@ -63,6 +63,7 @@ def gradients_of(world: World, config: Config) -> dict[str, tuple[str, torch.Ten
     return found
 
 
+@pytest.mark.slow
 def test_gradients_travel_narrow_only_where_it_is_wanted(tmp_path):
     """step.compress_gradients=false averages in float32; both give every rank the same."""
     config = tiny.config(tmp_path, tmp_path / "run")

@@ -131,6 +131,7 @@ def wrong_backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callabl
     return lambda *inputs: tuple(out.roll(1, dims=1) for out in graph(*inputs))
 
 
+@pytest.mark.slow
 def test_what_was_compiled_wrong_is_not_run(use_compiler, caplog):
     use_compiler(wrong_backend)
     backbone = small_backbone()

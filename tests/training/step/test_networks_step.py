@@ -66,6 +66,7 @@ def test_it_trains_in_parts_and_blocks_that_run_again_change_no_bit(name, world)
     assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
 
 
+@pytest.mark.slow
 @every_network
 def test_predicted_activations_are_what_a_real_batch_keeps(name, world):
     """Counted with real memory; and what there is at most where blocks run again."""

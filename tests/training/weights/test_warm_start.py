@@ -71,6 +71,7 @@ def mean_center(step, rec: Path, label: int) -> torch.Tensor:
     return to_unit_length(torch.cat([rows[k] for k in taken.values()]).mean(dim=0), dim=0)
 
 
+@pytest.mark.slow
 def test_people_keep_their_centers_and_new_ones_start_at_their_mean(trained, new, world, tmp_path):
     checkpoint, source, config = trained
     step, told = start(with_data(config, new, output=tmp_path), world, checkpoint)
