@@ -12,13 +12,11 @@ from itertools import combinations
 
 import numpy as np
 
+from evaluation.figure_names import direction, is_percentage
 from evaluation.metrics.bootstrap import bootstrap
 from evaluation.metrics.intervals import LEVEL, Spread
 from evaluation.metrics.measure import Comparisons, Plan, scored
 from evaluation.result import Comparison, Figure
-
-LOWER_IS_BETTER = ("eer", "fnmr", "fnir")
-IN_UNITS = ("d-prime",)  # and no percentage
 
 
 def compare_models(
@@ -112,13 +110,12 @@ def verdict(figure: str, difference: Figure) -> str:
     assert difference.low is not None
     assert difference.high is not None
     gain, low, high = difference.value, difference.low, difference.high
-    if figure.startswith(LOWER_IS_BETTER):
+    if direction(figure) < 0:
         gain, low, high = -gain, -high, -low
     if low == high == 0:
         return "nothing is judged otherwise: not shown to differ"
     word = "better" if gain >= 0 else "worse"
-    unit = "" if figure in IN_UNITS else " points"
-    scale = 1 if figure in IN_UNITS else 100
+    scale, unit = (100, " points") if is_percentage(figure) else (1, "")
     shown = "shown" if low > 0 or high < 0 else "not shown"
     return (
         f"{abs(scale * gain):.2f}{unit} {word}, {100 * LEVEL:.0f} % interval "

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from evaluation.figure_names import direction, is_norm
 from evaluation.report.figure_text import (
     MISSING,
-    NORM,
-    direction,
     interval_text,
     interval_words,
     plain,
@@ -210,7 +209,7 @@ def _norm(evaluation: Evaluation, name: str) -> str | None:
     """The name of the figure of the set that is the mean feature norm, where one has it."""
     for result in evaluation.results:
         for figure in result.figures if result.set == name else ():
-            if NORM.search(figure):
+            if is_norm(figure):
                 return figure
     return None
 

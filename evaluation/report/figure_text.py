@@ -1,4 +1,4 @@
-"""How a figure is written: in percent or not, with how many digits, and which way is better."""
+"""How a figure is written: in percent or not, and with how many digits."""
 
 from __future__ import annotations
 
@@ -7,36 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from evaluation.figure_names import is_percentage, subject
 from evaluation.result import Figure
 
-# By the words that a figure's name is made of. What is named here is a share of pairs or searches.
-_HIGHER_IS_BETTER = {"accuracy", "tar", "tpir", "auc", "rank", "map", "tmr"}
-_LOWER_IS_BETTER = {"eer", "fnmr", "fnir", "frr", "fmr", "far", "fpir"}
-# Shares of nothing, and no percentages.
-_SEPARATION = re.compile(r"^d\W?$|d.?prime", re.IGNORECASE)
-NORM = re.compile(r"\bnorm\b", re.IGNORECASE)
 _ABBREVIATION = re.compile(r"\b(tar|far|tmr|fmr|fnmr|frr|eer|auc|tpir|fpir|fnir)\b")
 MISSING = "–"
-
-
-def is_percentage(name: str) -> bool:
-    """Whether the figure of this name is a share, to be written in percent."""
-    if NORM.search(name) or "threshold" in _subject(name):
-        return False
-    return bool(_words(name) & (_HIGHER_IS_BETTER | _LOWER_IS_BETTER))
-
-
-def direction(name: str) -> int:
-    """1 where more of this figure is better, -1 where less is, 0 where neither is."""
-    first = _words(name)
-    if not is_percentage(name):
-        return 1 if _SEPARATION.search(name) else 0
-    if "std" in first:
-        return 0
-    if first & _HIGHER_IS_BETTER:
-        return 1
-    # At a threshold that was fixed elsewhere, one kind of error is traded for the other.
-    return -1 if not first & {"fmr", "far", "fpir"} else 0
 
 
 def title(name: str) -> str:
@@ -52,7 +27,7 @@ def value_text(name: str, figure: Figure) -> str:
         return MISSING
     if abs(value) >= 1000:
         return _minus(f"{value:,.0f}")
-    digits = 3 if _subject(name).startswith("threshold") else 2
+    digits = 3 if subject(name).startswith("threshold") else 2
     if 0 < abs(value) < 0.1:  # two that say anything: an FMR of 0.00012 %
         digits = max(digits, min(8, 1 - math.floor(math.log10(abs(value)))))
     return _minus(f"{value:.{max(digits, _interval_digits(name, figure))}f}")
@@ -97,15 +72,6 @@ def interval_words(interval: Mapping[str, Any], *, whole: bool = False) -> str:
     kept = facts if whole else {key: facts[key] for key in ("clusters",) if key in facts}
     said += [f"{plain(key)}: {plain(value)}" for key, value in kept.items()]
     return f"{name}: {', '.join(said)}" if said else name
-
-
-def _words(name: str) -> set[str]:
-    """Of what the name says before its condition: "tar@far=0.001" is about tar."""
-    return set(re.findall(r"[a-z]+", _subject(name)))
-
-
-def _subject(name: str) -> str:
-    return re.split(r"@|\bat\b|\bwithout\b", name.lower())[0].strip()
 
 
 def _scaled(name: str, value: float | None) -> float | None:

@@ -98,6 +98,11 @@ def test_every_two_of_several_models_and_nothing_that_a_set_cannot_show(
             "1.00 points worse, 95 % interval −2.00 … −0.20: shown to be worse",
         ),
         (
+            "fmr at the common threshold",
+            Figure(0.01, -0.002, 0.02),
+            "1.00 points worse, 95 % interval −2.00 … 0.20: not shown to be worse",
+        ),
+        (
             "d-prime",
             Figure(-0.5, -1.0, 0.1),
             "0.50 worse, 95 % interval −1.00 … 0.10: not shown to be worse",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evaluation.report.figure_text import direction, figure_text, interval_words, plain, title
+from evaluation.report.figure_text import figure_text, interval_words, plain, title
 from evaluation.result import Figure
 
 
@@ -29,21 +29,6 @@ from evaluation.result import Figure
 )
 def test_figures(name, figure, text):
     assert figure_text(name, figure) == text
-
-
-@pytest.mark.parametrize(
-    ("name", "better"),
-    [
-        *((name, 1) for name in ("accuracy", "tar@far=0.001", "rank-1", "auc", "d′")),
-        *((name, -1) for name in ("eer", "fnmr@fmr=0.001", "fnir@fpir=0.01")),
-        *(
-            (name, 0)
-            for name in ("threshold", "norm", "accuracy_std", "fmr at the common threshold")
-        ),
-    ],
-)
-def test_which_way_is_better(name, better):
-    assert direction(name) == better
 
 
 def test_titles_have_the_unit():
