@@ -41,46 +41,29 @@ from pipeline.faces.crops import Cropper
 from pipeline.named_path import as_text
 from pipeline.whole_file import write_whole
 from tools.sources.cropping import add_crop_options, open_cropper, take_crop_options
+from tools.sources.named_model import add_model_options, open_named_models
 from training.allocator import keep_pages
 from training.command import command, whole_number
-from training.config import load_config
 from training.distributed import World, join_world, leave_world
-from training.frozen.model import ONNX, open_model
 from training.saving.weight_file import SUFFIXES
 from training.shipping.operating_points import add_results, require_files
-from training.step.precision import Precision, choose_precision
 
 _FILES = (".onnx", *SUFFIXES)  # whose names need no ending in a table
 
 
-def open_models(
-    given: Sequence[str], *, world: World, precision: Precision, words: Sequence[str], batch: int
-) -> list[Judged]:
-    """Open the models that a command line names, and say what they are.
-
-    Args:
-        given: each as `open_model` takes it.
-        words: how .onnx files want their images: one for all of them, or one for each.
-        batch: images at a time.
-    """
+def open_models(arguments: argparse.Namespace, world: World) -> list[Judged]:
+    """Open the models that the command line names, and say what they are."""
     judged = []
-    for source, name, said in zip(given, _names(given), _words(given, words)):
-        opened = open_model(source, device=world.device, dtype=precision.compute_dtype, words=said)
-        embedder = opened.embedder(
-            world.device,
-            batch_size=batch,
-            threads=max(1, cores() // world.local_world_size),
-            rank=world.rank,
-            world_size=world.world_size,
-        )
-        model = opened.described(name)
+    opened = open_named_models(arguments.models, arguments, world)
+    for (found, embedder), name in zip(opened, _names(arguments.models)):
+        model = found.described(name)
         judged.append(Judged(model, embedder))
         if world.is_main:
             print(
                 f"model         {name}: {model.network}, {model.embedding_dim} values, in "
                 f"{model.precision}, given {model.input}"
             )
-            for note in opened.notes:
+            for note in found.notes:
                 print(f"note          {note}")
     return judged
 
@@ -98,20 +81,6 @@ def _names(given: Sequence[str]) -> list[str]:
             return names
     twice = next(name for name in given if list(given).count(name) > 1)
     raise UserError(f"{twice} is named twice: name every model once")
-
-
-def _words(given: Sequence[str], words: Sequence[str]) -> list[str]:
-    """What --onnx-input says of each model."""
-    files = [source for source in given if source.endswith(ONNX)]
-    if len(words) > 1 and len(words) != len(files):
-        raise UserError(
-            f"--onnx-input is given {len(words)} times for {len(files)} .onnx files: give it once "
-            "for all of them, or once for each, in their order"
-        )
-    if words and not files:
-        raise UserError("--onnx-input is given, but no model is an .onnx file: leave it out")
-    each = iter(words if len(words) == len(files) else list(words or [""]) * len(files))
-    return [next(each) if source in files else "" for source in given]
 
 
 def write_report(output: Path, sets: NamedSets, *, pictures: bool) -> list[Path]:
@@ -136,15 +105,7 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
     """
     if arguments.card:
         require_files(arguments.models)
-    precision = choose_precision(world.device, arguments.precision)
-    precision.apply()
-    models = open_models(
-        arguments.models,
-        world=world,
-        precision=precision,
-        words=arguments.onnx_input,
-        batch=arguments.batch,
-    )
+    models = open_models(arguments, world)
     sets = NamedSets(
         _specs(arguments),
         sizes=[model.embedder.image_size for model in models],
@@ -250,15 +211,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"genuine pairs that --pairs-from draws of one person at most (default {PER_PERSON})",
     )
     add("-o", "--output", type=Path, required=True, metavar="OUT", help="folder to write into")
-    add(
-        "--onnx-input",
-        action="append",
-        default=[],
-        metavar="WORDS",
-        help="how .onnx files want their images, where they do not say: 112,rgb,-1..1 or "
-        "112,rgb,0..1,imagenet; once for all of them, or once for each",
-    )
-    add("--config", type=Path, help="a configuration file that registers a run's own network")
+    add_model_options(found)
     add_crop_options(found, sized=False)
     add("--groups", metavar="CSV", help="image or person,group: every figure by group")
     add("--quality", metavar="CSV", help="image,quality: the curve of errors over images left out")
@@ -274,7 +227,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--no-pictures", action="store_true", help="no face in the report")
     add("--skip-damaged", action="store_true", help="leave damaged images out, and say how many")
-    add("--no-flip", action="store_true", help="without the mirror images' embeddings")
     add("--folds", type=whole_number(2, 1000), default=10, help="of the accuracy (default 10)")
     add("--disjoint-folds", action="store_true", help="no person in two folds")
     add(
@@ -285,9 +237,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=whole_number(0, 1 << 31), default=0, help="of all that is drawn (default 0)")
     add("--keep", type=Path, metavar="DIR", help="for embeddings (default OUT/embeddings)")
-    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--batch", type=whole_number(1, 1 << 16), default=128, help="images at a time")
     add("--threads", type=whole_number(1, 4096), help="to compute in (default: torch's)")
     return found
 
@@ -299,8 +248,6 @@ def main() -> None:
             torch.set_num_threads(
                 min(arguments.threads, cores())
             )  # more would wait for one another
-        if arguments.config:
-            load_config(arguments.config)
         made = datetime.now(timezone.utc).isoformat(timespec="seconds")
         world = join_world(arguments.device)
         try:
