@@ -54,8 +54,9 @@ _FILES = (".onnx", *SUFFIXES)  # whose names need no ending in a table
 def open_models(arguments: argparse.Namespace, world: World) -> list[Judged]:
     """Open the models that the command line names, and say what they are."""
     judged = []
+    names = _names(arguments.models)
     opened = open_named_models(arguments.models, arguments, world)
-    for (found, embedder), name in zip(opened, _names(arguments.models)):
+    for (found, embedder), name in zip(opened, names):
         model = found.described(name)
         judged.append(Judged(model, embedder))
         if world.is_main:

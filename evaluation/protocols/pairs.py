@@ -24,7 +24,7 @@ from evaluation.images import (
     image_files,
     require_size,
 )
-from evaluation.metrics import measure
+from evaluation.metrics import limits, measure
 from evaluation.metrics.folds import FoldAccuracy, Folds
 from evaluation.metrics.judge import FAR_LIMITS, judge_pairs
 from evaluation.metrics.measure import Comparisons
@@ -74,8 +74,8 @@ class Pairs:
             threshold: mean over the folds of the cosine above which a pair counts as one person.
             auc: area under the ROC curve of all pairs.
             tar_at_far: greatest share of genuine pairs accepted by one threshold that accepts at
-                most 1e-3 of the impostor pairs.
-            far: the share that this threshold accepts: 0 where there are under 1,000.
+                most 1e-3 of the impostor pairs; only where there are enough of these to show it.
+            far: the share that this threshold accepts; likewise.
         """
         kept, distances = self._distances(features, frozenset())
         same = self.same[kept]
@@ -83,14 +83,16 @@ class Pairs:
         folds = Folds.contiguous(len(same), FOLDS)
         accuracy, accuracy_std, threshold = FoldAccuracy(distances, same, folds)()
         roc = Roc.of(-distances, same)
-        return {
+        scores = {
             "accuracy": accuracy,
             "accuracy_std": accuracy_std,
             "threshold": threshold,
             "auc": float(roc.auc),
-            "tar_at_far": float(roc.tar_at_far(FALSE_ACCEPT_LIMIT)),
-            "far": float(roc.far[roc.last_within(FALSE_ACCEPT_LIMIT)]),
         }
+        if limits.can_show(FALSE_ACCEPT_LIMIT, int((~same).sum())):
+            scores["tar_at_far"] = float(roc.tar_at_far(FALSE_ACCEPT_LIMIT))
+            scores["far"] = float(roc.far[roc.last_within(FALSE_ACCEPT_LIMIT)])
+        return scores
 
     def judge(self, features: Features, *, model: str, asked: Asked) -> Result:
         """All figures with their intervals; see evaluation/metrics/judge.py."""

@@ -222,6 +222,19 @@ def test_going_back_forgets_the_steps_that_come_again(tmp_path):
 SCORES = {"lfw": {"accuracy": 0.9, "accuracy_std": 0.1, "auc": 0.95, "tar_at_far": 0.5}}
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({"tar_at_far": 0.5}, "AUC 0.9500   TAR@FAR=1e-3 0.5000"), ({}, "AUC 0.9500")],
+)
+def test_a_set_s_line_has_the_figures_that_the_set_can_show(tmp_path, given, told):
+    scores = {"accuracy": 0.9, "accuracy_std": 0.1, "auc": 0.95} | given
+    reporter = Reporter(tmp_path, at=Position(0, 0.0, 9005))
+    reporter.verification(Position(5, 0.25, 9005), {"lfw": scores})
+    reporter.close()
+    last = (tmp_path / "run.log").read_text().splitlines()[-1]
+    assert last.endswith(f"[lfw][5] Accuracy 0.9000 ± 0.1000   {told}")
+
+
 def test_a_folder_that_is_removed_ends_nobody_who_reports(tmp_path, caplog):
     """Its parent too, as with a lost disk: said once a place, and written when it is back."""
     folder = tmp_path / "disk" / "run"
