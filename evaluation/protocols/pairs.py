@@ -3,7 +3,8 @@
 The cosine of two images' embeddings, each added to that of its mirror image, is compared with a
 threshold. Accuracy is that of ten folds, each with the threshold that is best on the other nine, as
 for LFW (http://vis-www.cs.umass.edu/lfw/), so results stand beside the tables of InsightFace digit
-by digit. An image that stands in several pairs is embedded once.
+by digit. An image that stands in several pairs is embedded once; a pair counts as often as it is
+listed, as there, and a result says how many are repeated.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ class Pairs:
                 "damaged": len(features.damaged),
                 "pairs left out": left_out,
             }
-            | dict(judged.counts),
+            | dict(judged.counts)
+            | self._repeated(kept),
             headline=self.headline,
             figures=dict(judged.figures) | {"norm": norm},
             curves=judged.curves,
@@ -169,6 +171,16 @@ class Pairs:
         vectors = vectors / np.where(norms > 0, norms, 1.0)
         differences = vectors[self.first[kept]] - vectors[self.second[kept]]
         return kept, np.square(differences).sum(axis=1)
+
+    def _repeated(self, kept: np.ndarray) -> dict[str, int]:
+        """How many of these pairs are listed again or are of one image, where there are any."""
+        one, other = self.first[kept], self.second[kept]
+        numbers = np.minimum(one, other) * len(self.images) + np.maximum(one, other)
+        counts = {
+            "pairs repeated": len(numbers) - len(np.unique(numbers)),
+            "pairs of an image with itself": int((one == other).sum()),
+        }
+        return {what: count for what, count in counts.items() if count}
 
     def _numbers_of_people(self) -> np.ndarray | None:
         if self.people is None:

@@ -199,6 +199,29 @@ def test_pairs_of_what_is_damaged_or_left_out_are_counted_and_not_judged() -> No
     assert pairs.scores(broken) == only.scores(features)
 
 
+def test_pairs_that_are_listed_again_count_again_and_the_result_says_so() -> None:
+    pairs, features = random_set()
+    once = pairs.judge(features, model="m", asked=ASKED)
+    listed = {(min(pair), max(pair)) for pair in zip(pairs.first, pairs.second)}
+    assert once.counts["pairs repeated"] == len(pairs.same) - len(listed)
+    more = replace(
+        pairs,
+        first=np.append(pairs.first, [*pairs.second[:3], 7]),
+        second=np.append(pairs.second, [*pairs.first[:3], 7]),
+        same=np.append(pairs.same, [*pairs.same[:3], True]),
+    )
+    again = more.judge(features, model="m", asked=ASKED)
+    assert again.counts["pairs repeated"] == once.counts["pairs repeated"] + 3
+    assert again.counts["pairs of an image with itself"] == 1
+    assert again.counts["genuine"] == once.counts["genuine"] + 1 + pairs.same[:3].sum()
+
+
+def test_a_set_without_repeated_pairs_says_nothing_of_them() -> None:
+    pairs, features = of_pairs(*random_pairs(40, noise=1.0))
+    counts = pairs.judge(features, model="m", asked=ASKED).counts
+    assert not {"pairs repeated", "pairs of an image with itself"} & set(counts)
+
+
 def test_a_quality_is_wanted_for_every_image() -> None:
     pairs, features = random_set()
     with pytest.raises(UserError, match="59 of 60 images have no quality, such as image 1"):
