@@ -107,15 +107,17 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
     if arguments.card:
         require_files(arguments.models)
     models = open_models(arguments, world)
+    asked = _asked(arguments)
     sets = NamedSets(
         _specs(arguments),
+        asked=asked,
         sizes=[model.embedder.image_size for model in models],
         seed=arguments.seed,
         faces=_faces(arguments),
     )
     overlap = read_overlap(arguments.without) if arguments.without else None
     settings = Settings(
-        _asked(arguments),
+        asked,
         flip=not arguments.no_flip,
         skip_damaged=arguments.skip_damaged,
         keep=arguments.keep or arguments.output / "embeddings",

@@ -39,22 +39,7 @@ def judge_groups(
     Raises:
         UserError: no image of the pairs has a group, or a group has no genuine pair.
     """
-    first, second = group_of[pairs.first], group_of[pairs.second]
-    names = sorted({*np.unique(first).tolist(), *np.unique(second).tolist()} - {""})
-    if not names:
-        raise UserError(
-            "none of the images in the pairs has a group: the list's names must be those of the "
-            "images (`image 0`, `image 1`, … of a .bin file, else paths), or of their people "
-            "where these are known"
-        )
-    parts = {name: (first == name) & (second == name) for name in names}
-    empty = [name for name, part in parts.items() if not pairs.same[part].any()]
-    if empty:
-        listed = ", ".join(map(repr, empty[:SHOWN])) + (", …" if len(empty) > SHOWN else "")
-        raise UserError(
-            f"no genuine pair of {listed}: a group needs pairs of two images of one person, both "
-            "in the group. Take another grouping, or leave its images out of the list"
-        )
+    parts = parts_of_groups(group_of, pairs.first, pairs.second, pairs.same)
     return {
         name: _judge(
             pairs.within(part),
@@ -66,6 +51,40 @@ def judge_groups(
         )
         for name, part in parts.items()
     }
+
+
+def parts_of_groups(
+    group_of: np.ndarray, first: np.ndarray, second: np.ndarray, same: np.ndarray
+) -> dict[str, np.ndarray]:
+    """By group, (P,) bool: the pairs whose images are both in it.
+
+    Args:
+        group_of: (N,) of strings, the group of each image; "" for none.
+        first, second: (P,) integers, a pair's images.
+        same: (P,) bool, whether it shows one person.
+
+    Raises:
+        UserError: no image of the pairs has a group, or a group has no genuine pair.
+    """
+    every, number = np.unique(group_of, return_inverse=True)
+    one, other = number[first], number[second]
+    present = np.union1d(np.unique(one), np.unique(other))
+    names = {str(every[group]): group for group in present.tolist() if every[group]}
+    if not names:
+        raise UserError(
+            "none of the images in the pairs has a group: the list's names must be those of the "
+            "images (`image 0`, `image 1`, … of a .bin file, else paths), or of their people "
+            "where these are known"
+        )
+    parts = {name: (one == group) & (other == group) for name, group in names.items()}
+    empty = [name for name, part in parts.items() if not same[part].any()]
+    if empty:
+        listed = ", ".join(map(repr, empty[:SHOWN])) + (", …" if len(empty) > SHOWN else "")
+        raise UserError(
+            f"no genuine pair of {listed}: a group needs pairs of two images of one person, both "
+            "in the group. Take another grouping, or leave its images out of the list"
+        )
+    return parts
 
 
 def _judge(

@@ -80,6 +80,17 @@ class Identification:
 
     headline = "rank-1"
 
+    def check(self, asked: Asked) -> None:
+        """Raise UserError where the set cannot show what is asked, whatever the embeddings are."""
+        searched = np.flatnonzero(np.isin(self.part, ["probe", "unmated"]))
+        groups = self._groups(asked.groups, searched)
+        if groups is not None and not groups.any():
+            raise IdentificationError(
+                "none of the probes has a group: the list's names must be those of the images, "
+                f"such as {self.images.names[searched[0]]}, or of their people, such as "
+                f"{self.people[searched[0]]}"
+            )
+
     def scores(self, features: Features) -> dict[str, float]:
         """The rates of ranks 1, 5 and 20."""
         found, _, _ = self._search(features, frozenset())
@@ -92,6 +103,7 @@ class Identification:
         Raises:
             UserError: nobody who is searched for is left in the gallery.
         """
+        self.check(asked)
         found, probes, gallery = self._search(features, asked.without)
         judged = judge_searches(
             {"gallery": found},

@@ -27,6 +27,7 @@ import torch
 from evaluation.features import Features
 from evaluation.images import Images, aligned_files
 from evaluation.metrics import limits, measure
+from evaluation.metrics.groups import parts_of_groups
 from evaluation.metrics.identification import rank_rates
 from evaluation.metrics.impostor_counter import ImpostorCounter
 from evaluation.metrics.judge import judge_pairs
@@ -35,7 +36,7 @@ from evaluation.metrics.measure import Comparisons
 from evaluation.metrics.paired import compare_models
 from evaluation.metrics.searches import Searches, search
 from evaluation.protocols.ijb_files import IjbFiles, OneToMany, TemplatePairs, read_ijb_files
-from evaluation.protocols.protocol import Asked
+from evaluation.protocols.protocol import Asked, quality_of
 from evaluation.protocols.templates import cosines, pool
 from evaluation.result import Comparison, Figure, Group, Result
 from facestream import UserError
@@ -72,6 +73,15 @@ class Ijb:
 
     headline = "tar@far=0.0001"
 
+    def check(self, asked: Asked) -> None:
+        """Raise UserError where the set cannot show what is asked, whatever the embeddings are."""
+        groups = self._groups(asked.groups)
+        if groups is not None:
+            pairs = self.files.pairs
+            parts_of_groups(groups, pairs.first, pairs.second, pairs.same)
+        if asked.quality is not None:
+            quality_of(self.images.names, asked.quality)
+
     def scores(self, features: Features) -> dict[str, float]:
         """TAR at FAR 1e-5 and 1e-4 and, where there is 1:N, rank 1 as the mean of the galleries.
 
@@ -99,6 +109,7 @@ class Ijb:
         Raises:
             UserError: pairs of one kind only, or searches for nobody, are left.
         """
+        self.check(asked)
         templates, present = self._templates(features, asked.without)
         pairs, scores = self._compared(templates, present)
         known = self._all_known(pairs)
@@ -305,14 +316,7 @@ class Ijb:
         """(T,) the mean over the images of each template."""
         if quality is None:
             return {"norm": self._mean_of_images(features.norms)}
-        missing = [name for name in self.images.names if name not in quality]
-        if missing:
-            raise UserError(
-                f"{len(missing)} of {len(self.images)} images have no quality, such "
-                f"as {missing[0]}; expected a value for each"
-            )
-        values = np.array([quality[name] for name in self.images.names])
-        return {"quality": self._mean_of_images(values)}
+        return {"quality": self._mean_of_images(quality_of(self.images.names, quality))}
 
     def _mean_of_images(self, values: np.ndarray) -> np.ndarray:
         members = self.files.members

@@ -7,8 +7,9 @@ from functools import partial
 
 from evaluation.images import Faces
 from evaluation.leaks.overlap import Overlap
-from evaluation.protocols.protocol import TestSet
+from evaluation.protocols.protocol import Asked, TestSet
 from evaluation.protocols.sets import SetError, open_set, split_degradations
+from facestream import UserError
 
 CLEAN = " without leaks"  # after the name of a set that images are left out of
 
@@ -21,10 +22,11 @@ class NamedSets:
         sizes: of the models' images: each set is opened once in each, so that an error comes before
             anything is embedded.
         seed: of all that is drawn.
+        asked: what results are to hold: known to fit before anything is embedded.
         faces: what finds the faces in photographs.
 
     Raises:
-        UserError: a set that cannot be opened, or two of one name.
+        UserError: a set that cannot be opened, or two of one name, or what a set cannot show.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class NamedSets:
         *,
         sizes: Iterable[int],
         seed: int,
+        asked: Asked,
         faces: Faces | None = None,
     ) -> None:
         self._seed, self._faces, self._sizes = seed, faces, sorted(set(sizes))
@@ -41,7 +44,7 @@ class NamedSets:
         self._specs: dict[str, str] = {}
         for spec in dict.fromkeys(specs):
             for size in self._sizes:
-                name = self._open(spec, size).name
+                name = self._name(spec, size, asked)
                 if self._specs.setdefault(name, spec) != spec:
                     raise SetError(
                         f"{spec} and {self._specs[name]} are both called {name}: rename one"
@@ -68,6 +71,15 @@ class NamedSets:
         """An image of a set, by names, as a network sees it."""
         test_set, places = self._largest(name.removesuffix(CLEAN))
         return test_set.images.picture(places[image]) if image in places else None
+
+    def _name(self, spec: str, size: int, asked: Asked) -> str:
+        """Of a set that can show what is asked."""
+        found = self._open(spec, size)
+        try:
+            found.check(asked)
+        except UserError as error:
+            raise UserError(f"{found.name}: {error}") from error
+        return found.name
 
     def _open(self, spec: str, size: int) -> TestSet:
         """The last one is kept: where there is only one, it is read once."""

@@ -27,13 +27,14 @@ from evaluation.images import (
 )
 from evaluation.metrics import limits, measure
 from evaluation.metrics.folds import FoldAccuracy, Folds
+from evaluation.metrics.groups import parts_of_groups
 from evaluation.metrics.judge import FAR_LIMITS, judge_pairs
 from evaluation.metrics.measure import Comparisons
 from evaluation.metrics.paired import compare_models
 from evaluation.metrics.roc import Roc
 from evaluation.pair_set import PairSetError, read_bin
 from evaluation.protocols.pair_lists import PairList
-from evaluation.protocols.protocol import Asked
+from evaluation.protocols.protocol import Asked, quality_of
 from evaluation.result import Comparison, Figure, Result
 from facestream import UserError
 from pipeline.named_path import as_text
@@ -67,6 +68,20 @@ class Pairs:
 
     headline = "accuracy"
 
+    def check(self, asked: Asked) -> None:
+        """Raise UserError where the set cannot show what is asked, whatever the embeddings are."""
+        _require_pairs(self.same, asked.folds)
+        if asked.disjoint_folds and self.people is None:
+            raise UserError(
+                "the set does not say which people its images show, as folds that share no "
+                "people need: take its images as folders of people with a list of pairs"
+            )
+        groups = self._groups(asked.groups)
+        if groups is not None:
+            parts_of_groups(groups, self.first, self.second, self.same)
+        if asked.quality is not None:
+            quality_of(self.images.names, asked.quality)
+
     def scores(self, features: Features) -> dict[str, float]:
         """InsightFace's figures.
 
@@ -97,13 +112,9 @@ class Pairs:
 
     def judge(self, features: Features, *, model: str, asked: Asked) -> Result:
         """All figures with their intervals; see evaluation/metrics/judge.py."""
+        self.check(asked)
         kept, distances = self._distances(features, asked.without)
         _require_pairs(self.same[kept], asked.folds)
-        if asked.disjoint_folds and self.people is None:
-            raise UserError(
-                "the set does not say which people its images show, as folds that share no "
-                "people need: take its images as folders of people with a list of pairs"
-            )
         whole = np.setdiff1d(np.arange(len(self.images)), list(features.damaged))
         judged = judge_pairs(
             1 - distances / 2,
@@ -200,13 +211,7 @@ class Pairs:
     ) -> dict[str, np.ndarray]:
         if quality is None:
             return {"norm": features.norms}
-        missing = [name for name in self.images.names if name not in quality]
-        if missing:
-            raise UserError(
-                f"{len(missing)} of {len(self.images)} images have no quality, such "
-                f"as {missing[0]}; expected a value for each"
-            )
-        return {"quality": np.array([quality[name] for name in self.images.names])}
+        return {"quality": quality_of(self.images.names, quality)}
 
 
 def open_bin(

@@ -6,7 +6,7 @@ features.py), and hands it the embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 from evaluation.features import Features
 from evaluation.images import Images
 from evaluation.result import Comparison, Result
+from facestream import UserError
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class TestSet(Protocol):
     @property
     def about(self) -> Mapping[str, str]: ...
 
+    def check(self, asked: Asked) -> None:
+        """Raise UserError where the set cannot show what is asked, whatever the embeddings are."""
+
     def scores(self, features: Features) -> dict[str, float]:
         """A few figures without intervals, quick enough to be made at every epoch."""
 
@@ -81,6 +85,17 @@ class TestSet(Protocol):
         Raises:
             UserError: as `judge`.
         """
+
+
+def quality_of(names: Sequence[str], quality: Mapping[str, float]) -> np.ndarray:
+    """(N,) the quality of each image. Raises UserError where one has none."""
+    missing = [name for name in names if name not in quality]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(names)} images have no quality, such as {missing[0]}; "
+            "expected a value for each"
+        )
+    return np.array([quality[name] for name in names])
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -335,6 +335,7 @@ def bad_sets(folder: Path) -> None:
             content = header_of_png(40_000) if (person, k) == ("q", 1) else png(0)
             (folder / f"huge/{person}/{k}.png").write_bytes(content)
     (folder / "genuineless.csv").write_text("image 2,impostors\nimage 3,impostors\n")
+    (folder / "misnamed.csv").write_text("image,group,q\na.png,x,1\nb.png,y,2\n")
     (folder / "notes.csv").write_text("image 0,x\nimage 0,y\n")
 
 
@@ -354,13 +355,21 @@ def bad_sets(folder: Path) -> None:
         (("--sets", "small.bin", "--onnx-input", "rgb"), "no model is an .onnx file"),
         (("--sets", "small.bin", "--groups", "notes.csv"), "notes.csv: image 0 is x and y"),
         (("--sets", "small.bin", "--quality", "none.csv"), "none.csv does not exist"),
-        (("--sets", "small.bin", "--folds", "31"), "a on small: found 30 pairs for 31 folds"),
+        (("--sets", "small.bin", "--folds", "31"), "small: found 30 pairs for 31 folds"),
         (("--sets", "small.bin", "--disjoint-folds"), "does not say which people its images show"),
         (("--pairs-from", "other", "--no-face", "skip"), "--no-face goes with --landmarks or"),
         ((), "no set is named: expected --sets SET..."),
-        (("--pairs-from", "huge"), "a on huge: 1 of 4 images are bad: q/1.png cannot be"),
+        (
+            ("--pairs-from", "huge", "--folds", "2"),
+            "a on huge: 1 of 4 images are bad: q/1.png cannot be",
+        ),
         (("--pairs-from", "other"), "other holds 0 folders with images"),
-        (("--sets", "small.bin", "--groups", "genuineless.csv"), "a on small: "),
+        (("--sets", "small.bin", "--groups", "genuineless.csv"), "small: no genuine pair of 'imp"),
+        (
+            ("--sets", "small.bin", "--groups", "misnamed.csv:group"),
+            "small: none of the images in the",
+        ),
+        (("--sets", "small.bin", "--quality", "misnamed.csv:q"), "small: 60 of 60 images have no"),
     ],
 )
 def test_what_cannot_be_judged_ends_in_a_line(arguments, complaint, there):
@@ -370,6 +379,14 @@ def test_what_cannot_be_judged_ends_in_a_line(arguments, complaint, there):
     assert complaint in ended.stderr
     assert not (there / "owned").exists()
     assert not (there / "out/results.json").exists()
+
+
+def test_what_a_set_cannot_show_is_known_before_any_is_embedded(there, monkeypatch):
+    bad_sets(there)
+    monkeypatch.setattr("evaluation.evaluate.extract", lambda *_, **__: pytest.fail("embedded"))
+    for asked in (("--groups", "misnamed.csv:group"), ("--disjoint-folds",), ("--folds", "31")):
+        ended = run("a.pth", "--sets", "other/small.bin", "damaged.bin", *asked)
+        assert ended.returncode == USER_ERROR_EXIT_CODE, ended.stderr
 
 
 def test_damaged_images_are_counted_where_they_may_be_skipped(there):

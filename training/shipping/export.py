@@ -204,8 +204,9 @@ def _scores(
         return Judged(about, Embedder(embed, name, size, _CPU))
 
     models = [judged("torch", reference), judged("exported", exported)]
-    named = NamedSets(sets, sizes=[size], seed=0)
-    found = evaluate(models, named.openers, Settings(Asked(draws=0), flip=flip))
+    asked = Asked(draws=0)
+    named = NamedSets(sets, sizes=[size], seed=0, asked=asked)
+    found = evaluate(models, named.openers, Settings(asked, flip=flip))
     figures = {(one.set, one.model): one.figures[one.headline].value for one in found.results}
     return {
         one.set: (

@@ -187,6 +187,18 @@ def test_groups_and_images_left_out(tmp_path: Path) -> None:
         found.judge(features, model="m", asked=Asked(without=everyone))
 
 
+def test_groups_of_other_names_than_the_probes_are_refused_before_any_embedding(
+    tmp_path: Path,
+) -> None:
+    write_images(tmp_path, own_layout())
+    found = open_identification(tmp_path, **OPEN)
+    distractor = next(name for name in found.images.names if name.startswith("distractors"))
+    for groups in ({"somebody": "young"}, {distractor: "young"}):
+        with pytest.raises(IdentificationError, match="none of the probes has a group"):
+            found.check(Asked(groups=groups))
+    found.check(Asked(groups={"p3": "young"}))
+
+
 def test_damaged_images_take_no_part(tmp_path: Path) -> None:
     write_images(tmp_path, own_layout())
     found = open_identification(tmp_path, **OPEN)
