@@ -480,7 +480,9 @@ def test_two_hundred_epochs_cost_no_memory_threads_or_descriptors(index, augment
 
         memory, threads, descriptors = after(50)  # what allocators keep for themselves is there
         later = after(200)
-    assert later[1:] == (threads, descriptors)
+    # The process may open one more of its own; one an epoch would be 200.
+    assert later[1] < threads + 20
+    assert later[2] < descriptors + 20
     assert later[0] - memory < 4  # one batch of every epoch kept would be 7 MB
 
 
