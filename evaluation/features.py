@@ -1,19 +1,15 @@
 """Embeddings of a whole test set, kept on disk as they are made: a killed evaluation goes on.
 
 What is kept is known by the model's digest, the images' fingerprint and all that changes an
-embedding; anything else is made again. Rows are appended in order, whole batches at a time, so what
-is there after a kill is right but for an unfinished batch, which is cut off.
+embedding; anything else is made again. See evaluation/kept_rows.py.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,11 +18,10 @@ from torch import Tensor
 
 from evaluation.embedding import embed_batches
 from evaluation.images import Images, ImagesError
+from evaluation.kept_rows import kept_rows
 from facestream import UserError
 
 T = TypeVar("T")
-
-_HEADER = 64  # bytes, of the number of columns as text: what follows is aligned
 
 
 class NonFiniteEmbeddingsError(UserError):
@@ -98,7 +93,13 @@ def extract(
     """
     assert images.size == embedder.image_size
     main = embedder.rank == 0
-    with _kept(keep if main else None, embedder, images, flip=flip) as rows:
+    known_by = (2, embedder.digest, images.fingerprint, images.size, flip, embedder.batch_size)
+    with kept_rows(
+        keep if main else None,
+        known_by=repr(known_by),
+        count=len(images),
+        batch_size=embedder.batch_size,
+    ) as rows:
         done = _of_main(rows.done, embedder)
         faults: dict[int, str] = {}
         for batch in embed_batches(
@@ -160,93 +161,3 @@ def _damaged_before(rows: np.ndarray, images: Images) -> dict[int, str]:
         if faults:
             found[place] = faults[0]
     return found
-
-
-class _InMemory:
-    """Rows that nobody keeps."""
-
-    done = 0
-
-    def __init__(self) -> None:
-        self._blocks: list[np.ndarray] = []
-
-    def add(self, block: np.ndarray) -> None:
-        self._blocks.append(block)
-
-    def all(self) -> np.ndarray:
-        return np.concatenate(self._blocks)
-
-
-class _OnDisk:
-    """Rows appended to a file, which is opened to append: only whole batches stay.
-
-    Attributes:
-        done: the rows that an earlier evaluation has left there.
-    """
-
-    def __init__(self, path: Path, file: BinaryIO, *, count: int, batch_size: int) -> None:
-        self._path, self._file = path, file
-        header = file.read(_HEADER)
-        self._columns = int(header) if len(header) == _HEADER and header.strip().isdigit() else 0
-        self._batch_size = batch_size
-        self.done = 0
-        if self._columns:
-            rows = (path.stat().st_size - _HEADER) // (4 * self._columns)
-            self.done = count if rows >= count else rows - rows % batch_size
-        file.truncate(_HEADER + 4 * self._columns * self.done if self._columns else 0)
-
-    def keep(self, rows: int) -> None:
-        """Of those that are there only so many, or less, in whole batches."""
-        if rows < self.done:
-            self.done = rows - rows % self._batch_size
-            self._file.truncate(_HEADER + 4 * self._columns * self.done)
-
-    def add(self, block: np.ndarray) -> None:
-        if not self._columns:
-            self._columns = block.shape[1]
-            self._file.write(f"{self._columns}".rjust(_HEADER).encode())
-        try:
-            self._file.write(np.ascontiguousarray(block, np.float32).tobytes())
-            self._file.flush()
-        except OSError as error:
-            error.filename = str(self._path)  # a full disk names none
-            raise
-
-    def all(self) -> np.ndarray:
-        rows = np.memmap(self._path, np.float32, mode="r", offset=_HEADER)
-        return rows.reshape(-1, self._columns)
-
-
-@contextmanager
-def _kept(
-    folder: Path | None, embedder: Embedder, images: Images, *, flip: bool
-) -> Iterator[_InMemory | _OnDisk]:
-    """Where rows go: into a file of a folder, unless another process is writing that one."""
-    if folder is None:
-        yield _InMemory()
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    known_by = (1, embedder.digest, images.fingerprint, images.size, flip, embedder.batch_size)
-    path = folder / f"{hashlib.sha256(repr(known_by).encode()).hexdigest()[:32]}.embeddings"
-    with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # in use, or a disk without locks
-            yield _InMemory()
-            return
-        file.seek(0)
-        rows = _OnDisk(path, file, count=len(images), batch_size=embedder.batch_size)
-        if rows.done:
-            rows.keep(_whole(rows.all(), images))
-        yield rows
-
-
-def _whole(rows: np.ndarray, images: Images) -> int:
-    """How many rows, from the first on, are as they were written.
-
-    After a power cut a disk may have the length of a file without its end: zeros, which otherwise
-    are the rows of damaged images alone.
-    """
-    empty = np.flatnonzero(rows[:, -1] == 0).tolist()
-    damaged = _damaged_before(rows, images)
-    return min((place for place in empty if place not in damaged), default=len(rows))

@@ -73,7 +73,7 @@ def test_what_is_kept_is_taken_again_with_the_same_bits(tmp_path: Path) -> None:
     np.testing.assert_allclose(expected[:, -1], norms, rtol=1e-6)
 
 
-@pytest.mark.parametrize("cut", [0, 1, 30, 63, 64, 65, 64 + 13 * 4 * 4, 64 + 13 * 4 * 7 + 5])
+@pytest.mark.parametrize("cut", [0, 1, 63, 64, 80, 128, 129, 128 + 13 * 4 * 4, 128 + 13 * 4 * 9])
 def test_after_a_kill_at_any_byte_it_goes_on_with_whole_batches(tmp_path: Path, cut: int) -> None:
     expected = found(extract(embedder(Counting()), some_images(), keep=tmp_path))
     (file,) = tmp_path.iterdir()
@@ -81,9 +81,61 @@ def test_after_a_kill_at_any_byte_it_goes_on_with_whole_batches(tmp_path: Path, 
     file.write_bytes(whole[:cut])
     again = Counting()
     assert np.array_equal(found(extract(embedder(again), some_images(), keep=tmp_path)), expected)
-    kept_batches = max(0, cut - 64) // (13 * 4 * 4)
+    kept_batches = max(0, cut - 128) // (13 * 4 * 4)
     assert again.images == 2 * (COUNT - 4 * kept_batches)
     assert file.read_bytes() == whole
+
+
+FORGED = {  # what looks like a kept file of the same size, and is another
+    "columns": lambda content: b"12".rjust(64) + content[64:],
+    "more columns than it holds": lambda content: b"99".rjust(64) + content[64:],
+    "no number": lambda content: b"x".rjust(64) + content[64:],
+    "a huge number": lambda content: b"9" * 64 + content[64:],
+    "a bit of a row": lambda content: content[:130] + bytes([content[130] ^ 1]) + content[131:],
+    "a digest": lambda content: content[:64] + bytes([content[64] ^ 1]) + content[65:],
+    "batches": lambda content: content[:128] + content[336:544] + content[128:336] + content[544:],
+}
+
+
+@pytest.mark.parametrize("change", list(FORGED))
+def test_a_forged_or_damaged_file_is_not_believed(tmp_path: Path, change: str) -> None:
+    expected = found(extract(embedder(Counting()), some_images(), keep=tmp_path))
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(FORGED[change](whole))
+    again = Counting()
+    assert np.array_equal(found(extract(embedder(again), some_images(), keep=tmp_path)), expected)
+    assert again.images == 2 * COUNT
+    assert file.read_bytes() == whole
+
+
+def test_damage_in_the_middle_is_told_and_what_is_before_it_is_kept(tmp_path: Path, caplog) -> None:
+    expected = found(extract(embedder(Counting()), some_images(), keep=tmp_path))
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:340] + bytes([whole[340] ^ 1]) + whole[341:])
+    with pytest.raises(KeyboardInterrupt):
+        extract(embedder(Counting(dies_after=0)), some_images(), keep=tmp_path)
+    assert "kept rows are damaged from 4 of 11 on: they are made again" in caplog.text
+    caplog.clear()
+    again = Counting()
+    assert np.array_equal(found(extract(embedder(again), some_images(), keep=tmp_path)), expected)
+    assert again.images == 2 * (COUNT - 4)
+    assert not caplog.records, "what is unfinished is no damage"
+    assert file.read_bytes() == whole
+
+
+def test_embeddings_of_other_weights_under_this_name_are_not_taken(tmp_path: Path) -> None:
+    def darker(pixels: Tensor) -> Tensor:
+        return Counting()(pixels) / 2
+
+    expected = found(extract(embedder(Counting()), some_images(), keep=tmp_path / "own"))
+    theirs = replace(embedder(Counting(), digest="other"), embed=darker)
+    extract(theirs, some_images(), keep=tmp_path / "other")
+    (own,), (other,) = ((tmp_path / name).iterdir() for name in ("own", "other"))
+    own.write_bytes(other.read_bytes())
+    rows = found(extract(embedder(Counting()), some_images(), keep=tmp_path / "own"))
+    assert np.array_equal(rows, expected)
 
 
 def test_an_interrupted_evaluation_keeps_its_batches(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from evaluation import embedding
-from evaluation.features import _OnDisk
+from evaluation.kept_rows import FileRows
 from evaluation.leaks.overlap import SAME_IMAGE, Finding, Overlap
 from evaluation.pair_set import write_bin
 from evaluation.protocols.named_sets import CLEAN
@@ -34,7 +34,7 @@ from tools.evaluate import judge, main, parser
 from training.distributed import World
 
 SIZE, PAIRS, BATCH = 32, 30, 8
-HEADER = 64  # of kept embeddings
+HEADER = 192  # of kept embeddings: columns, and a digest of each batch
 WRITTEN = ["report.html", "results.csv", "results.json", "results.md", "results.tex"]
 
 
@@ -237,15 +237,16 @@ def without_dates(text: str) -> str:
 
 def die_at_third_batch(rank: int, folder: str, *arguments: str) -> None:
     """As kill -9 would end it, in the midst of writing what it has embedded."""
-    add, calls = _OnDisk.add, []
+    add, calls = FileRows.add, []
 
     def add_or_die(rows, block):
         calls.append(len(block))
-        add(rows, block if len(calls) < 3 else block[:5])
         if len(calls) == 3:
+            rows._write(rows._end(rows.done), block[:5].tobytes())
             os.kill(os.getpid(), signal.SIGKILL)
+        add(rows, block)
 
-    _OnDisk.add = add_or_die
+    FileRows.add = add_or_die
     torch.set_num_threads(1)
     judge_alone(World(0, 1, 0, 1, torch.device("cpu")), folder, *arguments)
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from evaluation import features
+from evaluation.kept_rows import FileRows
 from evaluation.predicted import PredictedError, read_predicted
 from facestream import USER_ERROR_EXIT_CODE
 from tests.commands import call
@@ -115,18 +115,17 @@ def test_a_command_that_is_stopped_goes_on_and_writes_the_same_bytes(there, monk
     class Stopped(BaseException):
         """As kill -9: nothing is tidied up."""
 
-    add, batches = features._OnDisk.add, []
+    add, batches = FileRows.add, []
 
     def stop(rows, block):
         if len(batches) == 2:
-            rows._file.write(b"half a row")  # what a kill may leave
-            rows._file.flush()
+            rows._write(rows._end(rows.done), b"half a row")  # what a kill may leave
             raise Stopped
         batches.append(block)
         add(rows, block)
 
     with monkeypatch.context() as patch:
-        patch.setattr(features._OnDisk, "add", stop)
+        patch.setattr(FileRows, "add", stop)
         with pytest.raises(Stopped):
             run("faces")
     assert sorted(path.name for path in Path("out").iterdir()) == ["unfinished"]
