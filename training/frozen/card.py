@@ -1,12 +1,14 @@
 """The card of a model in a file: what it is, was trained on, and where it decides.
 
 It is JSON in the file's own metadata, under "facestream.card": in an .onnx or a .safetensors file,
-whose tensors and digest stay as they are when a card is written.
+whose tensors and digest stay as they are when a card is written; and in a .pt2 file, which has the
+card that it was exported with.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,11 +20,11 @@ from facestream import VERSION, UserError
 from pipeline.named_path import check_path
 from pipeline.records.manifest import UNKNOWN
 from pipeline.whole_file import write_whole
-from training.frozen import onnx_file
+from training.frozen import onnx_file, pt2_file
 
 KEY = "facestream.card"
 FORMAT = 1
-KINDS = (".onnx", ".safetensors")
+KINDS = (".onnx", ".safetensors")  # that a card can be written into
 _LARGEST_HEADER = 100 << 20  # of a .safetensors file, as the library has it
 
 
@@ -36,7 +38,7 @@ class OperatingPoint:
 
     Attributes:
         set: that it was chosen on.
-        fmr: the rate of impostor pairs at or above the threshold, from 0 to 1.
+        fmr: the rate of impostor pairs at or above the threshold, above 0 and at most 1.
         threshold: cosine at or above which two faces are one person's.
         low, high: its interval, 95 % by people; None where there is none.
         genuine, impostor: pairs of the set.
@@ -51,6 +53,21 @@ class OperatingPoint:
     genuine: int
     impostor: int
     flip: bool
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no set can have shown."""
+        if not isinstance(self.set, str) or not self.set:
+            raise ValueError(f"a threshold of the set {self.set!r}, expected the set's name")
+        if not (isinstance(self.fmr, (int, float)) and 0 < self.fmr <= 1):
+            raise ValueError(f"a threshold at an FMR of {self.fmr!r}, expected above 0 and up to 1")
+        ends = [end for end in (self.low, self.high) if end is not None]
+        if not all(
+            isinstance(one, (int, float)) and math.isfinite(one) for one in (self.threshold, *ends)
+        ):
+            raise ValueError(
+                f"a threshold of {self.threshold!r} from {self.low!r} to {self.high!r}, expected "
+                "cosines"
+            )
 
 
 @dataclass(frozen=True)
@@ -115,18 +132,31 @@ class Card:
 
 
 def read_card(path: str | Path) -> Card | None:
-    """The card in an .onnx or .safetensors file; None without one, and for all else.
+    """The card in an .onnx, .safetensors or .pt2 file; None without one, and for all else.
 
     Raises:
-        CardError: a card that is damaged or of a newer version, or a damaged .safetensors file.
+        CardError: a card that is damaged or of a newer version, or such a file itself.
         PathError: there is no such file.
     """
     path = Path(path)
-    if path.suffix not in KINDS:
+    if path.suffix not in (*KINDS, pt2_file.SUFFIX):
         return None
-    check_path(path, called=str(path), expected="an .onnx or .safetensors file")
+    check_path(path, called=str(path), expected="an .onnx, .safetensors or .pt2 file")
     text = _metadata(path).get(KEY)
     return None if text is None else _from_json(text, path)
+
+
+def space_of(source: str | Path, digest: str) -> str:
+    """Of a model's embeddings: as the card of these very weights says, or their own digest.
+
+    Args:
+        source: as the model was named; weights of ours are a space themselves.
+        digest: of the model that was opened.
+
+    Raises CardError.
+    """
+    card = read_card(source) if str(source).endswith(".onnx") else None
+    return card.space if card and card.space and card.digest == digest else digest
 
 
 def write_card(path: str | Path, card: Card) -> None:
@@ -157,6 +187,11 @@ def write_card(path: str | Path, card: Card) -> None:
 
 
 def _metadata(path: Path) -> Mapping[str, str]:
+    if path.suffix == pt2_file.SUFFIX:
+        try:
+            return pt2_file.extra_files(path)
+        except pt2_file.Pt2Error as error:
+            raise CardError(f"{path}: {error}") from error
     content = path.read_bytes()
     if path.suffix == ".onnx":
         return onnx_file.metadata_in(content)
@@ -199,6 +234,6 @@ def _from_json(text: str, path: Path) -> Card:
         if isinstance(error, CardError):
             raise
         raise CardError(
-            f"{path}: its card is damaged ({type(error).__name__}: {error}): write it again by "
-            "tools/evaluate.py --card, or take the file from its source again"
+            f"{path}: its card is damaged ({type(error).__name__}: {error}): take the file from "
+            "its source again, or export the model again and evaluate that with --card"
         ) from error

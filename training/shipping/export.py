@@ -22,11 +22,12 @@ from evaluation.result import Model
 from pipeline.named_path import check_path
 from pipeline.records.index import open_index
 from pipeline.whole_file import replace
-from training.frozen.card import Card, write_card
+from training.frozen.card import KEY, Card, write_card
 from training.frozen.model import digest_of_weights, run_onnx
 from training.frozen.onnx_file import digest_of_file, with_metadata
 from training.frozen.onnx_input import METADATA, as_words
 from training.frozen.onnx_network import open_onnx
+from training.frozen.pt2_file import add_extra_files
 from training.saving.reading import SavedCheckpoint, SavedFile
 from training.shipping.known import config_of, data_of
 from training.shipping.onnx_export import OPSET, ExportError, write_onnx
@@ -109,19 +110,22 @@ def export(
         for name, (figure, ours, theirs) in scores.items():
             worse = ours - theirs
             _require(worse <= LOSSES[dtype], output, _too_bad(name, figure, ours, theirs, dtype))
-        found = Checked(differs, scores)
-        if output.suffix != ".pt2":
-            card = Card(
-                network=architecture.name,
-                embedding_dim=architecture.embedding_dim,
-                input=as_words(wanted),
-                precision=_PRECISIONS[dtype],
-                digest=digest_of_file(path),
-                space=digest_of_weights(network),
-                data=data_of(saved),
-                config=config_of(saved),
-            )
-            checked = with_metadata(path.read_bytes(), CHECKED, _as_json(found, form, dtype))
+        found, space = Checked(differs, scores), digest_of_weights(network)
+        card = Card(
+            network=architecture.name,
+            embedding_dim=architecture.embedding_dim,
+            input=as_words(wanted),
+            precision=_PRECISIONS[dtype],
+            digest=space if output.suffix == ".pt2" else digest_of_file(path),
+            space=space,
+            data=data_of(saved),
+            config=config_of(saved),
+        )
+        checked_as = _as_json(found, form, dtype)
+        if output.suffix == ".pt2":
+            add_extra_files(path, {CHECKED: checked_as, KEY: card.as_json()})
+        else:
+            checked = with_metadata(path.read_bytes(), CHECKED, checked_as)
             path.write_bytes(checked)
             write_card(path, card)
         replace(path, output)

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from training.frozen.card import (
     write_card,
 )
 from training.frozen.onnx_file import digest_of_file, metadata_in
+from training.frozen.pt2_file import add_extra_files, extra_files
 
 CARD = Card(
     network="iresnet18",
@@ -102,8 +104,12 @@ def test_a_file_without_a_card_has_none(suffix, tmp_path):
         ("[" * 100_000, "card is damaged"),
         (CARD.as_json()[:-1] + ', "more": 1}', "card is damaged"),
         (CARD.as_json().replace('"format": 1', '"format": 2'), "format 2"),
+        (CARD.as_json().replace('"fmr": 0.001', '"fmr": 0'), "at an FMR of 0, expected above 0"),
+        (CARD.as_json().replace('"fmr": 0.001', '"fmr": "low"'), "at an FMR of 'low'"),
+        (CARD.as_json().replace('"set": "lfw.bin", "fmr"', '"set": "", "fmr"'), "of the set ''"),
+        (CARD.as_json().replace('"threshold": 0.31', '"threshold": NaN'), "a threshold of nan"),
     ],
-    ids=["no JSON", "no table", "nested", "unknown", "newer"],
+    ids=["no JSON", "no table", "nested", "unknown", "newer", "FMR 0", "word", "no set", "NaN"],
 )
 def test_a_card_that_makes_no_sense_is_named(text, message, tmp_path):
     path = write_safetensors(tmp_path / "x.safetensors", **{KEY: text})
@@ -122,6 +128,36 @@ def test_no_card_is_written_into_a_damaged_file(suffix, tmp_path):
         assert path.read_bytes() == content
     with pytest.raises(CardError, match="can have no card"):
         write_card(tmp_path / "x.pt", CARD)
+
+
+def write_pt2(path, texts, *, before=""):
+    """As torch.export lays it out, without a graph."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/models/model.json", before)
+        for name, text in texts.items():
+            archive.writestr(f"x/extra/{name}", text)
+    return path
+
+
+@pytest.mark.parametrize("folder", ["x/extra", "extra_files"])
+def test_the_texts_of_a_pt2_file_are_read_of_either_layout(folder, tmp_path):
+    path = tmp_path / "x.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{folder}/facestream.input", "112")
+    add_extra_files(path, {KEY: CARD.as_json()})
+    assert extra_files(path) == {"facestream.input": "112", KEY: CARD.as_json()}
+    assert read_card(path) == CARD
+
+
+def test_a_pt2_file_without_a_card_has_none_and_a_damaged_one_is_named(tmp_path):
+    path = write_pt2(tmp_path / "x.pt2", {"facestream.input": "112"})
+    assert read_card(path) is None
+    whole = write_pt2(path, {KEY: CARD.as_json()}).read_bytes()
+    card = whole.index(b'"network"')
+    for content in (b"", whole[:-9], whole[:card] + b"?" + whole[card + 1 :], b"\xff" * 100):
+        path.write_bytes(content)
+        with pytest.raises(CardError, match=r"x\.pt2: it cannot be read as a \.pt2 file"):
+            read_card(path)
 
 
 def test_a_card_is_plain_json():

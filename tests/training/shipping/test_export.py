@@ -12,9 +12,10 @@ from torch import nn
 from models import normalize
 from tests.models.small import SIZE, SMALL, small, trained
 from tools.make_synthetic import make_synthetic
-from training.frozen.card import Card, TrainingData, read_card, write_card
+from training.frozen.card import KEY, Card, TrainingData, read_card, space_of, write_card
 from training.frozen.model import digest_of_weights, open_model
 from training.frozen.onnx_file import OnnxError, metadata_in
+from training.frozen.onnx_input import METADATA
 from training.saving.reading import SavedFile, open_weights
 from training.shipping import export as shipping
 from training.shipping.export import CHECKED, ExportError, export, faces_of
@@ -68,6 +69,14 @@ def test_torch_s_own_form_does_so_too(name, given, tmp_path):
     found = export(Saved(name), path, form=Form(given, flip_sum=True, normalized=True))
     assert found.differs <= 1e-4
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    card, digest = read_card(path), digest_of_weights(trained(name))
+    assert (card.network, card.precision) == (name, "float32")
+    assert card.space == card.digest == digest
+    texts = {METADATA: "", CHECKED: "", KEY: ""}
+    torch.export.load(path, extra_files=texts)
+    assert texts[METADATA] == card.input
+    assert json.loads(texts[CHECKED])["differs"] == found.differs
+    assert json.loads(texts[KEY])["space"] == digest
 
 
 @pytest.mark.parametrize("given", INPUTS)
@@ -98,6 +107,13 @@ def test_smaller_types_stay_within_their_bound(dtype, saved, tmp_path):
     export(saved, tmp_path / "whole.onnx", form=form)
     found = export(saved, path, form=form, dtype=dtype, faces=faces)
     assert 1e-5 < found.differs <= shipping.BOUNDS[dtype]
+    digest = digest_of_weights(saved.network())
+    cards = [read_card(one) for one in (path, tmp_path / "whole.onnx")]
+    assert [card.space for card in cards] == [digest, digest]
+    assert len({card.digest for card in cards}) == 2
+    assert [space_of(one, read_card(one).digest) for one in (path, tmp_path / "whole.onnx")] == [
+        digest
+    ] * 2
     assert path.stat().st_size < 0.6 * (tmp_path / "whole.onnx").stat().st_size
 
 
