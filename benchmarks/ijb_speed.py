@@ -30,10 +30,11 @@ from benchmarks.harness import about_cpu, save, show
 from evaluation.features import Features
 from evaluation.images import Images
 from evaluation.metrics.searches import search
+from evaluation.pair_products import pair_products
 from evaluation.protocols.ijb import Ijb
 from evaluation.protocols.ijb_files import IjbFiles, read_ijb_files
 from evaluation.protocols.protocol import Asked
-from evaluation.protocols.templates import cosines, pool
+from evaluation.protocols.templates import pool
 
 IMAGES, SUBJECTS, TEMPLATES = 469_375, 3_531, 23_124
 GENUINE, PAIRS = 19_557, 15_658_489
@@ -152,7 +153,8 @@ def measure(folder: Path, rows: np.ndarray, *, draws: int) -> tuple[Steps, IjbFi
         )
     pairs = files.pairs
     with steps.step("compare the pairs"):
-        cosines(templates, pairs.first, pairs.second, threads=torch.get_num_threads())
+        first, second = (templates, pairs.first), (templates, pairs.second)
+        pair_products(first, second, threads=torch.get_num_threads())
     lists, subjects = files.one_to_many, files.subjects
     with steps.step("search in both galleries"):
         for gallery in lists.galleries:

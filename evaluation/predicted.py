@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,7 @@ from pipeline.whole_file import write_whole, writing_whole
 FORMAT = 1
 FORMS = ("npy", "parquet", "safetensors")
 _ABOUT, _NAMES, _ROWS, _NORMS = "about.json", "names.txt", "embeddings.npy", "norms.npy"
-_BLOCK = 1 << 14  # rows, or pairs, at a time
+_BLOCK = 1 << 14  # rows at a time
 
 
 class PredictedError(UserError):
@@ -47,6 +45,7 @@ class About:
         normalized: whether rows have unit length.
         dtype: "float32" or "float16".
         damaged: what is wrong with which images, by name: their rows are zeros.
+        space: of the embeddings: those of one space can be compared; older folders have none.
     """
 
     model: str
@@ -59,6 +58,7 @@ class About:
     normalized: bool
     dtype: str
     damaged: dict[str, str]
+    space: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,6 @@ class Predicted:
     embeddings: np.ndarray
     names: Sequence[str]
     about: About
-
-    @cached_property
-    def places(self) -> dict[str, int]:
-        """By name."""
-        return {name: place for place, name in enumerate(self.names)}
 
 
 def write_predicted(
@@ -144,32 +139,6 @@ def read_predicted(folder: Path) -> Predicted:
             f"{folder} is damaged ({error}): copy it again, or run tools/predict.py again"
         ) from error
     return Predicted(rows, names, about)
-
-
-def pair_cosines(
-    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], *, threads: int
-) -> np.ndarray:
-    """(P,) float32 cosines of P pairs of rows; NaN where a row is zeros.
-
-    Args:
-        first, second: rows (N, D), float32 or float16, of any length, and which of them (P,).
-        threads: that compare.
-    """
-    (ours, left), (theirs, right) = first, second
-    scores = np.empty(len(left), np.float32)
-
-    def compare(start: int) -> None:
-        block = slice(start, start + _BLOCK)
-        a = ours.take(left[block], axis=0).astype(np.float32, copy=False)
-        b = theirs.take(right[block], axis=0).astype(np.float32, copy=False)
-        squares = np.einsum("pd,pd->p", a, a) * np.einsum("pd,pd->p", b, b)
-        with np.errstate(invalid="ignore"):
-            scores[block] = np.einsum("pd,pd->p", a, b) / np.sqrt(squares)
-
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(compare, range(0, len(left), _BLOCK)):
-            pass
-    return scores
 
 
 def _blocks(features: Features, about: About) -> Iterator[tuple[slice, np.ndarray]]:

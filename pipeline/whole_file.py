@@ -28,12 +28,8 @@ def write_whole(file: Path, content: str | bytes, *, aside: Path | None = None) 
         OSError: where it cannot be written.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    try:
-        with writing_whole(file, aside=aside) as stream:
-            stream.write(data)
-    except OSError as error:
-        error.filename = error.filename or str(file)  # a full disk names none
-        raise
+    with writing_whole(file, aside=aside) as stream:
+        stream.write(data)
 
 
 @contextmanager
@@ -52,9 +48,11 @@ def writing_whole(file: Path, *, aside: Path | None = None) -> Iterator[BinaryIO
             stream.flush()
             sync(stream.fileno())
         replace(aside, file)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # the first error is the one to tell
             aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(file)  # a full disk names none
         raise
 
 

@@ -3,13 +3,16 @@
 A and B are two images: their cosine is given and, where the model's file has a card, whether they
 show the same person. Or one or both are folders: the best matches in B are given of each image of
 A. --pairs takes a CSV of pairs; with --predicted OUT, names are those of a folder that
-tools/predict.py has written, and no image is read.
+tools/predict.py has written, and its images are not read.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,105 +24,166 @@ from evaluation.predicted import PredictedError, read_predicted
 from facestream import UserError
 from pipeline.ahead import cores
 from pipeline.named_path import check_path
-from tools.sources.compared import Pairs, Side, best_matches, read_pairs
+from tools.sources.compared import Pairs, Side, best_matches, listing
 from tools.sources.cropping import CropOptions, add_crop_options, take_crop_options
 from tools.sources.decision import USUAL, Decision, decision_of
 from tools.sources.named_images import files_of, named_images
 from tools.sources.named_model import add_model_options, open_named_model
+from tools.sources.pair_lists import PlaceOf, read_pairs
 from training.command import command, share, whole_number
 from training.distributed import World, join_world, leave_world
+from training.frozen.card import read_card, space_of
+from training.frozen.model import OpenedModel
 
 
 def compare(arguments: argparse.Namespace, world: World) -> None:
     """All that the command does."""
     _check(arguments)
     opened, embedder = open_named_model(arguments.model, arguments, world)
-    photos = take_crop_options(vars(arguments))
-    flip = not arguments.no_flip
-    decided = decision_of(arguments.model, flip=flip, fmr=arguments.fmr, on=arguments.set)
-    if arguments.predicted:
-        pairs = _of_predicted(arguments, digest=opened.digest)
-    elif arguments.pairs:
-        pairs = _of_list(arguments, embedder, photos)
-    else:
-        pairs = _of_images(arguments, embedder, photos)
-    scores = pairs.cosines(threads=cores())
-    words = decided.of(scores) if isinstance(decided, Decision) else None
-    for line in pairs.lines(scores, words):
+    asked = Asked(arguments, opened, embedder)
+    decided = decision_of(
+        read_card(opened.source),
+        of=f"the card of {opened.source}",
+        digest=opened.digest,
+        flip=asked.flip,
+        fmr=arguments.fmr,
+        on=arguments.set,
+    )
+    decision = decided if isinstance(decided, Decision) else None
+    with listing(arguments.output, decided=decision is not None) as listed:
+        for pairs in _pairs(asked):
+            scores = pairs.cosines(threads=cores())
+            listed.add(pairs, scores, decision.of(scores) if decision else None)
+    for line in listed.lines():
         print(line)
-    print(f"{'note' if words is None else 'decision':<13} {decided}")
+    print(f"{'decision' if decision else 'note':<13} {decided}")
     if arguments.output:
-        pairs.write(arguments.output, scores, words)
-        print(f"wrote         {arguments.output}, {len(scores)} pairs")
+        print(f"wrote         {arguments.output}, {listed.count} pairs")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A command line, and the model that it names."""
+
+    arguments: argparse.Namespace
+    opened: OpenedModel
+    embedder: Embedder
+
+    @property
+    def flip(self) -> bool:
+        return not self.arguments.no_flip
+
+    @cached_property
+    def photos(self) -> CropOptions:
+        return take_crop_options(vars(self.arguments))
+
+    @cached_property
+    def space(self) -> str:
+        """Of the embeddings that are compared."""
+        return space_of(self.opened.source, self.opened.digest)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     two = bool(arguments.a and arguments.b)
-    search = bool(arguments.identify and arguments.gallery)
+    predicted = len(arguments.predicted)
+    search = bool(arguments.identify and (arguments.gallery or predicted == 1))
     if two + bool(arguments.pairs) + search != 1 or (arguments.a and not arguments.b):
         raise UserError(
-            "expected two images or folders, A B; or --pairs CSV; or --identify PHOTO --gallery "
-            "FOLDER: one of these"
+            "expected two images or folders, A B; or --pairs CSV; or --identify PHOTO with "
+            "--gallery FOLDER or --predicted OUT: one of these"
         )
-    if search and arguments.predicted:
-        raise UserError("--predicted goes with A B or --pairs: leave it out")
+    if predicted > 2 or (search and arguments.gallery and predicted):
+        raise UserError(
+            "expected --predicted once, or twice for the first and the second of each pair, and "
+            "not beside --gallery"
+        )
 
 
-def _of_predicted(arguments: argparse.Namespace, *, digest: str) -> Pairs:
+def _pairs(asked: Asked) -> Iterator[Pairs]:
+    """What is compared, some pairs at a time."""
+    arguments = asked.arguments
+    sides = [_predicted(folder, asked) for folder in arguments.predicted]
+    if arguments.identify:
+        gallery = sides[0] if sides else _side(arguments.gallery, asked)
+        yield best_matches(_side(arguments.identify, asked), gallery, top=arguments.top)
+    elif sides:
+        yield from _of_predicted(sides[0], sides[-1], arguments)
+    elif arguments.pairs:
+        yield _of_list(asked)
+    else:
+        given = [Path(one) for one in (arguments.a, arguments.b)]
+        left, right = (_side(path, asked) for path in given)
+        if any(path.is_dir() for path in given):
+            yield best_matches(left, right, top=arguments.top)
+        else:
+            yield Pairs(left, right, np.zeros(1, np.int64), np.zeros(1, np.int64))
+
+
+def _of_predicted(left: Side, right: Side, arguments: argparse.Namespace) -> Iterator[Pairs]:
     """By name, of rows that are there already."""
-    folder, flip = arguments.predicted, not arguments.no_flip
-    found = read_predicted(folder)
-    if found.about.digest != digest:
-        raise PredictedError(
-            f"{folder} was made with {found.about.model}, of digest {found.about.digest}; the "
-            f"model named has {digest}: embeddings of two models cannot be compared"
-        )
+    if arguments.pairs:
+        place_of = PlaceOf(left.places.__getitem__, right.places.__getitem__)
+        for places in read_pairs(arguments.pairs, place_of):
+            yield Pairs(left, right, *places)
+        return
+    folders = arguments.predicted[0], arguments.predicted[-1]
+    for name, side, folder in zip((arguments.a, arguments.b), (left, right), folders):
+        if name not in side.places:
+            raise PredictedError(f"{name} is no name in {folder / 'names.txt'}: name one of it")
+    yield Pairs(
+        left, right, np.array([left.places[arguments.a]]), np.array([right.places[arguments.b]])
+    )
+
+
+def _predicted(folder: Path, asked: Asked) -> Side:
+    """A folder of embeddings that may be compared with those of the model."""
+    found, flip = read_predicted(folder), asked.flip
     if found.about.flip != flip:
         raise PredictedError(
             f"{folder} was made {'with' if found.about.flip else 'without'} the mirror images: "
             f"{'leave out' if found.about.flip else 'add'} --no-flip"
         )
-    side, places = Side(found.embeddings, found.names), found.places
-    if arguments.pairs:
-        return Pairs(side, side, *read_pairs(arguments.pairs, places.__getitem__))
-    unknown = [name for name in (arguments.a, arguments.b) if name not in places]
-    if unknown:
-        raise PredictedError(f"{unknown[0]} is no name in {folder / 'names.txt'}: name one of it")
-    return Pairs(side, side, *(np.array([places[name]]) for name in (arguments.a, arguments.b)))
+    space = found.about.space or found.about.digest
+    if space != asked.space:
+        raise PredictedError(
+            f"{folder} was made with {found.about.model}, of the space {space}; the model named "
+            f"has {asked.space}: embeddings of two networks cannot be compared"
+        )
+    if found.about.digest != asked.opened.digest:
+        print(
+            f"note          {folder} was made with {found.about.model}, another file of the same "
+            "network: its embeddings differ as the formats do, most in int8"
+        )
+    return Side(found.embeddings, found.names)
 
 
-def _of_list(arguments: argparse.Namespace, embedder: Embedder, photos: CropOptions) -> Pairs:
+def _of_list(asked: Asked) -> Pairs:
     """The images that a list of pairs names, each embedded once."""
+    arguments, embedder = asked.arguments, asked.embedder
     names: dict[str, int] = {}
-    first, second = read_pairs(arguments.pairs, lambda name: names.setdefault(name, len(names)))
+
+    def place_of(name: str) -> int:
+        return names.setdefault(name, len(names))
+
+    found = list(read_pairs(arguments.pairs, PlaceOf(place_of, place_of)))
+    first, second = (np.concatenate(places) for places in zip(*found))
     folder = arguments.folder or arguments.pairs.parent
-    images = files_of(folder, list(names), size=embedder.image_size, photos=photos)
-    found = extract(embedder, images, flip=not arguments.no_flip, progress="embedding")
-    assert found is not None, "there is one rank"
-    side = Side(found.embeddings, images.names)
+    images = files_of(folder, list(names), size=embedder.image_size, photos=asked.photos)
+    features = extract(embedder, images, flip=asked.flip, progress="embedding")
+    assert features is not None, "there is one rank"
+    side = Side(features.embeddings, images.names)
     return Pairs(side, side, first, second)
 
 
-def _of_images(arguments: argparse.Namespace, embedder: Embedder, photos: CropOptions) -> Pairs:
-    """Two images, or the best matches where one of the two is a folder."""
-    given = (arguments.identify or arguments.a, arguments.gallery or arguments.b)
-    left, right = (_side(Path(one), embedder, photos, arguments) for one in given)
-    if any(Path(one).is_dir() for one in given):
-        return best_matches(left, right, top=arguments.top)
-    return Pairs(left, right, np.zeros(1, np.int64), np.zeros(1, np.int64))
-
-
-def _side(
-    path: Path, embedder: Embedder, photos: CropOptions, arguments: argparse.Namespace
-) -> Side:
+def _side(path: Path, asked: Asked) -> Side:
     """An image, or those of a folder: damaged ones of a folder are left out and told."""
-    size = embedder.image_size
+    embedder, photos, size = asked.embedder, asked.photos, asked.embedder.image_size
     check_path(path, called=str(path), expected="an image or a folder of images", folder=True)
     if path.is_dir():
         images = named_images(path, size=size, photos=photos)
     else:
         images = files_of(path.parent, [path.name], size=size, photos=photos)
-    found = extract(embedder, images, flip=not arguments.no_flip, skip_damaged=path.is_dir())
+    found = extract(embedder, images, flip=asked.flip, skip_damaged=path.is_dir())
     assert found is not None, "there is one rank"
     if not found.damaged:
         return Side(found.embeddings, images.names)
@@ -145,8 +209,21 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--folder", type=Path, metavar="DIR", help="where names of --pairs begin (default: its own)"
     )
-    add("--predicted", type=Path, metavar="OUT", help="a folder that tools/predict.py has written")
-    add("--identify", type=Path, metavar="PHOTO", help="look this face up in --gallery")
+    add(
+        "--predicted",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="OUT",
+        help="a folder that tools/predict.py has written; twice: of the first and the second of "
+        "each pair",
+    )
+    add(
+        "--identify",
+        type=Path,
+        metavar="PHOTO",
+        help="look this face up in --gallery or --predicted",
+    )
     add("--gallery", type=Path, metavar="FOLDER", help="images of known people")
     add("--top", type=whole_number(1, 10_000), default=5, help="matches to give (default 5)")
     add("-o", "--output", type=Path, metavar="CSV", help="file for all pairs and cosines")

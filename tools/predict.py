@@ -26,6 +26,7 @@ from tools.sources.named_model import add_model_options, open_named_model
 from training.allocator import keep_pages
 from training.command import command
 from training.distributed import World, join_world, leave_world
+from training.frozen.card import space_of
 from training.frozen.model import OpenedModel
 
 _TOLD = 5  # damaged images
@@ -97,6 +98,7 @@ def _about(
         normalized=not arguments.raw,
         dtype=arguments.dtype,
         damaged={images.names[place]: why for place, why in sorted(features.damaged.items())},
+        space=space_of(opened.source, opened.digest),
     )
 
 

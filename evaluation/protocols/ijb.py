@@ -35,9 +35,10 @@ from evaluation.metrics.judge_searches import Judgement, Wanted, compare_searche
 from evaluation.metrics.measure import Comparisons
 from evaluation.metrics.paired import compare_models
 from evaluation.metrics.searches import Searches, search
+from evaluation.pair_products import pair_products
 from evaluation.protocols.ijb_files import IjbFiles, OneToMany, TemplatePairs, read_ijb_files
 from evaluation.protocols.protocol import Asked, quality_of
-from evaluation.protocols.templates import cosines, pool
+from evaluation.protocols.templates import pool
 from evaluation.result import Comparison, Figure, Group, Result
 from facestream import UserError
 
@@ -210,7 +211,8 @@ class Ijb:
             kept = present[pairs.first] & present[pairs.second]
             pairs = TemplatePairs(pairs.first[kept], pairs.second[kept], pairs.same[kept])
         threads = torch.get_num_threads()
-        return pairs, cosines(templates, pairs.first, pairs.second, threads=threads)
+        first, second = (templates, pairs.first), (templates, pairs.second)
+        return pairs, pair_products(first, second, threads=threads)
 
     def _one_to_many(self, present: np.ndarray) -> OneToMany | None:
         """Of the templates that have an image left."""

@@ -1,4 +1,4 @@
-"""Images of one person pooled into a template, and templates compared: IJB's way.
+"""Images of one person pooled into a template, IJB's way.
 
 The embeddings of a medium (the frames of a video) are averaged within a template, the media are
 added, and the sum is brought to unit length: a video counts as much as a photo.
@@ -6,7 +6,6 @@ added, and the sum is brought to unit length: a video counts as much as a photo.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,6 @@ import torch
 from evaluation.protocols.protocol import unit_rows
 
 _ROWS = 1 << 13  # of embeddings at a time
-_PAIRS = 1 << 12  # of templates at a time, for which both sides are gathered
 
 
 @dataclass(frozen=True)
@@ -70,21 +68,6 @@ def pool(
         sums.index_add_(0, torch.from_numpy(template[block]), torch.from_numpy(rows))
     present = np.bincount(template, minlength=templates) > 0
     return unit_rows(sums.numpy()), present
-
-
-def cosines(rows: np.ndarray, first: np.ndarray, second: np.ndarray, *, threads: int) -> np.ndarray:
-    """(P,) float32: of rows (T, D) of unit length, those at first with those at second (P,)."""
-    scores = np.empty(len(first), np.float32)
-
-    def compare(start: int) -> None:
-        block = slice(start, start + _PAIRS)
-        a, b = rows.take(first[block], axis=0), rows.take(second[block], axis=0)
-        np.einsum("pd,pd->p", a, b, out=scores[block])
-
-    with ThreadPoolExecutor(threads) as pool_of_threads:
-        for _ in pool_of_threads.map(compare, range(0, len(first), _PAIRS)):
-            pass
-    return scores
 
 
 def _images_of_medium(template: np.ndarray, medium: np.ndarray) -> np.ndarray:

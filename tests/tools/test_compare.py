@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 from evaluation.features import Features
 from evaluation.predicted import About, write_predicted
 from facestream import USER_ERROR_EXIT_CODE
 from models import create_model
+from pipeline import whole_file
+from pipeline.align import TEMPLATE
 from tests.commands import call
+from tests.pipeline.faces import detectors
 from tests.tools.test_evaluate import SIZE, png, write_model
 from tools import compare, predict
-from tools.sources.compared import Pairs, Side, best_matches
+from tools.sources.compared import Pairs, Side, best_matches, listing
 from tools.sources.decision import Decision
 from training.frozen.card import Card, OperatingPoint, write_card
+from training.frozen.model import digest_of_weights
+from training.saving.reading import open_weights
+from training.shipping.export import export
+from training.shipping.shipped import Form
 
 OPTIONS = ("--batch", 4, "--device", "cpu", "--precision", "fp32")
 POINT = OperatingPoint(
@@ -44,13 +54,17 @@ def run(*arguments: object, model: str = "a.pth"):
     return call(compare.main, model, *arguments, *OPTIONS)
 
 
-def with_card(path: Path, *points: OperatingPoint) -> str:
+def with_card(path: Path, *points: OperatingPoint, digest: str | None = None) -> str:
     network = create_model("iresnet10", embedding_dim=8, image_size=SIZE, width=0.25)
     tensors = network.state_dict().items()
     save_file({name: tensor.contiguous() for name, tensor in tensors}, path)
     write_card(
         path,
-        Card("iresnet10", 8, f"{SIZE},rgb,-1..1", "float32", digest="", points=points),
+        Card(
+            *("iresnet10", 8, f"{SIZE},rgb,-1..1", "float32"),
+            digest=digest_of_weights(network) if digest is None else digest,
+            points=points,
+        ),
     )
     return path.name
 
@@ -160,10 +174,12 @@ def test_pairs_of_a_list_are_those_of_the_predicted_folder(there):
         (("--pairs", "one.csv", "--predicted", "out"), "line 1: found 'alone', expected two names"),
         (("--pairs", "bad.csv", "--predicted", "out"), "line 2: 'z' is no name of an image"),
         (("--pairs", "empty.csv", "--predicted", "out"), "empty.csv has no pairs"),
-        (("a", "b", "--predicted", "other"), "embeddings of two models cannot be compared"),
+        (("a", "b", "--predicted", "other"), "embeddings of two networks cannot be compared"),
         (("a", "b", "--predicted", "out", "--no-flip"), "leave out --no-flip"),
         (("a",), "expected two images or folders"),
         (("a", "b", "--pairs", "x.csv"), "one of these"),
+        (("a", "b", *3 * ("--predicted", "out")), "expected --predicted once, or twice"),
+        (("--identify", "photo.png", *2 * ("--predicted", "out")), "one of these"),
         (("missing.png", "photo.png"), "missing.png does not exist"),
     ],
 )
@@ -187,6 +203,129 @@ def test_names_with_commas_and_quotes_are_read_back_as_they_were(tmp_path):
     names = ['a,"b".png', "plain.png"]
     side = Side(np.eye(2, dtype=np.float32), names)
     pairs = Pairs(side, side, np.array([0, 1]), np.array([1, 1]))
-    pairs.write(tmp_path / "out.csv", pairs.cosines(threads=1), None)
+    with listing(tmp_path / "out.csv", decided=False) as listed:
+        listed.add(pairs, pairs.cosines(threads=1), None)
     rows = list(csv.reader((tmp_path / "out.csv").read_text().splitlines()))
     assert rows[1:] == [[*names, "0.000000"], ["plain.png", "plain.png", "1.000000"]]
+
+
+def test_cosines_of_rows_of_any_length_and_type_are_those_of_float64():
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((40, 16)).astype(np.float16) * np.float16(3)
+    rows[7] = 0
+    first, second = random.integers(0, 40, (2, 3000))
+    side = Side(rows, range(40))
+    exact = rows.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        unit = exact / np.linalg.norm(exact, axis=1, keepdims=True)
+    expected = (unit[first] * unit[second]).sum(1)
+    assert np.isnan(expected).any()
+    for part in (slice(0, 10), slice(None)):  # lengths are known of some, then of all
+        found = Pairs(side, side, first[part], second[part]).cosines(threads=2)
+        np.testing.assert_allclose(found, expected[part], atol=1e-6)
+
+
+def export_onnx(folder: Path, name: str) -> str:
+    """a.pth, as an .onnx file."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    export(open_weights(folder / "a.pth"), folder / name, form=Form())
+    return name
+
+
+def test_files_of_one_network_are_one_space_and_say_that_they_are_two_files(there):
+    """The weights, and what was exported from them."""
+    model = export_onnx(there, "a.onnx")
+    assert call(predict.main, "a.pth", "faces", "-o", "out", *OPTIONS).returncode == 0
+    ended = run("p1/one.png", "p2/one.png", "--predicted", "out", model=model)
+    assert ended.returncode == 0, ended.stderr
+    assert "note          out was made with a.pth, another file of the same network" in ended.stdout
+    assert call(predict.main, model, "faces", "-o", "other", *OPTIONS).returncode == 0
+    both = run("p1/one.png", "p1/one.png", "--predicted", "out", "--predicted", "other")
+    assert "cosine        1.0000\n" in both.stdout
+
+
+def test_a_photo_is_looked_up_in_a_predicted_folder(there):
+    assert call(predict.main, "a.pth", "faces", "-o", "out", *OPTIONS).returncode == 0
+    ended = run("--identify", "photo.png", "--predicted", "out", "--top", 2)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("1.0000        photo.png  p2/one.png\n")
+
+
+def test_photographs_are_cropped_by_landmarks_before_they_are_compared(there):
+    marks = TEMPLATE * SIZE / 112
+    moved = np.array(Image.open("photo.png"))
+    wide = np.zeros((SIZE + 20, SIZE + 30, 3), np.uint8)
+    wide[5 : 5 + SIZE, 10 : 10 + SIZE] = moved
+    Image.fromarray(wide).save("faces/wide.png")
+    Path("photo.png").rename("faces/photo.png")
+    lines = [
+        ",".join([name, *map(str, (marks + shift).ravel())])
+        for name, shift in (("photo.png", (0, 0)), ("wide.png", (10, 5)))
+    ]
+    Path("marks.csv").write_text("\n".join(lines))
+    given = ("faces/photo.png", "faces/wide.png", "--landmarks", "marks.csv")
+    ended = run(*given)
+    assert ended.returncode == 0, ended.stderr
+    assert "cosine        1.0000\n" in ended.stdout
+    refused = run("faces/photo.png", "faces/p1/one.png", "--landmarks", "marks.csv")
+    assert refused.returncode == USER_ERROR_EXIT_CODE
+    assert "one.png" in refused.stderr
+
+
+def test_photographs_are_cropped_by_a_detector_before_they_are_compared(there):
+    """The same face of two photos whose other parts differ."""
+    pytest.importorskip("onnxruntime")
+    face = detectors.Face((10, 20, 120, 110), np.add(TEMPLATE, [5, 10]), 0.9)
+    detectors.write(there / "scrfd.onnx", detectors.scrfd([face]))
+    random = np.random.default_rng(0)
+    shown = random.integers(0, 256, (112, 112, 3), np.uint8)
+    for name in ("one.png", "two.png"):
+        pixels = random.integers(0, 256, (*detectors.CANVAS, 3), np.uint8)
+        pixels[10:122, 5:117] = shown
+        Image.fromarray(pixels).save(name)
+    ended = run("one.png", "two.png", "--detector", "scrfd.onnx")
+    assert ended.returncode == 0, ended.stderr
+    assert float(ended.stdout.split("cosine")[1].split()[0]) > 0.999
+    Path("none.onnx").write_bytes(b"")
+    refused = run("one.png", "two.png", "--detector", "none.onnx")
+    assert refused.returncode == USER_ERROR_EXIT_CODE
+    assert "none.onnx" in refused.stderr
+
+
+def test_a_full_disk_leaves_nothing_and_names_the_file(there, monkeypatch):
+    assert call(predict.main, "a.pth", "faces", "-o", "out", *OPTIONS).returncode == 0
+    Path("pairs.csv").write_text("p0/one.png,p1/one.png\n" * 9)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(whole_file, "sync", full)
+    ended = run("--pairs", "pairs.csv", "--predicted", "out", "-o", "scores.csv")
+    assert ended.returncode == USER_ERROR_EXIT_CODE
+    assert "scores.csv finds no room on the disk" in ended.stderr
+    assert not list(there.glob("scores.csv*"))
+
+
+def test_a_card_of_other_weights_decides_nothing(there):
+    model = with_card(there / "b.safetensors", POINT, digest="0123")
+    ended = run("photo.png", "photo.png", model=model)
+    assert "no decision: the card is of weights of digest 0123, and these are" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "told"),
+    [
+        ('"fmr": 0.001', '"fmr": 0', "a threshold at an FMR of 0, expected above 0"),
+        ('"set": "mine"', '"set": ""', "a threshold of the set '', expected the set's name"),
+    ],
+)
+def test_a_card_made_by_hand_is_named_where_it_cannot_be(was, becomes, told, there):
+    model = with_card(there / "b.safetensors", POINT)
+    content = Path(model).read_bytes()
+    assert content.count(was.replace('"', '\\"').encode()) == 1
+    shorter, longer = (text.replace('"', '\\"').encode() for text in (becomes, was))
+    Path(model).write_bytes(content.replace(longer, shorter.ljust(len(longer))))
+    ended = run("photo.png", "photo.png", model=model)
+    assert ended.returncode == USER_ERROR_EXIT_CODE
+    assert told in ended.stderr

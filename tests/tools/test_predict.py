@@ -66,6 +66,7 @@ def test_rows_as_the_model_gives_them_have_the_norms_where_nothing_is_mirrored(t
     assert np.linalg.norm(rows, axis=1) == pytest.approx(np.load("out/norms.npy"))
     about = json.loads(Path("out/about.json").read_text())
     assert (about["flip"], about["normalized"]) == (False, False)
+    assert about["space"] == about["digest"]
     run("faces", "--no-flip", output="unit")
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     assert np.load("unit/embeddings.npy") == pytest.approx(unit, abs=1e-6)
@@ -80,7 +81,7 @@ def test_a_list_is_embedded_in_its_order_from_its_own_folder(there, monkeypatch)
     assert listed.names == ["p2/02.png", "p0/00.png"]
     for place, name in enumerate(listed.names):
         assert listed.embeddings[place] == pytest.approx(
-            every.embeddings[every.places[name]], abs=1e-6
+            every.embeddings[list(every.names).index(name)], abs=1e-6
         )
 
 

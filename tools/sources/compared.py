@@ -1,25 +1,23 @@
-"""Pairs of images that are compared: named by a list, or the best matches; shown and written."""
+"""Images that are compared, in pairs or each with its best matches; shown and written."""
 
 from __future__ import annotations
 
-import csv
-from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from evaluation.predicted import pair_cosines
+from evaluation.pair_products import pair_products
 from evaluation.protocols.protocol import unit_rows
-from facestream import UserError
-from pipeline.named_path import check_path
 from pipeline.whole_file import writing_whole
 
 _SHOWN = 20  # lines on the console
 _IMAGES = 1024  # that are looked for at a time
 _LINES = 1 << 16  # that are written at a time
-_HEADERS = {"a", "first", "name1", "image1", "image_1", "file1", "left"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,23 @@ class Side:
 
     rows: np.ndarray
     names: Sequence[str]
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """By name."""
+        return {name: place for place, name in enumerate(self.names)}
+
+    def lengths(self, places: np.ndarray) -> np.ndarray:
+        """(P,) float32 of the rows at places (P,); each is measured once."""
+        unknown = np.unique(places[np.isnan(self._lengths[places])])
+        for start in range(0, len(unknown), _IMAGES):
+            some = unknown[start : start + _IMAGES]
+            self._lengths[some] = np.linalg.norm(self.rows[some].astype(np.float32), axis=1)
+        return self._lengths[places]
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return np.full(len(self.rows), np.nan, np.float32)
 
 
 @dataclass(frozen=True)
@@ -46,75 +61,73 @@ class Pairs:
     def cosines(self, *, threads: int) -> np.ndarray:
         """(P,) float32; NaN where an image has no embedding."""
         left, right = (self.left.rows, self.first), (self.right.rows, self.second)
-        return pair_cosines(left, right, threads=threads)
+        lengths = self.left.lengths(self.first), self.right.lengths(self.second)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return pair_products(left, right, threads=threads) / lengths[0] / lengths[1]
 
-    def lines(self, scores: np.ndarray, words: np.ndarray | None) -> list[str]:
-        """For the console: the first ones.
+
+class Listing:
+    """Pairs as they are compared: the first ones are kept for the console, a file takes all.
+
+    Args:
+        file: for lines of CSV; None where none is wanted.
+        decided: whether each pair gets a word.
+
+    Attributes:
+        count: pairs so far.
+    """
+
+    def __init__(self, file: BinaryIO | None, *, decided: bool) -> None:
+        self._file, self._decided, self._shown = file, decided, list[str]()
+        self.count = 0
+        if file:
+            file.write(b"a,b,cosine,decision\n" if decided else b"a,b,cosine\n")
+
+    def add(self, pairs: Pairs, scores: np.ndarray, words: np.ndarray | None) -> None:
+        """Some more.
 
         Args:
             scores: (P,) cosines.
             words: (P,) what is decided; None where nothing is.
+
+        Raises OSError where the file cannot be written.
         """
-        decided = [""] * _SHOWN if words is None else [f", {word}" for word in words[:_SHOWN]]
-        if len(scores) == 1:
-            return [f"cosine        {scores[0]:.4f}{decided[0]}"]
-        lines = [
-            f"{score:<13.4f} {self.left.names[one]}  {self.right.names[other]}{word}"
-            for score, one, other, word in zip(scores, self.first, self.second, decided)
-        ]
-        more = len(scores) - len(lines)
-        return lines + ([f"and {more} more: --output CSV has all"] if more else [])
+        self.count += len(scores)
+        kept = slice(0, _SHOWN - len(self._shown))
+        decided = [""] * _SHOWN if words is None else [f", {word}" for word in words[kept]]
+        for score, one, other, word in zip(
+            scores[kept], pairs.first[kept], pairs.second[kept], decided
+        ):
+            alone = f"cosine        {score:.4f}{word}"
+            named = f"{score:<13.4f} {pairs.left.names[one]}  {pairs.right.names[other]}{word}"
+            self._shown.append(alone if self.count == 1 else named)
+        if self._file is None:
+            return
+        for start in range(0, len(scores), _LINES):
+            block = slice(start, start + _LINES)
+            columns = [
+                [_quoted(pairs.left.names[place]) for place in pairs.first[block].tolist()],
+                [_quoted(pairs.right.names[place]) for place in pairs.second[block].tolist()],
+                map("{:.6f}".format, scores[block].tolist()),
+                *(() if words is None else (words[block],)),
+            ]
+            lines = "".join(",".join(row) + "\n" for row in zip(*columns))
+            self._file.write(lines.encode(errors="surrogateescape"))
 
-    def write(self, path: Path, scores: np.ndarray, words: np.ndarray | None) -> None:
-        """All of them as CSV. Raises OSError where it cannot be written."""
-        with writing_whole(path) as file:
-            file.write(b"a,b,cosine\n" if words is None else b"a,b,cosine,decision\n")
-            for start in range(0, len(scores), _LINES):
-                block = slice(start, start + _LINES)
-                columns = [
-                    [_quoted(self.left.names[place]) for place in self.first[block].tolist()],
-                    [_quoted(self.right.names[place]) for place in self.second[block].tolist()],
-                    map("{:.6f}".format, scores[block].tolist()),
-                    *(() if words is None else (words[block],)),
-                ]
-                lines = "".join(",".join(row) + "\n" for row in zip(*columns))
-                file.write(lines.encode(errors="surrogateescape"))
+    def lines(self) -> list[str]:
+        """For the console."""
+        more = self.count - len(self._shown)
+        return self._shown + ([f"and {more} more: --output CSV has all"] if more else [])
 
 
-def read_pairs(path: Path, place_of: Callable[[str], int]) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) and (P,) places of the two images that each line names; further fields are passed over.
-
-    Raises:
-        UserError: with the line, what is no pair; what `place_of` raises.
-    """
-    check_path(path, called=str(path), expected="a CSV of pairs")
-    first, second = array("q"), array("q")
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = csv.reader(file)
-        try:
-            for row in rows:
-                if len(row) < 2:
-                    if not row:
-                        continue
-                    raise UserError(
-                        f"{path}, line {rows.line_num}: found {row[0][:200]!r}, expected two names "
-                        "with a comma between them"
-                    )
-                if rows.line_num == 1 and row[0].strip().lower() in _HEADERS:
-                    continue
-                try:
-                    first.append(place_of(row[0]))
-                    second.append(place_of(row[1]))
-                except KeyError as error:
-                    raise UserError(
-                        f"{path}, line {rows.line_num}: {error.args[0]!r} is no name of an image "
-                        "there: names are those of names.txt"
-                    ) from None
-        except csv.Error as error:
-            raise UserError(f"{path}, line {rows.line_num}: {error}: expected a CSV") from None
-    if not first:
-        raise UserError(f"{path} has no pairs: expected lines of two names")
-    return np.frombuffer(first, np.int64), np.frombuffer(second, np.int64)
+@contextmanager
+def listing(path: Path | None, *, decided: bool) -> Iterator[Listing]:
+    """A listing, with a file that is there when it is whole. Raises OSError."""
+    if path is None:
+        yield Listing(None, decided=decided)
+        return
+    with writing_whole(path) as file:
+        yield Listing(file, decided=decided)
 
 
 def best_matches(left: Side, right: Side, *, top: int) -> Pairs:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from facestream import UserError
-from training.frozen.card import Card, OperatingPoint, read_card
+from training.frozen.card import Card, OperatingPoint
 
 SAME, DIFFERENT, UNDECIDED = "same", "different", "undecided"
 USUAL = 1e-3  # false match rate
@@ -45,22 +45,44 @@ class Decision:
         return low, high
 
 
-def decision_of(model: str | Path, *, flip: bool, fmr: float | None, on: str) -> Decision | str:
-    """Where the model decides; or, where it says nothing of that, why, and how to mend it.
+def decision_of(
+    card: Card | None, *, of: str, digest: str, flip: bool, fmr: float | None, on: str
+) -> Decision | str:
+    """Where a model decides; or, where its card says nothing of that, why, and how to mend it.
 
     Args:
+        of: the model, as it was named.
+        digest: of the model that was opened: a card of others says nothing of it.
         flip: whether the embeddings are sums with those of the mirror images.
         fmr: false match rate that is wanted; None for that nearest to USUAL.
         on: the set that it is wanted on; empty for that with the most impostor pairs.
 
     Raises:
-        CardError: a card that is damaged or of another version.
         UserError: a card without that set or rate.
     """
-    card = read_card(model)
-    points = [point for point in card.points if point.flip == flip] if card else []
-    if card is None or not points:
-        return f"no decision: {_missing(card, flip)}"
+    if card is None or not card.points:
+        return (
+            "no decision: the model has no card with operating points. Export it to .onnx or "
+            ".safetensors, then evaluate it on your own pairs with tools/evaluate.py --card"
+        )
+    if card.digest != digest:
+        return (
+            f"no decision: the card is of weights of digest {card.digest or 'unknown'}, and these "
+            f"are {digest}. Evaluate them with tools/evaluate.py --card"
+        )
+    points = [point for point in card.points if point.flip == flip]
+    if not points:
+        return (
+            f"no decision: the model's card is of embeddings {'without' if flip else 'with'} the "
+            f"mirror images': {'add' if flip else 'leave out'} --no-flip"
+        )
+    return Decision(chosen_point(points, of=of, fmr=fmr, on=on))
+
+
+def chosen_point(
+    points: Sequence[OperatingPoint], *, of: str, fmr: float | None, on: str
+) -> OperatingPoint:
+    """One of some thresholds; arguments and errors as those of `decision_of`."""
     sets = {point.set: point.impostor for point in points}
     on = on or max(sets, key=lambda name: sets[name])
     chosen = [point for point in points if point.set == on]
@@ -70,19 +92,6 @@ def decision_of(model: str | Path, *, flip: bool, fmr: float | None, on: str) ->
         wanted = "" if fmr is None else f" at an FMR of {fmr:g}"
         known = ", ".join(f"{p.fmr:g} on {p.set}" for p in points)
         raise UserError(
-            f"{model}: its card has no threshold{wanted} on {on}. It has {known}: "
-            "choose by --fmr and --set"
+            f"{of} has no threshold{wanted} on {on}. It has {known}: choose by --fmr and --set"
         )
-    return Decision(min(chosen, key=lambda point: abs(math.log(point.fmr / USUAL))))
-
-
-def _missing(card: Card | None, flip: bool) -> str:
-    if card is None or not card.points:
-        return (
-            "the model has no card with operating points. Export it to .onnx or .safetensors, then "
-            "evaluate it on your own pairs with tools/evaluate.py --card"
-        )
-    return (
-        f"the model's card is of embeddings {'without' if flip else 'with'} the mirror images': "
-        f"{'add' if flip else 'leave out'} --no-flip"
-    )
+    return min(chosen, key=lambda point: abs(math.log(point.fmr / USUAL)))
