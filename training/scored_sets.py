@@ -116,6 +116,7 @@ def _usual(settings: EvalConfig) -> int:
 def _open(config: Config, world: World) -> dict[str, TestSet]:
     """By how they are named in the configuration."""
     opened: dict[str, TestSet] = {}
+    shared: dict[str, TestSet] = {}
     for spec in config.eval.sets:
         called = f"eval.sets={as_text(spec)}"
         with told_as(called), settings_named(**{"as the model takes": "data.image_size"}):
@@ -125,6 +126,7 @@ def _open(config: Config, world: World) -> dict[str, TestSet]:
                 batch_size=config.eval.batch_size,
                 rank=world.rank,
                 world_size=world.world_size,
+                shared=shared,
             )
         if any(one.name == other.name for other in opened.values()):
             raise ConfigError(f"{called}: a second set named {one.name!r}; rename one of them")

@@ -39,7 +39,8 @@ class NamedSets:
         faces: Faces | None = None,
     ) -> None:
         self._seed, self._faces, self._sizes = seed, faces, sorted(set(sizes))
-        self._last: tuple[tuple[str, int], TestSet] | None = None
+        self._opened: dict[str, TestSet] = {}
+        self._opened_in = 0  # pixels
         self._shown: tuple[TestSet, dict[str, int]] | None = None
         self._specs: dict[str, str] = {}
         for spec in dict.fromkeys(specs):
@@ -82,12 +83,12 @@ class NamedSets:
         return found.name
 
     def _open(self, spec: str, size: int) -> TestSet:
-        """The last one is kept: where there is only one, it is read once."""
-        if self._last is None or self._last[0] != (spec, size):
-            self._last = None  # two large ones need not fit into memory
-            found = open_set(spec, image_size=size, seed=self._seed, faces=self._faces)
-            self._last = (spec, size), found
-        return self._last[1]
+        """The last one is kept, for degraded ones of it, too: where one is, it is read once."""
+        if split_degradations(spec)[0] not in self._opened or size != self._opened_in:
+            self._opened, self._opened_in = {}, size  # two large ones need not fit into memory
+        return open_set(
+            spec, image_size=size, seed=self._seed, faces=self._faces, shared=self._opened
+        )
 
     def _largest(self, name: str) -> tuple[TestSet, dict[str, int]]:
         """The set as the model of the largest images sees it, the last one kept open."""

@@ -78,6 +78,7 @@ def open_set(
     world_size: int = 1,
     seed: int = 0,
     faces: Faces | None = None,
+    shared: dict[str, TestSet] | None = None,
 ) -> TestSet:
     """Open a test set by name, and nothing of it is embedded.
 
@@ -86,6 +87,8 @@ def open_set(
         batch_size, rank, world_size: a rank may keep the images of its own batches alone.
         seed: of pairs that are drawn, and of what degradations draw.
         faces: what finds the faces in photographs, where a list or folder of people is of such.
+        shared: sets that were opened with the same arguments, by name without degradations: what
+            degrades one of them holds its images, and reads nothing. What is opened is added.
 
     Raises:
         SetError: no set is called so.
@@ -93,7 +96,10 @@ def open_set(
     """
     plain, degradations = split_degradations(spec)
     share = Share(image_size, batch_size, rank, world_size, seed, faces)
-    opened: Any = _open(plain, spec, share)  # a dataclass, as TestSet says
+    shared = {} if shared is None else shared
+    if plain not in shared:
+        shared[plain] = _open(plain, spec, share)
+    opened: Any = shared[plain]  # a dataclass, as TestSet says
     for kind, strength in degradations:
         about = {**opened.about, f"degraded by {kind}": description(kind, strength)}
         about["seed of degradations"] = str(seed)

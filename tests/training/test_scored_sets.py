@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from evaluation.features import Features
 from evaluation.pair_set import PairSetError, read_bin, write_bin
+from evaluation.protocols import sets as sets_by_name
 from evaluation.protocols.pairs import Pairs
 from evaluation.protocols.protocol import Asked
 from evaluation.result import Result
@@ -79,8 +80,13 @@ def test_the_last_state_is_judged_with_all_that_a_report_shows(world, pairs, mon
     assert (len(found.sample.names), found.pictures) == (40, {})
 
 
-def test_sets_are_named_by_protocol_and_degradation(world, pairs):
+def test_sets_are_named_by_protocol_and_degradation(world, pairs, monkeypatch):
+    read, once = [], sets_by_name.open_bin
+    monkeypatch.setattr(
+        sets_by_name, "open_bin", lambda path, **more: read.append(path) or once(path, **more)
+    )
     sets = opened(world, pairs, f"eval.sets=[{pairs},{pairs}+blur,{pairs}+jpeg=30]")
+    assert len(read) == 1, "its images are in memory once"
     assert [one.name for one in sets] == ["blocks", "blocks+blur", "blocks+jpeg=30"]
     assert str(sets[0]) == "blocks: 40 images, every epoch"
     plain, blurred, _ = (one.score(Projection(), False).scores["threshold"] for one in sets)

@@ -11,7 +11,10 @@ from PIL import Image
 
 from evaluation.images import ImagesError
 from evaluation.pair_set import PairSetError, write_bin
+from evaluation.protocols import sets as by_name
+from evaluation.protocols.named_sets import NamedSets
 from evaluation.protocols.pair_lists import PairListError
+from evaluation.protocols.protocol import Asked
 from evaluation.protocols.sets import KINDS, SetError, kinds, open_set
 from facestream import UserError
 
@@ -86,6 +89,32 @@ def test_degradations_are_applied_in_order_and_named(bin_file):
     pictures = [one.images.load(range(1))[0] for one in (plain, found, other)]
     assert not np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[1], pictures[2])
+
+
+def test_a_degraded_set_holds_the_images_of_the_one_it_is_made_of(bin_file):
+    shared = {}
+    sets = [open_small(f"{bin_file}{by}", shared=shared) for by in ("+blur", "", "+noise")]
+    assert len({id(one.images.read(0)) for one in sets}) == 1, "one object"
+    assert len({one.images.fingerprint for one in sets}) == 3
+    assert [one.name for one in sets] == ["small+blur", "small", "small+noise"]
+
+
+def test_sets_of_one_evaluation_are_read_once_each_in_turn(bin_file, tmp_path, monkeypatch):
+    """And never two at a time: they may be large."""
+    other = tmp_path / "other.bin"
+    other.write_bytes(bin_file.read_bytes())
+    read, opened = [], by_name.open_bin
+
+    def counting(path, **more):
+        read.append(Path(path).name)
+        return opened(path, **more)
+
+    monkeypatch.setattr(by_name, "open_bin", counting)
+    specs = [f"{bin_file}", f"{bin_file}+blur", f"{other}+blur", f"{other}"]
+    named = NamedSets(specs, sizes=[SIZE], seed=0, asked=Asked(draws=0))
+    names = [opener(SIZE).name for opener in named.openers]
+    assert names == ["small", "small+blur", "other+blur", "other"]
+    assert read == ["small.bin", "other.bin"] * 2, "to be checked, and to be embedded"
 
 
 def test_a_rank_keeps_its_own_images(bin_file):
