@@ -29,8 +29,9 @@ from training.planning.memory import Prediction, predict
 from training.planning.out_of_memory import memory_explained, require_memory
 from training.scored_sets import ScoredSet
 from training.setting_names import settings_named
-from training.step.backbone import create_backbone
+from training.step.backbone import create_backbone, unwrapped
 from training.step.graphed_step import GraphedStep
+from training.step.learning import rate_factors
 from training.step.optim import create_optimizer, set_learning_rate
 from training.step.precision import Precision, set_determinism
 from training.step.schedules import Schedule, create_schedule
@@ -136,6 +137,7 @@ class Assembly:
         """
         self._seed_dropout(number)
         self._follow_head_schedules(number)
+        self._follow_freezing(number)
         lr = set_learning_rate(self.step.optimizer, self.plan.schedule(number) * rate_factor)
         targets = None
         if self.step.distillation:
@@ -174,6 +176,12 @@ class Assembly:
             head.sample_rate = sample_rate
         warmup = config.margin_warmup_epochs * per_epoch
         head.margin_factor.fill_(min(1.0, (number + 1) / (warmup + 1)))
+
+    def _follow_freezing(self, number: int) -> None:
+        """In the first epochs, as many as optim.freeze_epochs says, the backbone stays."""
+        first = round(self.plan.config.optim.freeze_epochs * self.plan.loader.steps_per_epoch)
+        if first:
+            self.step.centers_alone.fill_(number < first)
 
 
 def assemble(plan: Plan) -> Assembly:
@@ -218,6 +226,7 @@ def create_step(
             config.optim,
             world.device,
             undecayed=config.architecture.family.undecayed_in(backbone),
+            factors=rate_factors(unwrapped(backbone), config.optim),
         ),
         distillation,
         precision=precision,

@@ -214,6 +214,10 @@ class OptimConfig:
     decay_factor: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1  # schedule=step
     min_lr: Remainder = 0.0  # schedule=cosine: share of the peak that is left at the end
     clip: Amount = 5.0  # largest norm of the backbone's gradient; 0: any
+    freeze: tuple[str, ...] = ()  # parameters of the backbone that stay as they are: [layer1.*]
+    rates: dict[str, Positive] = field(default_factory=dict)  # factors on the rate: {layer1.*: 0.1}
+    freeze_bn: bool = False  # BatchNorm normalizes by the statistics it starts with, which stay
+    freeze_epochs: Amount = 0.0  # the first ones, in which only the centers learn
 
     def __post_init__(self) -> None:
         _check_ranges("optim", self)
@@ -346,6 +350,18 @@ class Config:
             "step.cuda_graph",
             self.step.cuda_graph,
             "off or head with model.checkpointing, which looks at the state of random numbers",
+        )
+        _check(
+            self.optim.freeze_epochs <= self.run.epochs,
+            "optim.freeze_epochs",
+            self.optim.freeze_epochs,
+            f"at most run.epochs={self.run.epochs}",
+        )
+        _check(
+            not (self.model.sync_bn and self.optim.freeze_bn),
+            "model.sync_bn",
+            True,
+            "false with optim.freeze_bn, where no statistics are taken",
         )
         _check(
             all(epoch < self.run.epochs for epoch in self.optim.decay_epochs),

@@ -31,6 +31,7 @@ from training.distributed import World
 from training.saving.files import CheckpointError, split_choice
 from training.saving.reading import open_weights
 from training.saving.weight_file import WeightsError
+from training.step.learning import freeze, rate_factors
 from training.step.precision import Precision
 
 # Bytes that a run's libraries take on a CPU after the prediction, whatever is trained: code that
@@ -107,6 +108,8 @@ def predict(
     batch = config.data.global_batch // world.world_size
     with torch.device("meta"):
         backbone = config.architecture.create()
+    freeze(backbone, config.optim)
+    rate_factors(backbone, config.optim)  # before anything is allocated
     head = predict_memory(
         shard_of(num_classes, rank=0, world_size=world.world_size),
         config.model.embedding_dim,

@@ -47,6 +47,7 @@ BINDING = {
     "optim": (
         *("name", "lr", "momentum", "betas", "weight_decay", "decay_norm_and_bias", "clip"),
         *("schedule", "warmup_epochs", "power", "decay_epochs", "decay_factor", "min_lr"),
+        *("freeze", "rates", "freeze_bn", "freeze_epochs"),
     ),
     "distill": ("teacher", "model", "input", "loss", "weight", "weight_end", "cached"),
 }

@@ -51,7 +51,7 @@ def create_apex_optimizer(
     if config.name == "sgd":
         optimizer.register_step_pre_hook(_raise_flag)
     else:
-        lr = torch.zeros((), device=device)
+        optimizer.defaults["lr"] = lr = torch.zeros((), device=device)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.register_step_pre_hook(_before_adam)

@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from models.checkpointing import checkpoint_blocks
 from training.config import Config, ConfigError
 from training.distributed import World
 from training.step.compile import compile_backbone
+from training.step.learning import describe_learning, freeze
 from training.step.precision import Precision
 from training.step.streams import aside
 
@@ -38,9 +40,10 @@ def create_backbone(config: Config, world: World, precision: Precision) -> tuple
     if model.sync_bn:
         backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     backbone.train()
+    freeze(backbone, config.optim)
     if model.checkpointing:
         checkpoint_blocks(backbone, config.architecture.family.stages)
-    about = [f"{sum(p.numel() for p in _trained(backbone)) / 1e6:.2f} M parameters"]
+    about = [describe_learning(backbone, config.optim)]
     if model.checkpointing:
         about.append("blocks run again in backward")
     if model.compile:
@@ -111,11 +114,20 @@ def _trained(backbone: nn.Module) -> list[nn.Parameter]:
 
 
 def average_statistics(backbone: nn.Module) -> None:
-    """Average BatchNorm's running statistics over the ranks: each has only seen its own."""
+    """Average BatchNorm's running statistics over the ranks: each has only seen its own.
+
+    Those that stay as they are, which the mean of three ranks would round, are left out.
+    """
     if dist.get_world_size() == 1:
         return
+    fixed = {
+        id(buffer)
+        for module in backbone.modules()
+        if isinstance(module, _BatchNorm) and not module.training
+        for buffer in module.buffers()
+    }
     for buffer in backbone.buffers():
-        if buffer.is_floating_point():
+        if buffer.is_floating_point() and id(buffer) not in fixed:
             dist.all_reduce(buffer)
             buffer /= dist.get_world_size()
 

@@ -3,7 +3,7 @@ skipped there, and the clipping of gradients. Nothing is read back to the host."
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from training.config import OptimConfig
 from training.step.apex_optim import create_apex_optimizer
 
+FACTOR = "rate_factor"  # of a group: what the rate of its parameters is multiplied by
 _STATE = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
@@ -21,12 +22,14 @@ def create_optimizer(
     device: torch.device,
     *,
     undecayed: Iterable[nn.Parameter] = (),
+    factors: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.Optimizer:
     """SGD, or AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), for what requires a gradient.
 
     Args:
         undecayed: those of them that have several axes and no weight decay, where
             `config.decay_norm_and_bias` is false.
+        factors: on the rate, of those whose rate is another.
 
     Set its `found_inf` before every step, a 0-d float32 tensor: where it is 1 the step changes
     neither parameters nor state, the very first one included.
@@ -34,7 +37,7 @@ def create_optimizer(
     Raises ConfigError where `config.backend` is "apex" and NVIDIA's Apex is not there, or cannot
     do this.
     """
-    groups = _parameter_groups(parameters, config, undecayed)
+    groups = _parameter_groups(parameters, config, undecayed, factors or {})
     lr = torch.zeros((), device=device)
     if config.backend == "apex":
         optimizer = create_apex_optimizer(groups, config, device)
@@ -44,21 +47,27 @@ def create_optimizer(
         )
     else:
         optimizer = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=True)
+    for group in optimizer.param_groups:
+        if group[FACTOR] != 1 and isinstance(group["lr"], Tensor):
+            group["lr"] = torch.zeros_like(group["lr"])
     _allocate_state(optimizer, config)
     return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> Tensor:
-    """Set the rate of all groups; returns it as a 0-d float32 tensor on the parameters' device."""
-    first = optimizer.param_groups[0]
+    """Set the rate, which each group has times its factor; returns it as a 0-d float32 tensor on
+    the parameters' device, the same one each time where the groups' rates are tensors."""
+    rate = optimizer.defaults["lr"]
+    if not isinstance(rate, Tensor):
+        rate = torch.zeros((), device=optimizer.param_groups[0]["params"][0].device)
+    rate.fill_(lr)
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = lr
-    if isinstance(first["lr"], Tensor):
-        return first["lr"]
-    return torch.full((), lr, device=first["params"][0].device)
+        factor = group.get(FACTOR, 1.0)
+        if not isinstance(group["lr"], Tensor):
+            group["lr"] = lr * factor
+        elif group["lr"] is not rate:
+            group["lr"].fill_(lr * factor)
+    return rate
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
@@ -75,23 +84,25 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 
 def _parameter_groups(
-    parameters: Iterable[nn.Parameter], config: OptimConfig, undecayed: Iterable[nn.Parameter]
+    parameters: Iterable[nn.Parameter],
+    config: OptimConfig,
+    undecayed: Iterable[nn.Parameter],
+    factors: Mapping[nn.Parameter, float],
 ) -> list[dict[str, Any]]:
-    """One group, or those with weight decay and those without, each with its `weight_decay`."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if config.decay_norm_and_bias:
-        return [{"params": trained, "weight_decay": config.weight_decay}]
+    """One group for each weight decay and factor on the rate; those with decay come first."""
     # Weights of convolutions and products have axes for input and output; the scales, shifts,
     # slopes and biases of normalization, PReLU and layers have one axis at most.
-    without = {id(parameter) for parameter in undecayed}
-    without |= {id(parameter) for parameter in trained if parameter.ndim <= 1}
-    weights = [parameter for parameter in trained if id(parameter) not in without]
-    others = [parameter for parameter in trained if id(parameter) in without]
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+    without = set(undecayed)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            decays = config.decay_norm_and_bias or (parameter.ndim > 1 and parameter not in without)
+            decay = config.weight_decay if decays else 0.0
+            groups.setdefault((decay, factors.get(parameter, 1.0)), []).append(parameter)
+    return [
+        {"params": members, "weight_decay": decay, FACTOR: factor}
+        for (decay, factor), members in sorted(groups.items(), key=lambda group: -group[0][0])
     ]
-    return [group for group in groups if group["params"]]
 
 
 def _allocate_state(optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:

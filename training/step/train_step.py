@@ -81,6 +81,8 @@ class TrainStep:
         self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
         self._precision, self._clip, self._head_lr_ratio = precision, clip, head_lr_ratio
         self._parts, self._world_size = micro_batches, world_size
+        # While this 0-d tensor is true only the centers learn: set it between steps.
+        self.centers_alone = torch.zeros((), dtype=torch.bool, device=head.centers.device)
 
     def __call__(
         self, images: Tensor, labels: Tensor, lr: Tensor, lap: Lap, targets: Tensor | None = None
@@ -107,14 +109,15 @@ class TrainStep:
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self._parameters, self._clip)
         skipped = ~torch.isfinite(norm)
+        stays = skipped | self.centers_alone
         # The scaler's own step would judge single gradients: backbone and head must skip together.
         fused: Any = self.optimizer
-        fused.found_inf = skipped.to(torch.float32)
+        fused.found_inf = stays.to(torch.float32)
         self.optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()
         for buffer, kept in zip(self._buffers, self._kept):
-            torch.where(skipped, kept, buffer, out=buffer)
+            torch.where(stays, kept, buffer, out=buffer)
         lap("update")
         self.head.step(lr * self._head_lr_ratio, skip=skipped)
         lap("head")
