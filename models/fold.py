@@ -9,6 +9,8 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from models.lora import merge_low_rank
+
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -16,7 +18,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     """A copy of `model` in eval mode, each BatchNorm merged into the layer whose output it takes.
 
     With fixed statistics a BatchNorm is an affine map of every channel, and so is a change of the
-    weights before it: embeddings stay the same up to rounding. A module names such pairs in its
+    weights before it: embeddings stay the same up to rounding. Low-rank updates are merged first
+    (models/lora.py). A module names such pairs in its
     `folds`; in an `nn.Sequential` they are neighbors. A BatchNorm before a zero-padded convolution
     stays: the padding would have to become its shift, and zero is not.
 
@@ -28,7 +31,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
         A module that maps images to embeddings as `model.eval()` does; its BatchNorms are
         `nn.Identity` where they were folded, so its state dict fits no other network's.
     """
-    folded = copy.deepcopy(model).eval()
+    folded = merge_low_rank(copy.deepcopy(model)).eval()
     for module in folded.modules():
         for name, norm_name in _pairs(module):
             layer, norm = module.get_submodule(name), module.get_submodule(norm_name)

@@ -25,7 +25,6 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from heads.centers import initial_centers
-from models import Architecture
 from pipeline.collection import Collection
 from training.command import command
 from training.config import load_config
@@ -35,7 +34,7 @@ from training.planning.out_of_memory import OutOfMemoryError, asked_for, is_shor
 from training.saving.checkpoint import create_writer
 from training.saving.files import complete, read_about
 from training.saving.metadata import load_state, read_metadata
-from training.saving.names import BACKBONE, CENTERS, VELOCITY, under
+from training.saving.names import CENTERS, VELOCITY
 from training.saving.reading import SavedCheckpoint, open_weights
 from training.saving.resume import FILES
 from training.saving.weight_file import WeightsError
@@ -74,7 +73,7 @@ def grow_head(checkpoint: str | Path, rec: Path, output: Path, *, init: str, wor
     if init == "mean":
         dim = architecture.embedding_dim
         norm = float(centers[:held].view(-1, dim).norm(dim=1).mean())
-        directions = _directions(architecture, config, state, records, world)
+        directions = _directions(saved, config, records, world)
         new, left = aim_centers(new, directions, embedding_dim=dim, norm=norm)
         if left:
             print(f"at random     {left} identities: no image of theirs can be embedded")
@@ -130,16 +129,11 @@ def _read_with_room(source: Path, rows: int) -> dict[str, Any]:
 
 
 def _directions(
-    architecture: Architecture,
-    config: dict[str, Any],
-    state: dict[str, Any],
-    records: Collection,
-    world: World,
+    saved: SavedCheckpoint, config: dict[str, Any], records: Collection, world: World
 ) -> Tensor:
-    count, network = records.num_classes, architecture.create()
-    network.load_state_dict(under(BACKBONE, state))
+    count, architecture = records.num_classes, saved.architecture
     return mean_embeddings(
-        network.to(world.device),
+        saved.network().to(world.device),
         records,
         np.arange(count),
         owned=slice(0, count),

@@ -150,6 +150,9 @@ class ModelConfig:
     sync_bn: bool = False  # BatchNorm statistics over all ranks; GPUs only, which wait at each
     compile: bool = False  # fuse what stands between the convolutions; a minute at the start
     checkpointing: bool = False  # less memory for a third more work: blocks run again in backward
+    lora_rank: CountOrZero = 0  # of low-rank updates, which alone learn of the backbone; 0: none
+    lora_alpha: Positive = 16.0  # their products count lora_alpha / lora_rank times
+    lora_layers: tuple[str, ...] = ("*",)  # by names: those layers, and no others, have updates
 
     def __post_init__(self) -> None:
         _check_ranges("model", self)
@@ -158,6 +161,11 @@ class ModelConfig:
         both = self.compile and self.checkpointing
         # Compilers take no BatchNorm whose statistics change in one run of a block and not in two.
         _check(not both, "model.checkpointing", True, "false with model.compile")
+
+    @property
+    def lora_scale(self) -> float:
+        """What the products of low-rank updates are multiplied by; 0 without them."""
+        return self.lora_alpha / self.lora_rank if self.lora_rank else 0.0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from evaluation.result import Model
 from evaluation.scoring import Scored
 from models import fold_batch_norm
 from models.input import Input
+from models.lora import merge_low_rank
 from pipeline.named_path import as_text
 from training.assembly import Assembly
 from training.frozen.model import digest_of_weights
@@ -64,10 +66,11 @@ class Verification:
         """The present state, after so many steps, as results show it: RUN@STEP opens it."""
         plan = self._run.plan
         config, output = plan.config, Path(plan.config.run.output)
+        network = unwrapped(self._run.step.backbone)
         return Model(
             name=f"{as_text(output.resolve().name)}@{step}",
             source=as_text(str(folder_of(output, step))),
-            digest=digest_of_weights(unwrapped(self._run.step.backbone)),
+            digest=digest_of_weights(merge_low_rank(copy.deepcopy(network))),
             network=config.model.name,
             embedding_dim=config.model.embedding_dim,
             image_size=config.data.image_size,

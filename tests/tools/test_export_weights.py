@@ -93,6 +93,18 @@ def test_by_way_of_three_ranks_of_arcface_torch_everything_comes_back(config, wo
         assert torch.equal(again.head.state_dict()[key], value), key
 
 
+def test_what_was_frozen_has_no_momentum_in_arcface_torchs_files(config, world, tmp_path):
+    config = replace(config, optim=replace(config.optim, freeze=("layer1.*",)))
+    step, path = train(config, world)
+    written = export_arcface_torch(path, tmp_path / "theirs", world_size=1, epoch=1)
+    saved = torch.load(written[1], weights_only=True)["state_optimizer"]["state"]
+    for number, (name, parameter) in enumerate(step.backbone.named_parameters()):
+        if name != "features.weight":  # which never learns
+            momentum = saved[number]["momentum_buffer"]
+            assert momentum.shape == parameter.shape
+            assert bool(momentum.any()) == (not name.startswith("layer1."))
+
+
 class PolynomialLRWarmup(torch.optim.lr_scheduler.LRScheduler):
     """arcface_torch's, after its warm-up: it multiplies the rate that it finds."""
 

@@ -31,7 +31,7 @@ from training.distributed import World
 from training.saving.files import CheckpointError, split_choice
 from training.saving.reading import open_weights
 from training.saving.weight_file import WeightsError
-from training.step.learning import freeze, rate_factors
+from training.step.learning import create_network, freeze, rate_factors
 from training.step.precision import Precision
 
 # Bytes that a run's libraries take on a CPU after the prediction, whatever is trained: code that
@@ -107,8 +107,8 @@ def predict(
     micro_batches = config.step.micro_batches
     batch = config.data.global_batch // world.world_size
     with torch.device("meta"):
-        backbone = config.architecture.create()
-    freeze(backbone, config.optim)
+        backbone = create_network(config)
+    freeze(backbone, config)
     rate_factors(backbone, config.optim)  # before anything is allocated
     head = predict_memory(
         shard_of(num_classes, rank=0, world_size=world.world_size),

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from facestream import UserError
 from models import Architecture, is_network
+from models.lora import FACTORS, merged_tensors
 from models.recognize import Recognized, recognize
 from pipeline.named_path import MALFORMED
 from training.config import Config, ConfigError
@@ -98,11 +99,16 @@ class SavedCheckpoint:
         return self.config.architecture
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Of all its tensors, by the names of training/saving/names.py."""
-        return {name: entry.size for name, entry in self._tensors_saved.items()}
+        """Of what `tensors` gives, by the names of training/saving/names.py."""
+        saved = self._tensors_saved.items()
+        return {name: entry.size for name, entry in saved if not _is_factor(name)}
 
     def tensors(self, *sections: str) -> dict[str, Tensor]:
-        """Its tensors of some sections, whole and on the CPU, by name."""
+        """Its tensors of some sections, whole and on the CPU, by name.
+
+        Low-rank updates are merged into the backbone's weights: the state that learned them is for
+        the run itself to read.
+        """
         prefixes = tuple(f"{section}." for section in sections)
         tensors = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -110,7 +116,10 @@ class SavedCheckpoint:
             if name.startswith(prefixes)
         }
         load_state(tensors, self.path, alone=not dist.is_initialized())
-        return tensors
+        if not any(map(_is_factor, tensors)):
+            return tensors
+        merged = merged_tensors(tensors, scale=self.config.model.lora_scale)
+        return {name: tensor for name, tensor in merged.items() if not _is_factor(name)}
 
     def backbone(self) -> Backbone:
         """The backbone's tensors, which are finite. Raises WeightsError."""
@@ -189,6 +198,11 @@ class SavedFile:
     def _recognized(self) -> Recognized:
         tensors = self.backbone().tensors
         return _on_all(lambda: _recognize(tensors, self.path))
+
+
+def _is_factor(name: str) -> bool:
+    """Of a low-rank update, or of its momentum."""
+    return any(factor in name.split(".") for factor in FACTORS)
 
 
 def _on_all(work: Callable[[], T]) -> T:

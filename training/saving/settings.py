@@ -39,7 +39,10 @@ BINDING = {
         *("weights", "global_batch", "image_size", "augment"),
         *("order", "block_records", "window_blocks", "images_per_identity"),
     ),
-    "model": ("name", "options", "embedding_dim", "width", "dropout", "sync_bn"),
+    "model": (
+        *("name", "options", "embedding_dim", "width", "dropout", "sync_bn"),
+        *("lora_rank", "lora_alpha", "lora_layers"),
+    ),
     "head": (
         *("loss", "loss_args", "margin_warmup_epochs", "subcenters", "lr", "weight_decay"),
         *("sample_rate", "sample_rate_from", "sample_groups", "random_groups", "groups_scope"),

@@ -18,7 +18,7 @@ from models.checkpointing import checkpoint_blocks
 from training.config import Config, ConfigError
 from training.distributed import World
 from training.step.compile import compile_backbone
-from training.step.learning import describe_learning, freeze
+from training.step.learning import create_network, describe_learning, freeze
 from training.step.precision import Precision
 from training.step.streams import aside
 
@@ -36,14 +36,14 @@ def create_backbone(config: Config, world: World, precision: Precision) -> tuple
     if model.sync_bn and world.device.type == "cpu":
         raise ConfigError("model.sync_bn=True: expected a GPU, torch has no such layer for CPUs")
     torch.manual_seed(config.run.seed)
-    backbone = config.architecture.create().to(world.device)
+    backbone = create_network(config).to(world.device)
     if model.sync_bn:
         backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     backbone.train()
-    freeze(backbone, config.optim)
+    freeze(backbone, config)
     if model.checkpointing:
         checkpoint_blocks(backbone, config.architecture.family.stages)
-    about = [describe_learning(backbone, config.optim)]
+    about = [describe_learning(backbone, config)]
     if model.checkpointing:
         about.append("blocks run again in backward")
     if model.compile:

@@ -180,7 +180,10 @@ def write_arcface_torch(
         for group in sgd.param_groups:
             group["initial_lr"] = peak_rate
         for name, parameter in trained(network).items() if weights.momentum else ():
-            sgd.state[parameter]["momentum_buffer"] = weights.momentum[name]
+            known = weights.momentum.get(name)  # none of what was frozen
+            sgd.state[parameter]["momentum_buffer"] = (
+                torch.zeros_like(parameter) if known is None else known
+            )
         sgd.state[centers]["momentum_buffer"] = moved.clone()
         written.append(folder / f"checkpoint_gpu_{rank}.pt")
         torch.save(

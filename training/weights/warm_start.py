@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.lora import FACTORS
 from training.config import Config
 from training.data import TrainingData
 from training.distributed import World, require_agreement, together
@@ -100,7 +101,12 @@ def take_backbone(network: nn.Module, weights: Mapping[str, Tensor], *, path: Pa
     was taken whole. Raises WeightsError where none fits, and where there are tensors that have no
     place in it: without them those that fit would compute something else.
     """
-    own = {name: t for name, t in network.state_dict().items() if t.is_floating_point()}
+    own = {
+        name: t
+        for name, t in network.state_dict().items()
+        # Low-rank updates begin at nothing, whatever they are updates of.
+        if t.is_floating_point() and name.rpartition(".")[2] not in FACTORS
+    }
     missing = [name for name in own if name not in weights]
     other = [n for n in own if n in weights and weights[n].shape != own[n].shape]
     if len(missing) + len(other) == len(own):

@@ -27,10 +27,13 @@ EARLY = ("conv1.*", "bn1.*", "prelu.*", "layer1.*", "layer2.*")
 FROZEN = f"optim.freeze=[{','.join(EARLY)}]"
 
 
+def config_with(*changes: str) -> Config:
+    return override(tiny.config(Path("a.rec"), Path("run")), changes)
+
+
 def network() -> nn.Module:
-    config = tiny.config(Path("a.rec"), Path("run"))
     torch.manual_seed(0)
-    return config.architecture.create().train()
+    return config_with().architecture.create().train()
 
 
 def build(config: Config, world: World, *changes: str) -> Trainer:
@@ -115,7 +118,7 @@ def test_ranks_send_no_gradients_of_what_is_frozen_and_end_alike(data, tmp_path)
 def averaged(world: World) -> tuple[Tensor, Tensor]:
     """Fixed statistics, whose sum over three ranks cannot be divided exactly, and others."""
     model = nn.Sequential(nn.BatchNorm1d(1), nn.BatchNorm1d(1))
-    freeze(model, OptimConfig(freeze=("0.*",)))
+    freeze(model, config_with("optim.freeze=[0.*]"))
     for norm in model:
         norm.running_mean.fill_(0.1 + (world.rank if norm.training else 0))
     average_statistics(model)
@@ -203,7 +206,7 @@ def test_a_run_that_goes_on_has_the_same_bits_and_no_other_frozen_layers(data, w
 def test_a_partly_frozen_backbone_compiles(monkeypatch):
     model, plain = network(), network()
     for one in (model, plain):
-        freeze(one, OptimConfig(freeze=EARLY))
+        freeze(one, config_with(FROZEN))
     original = nn.Module.compile
     monkeypatch.setattr(
         nn.Module, "compile", lambda self, **how: original(self, backend="aot_eager", **how)
