@@ -36,6 +36,7 @@ class Family:
             one where the whole network is not, and may run again in backward.
         undecayed: last parts of the names of parameters that no weight decay belongs to, beside
             those of one axis or none: optim.decay_norm_and_bias=false leaves out both.
+        fuses: whether its BatchNorms go through models.batch_norm with what follows them.
     """
 
     build: Callable[..., nn.Module]
@@ -43,6 +44,7 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[str, ...] = ()
     undecayed: tuple[str, ...] = ()
+    fuses: bool = False
 
     @property
     def builder(self) -> Callable[..., nn.Module]:
@@ -60,6 +62,7 @@ _IRESNET = Family(
     check=check_iresnet,
     options={"width": 1.0, "dropout": 0.0, "se": False, "attention": []},
     stages=STAGES,
+    fuses=True,
 )
 MODELS: dict[str, Family] = {
     name: replace(

@@ -9,9 +9,10 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from models.batch_norm import FusedBatchNorm2d
 from models.lora import merge_low_rank
 
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_NORMS = (nn.BatchNorm2d, FusedBatchNorm2d, nn.SyncBatchNorm)
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facestream import UserError
+from models.batch_norm import norm_add, norm_prelu
 from models.prelu import PReLU
 from models.sizes import check_images, check_share, check_sizes, check_width
 
@@ -62,10 +63,10 @@ class IBasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        out = self.prelu(self.bn2(self.conv1(self.bn1(x))))
-        out = self.bn3(self.conv2(out))
-        if self.se_block is not None:
-            out = self.se_block(out)
+        out = self.conv2(norm_prelu(self.bn2, self.prelu, self.conv1(self.bn1(x))))
+        if self.se_block is None:
+            return norm_add(self.bn3, out, identity)
+        out = self.se_block(self.bn3(out))
         out += identity
         return out
 
@@ -181,7 +182,7 @@ class IResNet(nn.Module):
             ValueError: images of another size, or not yet normalized to a floating dtype.
         """
         check_images(images, self.image_size)
-        x = self.prelu(self.bn1(self.conv1(images)))  # (B, 64, size, size)
+        x = norm_prelu(self.bn1, self.prelu, self.conv1(images))  # (B, 64, size, size)
         for stage in STAGES:
             x = getattr(self, stage)(x)
             if stage in self.attended:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from heads import MARGINS, ArcFace, GroupClasses, Margin, PartialFC, StepContext, Target
 from models import create_model, normalize
+from models.batch_norm import fuse_batch_norm
 from tests.fake_cuda import DEVICE, OtherDeviceError, fake_cuda, strict
 from tests.graph_safety import GraphUnsafeError
 from training.config import OptimConfig
@@ -103,9 +104,12 @@ def test_the_head_evaluates_on_the_device():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["iresnet10", "iresnet50"])
+@pytest.mark.parametrize("name", ["iresnet10", "iresnet50", "iresnet10 fused"])
 def test_pixels_become_embeddings_and_gradients_on_the_device(name, dtype):
+    name, _, fused = name.partition(" ")
     model = create_model(name, embedding_dim=DIM, dropout=0.1, width=0.25, image_size=SIZE)
+    if fused:
+        fuse_batch_norm(model)
     with fake_cuda():
         model.to(DEVICE)
         pixels, _ = face_batch()

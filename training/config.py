@@ -150,6 +150,7 @@ class ModelConfig:
     sync_bn: bool = False  # BatchNorm statistics over all ranks; GPUs only, which wait at each
     compile: bool = False  # fuse what stands between the convolutions; a minute at the start
     checkpointing: bool = False  # less memory for a third more work: blocks run again in backward
+    fused: bool = False  # IResNet's BatchNorm in one kernel with what follows; NVIDIA GPUs
     lora_rank: CountOrZero = 0  # of low-rank updates, which alone learn of the backbone; 0: none
     lora_alpha: Positive = 16.0  # their products count lora_alpha / lora_rank times
     lora_layers: tuple[str, ...] = ("*",)  # by names: those layers, and no others, have updates
@@ -158,6 +159,9 @@ class ModelConfig:
         _check_ranges("model", self)
         # Ranks that fail to compile would leave the others waiting for their statistics.
         _check(not (self.compile and self.sync_bn), "model.compile", True, "false with sync_bn")
+        _check(not (self.fused and self.sync_bn), "model.fused", True, "false with model.sync_bn")
+        # Which fuses as much by itself.
+        _check(not (self.fused and self.compile), "model.fused", True, "false with model.compile")
         both = self.compile and self.checkpointing
         # Compilers take no BatchNorm whose statistics change in one run of a block and not in two.
         _check(not both, "model.checkpointing", True, "false with model.compile")
@@ -393,11 +397,17 @@ class Config:
             "batch are its only negatives: without any the loss is always 0",
         )
         try:
-            stages = self.architecture.family.stages
+            family = self.architecture.family
         except UserError as error:
             raise ConfigError(f"model.name={self.model.name} cannot be built: {error}") from error
         _check(
-            bool(stages) or not self.model.checkpointing,
+            family.fuses or not self.model.fused,
+            "model.fused",
+            True,
+            f"false with model.name={self.model.name}, whose family is not written for it",
+        )
+        _check(
+            bool(family.stages) or not self.model.checkpointing,
             "model.checkpointing",
             True,
             f"false with model.name={self.model.name}, whose family names no stages of blocks",

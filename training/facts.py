@@ -22,7 +22,8 @@ def agree(
     """
     model, files = config.as_dict()["model"], _files(config)
     options = model.pop("options")
-    del model["compile"], model["checkpointing"]  # the same network, however it runs
+    for how in ("compile", "checkpointing", "fused"):
+        del model[how]  # the same network, however it runs
     facts = {
         "dataset": data.fingerprint,
         "records and labels": data.records.digest(),

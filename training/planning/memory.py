@@ -21,6 +21,7 @@ from heads.centers import shard_of
 from heads.memory import predict_memory
 from heads.sampling import Sampling, sampling_at
 from models import normalize
+from models.batch_norm import fuse_batch_norm
 from models.checkpointing import checkpoint_blocks
 from models.cost import kept_for_backward, without_memory
 from pipeline.augment import Augmentation
@@ -121,6 +122,8 @@ def predict(
     )
     size, on_cpu = config.data.image_size, world.device.type == "cpu"
     held = _activations
+    if config.model.fused:
+        fuse_batch_norm(backbone)
     if config.model.checkpointing:
         checkpoint_blocks(backbone, config.architecture.family.stages)
         held = _activations_again

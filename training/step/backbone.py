@@ -14,7 +14,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from models.batch_norm import fuse_batch_norm
 from models.checkpointing import checkpoint_blocks
+from models.kernels.batch_norm import obstacle
 from training.config import Config, ConfigError
 from training.distributed import World
 from training.step.compile import compile_backbone
@@ -35,15 +37,21 @@ def create_backbone(config: Config, world: World, precision: Precision) -> tuple
     model = config.model
     if model.sync_bn and world.device.type == "cpu":
         raise ConfigError("model.sync_bn=True: expected a GPU, torch has no such layer for CPUs")
+    if model.fused and (reason := obstacle(world.device)):
+        raise ConfigError(f"model.fused=True: expected false, because {reason}")
     torch.manual_seed(config.run.seed)
     backbone = create_network(config).to(world.device)
     if model.sync_bn:
         backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     backbone.train()
     freeze(backbone, config)
+    if model.fused:
+        fuse_batch_norm(backbone)
     if model.checkpointing:
         checkpoint_blocks(backbone, config.architecture.family.stages)
     about = [describe_learning(backbone, config)]
+    if model.fused:
+        about.append("BatchNorm fused")
     if model.checkpointing:
         about.append("blocks run again in backward")
     if model.compile:

@@ -7,10 +7,6 @@ the two. The cases themselves are in kernel_cases.py.
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,55 +14,27 @@ import pytest
 import torch
 
 from heads.passes import kernel_code, kernels
+from tests.kernel_process import SHARED, compile_kernels, run_cases, run_python
 
 _HERE = Path(__file__).parent
-_ROOT = _HERE.parents[2]
 _PRODUCTS = {
     "logsumexp_kernel",
     "coefficients_kernel",
     "product_kernel",
     "embedding_grad_kernel",
 }
-_KIB = 1 << 10
-_SHARED = {75: 64 * _KIB, 80: 99 * _KIB, 90: 227 * _KIB}  # 99 of sm_86 and sm_89, sm_80 has more
-
-
-def _run(*command: str, interpreted: bool = False, **environment: str) -> str:
-    """A Python process's output; its failure is the test's."""
-    settings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    if interpreted:
-        settings["TRITON_INTERPRET"] = "1"
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=_ROOT,
-        env={**settings, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
-    return done.stdout
-
-
-def _run_cases(*, interpreted: bool) -> None:
-    output = _run(
-        *("-m", "pytest", str(_HERE / "kernel_cases.py"), "-p", "no:cacheprovider", "--tb=short"),
-        interpreted=interpreted,
-    )
-    assert " passed" in output
-    assert "skipped" not in output
 
 
 @pytest.mark.slow
 def test_interpreted_kernels_match_float64() -> None:
-    _run_cases(interpreted=True)
+    run_cases(_HERE / "kernel_cases.py", interpreted=True)
 
 
 @pytest.mark.gpu
 def test_compiled_kernels_match_float64() -> None:
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("the kernels are for compute capability 8.0 and later")
-    _run_cases(interpreted=False)
+    run_cases(_HERE / "kernel_cases.py", interpreted=False)
 
 
 # Compute capability, dimensions, dtype: each list is compiled by one process.
@@ -81,14 +49,8 @@ def _steps(capability: int, dim: int, dtype: str) -> list[str]:
 
 
 def _compile(sizes: list[tuple[int, int, str]], config: pytest.Config) -> list[dict[str, Any]]:
-    output = _run(
-        *("-W", "ignore", str(_HERE / "compile_kernels.py")),
-        *(step for size in sizes for step in _steps(*size)),
-        # What was compiled for an earlier session is found there, by the kernels' source.
-        TRITON_CACHE_DIR=str(config.cache.mkdir("triton")),
-        TRITON_DEFAULT_FP_FUSION="1",
-    )
-    return json.loads(output)
+    steps = [step for size in sizes for step in _steps(*size)]
+    return compile_kernels(_HERE / "compile_kernels.py", steps, config)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +67,7 @@ def _check(results: list[dict[str, Any]], capability: int) -> None:
     assert {result["kernel"] for result in results} > _PRODUCTS
     for result in results:
         assert result["stack"] == 0, f"spills: {result}"
-        assert result["shared"] <= _SHARED[capability], result
+        assert result["shared"] <= SHARED[capability], result
         assert result["tensor_cores"] == (result["kernel"] in _PRODUCTS), result
 
 
@@ -133,7 +95,7 @@ def test_before_ampere_only_the_products_are_out_of_reach(compiled: list[dict[st
         assert not result["tensor_cores"]
         if result["kernel"] not in _PRODUCTS:
             assert result["stack"] == 0, f"spills: {result}"
-            assert result["shared"] <= _SHARED[75], result
+            assert result["shared"] <= SHARED[75], result
 
 
 def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +122,7 @@ sys.modules["triton"] = None
 from heads.passes import kernels
 print(kernels.available(torch.device("cuda"), 512, torch.float16))
 """
-    assert _run("-c", code).strip() == "triton is not installed"
+    assert run_python("-c", code).strip() == "triton is not installed"
 
 
 @pytest.mark.parametrize("capability", [None, (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)])

@@ -121,11 +121,52 @@ def test_all_blocks_of_a_network_are_in_its_stages(name):
     [
         (["model.compile=true"], r"model\.checkpointing=True: .* false with model\.compile"),
         (["step.cuda_graph=full"], r"step\.cuda_graph='full': .* with model\.checkpointing"),
+        (["model.fused=true"], r"model\.fused=True: .* false with model\.name=mbf, whose family"),
     ],
 )
 def test_what_does_not_go_with_blocks_that_run_again_is_refused(overrides, complaint):
     with pytest.raises(ConfigError, match=complaint):
         configured("mbf", "model.checkpointing=true", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("model.compile=true", r"model\.fused=True: expected false with model\.compile"),
+        ("model.sync_bn=true", r"model\.fused=True: expected false with model\.sync_bn"),
+    ],
+)
+def test_what_does_not_go_with_fused_batch_norm_is_refused(setting, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        configured("iresnet10", "model.fused=true", setting)
+
+
+def test_fused_batch_norm_is_refused_where_nothing_runs_it(world):
+    fused = configured("iresnet10", "model.fused=true")
+    with pytest.raises(ConfigError, match=r"model\.fused=True: .* NVIDIA GPUs, .* on a cpu"):
+        create_step(fused, world, num_classes=CLASSES, precision=BF16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "run again"])
+def test_fused_batch_norm_is_predicted_to_keep_a_map_less_in_each_block(world, again):
+    plain, fused = (
+        predict(
+            configured(
+                "iresnet10", f"model.fused={wanted}", f"model.checkpointing={again}".lower()
+            ),
+            world,
+            BF16,
+            num_classes=CLASSES,
+        ).activations
+        for wanted in ("false", "true")
+    )
+    # What goes into each PReLU, the stem's first; where blocks run again, the stem's alone stays.
+    size, channels = tiny.SIZE, (16, 16, 32, 64, 128)
+    sizes = (size, size, size // 2, size // 4, size // 8)
+    between = [2 * BATCH * c * s**2 for c, s in zip(channels, sizes)]
+    assert plain - fused >= (between[0] if again else 0.98 * sum(between))
+    assert fused > 0
 
 
 @pytest.mark.slow
