@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,7 +28,7 @@ from training.step.precision import choose_precision
 DIM, SIZE = 512, 112
 CLASSES = 93_431  # as many as MS1MV3 has, all of them in every step
 BASELINE, FUSED = "arcface_torch", "ours, fused"
-OURS: dict[str, tuple[dict[str, bool], Literal["head", "full"]]] = {  # way: model., step.cuda_graph
+OURS: dict[str, tuple[dict[str, Any], Literal["head", "full"]]] = {  # way: model., step.cuda_graph
     "ours": ({}, "head"),
     FUSED: ({"fused": True}, "head"),
     "ours, compiled": ({"compile": True}, "head"),
