@@ -125,7 +125,8 @@ class Result:
         figures: by name, in the order to show: "accuracy", "tar@far=0.001", "eer", "rank-1", …
         curves: by name: "roc" (FAR, TAR), "det" (FMR, FNMR), "cmc" (rank, rate), "genuine" and
             "impostor" (cosine, pairs a bin), "discard" (share discarded, FNMR).
-        interval: how the intervals were made: method, clusters, draws, level, seed; empty for none.
+        interval: how the intervals were made: method, clusters, draws, level, seed; empty for none,
+            or "missing" alone: why there are none.
         groups: by group name.
         hardest: "false accepts" and "false rejects".
         made: when, ISO 8601 in UTC.

@@ -63,6 +63,8 @@ def interval_words(interval: Mapping[str, Any], *, whole: bool = False) -> str:
     """
     if not interval:
         return ""
+    if "missing" in interval:
+        return f"No intervals: {plain(interval['missing'])}"
     facts = dict(interval)
     level = facts.pop("level", None)
     name = f"{100 * level:g} % intervals" if isinstance(level, (int, float)) else "Intervals"

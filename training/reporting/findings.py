@@ -19,6 +19,12 @@ from training.reporting.dashboards.dashboard import Dashboard
 from training.reporting.journal import Position
 from training.reporting.tags import group_of
 
+# A stop is short of time, and intervals of large sets take minutes.
+_STOPPED = {
+    "missing": "a run makes them of its last state, and this one was stopped before it; "
+    "tools/evaluate.py RUN@STEP makes them of a checkpoint"
+}
+
 
 @dataclass(frozen=True)
 class _Found:
@@ -89,7 +95,10 @@ class Findings:
 
     def _write_report(self) -> None:
         models = {found.model.name: found.model for found in self._found.values()}
-        results = [found.result for found in self._found.values()]
+        results = [
+            found.result if found.result.interval else replace(found.result, interval=_STOPPED)
+            for found in self._found.values()
+        ]
         evaluation = Evaluation(list(models.values()), results)
         write_whole(self._folder / "results.json", evaluation.as_json())
         path = self._folder / "report.html"

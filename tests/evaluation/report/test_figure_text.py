@@ -41,6 +41,7 @@ def test_intervals_in_words():
     assert interval_words(said) == "95 % intervals: bootstrap, 1,000 draws, clusters: people"
     assert interval_words(said, whole=True).endswith("clusters: people, seed: 3")
     assert interval_words({}) == ""
+    assert interval_words({"missing": "no draws"}) == "No intervals: no draws"
 
 
 def test_plain_text_is_one_line_that_steers_nothing():

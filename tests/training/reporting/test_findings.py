@@ -114,6 +114,20 @@ def test_the_newest_result_of_each_set_is_in_the_report(tmp_path: Path, undrawn:
     assert (tmp_path / "tensorboard" / "projector" / "faces.png").exists()
 
 
+def test_a_report_without_intervals_says_why(tmp_path: Path, undrawn: None) -> None:
+    """A set that was scored at the end has them; a stopped run has others."""
+    found, _ = findings(tmp_path)
+    ended = replace(RESULT, set="ended", interval={"level": 0.95, "draws": 1000})
+    for result in (RESULT, ended):
+        found.add(at(10), MODEL, replace(SCORED, result=result))
+    found.write()
+    kept = {one.set: one.interval for one in read_evaluation(tmp_path / "results.json").results}
+    assert kept["ended"] == ended.interval
+    assert "stopped" in kept["lfw"]["missing"]
+    page = (tmp_path / "report.html").read_text()
+    assert "No intervals: a run makes them of its last state" in page
+
+
 def test_without_pictures_the_report_holds_none(tmp_path: Path, undrawn: None) -> None:
     found, _ = findings(tmp_path, pictures=False)
     found.add(at(10), MODEL, replace(SCORED, pictures={}))
