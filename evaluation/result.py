@@ -123,8 +123,9 @@ class Result:
         counts: "images", "genuine", "impostor", "identities", "templates", "probes", "damaged", …
         headline: the name of the figure to show where there is room for one.
         figures: by name, in the order to show: "accuracy", "tar@far=0.001", "eer", "rank-1", …
-        curves: by name: "roc" (FAR, TAR), "det" (FMR, FNMR), "cmc" (rank, rate), "genuine" and
-            "impostor" (cosine, pairs a bin), "discard" (share discarded, FNMR).
+        curves: by name: "roc" (FAR, TAR), "det" (FMR, FNMR), "cmc" (rank, rate), "fnir"
+            (FPIR, FNIR of rank 1), "genuine" and "impostor" (cosine, pairs a bin), "discard" (share
+            discarded, FNMR).
         interval: how the intervals were made: method, clusters, draws, level, seed; empty for none,
             or "missing" alone: why there are none.
         groups: by group name.

@@ -1,4 +1,4 @@
-"""All that is told of searches in one gallery or several: figures with intervals, the CMC, groups.
+"""All that is told of searches in one gallery or several: figures with intervals, curves, groups.
 
 Intervals are of a bootstrap over people: in a draw a search counts as often as the person of its
 probe is drawn. The galleries stay as they are: what is said holds for a gallery of their size.
@@ -28,6 +28,8 @@ from evaluation.result import Comparison, Curve, Figure, Group
 
 METHOD = "bootstrap of the searches by person; the galleries stay as they are"
 _CMC = 50  # ranks of the curve
+_FPIR_POINTS = 50  # of the curve of FNIR
+_CURVES = ("cmc", "fnir")
 _TOGETHER = 1 << 23  # weights held at a time
 
 
@@ -80,7 +82,7 @@ def judge_searches(
     spreads = _spreads(galleries, people, wanted, draws, seed) if draws else {}
     return Judgement(
         _figures(galleries, wanted, point, spreads, clusters),
-        {"cmc": _cmc(point.pop("cmc")[0], spreads.get("cmc"))},
+        _curves(galleries, wanted, point, spreads),
         _interval(clusters, draws, seed) if draws else {},
         _by_group(galleries, people, wanted, draws, seed, groups),
     )
@@ -108,8 +110,8 @@ def compare_searches(
         name: _spreads(galleries, people, wanted, draws, seed) for name, galleries in models.items()
     }
     galleries = next(iter(models.values()))
-    left_out = {"cmc", *_not_shown(galleries, wanted)}
-    of_one = _of_one(next(iter(galleries.values())), wanted, once)
+    left_out = {*_CURVES, *_not_shown(galleries, wanted)}
+    of_one = _of_one(next(iter(galleries.values())), wanted, once, np.empty(0))
     figures = [name for name in of_one if name not in left_out]
     return pairwise(points, spreads, set_name=set_name, figures=figures)
 
@@ -130,26 +132,48 @@ def _spreads(
 def _values(
     galleries: Mapping[str, Searches], wanted: Wanted, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The figures by name, (draws,), and "cmc", (draws, ranks)."""
-    of_each = {name: _of_one(searches, wanted, weights) for name, searches in galleries.items()}
+    """The figures by name, (draws,), and curves: "cmc", (draws, ranks), "fnir", (draws, points)."""
+    fpir = _fpir_points(galleries, wanted)
+    of_each = {
+        name: _of_one(searches, wanted, weights, fpir) for name, searches in galleries.items()
+    }
     names = list(next(iter(of_each.values())))
     values = {name: np.mean([found[name] for found in of_each.values()], axis=0) for name in names}
     if len(of_each) > 1:
         for gallery, found in of_each.items():
-            values |= {f"{name}, {gallery}": found[name] for name in names if name != "cmc"}
+            values |= {f"{name}, {gallery}": found[name] for name in names if name not in _CURVES}
     return values
 
 
-def _of_one(searches: Searches, wanted: Wanted, weights: np.ndarray) -> dict[str, np.ndarray]:
+def _of_one(
+    searches: Searches, wanted: Wanted, weights: np.ndarray, fpir: np.ndarray
+) -> dict[str, np.ndarray]:
     cmc = rank_rates(searches, np.arange(1, _CMC + 1), weights)
     values = {f"rank-{rank}": cmc[:, rank - 1] for rank in wanted.ranks}
     if wanted.precision:
         values["mAP"] = mean_precision(searches, weights)
+    curves = {"cmc": cmc}
     for rank in wanted.fnir_ranks:
-        missed = fnir(searches, np.array(wanted.fpir_limits), rank=rank, weights=weights)
+        points = fpir if rank == 1 else fpir[:0]
+        at = np.concatenate([wanted.fpir_limits, points])
+        missed = fnir(searches, at, rank=rank, weights=weights)
         for limit, column in zip(wanted.fpir_limits, missed.T):
             values[_fnir_name(rank, limit)] = column
-    return values | {"cmc": cmc}
+        if len(points):
+            curves["fnir"] = missed[:, len(wanted.fpir_limits) :]
+    return values | curves
+
+
+def _fpir_points(galleries: Mapping[str, Searches], wanted: Wanted) -> np.ndarray:
+    """The FPIR of the curve's points: those that the searches can show; none where none can."""
+    lowest = limits.below(_fewest_unmated(galleries))
+    if not wanted.fpir_limits or lowest >= 1:
+        return np.empty(0)
+    return np.geomspace(lowest, 1, _FPIR_POINTS)
+
+
+def _fewest_unmated(galleries: Mapping[str, Searches]) -> int:
+    return min(int((~searches.mated).sum()) for searches in galleries.values())
 
 
 def _fnir_name(rank: int, limit: float) -> str:
@@ -168,14 +192,14 @@ def _figures(
     figures = {
         name: figure(value[0], spreads.get(name), rate=True, apart=apart)
         for name, value in point.items()
-        if name != "cmc"
+        if name not in _CURVES
     }
     return figures | _not_shown(galleries, wanted)
 
 
 def _not_shown(galleries: Mapping[str, Searches], wanted: Wanted) -> dict[str, Figure]:
     """In place of figures that these searches are too few for."""
-    fewest = min(int((~searches.mated).sum()) for searches in galleries.values())
+    fewest = _fewest_unmated(galleries)
     figures = {}
     for limit in wanted.fpir_limits:
         if limits.can_show(limit, fewest):
@@ -192,13 +216,27 @@ def _not_shown(galleries: Mapping[str, Searches], wanted: Wanted) -> dict[str, F
     return figures
 
 
-def _cmc(rates: np.ndarray, spread: Spread | None) -> Curve:
-    ranks = list(range(1, len(rates) + 1))
+def _curves(
+    galleries: Mapping[str, Searches],
+    wanted: Wanted,
+    point: Mapping[str, np.ndarray],
+    spreads: Mapping[str, Spread],
+) -> dict[str, Curve]:
+    places = {"cmc": range(1, _CMC + 1), "fnir": _fpir_points(galleries, wanted).tolist()}
+    return {
+        name: _curve(x, point[name][0], spreads.get(name))
+        for name, x in places.items()
+        if name in point
+    }
+
+
+def _curve(x: Sequence[float], rates: np.ndarray, spread: Spread | None) -> Curve:
+    x = list(x)
     if spread is None:
-        return Curve(ranks, rates.tolist())
+        return Curve(x, rates.tolist())
     # Where every draw has the same rate there is no spread to draw.
     ends = [np.where(np.isnan(end), rates, end.clip(0, 1)) for end in spread.interval(rates)]
-    return Curve(ranks, rates.tolist(), *(end.tolist() for end in ends))
+    return Curve(x, rates.tolist(), *(end.tolist() for end in ends))
 
 
 def _interval(clusters: Clusters, draws: int, seed: int) -> dict[str, Any]:

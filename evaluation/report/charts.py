@@ -38,7 +38,7 @@ class Chart:
     """A picture of curves.
 
     Attributes:
-        kind: "roc", "det", "discard", "cmc" or "scores".
+        kind: "roc", "det", "discard", "cmc", "fnir" or "scores".
         title, about: what it is called, and what it shows in a sentence.
         x, y: its axes.
         lines: in the order to draw.
@@ -132,6 +132,22 @@ def cmc(results: Sequence[Result], series: Mapping[str, int]) -> Chart | None:
         "the better.",
         x=Axis("rank", min(ranks), max(max(ranks), min(ranks) + 1), whole=True),
         y=share_axis("identification rate", rates, to_one=True),
+        lines=lines,
+    )
+
+
+def fnir(results: Sequence[Result], series: Mapping[str, int]) -> Chart | None:
+    """People who are missed against strangers who are taken for somebody; None without such."""
+    lines = _lines("fnir", results, series)
+    if not lines:
+        return None
+    return Chart(
+        kind="fnir",
+        title="FNIR over FPIR",
+        about="Share of searches that miss the person, at each share of searches for people who "
+        "are not in the gallery that are answered; the lower, the better.",
+        x=log_axis("FPIR", [x for line in lines for x, _ in line.points], to_one=True),
+        y=share_axis("FNIR", [high for line in lines for high in _tops(line)], to_one=False),
         lines=lines,
     )
 

@@ -74,7 +74,7 @@ def _legend(results: Iterable[Result], colors: Mapping[str, int]) -> Element | N
 def _charts(
     results: Sequence[Result], series: Mapping[str, int], legend: Element | None
 ) -> Iterable[Element]:
-    drawn = [draw(results, series) for draw in (charts.roc, charts.det, charts.cmc)]
+    drawn = [draw(results, series) for draw in (charts.roc, charts.det, charts.cmc, charts.fnir)]
     curves: list[Chart] = [chart for chart in drawn if chart]
     curves += charts.discards(results, series)
     spreads = [chart for result in results if (chart := charts.scores(result))]

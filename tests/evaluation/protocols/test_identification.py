@@ -164,6 +164,26 @@ def test_fnir_counts_the_strangers_who_come_too_near(tmp_path: Path) -> None:
         assert 0 < expected < 1
         assert result.figures[name].value == pytest.approx(expected)
     assert result.figures["fnir@fpir=0.01"].value is None
+    curve = result.curves["fnir"]
+    strangers = result.counts["probes"] - result.counts["mated probes"]
+    assert (curve.x[0], curve.x[-1]) == pytest.approx((3 / strangers, 1)), "what they can show"
+    expected = [fnir_at_fpir(lists, limit, 1) for limit in curve.x]
+    assert curve.y == pytest.approx(expected)
+    assert curve.y[0] > curve.y[-1]
+    drawn = found.judge(features, model="m", asked=Asked(draws=30)).curves["fnir"]
+    ends = np.array([drawn.low, drawn.y, drawn.high])
+    assert (np.diff(ends, axis=0) >= 0).all()
+    assert (ends[2] > ends[0]).any()
+
+
+@pytest.mark.parametrize(("searches", "shown"), [(0, False), (3, False), (4, True)])
+def test_there_is_no_curve_where_strangers_are_too_few_to_show_any(
+    tmp_path: Path, searches: int, shown: bool
+) -> None:
+    write_images(tmp_path, [*own_layout(), *(f"probe/x{i}/0.png" for i in range(searches))])
+    found = open_identification(tmp_path, **OPEN)
+    result = found.judge(features_of(found), model="m", asked=QUICK)
+    assert ("fnir" in result.curves) == shown
 
 
 def test_groups_and_images_left_out(tmp_path: Path) -> None:

@@ -246,6 +246,9 @@ def test_one_to_many_is_that_of_plain_loops(tmp_path: Path, name: str) -> None:
     assert result.figures["fnir@fpir=0.1, gallery 1"].value == pytest.approx(expected[0])
     assert result.figures["fnir@fpir=0.01"].value is None
     assert "cannot show" in result.figures["fnir@fpir=0.01"].note
+    curve = result.curves["fnir"]
+    expected = [np.mean([fnir_at_fpir(found, limit) for found in each]) for limit in curve.x]
+    assert curve.y == pytest.approx(expected)
     assert ijb.scores(features)["rank-1"] == result.figures["rank-1"].value
     assert result.counts["probes"] == len(probes)
 

@@ -121,6 +121,8 @@ def cmc(name: str, place: str) -> Result:
     """A search, with what only searches have."""
     ranks = np.arange(1, 21)
     rates = 1 - 0.2 * 0.85**ranks
+    fpir = np.geomspace(0.001, 1, 30)
+    missed = 0.3 - 0.08 * np.log10(fpir / 0.001)
     return replace(
         result(name, place),
         protocol="identification/1",
@@ -131,7 +133,12 @@ def cmc(name: str, place: str) -> Result:
             "rank-5": Figure(float(rates[4]), 0.9, 0.93),
             "fnir@fpir=0.01": Figure(0.213, 0.18, 0.25),
         },
-        curves={"cmc": Curve(ranks.tolist(), rates.tolist())},
+        curves={
+            "cmc": Curve(ranks.tolist(), rates.tolist()),
+            "fnir": Curve(
+                fpir.tolist(), missed.tolist(), (0.9 * missed).tolist(), (1.1 * missed).tolist()
+            ),
+        },
         groups={},
     )
 

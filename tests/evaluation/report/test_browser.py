@@ -65,7 +65,7 @@ def test_the_console_is_silent_and_the_script_has_run(page, profile):
     """Every chart has the read-out that the script alone adds."""
     document, said = browse(page, "--dump-dom", profile=profile)
     assert said == ""
-    assert document.count("<output") == document.count('class="plot ') == 11
+    assert document.count("<output") == document.count('class="plot ') == 12
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_every_set_has_its_charts_figures_groups_and_pairs():
     read = Reader(page(made_up.evaluation(), pictures=jpeg))
     kinds = [svg["class"].split()[1] for svg in read.all("svg") if "plot" in svg["class"]]
     of_pairs = ["roc", "det", "discard", "scores", "scores"]
-    assert kinds == [*of_pairs, *of_pairs, "cmc"]
+    assert kinds == [*of_pairs, *of_pairs, "cmc", "fnir"]
     for words in ("EER, %", "African", "False accepts", "not shown to be better", "rank-5, %"):
         assert words in read.text
     assert "per fold, from the other nine folds" in read.text
@@ -189,7 +189,7 @@ def test_nothing_at_all():
 )
 def test_odd_curves_are_drawn_or_left_out(curve):
     evaluation = made_up.evaluation(1, places=("a",), searches=False)
-    kinds = ("roc", "det", "cmc", "discard", "genuine", "impostor")
+    kinds = ("roc", "det", "cmc", "fnir", "discard", "genuine", "impostor")
     odd = replace(evaluation.results[0], curves=dict.fromkeys(kinds, curve))
     read = Reader(page(replace(evaluation, results=[odd])))
     assert all(re.fullmatch(r"[MLHVZ\d. -]*", path["d"]) for path in read.all("path"))
