@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -35,7 +35,7 @@ from training.saving import files
 from training.saving.files import CheckpointError, Digest, Scores, checkpoints, newest
 from training.saving.lock import Lock
 from training.saving.metadata import load_state, read_metadata
-from training.saving.names import BACKBONE, HEAD, SCALER
+from training.saving.names import BACKBONE, HEAD, OPTIMIZER, SCALER
 from training.saving.resume import claim
 from training.saving.state import (
     HostCopy,
@@ -45,6 +45,7 @@ from training.saving.state import (
     read_state,
     share_head,
 )
+from training.saving.weight_file import some
 from training.step.backbone import unwrapped
 from training.step.train_step import TrainStep
 
@@ -266,6 +267,7 @@ def load(path: Path, *, train_step: TrainStep) -> int:
     saved = read_metadata(path).state_dict_metadata
     if not any(key.startswith(f"{SCALER}.") for key in saved):
         state.pop(SCALER, None)  # the run so far needed no loss scaling
+    _require_momentum(path, [*state[OPTIMIZER]["state"]], saved)
     try:
         load_state(state, path)
     except CheckpointException as error:
@@ -276,6 +278,18 @@ def load(path: Path, *, train_step: TrainStep) -> int:
     put_state(state, train_step)
     _tell_of_other_versions(path)
     return state["step"]
+
+
+def _require_momentum(path: Path, learning: Sequence[str], saved: Iterable[str]) -> None:
+    """Raise CheckpointError where parameters that learn were frozen when others were saved."""
+    section = f"{OPTIMIZER}.state."
+    known = {key.removeprefix(section).rpartition(".")[0] for key in saved if section in key}
+    missing = [name for name in learning if name not in known]
+    if 0 < len(missing) < len(learning):
+        raise CheckpointError(
+            f"{path} has no optimizer's state of {some(missing)}: they were frozen there and learn "
+            f"here. Start from its weights, run.init_from={path}, or freeze them here, too"
+        )
 
 
 @cache

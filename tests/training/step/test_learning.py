@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.iresnet import STAGES
 from tests.ranks import run_ranks
 from tests.training import tiny
 from training.config import Config, ConfigError, OptimConfig, override
@@ -17,7 +18,7 @@ from training.planning.memory import predict
 from training.saving.files import CheckpointError
 from training.step.backbone import average_statistics, create_backbone, unwrapped
 from training.step.compile import compile_backbone
-from training.step.learning import freeze, rate_factors
+from training.step.learning import create_network, freeze, rate_factors
 from training.step.optim import create_optimizer, set_learning_rate
 from training.step.precision import choose_precision
 
@@ -203,23 +204,40 @@ def test_a_run_that_goes_on_has_the_same_bits_and_no_other_frozen_layers(data, w
 
 
 @pytest.mark.slow
-def test_a_partly_frozen_backbone_compiles(monkeypatch):
-    model, plain = network(), network()
-    for one in (model, plain):
-        freeze(one, config_with(FROZEN))
+@pytest.mark.parametrize("change", [FROZEN, "model.lora_rank=2"])
+def test_a_backbone_of_which_a_part_learns_compiles(change, monkeypatch):
+    config = config_with(change)
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        networks.append(create_network(config).train())
+        freeze(networks[-1], config)
     original = nn.Module.compile
     monkeypatch.setattr(
         nn.Module, "compile", lambda self, **how: original(self, backend="aot_eager", **how)
     )
+    model, plain = networks
     sizes = {"batch": 4, "image_size": tiny.SIZE, "precision": FP32}
-    assert compile_backbone(model, stages=(), alone=True, **sizes).startswith("compiled whole")
+    assert compile_backbone(model, stages=STAGES, alone=False, **sizes).startswith("compiled 4")
     images = torch.randn(4, 3, tiny.SIZE, tiny.SIZE)
-    for one in (model, plain):
+    for one in networks:
         one(images).square().sum().backward()
     for (name, ours), theirs in zip(model.named_parameters(), plain.parameters()):
         assert (ours.grad is None) == (theirs.grad is None) == (not theirs.requires_grad), name
         if ours.grad is not None:
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_that_begins_at_a_checkpoint_of_more_frozen_layers_has_no_momentum_of_them(
+    data, world, tmp_path
+):
+    first = build(tiny.config(data, tmp_path / "first"), world, FROZEN, "run.epochs=1")
+    first.run()
+    begun = ["run.epochs=2", f"run.resume={tmp_path / 'first'}"]
+    with pytest.raises(CheckpointError, match=r"conv1\.weight.*run\.init_from"):
+        build(tiny.config(data, tmp_path / "second"), world, *begun)
+    build(tiny.config(data, tmp_path / "third"), world, *begun, FROZEN).close()
 
 
 @pytest.mark.parametrize(
