@@ -34,7 +34,7 @@ _SETTINGS = {
     ),
     "run.init_from": _Expected(
         "a checkpoint (RUN/checkpoints/step_…), the folder of a run, RUN@best, RUN@STEP, a file of "
-        "weights (.pth, .pt, .safetensors), or a folder of arcface_torch's",
+        "weights (.pth, .pt, .safetensors, .onnx), or a folder of arcface_torch's",
         folder=True,
     ),
     "run.resume": _Expected(

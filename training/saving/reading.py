@@ -3,6 +3,7 @@
 RUN, RUN@best, RUN@STEP          a run's newest checkpoint, its best one, that of a step
 RUN/checkpoints/step_…           a checkpoint
 .pth, .pt, .safetensors          a file, whoever saved it
+.onnx                            the same, where it is of an IResNet or MobileFaceNet
 a folder of arcface_torch's      its model.pt, or the backbone in its first rank's file
 """
 
@@ -31,12 +32,14 @@ from training.saving import files
 from training.saving.metadata import FILE, load_state, read_metadata
 from training.saving.names import BACKBONE, under
 from training.saving.weight_file import (
+    ONNX,
     SUFFIXES,
     Backbone,
     WeightsError,
     read_weight_file,
     require_finite_weights,
 )
+from training.weights.onnx_import.importing import import_onnx
 
 T = TypeVar("T")
 
@@ -192,7 +195,8 @@ class SavedFile:
 
     @cached_property
     def _backbone(self) -> Backbone:
-        return _on_all(lambda: read_weight_file(self.path))
+        read = _read_onnx if self.path.suffix == ONNX else read_weight_file
+        return _on_all(lambda: read(self.path))
 
     @cached_property
     def _recognized(self) -> Recognized:
@@ -203,6 +207,11 @@ class SavedFile:
 def _is_factor(name: str) -> bool:
     """Of a low-rank update, or of its momentum."""
     return any(factor in name.split(".") for factor in FACTORS)
+
+
+def _read_onnx(path: Path) -> Backbone:
+    found = import_onnx(path)
+    return Backbone(found.tensors, found.notes, found.unfolded)
 
 
 def _on_all(work: Callable[[], T]) -> T:

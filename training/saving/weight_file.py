@@ -16,7 +16,8 @@ from facestream import UserError
 from models.measure import networks_in
 from models.recognize import may_be_magface, recognize, require_finite, split_prefix
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
+ONNX = ".onnx"  # read by training/weights/onnx_import
+SUFFIXES = (".pth", ".pt", ".safetensors", ONNX)
 _NAMED = 6  # tensors that a line names
 _DEEPEST = 4  # nested dicts that are looked into
 _TORCH_CODE = re.compile(r"GLOBAL ([\w.]+)")
@@ -34,6 +35,7 @@ class Backbone:
 
     tensors: dict[str, Tensor]  # by name, on the CPU, without a prefix
     notes: tuple[str, ...] = ()  # what was changed, and what of the file is not used
+    unfolded: tuple[str, ...] = ()  # names of BatchNorms that have no statistics of images
 
 
 def read_weight_file(path: Path) -> Backbone:
