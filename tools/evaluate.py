@@ -48,8 +48,6 @@ from training.distributed import World, join_world, leave_world
 from training.saving.weight_file import SUFFIXES
 from training.shipping.operating_points import add_results, require_files
 
-_FILES = (".onnx", *SUFFIXES)  # whose names need no ending in a table
-
 
 def open_models(arguments: argparse.Namespace, world: World) -> list[Judged]:
     """Open the models that the command line names, and say what they are."""
@@ -75,7 +73,7 @@ def _names(given: Sequence[str]) -> list[str]:
     most = max(len(path.parts) for path in paths)
     for parts in range(1, most + 1):
         names = [
-            "/".join((*path.parts[-parts:-1], path.stem if path.suffix in _FILES else path.name))
+            "/".join((*path.parts[-parts:-1], path.stem if path.suffix in SUFFIXES else path.name))
             for path in paths
         ]
         if len(set(names)) == len(names):

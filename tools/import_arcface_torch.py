@@ -13,18 +13,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.command import command, whole_number
-from training.config import Config, DataConfig, HeadConfig, ModelConfig, RunConfig
 from training.distributed import join_world, leave_world
-from training.saving import checkpoint
-from training.saving.names import BACKBONE, HEAD, OPTIMIZER
-from training.weights.arcface_files import ArcFaceTorchError, Weights, read_arcface_torch, trained
+from training.weights.arcface_files import ArcFaceTorchError, Weights, read_arcface_torch
+from training.weights.imported_run import write_imported
 
 
 def import_arcface_torch(
@@ -45,69 +40,9 @@ def import_arcface_torch(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ArcFaceTorchError(f"{output} is not empty: name another folder")
     weights = read_arcface_torch(sources, num_classes=num_classes, head=head)
-    config = _config(weights, output)
-    path = checkpoint.write(
-        output,
-        _state(weights),
-        step=weights.step,
-        config=config,
-        facts=_facts(config) | {"imported from": [source.name for source in sources]},
-    )
+    path = write_imported(output, weights, sources=[source.name for source in sources])
     _report(weights, path)
     return path
-
-
-def _config(weights: Weights, output: Path) -> Config:
-    """What the files tell of a run, which is nothing of its data; the rest is at its defaults."""
-    network, centers = weights.architecture, weights.centers
-    known = network.family.options
-    changed = {key: value for key, value in network.options.items() if value != known[key]}
-    width = changed.pop("width", ModelConfig.width)
-    return Config(
-        run=RunConfig(output=str(output)),
-        data=DataConfig(train="unknown", image_size=network.image_size),
-        model=ModelConfig(
-            name=network.name,
-            embedding_dim=network.embedding_dim,
-            width=width,
-            options=changed,
-        ),
-        head=HeadConfig(num_classes=None if centers is None else len(centers)),
-    )
-
-
-def _facts(config: Config) -> dict[str, Any]:
-    """What a run that resumes from here must have in common with it; as Trainer names it."""
-    facts = {
-        "image size": config.data.image_size,
-        "model.name": config.model.name,
-        "model.embedding_dim": config.model.embedding_dim,
-        "model.width": config.model.width,
-        **{f"model.options.{key}": value for key, value in config.model.options.items()},
-    }
-    if config.head.num_classes is not None:
-        facts |= {"number of classes": config.head.num_classes, "head.subcenters": 1}
-    return facts
-
-
-def _state(weights: Weights) -> dict[str, Any]:
-    """As training.saving.state reads it from a run."""
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in trained(weights.architecture.create()).items()}
-    momentum = weights.momentum or {name: torch.zeros(shape) for name, shape in shapes.items()}
-    state: dict[str, Any] = {
-        BACKBONE: weights.backbone,
-        OPTIMIZER: {"state": {name: {"momentum_buffer": m} for name, m in momentum.items()}},
-    }
-    if weights.centers is not None:
-        velocity = weights.velocity
-        state[HEAD] = {
-            "centers": weights.centers,
-            "velocity": torch.zeros_like(weights.centers) if velocity is None else velocity,
-            "steps": torch.tensor(weights.step),
-            "nonfinite_steps": torch.tensor(0),
-        }
-    return state
 
 
 def _report(weights: Weights, path: Path) -> None:

@@ -191,6 +191,7 @@ def write(
     counters: Mapping[str, int] | None = None,
     group: dist.ProcessGroup | None = None,
     lock: Lock | None = None,
+    data: list[dict[str, str]] | None = None,
 ) -> Path:
     """Write a state as the checkpoint of a step, remove old ones, return its folder.
 
@@ -198,6 +199,7 @@ def write(
 
     Args:
         state: on the host, nested, with the head's centers and velocity as DTensors (C, K·D).
+        data: name, origin and license of what it was trained on; None: what `config` names.
 
     Raises:
         CheckpointError: on every rank, where any cannot write; the others stay as they were.
@@ -212,7 +214,7 @@ def write(
         "versions": versions(),
         "ranks": dist.get_world_size(group),
         "own": own_parts(config),
-        "data": provenance(config) if dist.get_rank(group) == 0 else [],
+        "data": provenance(config) if data is None and dist.get_rank(group) == 0 else data or [],
     }
     documents = {"config.json": config.as_dict(), "about.json": about}
     still_ours = lock.require if lock else lambda: None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.records.manifest import UNKNOWN
 from training.frozen.card import TrainingData, read_card
 from training.saving.reading import SavedCheckpoint, SavedFile
 
@@ -14,9 +15,10 @@ _SECTIONS = ("model", "head", "optim")  # of a configuration; others have folder
 def data_of(saved: SavedCheckpoint | SavedFile) -> Sequence[TrainingData]:
     """The training sets; none where nothing says them. Raises CardError."""
     if isinstance(saved, SavedCheckpoint):
+        known = [TrainingData(**entry) for entry in saved.about.get("data", [])]
         if "imported from" in saved.about["facts"]:  # its configuration is not what trained it
-            return []
-        return [TrainingData(**entry) for entry in saved.about.get("data", [])]
+            return [one for one in known if one != TrainingData(UNKNOWN)]
+        return known
     card = read_card(saved.path)
     return card.data if card else []
 

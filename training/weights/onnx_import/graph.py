@@ -135,7 +135,7 @@ class Graph:
     def _fold(self, node: Any, inputs: tuple[str, ...]) -> np.ndarray:
         from onnx.reference import ReferenceEvaluator
 
-        values: dict[str, Any] = {
+        values: dict[Any, Any] = {
             name: self.constants[given] for name, given in zip(node.input, inputs) if name
         }
         try:
@@ -146,10 +146,11 @@ class Graph:
                     raise ValueError(f"{size:,} values")
             helper = self._onnx.helper
             given = [helper.make_tensor_value_info(name, FLOAT, None) for name in values]
-            made = helper.make_tensor_value_info(node.output[0], FLOAT, None)
-            graph = helper.make_graph([node], "constant", given, [made])
+            output = helper.make_tensor_value_info(node.output[0], FLOAT, None)
+            graph = helper.make_graph([node], "constant", given, [output])
             alone = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self._opset)])
-            return np.asarray(ReferenceEvaluator(alone).run(None, values)[0])
+            results: Any = ReferenceEvaluator(alone).run(None, values)
+            return np.asarray(results[0])
         except Exception as error:  # what the operators of the onnx package raise has no bounds
             raise WeightsError(
                 f"{self.path}: {named(node)} cannot be computed ({error}): export it again"

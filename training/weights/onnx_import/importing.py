@@ -55,6 +55,12 @@ class Imported:
     notes: tuple[str, ...]
     differs: float
 
+    def network(self) -> nn.Module:
+        """In evaluation mode, on the CPU."""
+        network = self.architecture.create()
+        network.load_state_dict(self.tensors)
+        return network.requires_grad_(False).eval()
+
 
 def import_onnx(path: Path, words: str = "") -> Imported:
     """Read the IResNet or MobileFaceNet in a file, and compare embeddings with onnxruntime's.

@@ -253,9 +253,7 @@ class Walk:
             return None
         given = node.attributes
         if given.get("training_mode", 0) or given.get("spatial", 1) != 1:
-            self.refuse(
-                node, at=at, expected="BatchNormalization as in evaluation", found="another"
-            )
+            self.refuse(node, at=at, expected="BatchNormalization as in evaluation")
         weight, bias, mean, var = (
             self.constant(node, place, at=at).astype(np.float64) for place in range(1, 5)
         )

@@ -1,0 +1,129 @@
+"""Train on from an .onnx file:  python tools/import_onnx.py MODEL.onnx -o OUT
+
+MODEL.onnx is an IResNet or MobileFaceNet, whoever exported it, such as InsightFace's. OUT is
+OUT.safetensors or the folder of a run: for run.init_from, and wherever weights are taken. Its
+embeddings are compared with onnxruntime's before it gets its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import save
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.input import Input
+from pipeline.records.manifest import UNKNOWN
+from pipeline.whole_file import replace
+from training.command import command
+from training.distributed import join_world, leave_world
+from training.frozen.card import Card, TrainingData, read_card, space_of, write_card
+from training.frozen.model import digest_of_weights
+from training.frozen.onnx_file import digest_of_file
+from training.frozen.onnx_input import as_words
+from training.saving.files import CheckpointError
+from training.weights.arcface_files import Weights
+from training.weights.imported_run import write_imported
+from training.weights.onnx_import.importing import Imported, import_onnx
+
+_FILE = ".safetensors"
+
+
+def import_model(arguments: argparse.Namespace) -> None:
+    """All that the command does; call it in a process group of one."""
+    source, output = arguments.model, arguments.output
+    _require_free(output)
+    found = import_onnx(source, arguments.onnx_input)
+    print(f"network       {found.architecture}, {found.architecture.embedding_dim} values")
+    print(
+        f"checked       an embedding differs from onnxruntime's by {found.differs:.2g} of its "
+        "length at most"
+    )
+    for note in found.notes:
+        print(f"note          {note}")
+    data = _data(arguments)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == _FILE:
+        _write_file(output, found, data, source)
+    else:
+        weights = Weights(found.architecture, found.tensors)
+        write_imported(output, weights, sources=[source.name], data=data)
+    print(f"wrote         {output}")
+    print(f"fine-tune it  run.init_from={output}")
+
+
+def _require_free(output: Path) -> None:
+    if output.suffix == _FILE:
+        return
+    if output.suffix:
+        raise CheckpointError(f"-o {output}: expected OUT{_FILE}, or a folder for a run")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CheckpointError(f"{output} is not empty: name another folder")
+
+
+def _data(arguments: argparse.Namespace) -> list[TrainingData]:
+    """What the user says of it; otherwise what the file's card does."""
+    if arguments.origin != UNKNOWN or arguments.license != UNKNOWN:
+        return [TrainingData(UNKNOWN, arguments.origin, arguments.license)]
+    card = read_card(arguments.model)
+    return list(card.data) if card else []
+
+
+def _write_file(output: Path, found: Imported, data: list[TrainingData], source: Path) -> None:
+    network = found.architecture
+    # Strings are all that a safetensors file keeps beside its tensors.
+    described = asdict(network)
+    metadata = {key: str(value) for key, value in (described | described.pop("options")).items()}
+    theirs = read_card(source)
+    card = Card(
+        network=network.name,
+        embedding_dim=network.embedding_dim,
+        input=as_words(Input(size=network.image_size)),
+        precision="float32",
+        digest=digest_of_weights(found.network()),
+        space=space_of(source, digest_of_file(source)),
+        data=data,
+        config=theirs.config if theirs else {},
+    )
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        path = Path(folder) / output.name
+        path.write_bytes(save(found.tensors, metadata={"format": "pt"} | metadata))
+        write_card(path, card)
+        replace(path, output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL.onnx", help="an IResNet or a MobileFaceNet")
+    add(
+        *("-o", "--output"),
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="OUT.safetensors, or the folder of a run",
+    )
+    add(
+        "--onnx-input",
+        default="",
+        metavar="WORDS",
+        help="how the file wants its images, where it does not say: bgr,-1..1",
+    )
+    add("--origin", default=UNKNOWN, help="where the data is from that it was trained on")
+    add("--license", default=UNKNOWN, help="of that data, such as cc-by-nc-4.0")
+    arguments = parser.parse_args()
+    with command("import_onnx"):
+        join_world("cpu")
+        try:
+            import_model(arguments)
+        finally:
+            leave_world()
+
+
+if __name__ == "__main__":
+    main()

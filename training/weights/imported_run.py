@@ -1,0 +1,98 @@
+"""Weights that were trained elsewhere, written as a run of ours with one checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.config import Config, DataConfig, HeadConfig, ModelConfig, RunConfig
+from training.frozen.card import TrainingData
+from training.saving import checkpoint
+from training.saving.names import BACKBONE, HEAD, OPTIMIZER
+from training.weights.arcface_files import Weights, trained
+
+
+def write_imported(
+    output: Path,
+    weights: Weights,
+    *,
+    sources: Sequence[str],
+    data: Sequence[TrainingData] = (),
+) -> Path:
+    """Write weights as the one checkpoint of a run; returns its folder.
+
+    Call it in a process group of one.
+
+    Args:
+        output: the run's folder.
+        sources: names of the files that they are from.
+        data: that they were trained on, where that is known.
+
+    Raises CheckpointError where it cannot be written.
+    """
+    config = _config(weights, output)
+    return checkpoint.write(
+        output,
+        _state(weights),
+        step=weights.step,
+        config=config,
+        facts=_facts(config) | {"imported from": [*sources]},
+        data=[asdict(one) for one in data],
+    )
+
+
+def _config(weights: Weights, output: Path) -> Config:
+    """What the files tell of a run, which is nothing of its data; the rest is at its defaults."""
+    network, centers = weights.architecture, weights.centers
+    known = network.family.options
+    changed = {key: value for key, value in network.options.items() if value != known[key]}
+    width = changed.pop("width", ModelConfig.width)
+    return Config(
+        run=RunConfig(output=str(output)),
+        data=DataConfig(train="unknown", image_size=network.image_size),
+        model=ModelConfig(
+            name=network.name,
+            embedding_dim=network.embedding_dim,
+            width=width,
+            options=changed,
+        ),
+        head=HeadConfig(num_classes=None if centers is None else len(centers)),
+    )
+
+
+def _facts(config: Config) -> dict[str, Any]:
+    """What a run that resumes from here must have in common with it; as Trainer names it."""
+    facts = {
+        "image size": config.data.image_size,
+        "model.name": config.model.name,
+        "model.embedding_dim": config.model.embedding_dim,
+        "model.width": config.model.width,
+        **{f"model.options.{key}": value for key, value in config.model.options.items()},
+    }
+    if config.head.num_classes is not None:
+        facts |= {"number of classes": config.head.num_classes, "head.subcenters": 1}
+    return facts
+
+
+def _state(weights: Weights) -> dict[str, Any]:
+    """As training.saving.state reads it from a run."""
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in trained(weights.architecture.create()).items()}
+    momentum = weights.momentum or {name: torch.zeros(shape) for name, shape in shapes.items()}
+    state: dict[str, Any] = {
+        BACKBONE: weights.backbone,
+        OPTIMIZER: {"state": {name: {"momentum_buffer": m} for name, m in momentum.items()}},
+    }
+    if weights.centers is not None:
+        velocity = weights.velocity
+        state[HEAD] = {
+            "centers": weights.centers,
+            "velocity": torch.zeros_like(weights.centers) if velocity is None else velocity,
+            "steps": torch.tensor(weights.step),
+            "nonfinite_steps": torch.tensor(0),
+        }
+    return state
