@@ -62,12 +62,15 @@ class Features:
         norms: (N,) float32, of the embeddings before their mirror images' were added.
         damaged: what is wrong with which images.
         flip: whether the mirror image's embedding is added.
+        against: (N, D) float32, another model's embeddings of the images, taken for those that
+            stand second in a pair; None: these ones.
     """
 
     embeddings: np.ndarray
     norms: np.ndarray
     damaged: Mapping[int, str]
     flip: bool = True
+    against: np.ndarray | None = None
 
 
 def extract(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.features import Embedder, extract
 from evaluation.predicted import PredictedError, read_predicted
+from evaluation.translation import TranslationError
 from facestream import UserError
 from pipeline.ahead import cores
 from pipeline.named_path import check_path
 from tools.sources.compared import Pairs, Side, best_matches, listing
 from tools.sources.cropping import CropOptions, add_crop_options, take_crop_options
-from tools.sources.decision import USUAL, Decision, decision_of
+from tools.sources.decision import USUAL, Decision, chosen_point, decision_of
 from tools.sources.named_images import files_of, named_images
 from tools.sources.named_model import add_model_options, open_named_model
 from tools.sources.pair_lists import PlaceOf, read_pairs
@@ -34,6 +35,7 @@ from training.command import command, share, whole_number
 from training.distributed import World, join_world, leave_world
 from training.frozen.card import read_card, space_of
 from training.frozen.model import OpenedModel
+from training.frozen.translator_file import TranslatorFile, read_translator
 
 
 def compare(arguments: argparse.Namespace, world: World) -> None:
@@ -41,17 +43,11 @@ def compare(arguments: argparse.Namespace, world: World) -> None:
     _check(arguments)
     opened, embedder = open_named_model(arguments.model, arguments, world)
     asked = Asked(arguments, opened, embedder)
-    decided = decision_of(
-        read_card(opened.source),
-        of=f"the card of {opened.source}",
-        digest=opened.digest,
-        flip=asked.flip,
-        fmr=arguments.fmr,
-        on=arguments.set,
-    )
+    sides = [_predicted(folder, asked) for folder in arguments.predicted]
+    decided = _decided(asked, translated=any(side.translated for side in sides))
     decision = decided if isinstance(decided, Decision) else None
     with listing(arguments.output, decided=decision is not None) as listed:
-        for pairs in _pairs(asked):
+        for pairs in _pairs(asked, sides):
             scores = pairs.cosines(threads=cores())
             listed.add(pairs, scores, decision.of(scores) if decision else None)
     for line in listed.lines():
@@ -82,6 +78,26 @@ class Asked:
         """Of the embeddings that are compared."""
         return space_of(self.opened.source, self.opened.digest)
 
+    @cached_property
+    def translator(self) -> TranslatorFile | None:
+        """To the space of the model. Raises TranslationError where it is to another."""
+        path = self.arguments.translator
+        if path is None:
+            return None
+        found = read_translator(path)
+        if found.new != self.space:
+            other_way = " It leads the other way: name the newer model" * (found.old == self.space)
+            raise TranslationError(
+                f"{path} translates from {found.old} ({found.old_model}) to {found.new} "
+                f"({found.new_model}), and the model named has the space {self.space}.{other_way}"
+            )
+        if found.flip != self.flip:
+            raise TranslationError(
+                f"{path} is for embeddings {'with' if found.flip else 'without'} the mirror "
+                f"images': {'leave out' if found.flip else 'add'} --no-flip"
+            )
+        return found
+
 
 def _check(arguments: argparse.Namespace) -> None:
     two = bool(arguments.a and arguments.b)
@@ -92,6 +108,8 @@ def _check(arguments: argparse.Namespace) -> None:
             "expected two images or folders, A B; or --pairs CSV; or --identify PHOTO with "
             "--gallery FOLDER or --predicted OUT: one of these"
         )
+    if arguments.translator and not predicted:
+        raise UserError("--translator is for --predicted, a folder of the old model: add it")
     if predicted > 2 or (search and arguments.gallery and predicted):
         raise UserError(
             "expected --predicted once, or twice for the first and the second of each pair, and "
@@ -99,10 +117,36 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-def _pairs(asked: Asked) -> Iterator[Pairs]:
-    """What is compared, some pairs at a time."""
+def _decided(asked: Asked, *, translated: bool) -> Decision | str:
+    """Where the model decides, or the translator; or why nothing does."""
+    arguments, opened = asked.arguments, asked.opened
+    chosen = {"fmr": arguments.fmr, "on": arguments.set}
+    if not translated:
+        if asked.translator:
+            print("note          --translator is not needed: nothing here is of the old model")
+        return decision_of(
+            read_card(opened.source),
+            of=f"the card of {opened.source}",
+            digest=opened.digest,
+            flip=asked.flip,
+            **chosen,
+        )
+    assert asked.translator is not None
+    if not asked.translator.points:
+        return (
+            "no decision: the translator has no thresholds, as the sets that tools/compat.py was "
+            "given could show none. The card's are of embeddings that are not translated"
+        )
+    return Decision(chosen_point(asked.translator.points, of=str(arguments.translator), **chosen))
+
+
+def _pairs(asked: Asked, sides: Sequence[Side]) -> Iterator[Pairs]:
+    """What is compared, some pairs at a time.
+
+    Args:
+        sides: of --predicted.
+    """
     arguments = asked.arguments
-    sides = [_predicted(folder, asked) for folder in arguments.predicted]
     if arguments.identify:
         gallery = sides[0] if sides else _side(arguments.gallery, asked)
         yield best_matches(_side(arguments.identify, asked), gallery, top=arguments.top)
@@ -143,11 +187,15 @@ def _predicted(folder: Path, asked: Asked) -> Side:
             f"{folder} was made {'with' if found.about.flip else 'without'} the mirror images: "
             f"{'leave out' if found.about.flip else 'add'} --no-flip"
         )
-    space = found.about.space or found.about.digest
+    space, file = found.about.space or found.about.digest, asked.translator
+    if file and space == file.old:
+        return Side(file.translator(found.embeddings), found.names, translated=True)
     if space != asked.space:
         raise PredictedError(
             f"{folder} was made with {found.about.model}, of the space {space}; the model named "
             f"has {asked.space}: embeddings of two networks cannot be compared"
+            + (f", and {asked.arguments.translator} translates from {file.old}" if file else "")
+            + ". tools/compat.py --fit makes a translator for --translator"
         )
     if found.about.digest != asked.opened.digest:
         print(
@@ -217,6 +265,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="OUT",
         help="a folder that tools/predict.py has written; twice: of the first and the second of "
         "each pair",
+    )
+    add(
+        "--translator",
+        type=Path,
+        metavar="FILE",
+        help="of tools/compat.py, for a folder of --predicted that an older model has made",
     )
     add(
         "--identify",

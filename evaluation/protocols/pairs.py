@@ -177,10 +177,10 @@ class Pairs:
         out |= {place for place, name in enumerate(self.images.names) if name in without}
         gone = np.isin(self.first, list(out)) | np.isin(self.second, list(out))
         kept = np.flatnonzero(~gone)
-        vectors = np.asarray(features.embeddings, np.float64)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / np.where(norms > 0, norms, 1.0)
-        differences = vectors[self.first[kept]] - vectors[self.second[kept]]
+        ours = theirs = _unit(features.embeddings)
+        if features.against is not None:
+            theirs = _unit(features.against)
+        differences = ours[self.first[kept]] - theirs[self.second[kept]]
         return kept, np.square(differences).sum(axis=1)
 
     def _repeated(self, kept: np.ndarray) -> dict[str, int]:
@@ -273,6 +273,13 @@ def of_list(
         images = image_files(pairs.images, names=names, size=image_size)
         require_size(images, range(len(images)), found_in=folder)
     return Pairs(name, images, pairs.first, pairs.second, pairs.same, pairs.people)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """(N, D) float64 of unit length; rows of zeros stay."""
+    vectors = np.asarray(rows, np.float64)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1.0)
 
 
 def _require_pairs(same: np.ndarray, folds: int) -> None:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from PIL import Image
 
 import train_dist
+from evaluation.pair_set import write_bin
 from models import create_model
 from pipeline.align import TEMPLATE
 from tests.training import tiny
@@ -45,6 +46,8 @@ COMMANDS = {
     "--draws 2 --batch 8 --threads 1 --device cpu",
     "tools.predict": "{pth} {photos} -o {out} --landmarks {marks} --batch 8 --device cpu",
     "tools.compare": "{pth} {photos} {photos} --landmarks {marks} --top 2 -o {out} --device cpu",
+    "tools.compat": "{pth} {other} --sets {bin} -o {out} --fit {bin} --images 90 --draws 2 "
+    "--seed 1 --batch 8 --device cpu --skip-damaged",
 }
 NUMBERS = ("0", "1", "2", "-1", "7", "20", "1.5", "nan", "inf", "9" * 20, "9" * 5000, "012", "²")
 VALUES = (
@@ -59,6 +62,7 @@ SETTINGS = [
 ]
 CONFIG = """
 from pathlib import Path
+from evaluation.pair_set import write_bin
 from models import create_model
 from tests.training import tiny
 config = tiny.config(Path({data!r}), Path({run!r}))
@@ -85,12 +89,17 @@ def given(tmp_path_factory) -> dict[str, str]:
     (folder / "marks.csv").write_text("\n".join(marks))
     network = create_model("iresnet10", embedding_dim=16, image_size=tiny.SIZE)
     torch.save(network.state_dict(), folder / "backbone.pth")
+    other = create_model("iresnet10", embedding_dim=16, image_size=tiny.SIZE)
+    torch.save(other.state_dict(), folder / "other.pth")
+    write_bin(folder / "pairs.bin", [_image(i) for i in range(24)], [i % 2 > 0 for i in range(12)])
     torch.save({"weight": torch.zeros(3, 16)}, folder / "head.pth")
     names = ("raises.py", "bytes.pt", "head.pth", "empty", "none", "data", "imported")
     return {
         "config": str(config),
         "rec": str(data / "train.rec"),
         "pth": str(folder / "backbone.pth"),
+        "other": str(folder / "other.pth"),
+        "bin": str(folder / "pairs.bin"),
         "ranks": str(folder / "ranks"),
         "checkpoint": str(checkpoint),
         "list": str(folder / "drop.txt"),
@@ -98,6 +107,12 @@ def given(tmp_path_factory) -> dict[str, str]:
         "marks": str(folder / "marks.csv"),
         **{name: str(folder / name) for name in names},
     }
+
+
+def _image(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (tiny.SIZE, tiny.SIZE), (10 * shade, 99, 255 - shade)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _photo(path: Path) -> str:

@@ -22,10 +22,17 @@ _LINES = 1 << 16  # that are written at a time
 
 @dataclass(frozen=True)
 class Side:
-    """Images of which embeddings are known: rows (N, D) of any length, by name."""
+    """Images of which embeddings are known.
+
+    Attributes:
+        rows: (N, D), of any length.
+        names: of each.
+        translated: whether they are an older model's, translated.
+    """
 
     rows: np.ndarray
     names: Sequence[str]
+    translated: bool = False
 
     @cached_property
     def places(self) -> dict[str, int]:

@@ -76,7 +76,7 @@ def _with_results(card: Card, results: Sequence[Result]) -> Card:
         card,
         points=[
             *(point for point in card.points if point.set not in sets),
-            *(point for result in results for point in _points(result)),
+            *(point for result in results for point in points_of(result)),
         ],
         groups=[
             *(group for group in card.groups if group.set not in sets),
@@ -86,7 +86,7 @@ def _with_results(card: Card, results: Sequence[Result]) -> Card:
     )
 
 
-def _points(result: Result) -> list[OperatingPoint]:
+def points_of(result: Result) -> list[OperatingPoint]:
     """The thresholds that the set can show, by rates that become smaller."""
     points = [
         OperatingPoint(
