@@ -76,14 +76,14 @@ def _gather_rows(own: Tensor, first: int, stop: int, *, held: int, world: World)
 
 
 def aim_centers(
-    centers: Tensor, directions: Tensor, *, embedding_dim: int, norm: float | None
+    centers: Tensor, directions: Tensor, *, embedding_dim: int, norm: float
 ) -> tuple[Tensor, int]:
     """Point centers in new directions.
 
     Args:
         centers: (n, K·D).
         directions: (n, K·D) of unit length for each D; zeros leave a center as it is.
-        norm: of the new centers; None keeps each one's own.
+        norm: of the new centers.
 
     Returns:
         (n, K·D) like `centers`, and how many of the n were left as they are.
@@ -91,7 +91,6 @@ def aim_centers(
     old = centers.view(-1, embedding_dim)
     new = directions.to(old).view_as(old)
     known = (new != 0).any(dim=1, keepdim=True)
-    length = old.norm(dim=1, keepdim=True) if norm is None else norm
-    aimed = torch.where(known, new * length, old).view_as(centers)
+    aimed = torch.where(known, new * norm, old).view_as(centers)
     subcenters = centers.shape[1] // embedding_dim
     return aimed, int((~known.view(-1, subcenters)).all(dim=1).sum())

@@ -29,14 +29,20 @@ from training.weights.center_transfer import aim_centers, owned_rows, take_cente
 from training.weights.identities import Identities, read_identities
 from training.weights.mean_embeddings import IMAGES, mean_embeddings
 
+# Length of the centers that start at mean embeddings, where no trained ones say it. A new head's
+# are drawn much shorter, and a step turns a center by its rate over the square of its length: what
+# they had been started with was lost within a few steps.
+_NORM = 1.0
+
 
 def warm_start(
     config: Config, world: World, *, step: TrainStep, data: TrainingData, precision: Precision
 ) -> list[str]:
     """Put what `config.run.init_from` holds into a step that has not begun; on every rank.
 
-    The result is the same at any world size. Momentum stays zero, and the margin's running values
-    stay those of a start.
+    Centers that start at mean embeddings are as long as trained ones are: on average as those of
+    the saved head, or 1. The result is the same at any world size. Momentum stays zero, and the
+    margin's running values stay those of a start.
 
     Returns:
         Lines for the log: what was taken and what was not.
@@ -52,9 +58,9 @@ def warm_start(
     path, network, head = saved.path, unwrapped(step.backbone), step.head
     misfits = take_backbone(network, saved.backbone().tensors, path=path)
     rows, how = match_rows(config, data, saved, num_classes=head.num_classes)
-    known, norm = int((rows >= 0).sum()), None
-    if known:
-        held = saved.shapes()[CENTERS][0]
+    known, norm = int((rows >= 0).sum()), _NORM
+    held, width = saved.shapes().get(CENTERS, (0, 0))
+    if width == head.centers.shape[1]:  # other people's, too, say how long centers are
         norm = take_centers(path, head, rows, held=held, world=world)
     lines = [
         f"backbone from {path}",

@@ -145,6 +145,15 @@ def test_a_run_stands_for_its_newest_checkpoint(trained, old, world, tmp_path):
     ]
 
 
+def test_where_all_are_new_their_centers_are_as_long_as_the_old_heads(trained, world, tmp_path):
+    checkpoint, source, config = trained
+    others = write_people(tmp_path / "others", ("eve", "fay", "gus"))
+    step, told = start(with_data(config, others, output=tmp_path / "run"), world, checkpoint)
+    assert told[1].startswith("0 of 3 centers taken")
+    norm = source.head.centers.norm(dim=1).mean()
+    torch.testing.assert_close(step.head.centers.norm(dim=1), norm.expand(3))
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
 def test_a_backbone_alone_starts_every_center_at_its_mean(trained, old, world, tmp_path, suffix):
     _, source, config = trained
@@ -157,12 +166,11 @@ def test_a_backbone_alone_starts_every_center_at_its_mean(trained, old, world, t
     else:
         torch.save(state, path)
     config = with_data(config, old, output=tmp_path / "run")
-    fresh, _ = build(config, world)
     step, told = start(config, world, path)
     assert all(torch.equal(t, floats(source)[name]) for name, t in floats(step).items())
-    lengths = fresh.head.centers.norm(dim=1)
-    torch.testing.assert_close(step.head.centers.norm(dim=1), lengths, msg="its own norm stays")
-    expected = lengths[2] * mean_center(step, old, 2)
+    lengths = step.head.centers.norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(4), msg="far longer than a new head's")
+    expected = mean_center(step, old, 2)
     torch.testing.assert_close(step.head.centers[2], expected, atol=1e-6, rtol=1e-4)
     assert told[1] == "0 of 4 centers taken: there is no head"
 
