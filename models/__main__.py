@@ -70,7 +70,7 @@ def describe(name: str, *, speed: bool = False) -> dict[str, Any]:
 
 def _measure(architecture: Architecture) -> float:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = fold_batch_norm(architecture.create()).to(device)
+    network = fold_batch_norm(architecture.create(), run_on=device)
     size = architecture.image_size
     images = torch.zeros(_BATCH, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -42,6 +42,7 @@ class IBasicBlock(nn.Module):
     """
 
     folds: ClassVar = (("conv1", "bn2"), ("conv2", "bn3"))  # see models.fold
+    folds_ahead: ClassVar = (("bn1", "conv1"),)
 
     def __init__(self, in_channels: int, channels: int, *, stride: int, se: bool = False) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ changes on a GPU, nor in what is computed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,13 @@ class PReLU(nn.PReLU):
     """max(x, 0) + weight · min(x, 0), a weight a channel (He et al., 2015, arXiv:1502.01852).
 
     (B, C, H, W) floating → the same shape, dtype and strides.
+
+    Attributes:
+        in_place: whether the input may be overwritten where no gradient is asked for. On a CPU, in
+            channels_last, that spares a map of memory, whose pages often cost more than the work.
     """
+
+    in_place = False
 
     def forward(self, input: Tensor) -> Tensor:
         in_rows = input.ndim == 4 and input.is_contiguous(memory_format=torch.channels_last)
@@ -31,7 +38,13 @@ class PReLU(nn.PReLU):
         # weights are repeated, so that loops over them are long too.
         batch, _, height, width = input.shape
         rows = input.permute(0, 2, 3, 1).reshape(batch * height, -1)
-        output = _RowsPReLU.apply(rows, self.weight.repeat(width))
+        if self.in_place and not torch.is_grad_enabled():
+            weight = self.weight.to(input.dtype).repeat(width)
+            for chunk in _chunks(rows):
+                chunk.copy_(nn.functional.prelu(chunk, weight))
+            output = rows
+        else:
+            output = _RowsPReLU.apply(rows, self.weight.repeat(width))
         return output.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
@@ -50,9 +63,7 @@ class _RowsPReLU(torch.autograd.Function):
         input_grad = torch.empty_like(input)
         weight_grad = torch.zeros_like(weight)
         slope = weight.to(input.dtype)
-        chunk_bytes = _CHUNK_BYTES * torch.get_num_threads()
-        rows = max(1, chunk_bytes // (input.shape[1] * input.element_size()))
-        chunks = zip(input.split(rows), grad.contiguous().split(rows), input_grad.split(rows))
+        chunks = zip(_chunks(input), _chunks(grad.contiguous()), _chunks(input_grad))
         for x, g, out in chunks:
             positive = torch.ops.aten.threshold_backward(g, x, 0)  # g where x > 0, else 0
             negative = g - positive
@@ -60,3 +71,9 @@ class _RowsPReLU(torch.autograd.Function):
             # Summed in float32 and rounded once a chunk; asking for float32 would copy it first.
             weight_grad += negative.mul_(x).sum(0)
         return input_grad, weight_grad
+
+
+def _chunks(rows: Tensor) -> Sequence[Tensor]:
+    """(rows, columns) in parts that stay in the caches."""
+    chunk_bytes = _CHUNK_BYTES * torch.get_num_threads()
+    return rows.split(max(1, chunk_bytes // (rows.shape[1] * rows.element_size())))

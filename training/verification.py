@@ -50,7 +50,9 @@ class Verification:
         All ranks must take all of them. A network that cannot be judged is scored on no more sets.
         """
         # A copy, which is not compiled: batches of other sizes would be compiled again.
-        network = fold_batch_norm(unwrapped(self._run.step.backbone))
+        network = fold_batch_norm(
+            unwrapped(self._run.step.backbone), run_on=self._run.plan.world.device
+        )
         for one in self._sets:
             if one.name in names:
                 try:

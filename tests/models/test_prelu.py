@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from models import prelu
 from models.prelu import PReLU
 
 
@@ -39,3 +40,21 @@ def test_bfloat16_inputs_give_float32_weight_gradients():
     assert (output.dtype, grad.dtype) == (torch.bfloat16, torch.bfloat16)
     assert grad.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(weight_grad, expected, rtol=0.02, atol=0.2)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3, 4), (3, 64, 90, 90), (4, 8, 1, 1)])
+def test_in_place_it_gives_the_same_in_the_memory_of_its_input(shape, monkeypatch):
+    monkeypatch.setattr(prelu, "_CHUNK_BYTES", 1 << 16)  # so that there are many
+    torch.manual_seed(0)
+    x = torch.randn(shape).to(memory_format=torch.channels_last)
+    module = PReLU(shape[1]).requires_grad_(False)
+    torch.nn.init.uniform_(module.weight, -1, 2)
+    expected = module(x)
+    module.in_place = True
+    with torch.enable_grad():
+        assert module(x).data_ptr() != x.data_ptr(), "it may be needed backward"
+    with torch.no_grad():
+        found = module(x)
+    assert found.data_ptr() == x.data_ptr()
+    assert torch.equal(found, expected)
+    assert torch.equal(x, expected)

@@ -288,8 +288,10 @@ def train_an_epoch(world: World, config: Config) -> bool:
     trainer = build(config, world, examine)
     trainer.run()
     checkpoint.load(trainer.last_checkpoint, train_step=trainer.step)
-    saved = fold_batch_norm(unwrapped(trainer.step.backbone)).state_dict().values()
-    return all(torch.equal(a, b) for a, b in zip(seen[-1], saved, strict=True))
+    saved = fold_batch_norm(unwrapped(trainer.step.backbone), run_on=world.device)
+    return all(
+        torch.equal(a, b) for a, b in zip(seen[-1], saved.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def open_saved(
     digest = digest_of_weights(network)
     architecture = saved.architecture
     if folded:
-        network = _with_convolutions_in(fold_batch_norm(network), dtype)
+        network = _with_convolutions_in(fold_batch_norm(network, run_on=device), dtype)
     network = network.to(device)
     wanted = wanted or Input(size=architecture.image_size)
     sample_rate = saved.config.head.sample_rate if isinstance(saved, SavedCheckpoint) else None

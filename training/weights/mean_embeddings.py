@@ -54,8 +54,9 @@ def mean_embeddings(
     """
     numbers, places, turns = _choose_images(records, classes)
     # Folding makes a copy: the network's own mode and statistics stay.
+    folded = fold_batch_norm(network, run_on=world.device)
     batches = embed_batches(
-        on_pixels(fold_batch_norm(network), device=world.device, dtype=precision.compute_dtype),
+        on_pixels(folded, device=world.device, dtype=precision.compute_dtype),
         decoder(
             lambda places: records.sources(numbers[places.start : places.stop]),
             image_size=image_size,
