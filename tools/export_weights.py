@@ -20,6 +20,8 @@ from safetensors.torch import save
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.input import Input
+from training.arcface_torch.weights import Weights
+from training.arcface_torch.writing import write_arcface_torch
 from training.command import command, whole_number
 from training.config import load_config
 from training.frozen.card import Card, write_card
@@ -32,7 +34,6 @@ from training.saving.reading import SavedCheckpoint, open_weights
 from training.shipping.known import config_of, data_of
 from training.shipping.page import with_results
 from training.step.schedules import create_schedule
-from training.weights.arcface_files import Weights, write_arcface_torch
 from training.weights.model_card import model_card
 
 FORMATS = ("safetensors", "arcface_torch")

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training.arcface_config import ArcFaceConfigError, Translation, translate
+from training.arcface_torch.config_text import as_file
+from training.arcface_torch.settings import ArcFaceConfigError, Translation, translate
 from training.command import command
 from training.config import Config, DataConfig, override
 
@@ -39,36 +38,8 @@ def from_arcface_torch(source: Path, output: Path, *, gpus: int) -> Translation:
         )
     override(Config(data=DataConfig(train="unknown")), translated.overrides())  # or it is refused
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(_file(source, translated), encoding="utf-8")
+    output.write_text(as_file(source.name, translated), encoding="utf-8")
     return translated
-
-
-def _file(source: Path, translated: Translation) -> str:
-    ranks = f"{translated.gpus} GPU{'s' if translated.gpus > 1 else ''}"
-    lines = [f'"""{source.name} of arcface_torch, as it trains on {ranks}.']
-    if translated.notes:
-        lines += ["", "Not the same:", *(f"- {_plain(note)}" for note in translated.notes)]
-    kinds = get_type_hints(Config)
-    sections = {section.name: kinds[section.name] for section in fields(Config)}
-    used = [name for name in sections if any(_in(name, key) for key in translated.settings)]
-    lines += ['"""', "", "from training.config import (", "    Config,"]
-    lines += [f"    {name}," for name in sorted(sections[name].__name__ for name in used)]
-    lines += [")", "", "config = Config("]
-    for name in used:
-        values = {k: v for k, v in translated.settings.items() if _in(name, k)}
-        lines.append(f"    {name}={sections[name].__name__}(")
-        lines += [f"        {key.partition('.')[2]}={value!r}," for key, value in values.items()]
-        lines.append("    ),")
-    return "\n".join([*lines, ")", ""])
-
-
-def _in(section: str, key: str) -> bool:
-    return key.startswith(f"{section}.")
-
-
-def _plain(text: str) -> str:
-    """Fit for a docstring, whatever the file says."""
-    return text.replace("\\", "\\\\").replace('"""', "'''")
 
 
 def main() -> None:

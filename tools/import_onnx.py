@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.input import Input
 from pipeline.records.manifest import UNKNOWN
 from pipeline.whole_file import replace
+from training.arcface_torch.weights import Weights
 from training.command import command
 from training.distributed import join_world, leave_world
 from training.frozen.card import Card, TrainingData, read_card, space_of, write_card
@@ -27,7 +28,6 @@ from training.frozen.model import digest_of_weights
 from training.frozen.onnx_file import digest_of_file
 from training.frozen.onnx_input import as_words
 from training.saving.files import CheckpointError
-from training.weights.arcface_files import Weights
 from training.weights.imported_run import write_imported
 from training.weights.onnx_import.importing import Imported, import_onnx
 

@@ -23,7 +23,7 @@ from heads import create_margin
 from models import MODELS, Architecture, find_family, is_network
 from models.input import Input, InputError
 from pipeline.named_path import PathError, as_name, as_text, check_path
-from training.arcface_config import ArcFaceConfigError, translate
+from training.arcface_torch.settings import ArcFaceConfigError, translate
 from training.setting_range import (
     Amount,
     Count,

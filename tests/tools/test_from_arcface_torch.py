@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tools.from_arcface_torch import from_arcface_torch, main
-from training.arcface_config import ArcFaceConfigError
+from training.arcface_torch.settings import ArcFaceConfigError
 from training.config import Config, ConfigError, DataConfig, load_config, override
 
 THEIRS = """

@@ -21,7 +21,7 @@ from evaluation.pair_set import write_bin
 from models import create_model
 from pipeline.align import TEMPLATE
 from tests.training import tiny
-from tests.training.weights.test_arcface_files import Run
+from tests.training.arcface_torch.test_rank_files import Run
 from tools.import_arcface_torch import import_arcface_torch
 from training.config import Config, DataConfig
 from training.distributed import join_world, leave_world

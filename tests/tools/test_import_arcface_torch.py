@@ -14,13 +14,13 @@ from models import Architecture
 from tests.models.small import DIM, SMALL, as_recognized, small
 from tests.training import tiny
 from tools.import_arcface_torch import import_arcface_torch, main
+from training.arcface_torch.weights import ArcFaceTorchError, rows_of, trained
 from training.assembly import create_step
 from training.saving import checkpoint
 from training.saving.files import faults, read_about
 from training.saving.reading import open_weights
 from training.step.backbone import unwrapped
 from training.step.precision import choose_precision
-from training.weights.arcface_files import ArcFaceTorchError, rows_of, trained
 
 ROOT = Path(__file__).parents[2]
 CLASSES, RANKS, STEP = 11, 3, 600

@@ -23,16 +23,20 @@ SIZE, IDENTITIES, IMAGES = 32, 10, 7
 def write_set(folder: Path) -> Path:
     """Identities are colors and images noise around them, so that there is something to learn."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    colors = rng.integers(40, 216, (IDENTITIES, 3))
+    rng, of_people = np.random.default_rng(1), colors()
     with RecordWriter(folder / "train.rec") as writer:
         for key in range(IDENTITIES * IMAGES):
             noise = rng.integers(-40, 41, (SIZE, SIZE, 3))
-            pixels = (colors[key // IMAGES] + noise).clip(0, 255).astype(np.uint8)
+            pixels = (of_people[key // IMAGES] + noise).clip(0, 255).astype(np.uint8)
             file = io.BytesIO()
             Image.fromarray(pixels).save(file, "PNG")
             writer.write(pack_image(file.getvalue(), float(key // IMAGES), key))
     return folder
+
+
+def colors() -> np.ndarray:
+    """(IDENTITIES, 3) RGB of each identity."""
+    return np.random.default_rng(0).integers(40, 216, (IDENTITIES, 3))
 
 
 def write_pairs(path: Path) -> Path:

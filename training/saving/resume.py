@@ -67,11 +67,12 @@ def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
     path, begun = output / "run.json", checkpoints(output)
     written = _read_facts(path)
     if begun:
-        if written is None:
+        # Where the newest is damaged, the one before it says the same.
+        saved = written or next(filter(None, map(files.facts, reversed(begun))), {})
+        if written is None and "imported from" not in saved:
             logging.warning("%s is missing or damaged: the checkpoints say the same", path)
         _require_same(
-            # Where the newest is damaged, the one before it says the same.
-            written or next(filter(None, map(files.facts, reversed(begun))), {}),
+            saved,
             facts,
             what=f"run.output={output} holds another run",
             remedy="Choose another run.output, or restore that configuration to go on",

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from training.arcface_torch.weights import Weights, trained
 from training.config import Config, DataConfig, HeadConfig, ModelConfig, RunConfig
 from training.frozen.card import TrainingData
 from training.saving import checkpoint
 from training.saving.names import BACKBONE, HEAD, OPTIMIZER
-from training.weights.arcface_files import Weights, trained
 
 
 def write_imported(
@@ -22,6 +22,8 @@ def write_imported(
     *,
     sources: Sequence[str],
     data: Sequence[TrainingData] = (),
+    config: Config | None = None,
+    steps_per_epoch: int = 0,
 ) -> Path:
     """Write weights as the one checkpoint of a run; returns its folder.
 
@@ -31,16 +33,19 @@ def write_imported(
         output: the run's folder.
         sources: names of the files that they are from.
         data: that they were trained on, where that is known.
+        config: of the run that they are from; None: not known.
+        steps_per_epoch: of that run; 0: not known.
 
     Raises CheckpointError where it cannot be written.
     """
-    config = _config(weights, output)
+    config = config or _config(weights, output)
     return checkpoint.write(
         output,
         _state(weights),
         step=weights.step,
         config=config,
         facts=_facts(config) | {"imported from": [*sources]},
+        counters={"steps_per_epoch": steps_per_epoch} if steps_per_epoch else {},
         data=[asdict(one) for one in data],
     )
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from models import Architecture
 from tests.models.small import DIM, SMALL, as_recognized, small
+from training.arcface_torch.reading import read_arcface_torch
+from training.arcface_torch.weights import ArcFaceTorchError
 from training.saving.reading import open_weights
 from training.saving.weight_file import WeightsError, read_weight_file
-from training.weights.arcface_files import ArcFaceTorchError, read_arcface_torch
 
 TINY = Architecture("iresnet10", embedding_dim=8, image_size=16, options={"width": 0.25})
 save_safetensors = pytest.importorskip("safetensors.torch").save_file

@@ -1,17 +1,16 @@
-"""A configuration of arcface_torch in our settings: read as text by `ast`, nothing of it is run."""
+"""What arcface_torch's configuration of a run, or its training.log, means in our settings."""
 
 from __future__ import annotations
 
-import ast
-import operator
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from facestream import UserError
+from training.arcface_torch.config_file import is_number, read_config_file
+from training.arcface_torch.training_log import read_training_log
 from training.setting_value import as_given
 
 # What arcface_torch's configs/base.py says where neither the file nor a base.py beside it does.
@@ -48,14 +47,14 @@ _NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 _OLD_LOSSES = {"arcface": 0.5, "cosface": 0.4}  # before margin_list, with their margins
 # What is as it should be here without a setting.
 _NEEDS_NOTHING = {"num_image", "num_workers", "dali", "save_all_states"}
+_NEEDS_NOTHING |= {"total_batch_size", "warmup_step", "total_step"}  # what its log says beside
 _DECIDES = {"network", "loss", "margin_list", "optimizer", "batch_size", "lr", "gradient_acc"}
-_ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-}
+
+
+LINEAR = (
+    "the rate falls linearly, as arcface_torch's since April 2023; optim.power=2 is what it was "
+    "before"
+)
 
 
 class ArcFaceConfigError(UserError):
@@ -85,25 +84,22 @@ class Translation:
         return " \\\n  ".join([start, *map(shlex.quote, self.overrides())])
 
 
-@dataclass(frozen=True)
-class _Read:
-    values: dict[str, Any]
-    unread: dict[str, str]  # a name, or a line where there is none, to a text of what stands there
-
-
-def translate(path: Path, *, gpus: int) -> Translation | None:
-    """What a configuration of arcface_torch means here; None for a file that is no such.
+def translate(path: Path, *, gpus: int | None) -> Translation | None:
+    """What a configuration of arcface_torch, or a run's training.log, means here; None for a file
+    that is neither.
 
     Args:
         gpus: that arcface_torch would be started on. Its batch is of one of them, its rate of all.
+            None: what the log says.
 
     Raises:
-        ArcFaceConfigError: where there is no such network, loss or optimizer here.
+        ArcFaceConfigError: where there is no such network, loss or optimizer here, and where
+            neither `gpus` nor the file says how many.
     """
-    own = _read(path)
+    own = read_training_log(path) if path.suffix == ".log" else read_config_file(path)
     if own is None or len(_MARKS & {*own.values, *own.unread}) < 2:
         return None
-    beside = _read(path.with_name("base.py"))
+    beside = read_config_file(path.with_name("base.py"))
     base = _BASE | (beside.values if beside else {})
     values = {**base, **own.values}
     for name in own.unread.keys() & _DECIDES:
@@ -112,6 +108,8 @@ def translate(path: Path, *, gpus: int) -> Translation | None:
             f"config.{name} and its value there"
         )
     _check_types(values, path)
+    if gpus is None:
+        gpus = _gpus(values, path)
     if "margin_list" not in own.values and "loss" in values:
         del values["margin_list"]
     settings, notes = {}, []
@@ -128,7 +126,7 @@ def translate(path: Path, *, gpus: int) -> Translation | None:
 def _check_types(values: Mapping[str, Any], path: Path) -> None:
     """Here and not as our settings, whose texts say no types: 512 and "512" are the same there."""
     names: dict[str, tuple[str, ...]] = {
-        "a whole number of at least 1": ("batch_size", "gradient_acc"),
+        "a whole number of at least 1": ("batch_size", "gradient_acc", "total_batch_size"),
         "a number": (
             *("lr", "momentum", "weight_decay", "warmup_epoch", "num_epoch", "seed", "verbose"),
             *("frequent", "embedding_size", "num_classes", "sample_rate"),
@@ -139,7 +137,7 @@ def _check_types(values: Mapping[str, Any], path: Path) -> None:
     }
     fits: dict[str, Callable[[Any], bool]] = {
         "a whole number of at least 1": lambda value: type(value) is int and value > 0,
-        "a number": _is_number,
+        "a number": is_number,
         "a list": lambda value: isinstance(value, list),
         "a text": lambda value: isinstance(value, str),
     }
@@ -150,119 +148,13 @@ def _check_types(values: Mapping[str, Any], path: Path) -> None:
                 raise ArcFaceConfigError(f"{path}: {name} = {values[name]!r}: expected {kind}")
 
 
-def _read(path: Path) -> _Read | None:
-    """What a file assigns to `config` at its top level; None where it is no such file."""
-    try:
-        return _of_statements(ast.parse(path.read_bytes()).body)
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return None  # the last two: of expressions that are nested too deep
-
-
-def _of_statements(statements: list[ast.stmt]) -> _Read:
-    read = _Read({}, {})
-    for statement in statements:
-        assigned = _assigned(statement)
-        for name, node in assigned or ():
-            try:
-                value = _value(node, read.values)
-            except _NoLiteralError:
-                read.values.pop(name, None)
-                read.unread[name] = f"{name} = {ast.unparse(node)}"
-            else:
-                read.unread.pop(name, None)
-                read.values[name] = value
-        if assigned is None and _mentions_config(statement):
-            place = f"line {statement.lineno}"
-            text = f"{place}, {ast.unparse(statement).partition(chr(10))[0].rstrip(':')}"
-            for name in _changed(statement) or [place]:
-                read.values.pop(name, None)
-                read.unread[name] = text
-    return read
-
-
-def _assigned(statement: ast.stmt) -> list[tuple[str, ast.expr]] | None:
-    """Names and values of ``config.x = …``, ``config["x"] = …`` and ``config = edict(…)``; None for
-    any other statement."""
-    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
-        return None
-    (target,), value = statement.targets, statement.value
-    if name := _of_config(target):
-        return [(name, value)]
-    if not isinstance(target, ast.Name) or target.id != "config":
-        return None
-    if not isinstance(value, ast.Call):
-        return None
-    given: list[tuple[Any, ast.expr]] = [(one.arg, one.value) for one in value.keywords]
-    for argument in value.args:
-        if not isinstance(argument, ast.Dict):
-            return None
-        keys = (getattr(key, "value", None) for key in argument.keys)
-        given += zip(keys, argument.values)
-    return given if all(isinstance(name, str) for name, _ in given) else None
-
-
-def _of_config(node: ast.AST) -> str | None:
-    """The x of ``config.x`` or ``config["x"]``."""
-    if not isinstance(node, (ast.Attribute, ast.Subscript)):
-        return None
-    if not isinstance(node.value, ast.Name) or node.value.id != "config":
-        return None
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    key = node.slice
-    return key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
-
-
-def _mentions_config(statement: ast.stmt) -> bool:
-    """Whether it may change `config`, be it by another name."""
-    return any(isinstance(n, ast.Name) and n.id == "config" for n in ast.walk(statement))
-
-
-def _changed(statement: ast.stmt) -> list[str]:
-    """The x of each ``config.x`` that it sets, changes a part of, or deletes."""
-    names = []
-    for node in ast.walk(statement):
-        if isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del)):
-            part: ast.AST = node
-            while isinstance(part, (ast.Attribute, ast.Subscript)) and not _of_config(part):
-                part = part.value
-            if name := _of_config(part):
-                names.append(name)
-    return names
-
-
-class _NoLiteralError(Exception):
-    """An expression whose value only running it would tell."""
-
-
-def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
-    """Of a literal, of numbers added, subtracted, multiplied and divided, and of ``config.x``."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, (str, int, float, NoneType)):
-        return node.value
-    if isinstance(node, (ast.Tuple, ast.List)):
-        return [_value(element, known) for element in node.elts]
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_number(node.operand, known)
-    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-        left, right = _number(node.left, known), _number(node.right, known)
-        try:
-            result = _ARITHMETIC[type(node.op)](left, right)
-        except ArithmeticError as error:
-            raise _NoLiteralError from error
-        if not _is_number(result):
-            raise _NoLiteralError
-        return result
-    name = _of_config(node)
-    if name is None or name not in known:
-        raise _NoLiteralError
-    return known[name]
-
-
-def _number(node: ast.expr, known: Mapping[str, Any]) -> int | float:
-    value = _value(node, known)
-    if not isinstance(value, (int, float)):
-        raise _NoLiteralError
-    return value
+def _gpus(values: Mapping[str, Any], path: Path) -> int:
+    if "total_batch_size" not in values:
+        raise ArcFaceConfigError(
+            f"{path} does not say on how many GPUs it trains, and its batch is of one of them: "
+            "expected their number, as --gpus 8"
+        )
+    return max(1, values["total_batch_size"] // values["batch_size"])
 
 
 _Part = tuple[dict[str, Any], list[str]]
@@ -336,7 +228,7 @@ def _margin(values: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any],
         note = "loss: of arcface_torch before margin_list, whose gradient is the exact derivative"
         return loss, {"margin": _OLD_LOSSES[loss]}, [note]
     given = values["margin_list"]
-    if len(given) != 3 or not all(map(_is_number, given)):
+    if len(given) != 3 or not all(map(is_number, given)):
         raise ArcFaceConfigError(f"{path}: margin_list = {given!r}: expected three numbers")
     m1, m2, m3 = given
     if m1 == 1 and m3 == 0:
@@ -354,8 +246,11 @@ def _optim(values: Mapping[str, Any], path: Path, gpus: int) -> _Part:
     name = values["optimizer"]
     if name not in ("sgd", "adamw"):
         raise ArcFaceConfigError(f"{path}: optimizer = {name!r}: expected 'sgd' or 'adamw'")
-    # Ours is stated for a batch of 512 and follows the batch, theirs is taken as it is.
-    rate = float(f"{values['lr'] * 512 / _batch(values, gpus):.12g}")
+    # Ours is stated for a batch of 512 and follows the batch, as theirs did before margin_list;
+    # since then theirs is taken as it is.
+    rate = float(values["lr"])
+    if "margin_list" in values:
+        rate = float(f"{rate * 512 / _batch(values, gpus):.12g}")
     settings = {"optim.name": name, "optim.lr": rate, "optim.weight_decay": values["weight_decay"]}
     notes = []
     if name == "sgd":
@@ -370,10 +265,7 @@ def _optim(values: Mapping[str, Any], path: Path, gpus: int) -> _Part:
     if "decay_epoch" in values:
         steps = {"optim.schedule": "step", "optim.decay_epochs": tuple(values["decay_epoch"])}
         return settings | steps | {"optim.decay_factor": 0.1}, notes
-    notes.append(
-        "the rate falls linearly, as arcface_torch's since April 2023; optim.power=2 is what it "
-        "was before"
-    )
+    notes.append(LINEAR)
     return settings | {"optim.schedule": "polynomial", "optim.power": 1.0}, notes
 
 
@@ -402,10 +294,3 @@ def _without_equivalent(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_wandb(name: str) -> bool:
     return "wandb" in name or name in ("suffix_run_name", "save_artifacts", "notes")
-
-
-def _is_number(value: object) -> bool:
-    """Also that it is of a size that can be computed with."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) < 1e300

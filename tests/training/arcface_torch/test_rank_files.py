@@ -10,14 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from models import Architecture
-from training.weights.arcface_files import (
-    ArcFaceTorchError,
-    Weights,
-    read_arcface_torch,
-    rows_of,
-    trained,
-    write_arcface_torch,
-)
+from training.arcface_torch.reading import read_arcface_torch
+from training.arcface_torch.weights import ArcFaceTorchError, Weights, rows_of, trained
+from training.arcface_torch.writing import write_arcface_torch
 
 SMALL = Architecture("iresnet10", embedding_dim=8, image_size=16, options={"width": 0.25})
 CLASSES = 11
@@ -157,7 +152,7 @@ def test_a_head_of_another_kind_is_refused(tmp_path):
     content = torch.load(path, weights_only=True)
     content["state_dict_softmax_fc"] = {"kernel": torch.zeros(8, CLASSES)}
     torch.save(content, path)
-    with pytest.raises(ArcFaceTorchError, match="head of rank 0 has kernel: expected PartialFC's"):
+    with pytest.raises(ArcFaceTorchError, match="its head has kernel: expected PartialFC's"):
         read_arcface_torch([path])
 
 
@@ -306,6 +301,18 @@ def test_files_that_are_something_else_are_refused(tmp_path, name, content, comp
         read_arcface_torch([path])
 
 
+@pytest.mark.parametrize("name", ["checkpoint_gpu_1.pt", "rank_1_softmax_weight_mom.pt"])
+def test_a_ranks_file_that_is_cut_off_or_holds_code_is_named(tmp_path, name):
+    run = Run(tmp_path, world_size=2)
+    path = (run.save() if name.startswith("check") else run.save_old()) / name
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ArcFaceTorchError, match=f"{name} cannot be read as weights: .*damaged"):
+        read_arcface_torch([tmp_path])
+    torch.save({"epoch": Code()}, path)
+    with pytest.raises(ArcFaceTorchError, match=f"{name} cannot .*Code .* run code of the file"):
+        read_arcface_torch([tmp_path])
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ArcFaceTorchError, match="none does not exist"):
         read_arcface_torch([tmp_path / "none"])
@@ -350,6 +357,64 @@ def test_files_of_different_runs_are_refused(tmp_path):
         torch.save(torch.zeros(rows, 4), old / f"rank_{rank}_softmax_weight.pt")
     with pytest.raises(ArcFaceTorchError, match="have 4 features, the backbone's embeddings 8"):
         read_arcface_torch([old])
+
+
+def test_ranks_of_two_runs_at_the_same_step_are_refused(tmp_path):
+    """Nothing but their backbones tells, which all ranks of one run have in common."""
+    folders = [tmp_path / name for name in ("run", "other")]
+    for folder in folders:
+        folder.mkdir()
+    run, other = (Run(folder, world_size=2) for folder in folders)
+    with torch.no_grad():
+        for parameter in other.backbone.parameters():
+            parameter += 1
+    run.save()
+    (other.save() / "checkpoint_gpu_1.pt").replace(tmp_path / "run" / "checkpoint_gpu_1.pt")
+    with pytest.raises(ArcFaceTorchError, match="backbones of rank 0 and rank 1 are different"):
+        read_arcface_torch([tmp_path / "run"])
+
+
+def test_backbones_that_float16_let_drift_apart_are_one_run(tmp_path):
+    run = Run(tmp_path, world_size=2)
+    run.save()
+    path = tmp_path / "checkpoint_gpu_1.pt"
+    content = torch.load(path, weights_only=True)
+    for name, tensor in content["state_dict_backbone"].items():
+        if "running_" in name:
+            tensor += 100  # each rank's own
+        elif tensor.is_floating_point():
+            tensor *= 1.01
+    torch.save(content, path)
+    notes = read_arcface_torch([tmp_path]).notes
+    assert notes == ["backbone: that of rank 0; other ranks' differ from it by up to 0.01"]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_ranks_in_the_wrong_order_are_refused(tmp_path, old):
+    run = Run(tmp_path, world_size=3)
+    names = "rank_{}_softmax_weight.pt" if old else "checkpoint_gpu_{}.pt"
+    (run.save_old if old else run.save)()
+    for source, target in ((1, "x"), (2, 1), ("x", 2)):
+        (tmp_path / names.format(source)).rename(tmp_path / names.format(target))
+    expected = names.format(1) + " was saved as " + names.format(2)
+    with pytest.raises(ArcFaceTorchError, match=f"{expected}: .*Rename it back"):
+        read_arcface_torch([tmp_path])
+
+
+def test_optimizer_and_schedule_are_read(tmp_path):
+    """Of both schedulers that arcface_torch has had."""
+    run = Run(tmp_path, world_size=1)
+    path = run.save() / "checkpoint_gpu_0.pt"
+    content = torch.load(path, weights_only=True)
+    for names in ("warmup_iters total_iters", "warmup_steps max_steps"):
+        warmup, total = names.split()
+        steps = {warmup: 20, total: 900, "power": 2, "base_lrs": [0.3, 0.3]}
+        torch.save(content | {"state_lr_scheduler": steps}, path)
+        found = read_arcface_torch([path]).optimization
+        assert (found.rate, found.momentum, found.weight_decay) == (0.3, 0.9, 0)
+        assert (found.power, found.warmup_steps, found.total_steps) == (2, 20, 900)
+    torch.save(content | {"state_lr_scheduler": {"base_lrs": [0.3]}}, path)
+    assert read_arcface_torch([path]).optimization.total_steps is None
 
 
 def test_another_runs_model_beside_the_ranks_is_refused(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models import Architecture
-from training.arcface_config import ArcFaceConfigError, translate
+from training.arcface_torch.settings import ArcFaceConfigError, translate
 from training.config import Config, ConfigError, DataConfig, load_config, override
 
 START = "from easydict import EasyDict as edict\nconfig = edict()\n"
@@ -100,6 +100,7 @@ def test_configurations_from_before_margin_list_are_read(tmp_path):
     assert (config.optim.schedule, config.optim.decay_epochs) == ("step", (10, 16, 22))
     assert config.optim.warmup_epochs == 0
     assert config.step.precision == "fp32", "base.py's default"
+    assert config.optim.lr == 0.1, "stated for a batch of 512 there, too"
     assert "rec = 'synthetic': set data.train, tools/make_synthetic.py draws faces" in notes
 
 
