@@ -30,6 +30,13 @@ def norm_add(norm: nn.Module, x: Tensor, added: Tensor) -> Tensor:
     return out
 
 
+def norm_fork(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """norm(x), and x for what else is done with it, (B, C, H, W): where their gradients meet."""
+    if isinstance(norm, FusedBatchNorm2d):
+        return norm(x, fork=True)
+    return norm(x), x
+
+
 class FusedBatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d whose training runs by models.kernels.batch_norm, on NVIDIA GPUs.
 
@@ -37,52 +44,67 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(
-        self, input: Tensor, prelu: nn.PReLU | None = None, added: Tensor | None = None
-    ) -> Tensor:
+        self,
+        input: Tensor,
+        prelu: nn.PReLU | None = None,
+        added: Tensor | None = None,
+        fork: bool = False,
+    ) -> Any:
         """(B, C, H, W) → the same, in channels_last where it trains.
 
         Args:
             prelu: what follows, with a slope for each channel.
             added: what is added then, of the shape and dtype of `input`.
+            fork: whether the input is returned, too.
 
         Raises ValueError, as torch's does, for a single value a channel in training.
         """
         if not self.training or input.numel() == input.shape[1]:
             out = super().forward(input)
             out = out if prelu is None else prelu(out)
-            return out if added is None else out + added
+            out = out if added is None else out + added
+            return (out, input) if fork else out
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        return _FusedBatchNorm.apply(
-            input.contiguous(memory_format=torch.channels_last),
+        out, same = _FusedBatchNorm.apply(
+            _in_rows(input),
             self.weight,
             self.bias,
             None if prelu is None else prelu.weight,
-            None if added is None else added.contiguous(memory_format=torch.channels_last),
+            None if added is None else _in_rows(added),
             self.running_mean,
             self.running_var,
             self.momentum,
             self.eps,
         )
+        return (out, same) if fork else out
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class _FusedBatchNorm(torch.autograd.Function):
-    """The arguments are those of models.kernels.batch_norm.batch_norm."""
+    """The arguments are those of models.kernels.batch_norm.batch_norm; gives x, too."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor | None, *rest: Any
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         output, mean, rstd = kernels.batch_norm(x, weight, bias, slope, *rest)
         ctx.save_for_backward(x, mean, rstd, weight, bias, slope)
-        return output
+        ctx.set_materialize_grads(False)  # where x is used for nothing else, there is none for it
+        return output, x
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, beside: Tensor | None) -> tuple[Tensor | None, ...]:
         x, mean, rstd, weight, bias, slope = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        input_grad, sums = kernels.batch_norm_backward(grad, x, mean, rstd, weight, bias, slope)
+        grad = _in_rows(grad)
+        input_grad, sums = kernels.batch_norm_backward(
+            *(grad, x, mean, rstd, weight, bias, slope),
+            None if beside is None else _in_rows(beside),
+        )
         of_slope = None if slope is None else sums[2].to(slope.dtype)
         of_added = grad if ctx.needs_input_grad[4] else None
         of_bias, of_weight = sums[0].to(bias.dtype), sums[1].to(weight.dtype)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facestream import UserError
-from models.batch_norm import norm_add, norm_prelu
+from models.batch_norm import norm_add, norm_fork, norm_prelu
 from models.prelu import PReLU
 from models.sizes import check_images, check_share, check_sizes, check_width
 
@@ -63,8 +63,9 @@ class IBasicBlock(nn.Module):
         self.se_block = SqueezeExcitation(channels) if se else None
 
     def forward(self, x: Tensor) -> Tensor:
+        out, x = norm_fork(self.bn1, x)
         identity = x if self.downsample is None else self.downsample(x)
-        out = self.conv2(norm_prelu(self.bn2, self.prelu, self.conv1(self.bn1(x))))
+        out = self.conv2(norm_prelu(self.bn2, self.prelu, self.conv1(out)))
         if self.se_block is None:
             return norm_add(self.bn3, out, identity)
         out = self.se_block(self.bn3(out))

@@ -124,12 +124,16 @@ def backward_pass(
     weight: Tensor,
     bias: Tensor,
     slope: Tensor | None,
+    beside: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The gradients for `grad`, that of the output; `added` has the same as the output.
 
+    Args:
+        beside: a gradient that reaches x on another way, or None.
+
     Returns:
-        The gradient of x, and those of bias, weight and, where there is one, slope: (2 or 3, C)
-        float32.
+        The whole gradient of x, and those of bias, weight and, where there is one, slope:
+        (2 or 3, C) float32.
     """
     channels, rows = x.shape[1], x.numel() // x.shape[1]
     input_grad = torch.empty_like(x)
@@ -139,7 +143,9 @@ def backward_pass(
         partial = mean.new_empty(launch.sums[1], 2 if slope is None else 3, channels)
         code.sums_kernel[launch.sums](*given, partial, rows, **launch.options)
         sums = partial.sum(0)
-        code.input_grad_kernel[launch.tiles](*given, sums, input_grad, rows, **launch.options)
+        code.input_grad_kernel[launch.tiles](
+            *given, beside, sums, input_grad, rows, **launch.options
+        )
     return input_grad, sums
 
 
@@ -177,6 +183,7 @@ def _(
     weight: Tensor,
     bias: Tensor,
     slope: Tensor | None,
+    beside: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), mean.new_empty(2 if slope is None else 3, x.shape[1])
 

@@ -201,6 +201,7 @@ def input_grad_kernel(
     weight,
     bias,
     slope,
+    beside,
     sums,
     input_grad,
     M,
@@ -208,7 +209,11 @@ def input_grad_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One tile of the gradient of x, given the whole `sums` of the bias and of the weight."""
+    """One tile of the gradient of x, given the whole `sums` of the bias and of the weight.
+
+    Args:
+        beside: a gradient that is added, or None.
+    """
     tiles = tl.cdiv(C, BLOCK_C)
     c = tl.program_id(0) % tiles * BLOCK_C + tl.arange(0, BLOCK_C)
     row = tl.program_id(0) // tiles * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -216,4 +221,6 @@ def input_grad_kernel(
     normal, passed, _ = _normal_gradient(grad, x, mean, rstd, weight, bias, slope, at, inside, c, C)
     common = _load(sums, c, c < C) / M + normal * (_load(sums + C, c, c < C) / M)
     found = (passed - common) * (_load(weight, c, c < C) * _load(rstd, c, c < C))
+    if beside is not None:
+        found += _load(beside, at, inside)
     tl.store(input_grad + at, found.to(input_grad.dtype.element_ty), mask=inside)

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.batch_norm import FusedBatchNorm2d, fuse_batch_norm, norm_add, norm_prelu
+from models.batch_norm import FusedBatchNorm2d, fuse_batch_norm, norm_add, norm_fork, norm_prelu
 from models.checkpointing import checkpoint_blocks
 from models.iresnet import IBasicBlock
 from models.kernels import batch_norm as kernels
@@ -32,7 +32,7 @@ if INTERPRETED or torch.cuda.get_device_capability() >= (8, 0):
 # Of the largest value; maps are rounded to their dtype, sums over all pixels are float32.
 MAPS = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 SUMS = {torch.float32: 1e-5, torch.float16: 1e-4, torch.bfloat16: 1e-4}
-FOLLOWS = ["alone", "prelu", "added"]
+FOLLOWS = ["alone", "prelu", "added", "fork"]
 
 Found = dict[str, Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, for inf and NaN
@@ -43,7 +43,7 @@ def test_available_where_the_cases_run() -> None:
 
 
 def drawn(shape: tuple[int, ...], dtype: torch.dtype, follows: str) -> Found:
-    """x, added, the gradient of the output and the parameters, of channels unlike one another."""
+    """x, added, gradients of what comes out, and parameters, of channels unlike one another."""
     generator = torch.Generator().manual_seed(sum(shape))
 
     def values(*shape: int) -> Tensor:
@@ -53,6 +53,7 @@ def drawn(shape: tuple[int, ...], dtype: torch.dtype, follows: str) -> Found:
     x = values(*shape) * values(1, channels, 1, 1).exp() + 3 * values(1, channels, 1, 1)
     given = {"x": x, "grad": values(*shape)}
     given |= {"added": values(*shape)} if follows == "added" else {}
+    given |= {"beside": values(*shape)} if follows == "fork" else {}
     given = {
         name: value.to(DEVICE, dtype).contiguous(memory_format=torch.channels_last)
         for name, value in given.items()
@@ -83,11 +84,16 @@ def result(given: Found, *, fused: bool) -> Found:
         assert type(norm) is FusedBatchNorm2d
     x = given["x"].detach().clone(memory_format=torch.preserve_format).requires_grad_()
     added = given["added"].detach().clone().requires_grad_() if "added" in given else None
-    if prelu:
-        output = norm_prelu(norm, prelu, x)
+    if "beside" in given:
+        output, same = norm_fork(norm, x)
+        assert same.data_ptr() == x.data_ptr()
+        torch.autograd.backward((output, same), (given["grad"], given["beside"]))
     else:
-        output = norm(x) if added is None else norm_add(norm, x, added)
-    output.backward(given["grad"])
+        if prelu:
+            output = norm_prelu(norm, prelu, x)
+        else:
+            output = norm(x) if added is None else norm_add(norm, x, added)
+        output.backward(given["grad"])
     found = {"output": output, "x": x.grad, "weight": norm.weight.grad, "bias": norm.bias.grad}
     found |= {"slope": prelu.weight.grad} if prelu else {}
     found |= {"added": added.grad} if added is not None else {}
@@ -138,7 +144,7 @@ def test_any_shape(shape: tuple[int, ...], follows: str, dtype: torch.dtype) -> 
     # Among so few values a channel's variance may be 0, and its gradient all cancellation.
     scale = (given["x"].double().var((0, 2, 3), correction=0) + 1e-5).rsqrt().max()
     for name in expected:
-        bound = 30 * MAPS[dtype] * float(1 + scale) * float(1 + expected[name].abs().max())
+        bound = 30 * MAPS[dtype] * float(1 + scale) * float(1 + expected[name].detach().abs().max())
         torch.testing.assert_close(
             found[name].double(), expected[name].double(), rtol=0, atol=bound, msg=name
         )

@@ -35,7 +35,7 @@ def record_step(capability: int, channels: str, dtype: str, follows: str) -> lis
         _, mean, rstd = batch_norm.forward_pass(
             x, weight, bias, slope, added, parameter(), parameter(), 0.1, 1e-5
         )
-        batch_norm.backward_pass(x, x, mean, rstd, weight, bias, slope)
+        batch_norm.backward_pass(x, x, mean, rstd, weight, bias, slope, added)
     return launches
 
 
