@@ -2,7 +2,8 @@
 
 MODEL.onnx is an IResNet or MobileFaceNet, whoever exported it, such as InsightFace's. OUT is
 OUT.safetensors or the folder of a run: for run.init_from, and wherever weights are taken. Its
-embeddings are compared with onnxruntime's before it gets its name.
+embeddings are compared with onnxruntime's before it gets its name. With --statistics, BatchNorms
+that were folded away get the statistics of images again, without which training on begins badly.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from evaluation.embedding import on_pixels
+from evaluation.images import ImagesError
 from models.input import Input
 from pipeline.records.manifest import UNKNOWN
-from pipeline.whole_file import replace
+from pipeline.whole_file import replace as put_in_place
+from tools.sources.cropping import CropOptions
+from tools.sources.named_images import named_images
 from training.arcface_torch.weights import Weights
-from training.command import command
+from training.command import command, whole_number
 from training.distributed import join_world, leave_world
 from training.frozen.card import Card, TrainingData, read_card, space_of, write_card
 from training.frozen.model import digest_of_weights
@@ -29,9 +35,17 @@ from training.frozen.onnx_file import digest_of_file
 from training.frozen.onnx_input import as_words
 from training.saving.files import CheckpointError
 from training.weights.imported_run import write_imported
-from training.weights.onnx_import.importing import Imported, import_onnx
+from training.weights.onnx_import.importing import (
+    BOUND,
+    Imported,
+    import_onnx,
+    relative_difference,
+)
+from training.weights.statistics import IMAGES, measure_statistics, some_images
 
 _FILE = ".safetensors"
+_COMPARED = 16  # images
+_CPU = torch.device("cpu")
 
 
 def import_model(arguments: argparse.Namespace) -> None:
@@ -46,6 +60,8 @@ def import_model(arguments: argparse.Namespace) -> None:
     )
     for note in found.notes:
         print(f"note          {note}")
+    if arguments.statistics:
+        found = _with_statistics(found, arguments)
     data = _data(arguments)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == _FILE:
@@ -64,6 +80,34 @@ def _require_free(output: Path) -> None:
         raise CheckpointError(f"-o {output}: expected OUT{_FILE}, or a folder for a run")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output} is not empty: name another folder")
+
+
+def _with_statistics(found: Imported, arguments: argparse.Namespace) -> Imported:
+    """With BatchNorms that have the statistics of images, and the same embeddings."""
+    size = found.architecture.image_size
+    images = named_images(arguments.statistics, size=size, photos=CropOptions())
+    pixels = some_images(images.load, len(images), count=arguments.images)
+    if not len(pixels):
+        raise ImagesError(f"{arguments.statistics} has no image that can be read: name another")
+    network = found.network()
+    few = torch.from_numpy(pixels[:_COMPARED]).permute(0, 3, 1, 2)
+    embed = on_pixels(network, device=_CPU)
+    before = embed(few)
+    changed = measure_statistics(
+        network, found.unfolded, pixels, device=_CPU, progress="statistics"
+    )
+    differs = relative_difference(embed(few), before)
+    if not differs <= BOUND:
+        raise ImagesError(
+            f"with the statistics of {arguments.statistics} embeddings differ by {differs:.2g} of "
+            f"their length, expected at most {BOUND:g}: name other images, or leave out "
+            "--statistics"
+        )
+    print(
+        f"statistics    of {len(pixels)} images for {len(found.unfolded)} BatchNorms; embeddings "
+        f"differ by {differs:.2g} from before"
+    )
+    return replace(found, tensors=found.tensors | changed)
 
 
 def _data(arguments: argparse.Namespace) -> list[TrainingData]:
@@ -94,7 +138,7 @@ def _write_file(output: Path, found: Imported, data: list[TrainingData], source:
         path = Path(folder) / output.name
         path.write_bytes(save(found.tensors, metadata={"format": "pt"} | metadata))
         write_card(path, card)
-        replace(path, output)
+        put_in_place(path, output)
 
 
 def main() -> None:
@@ -113,6 +157,19 @@ def main() -> None:
         default="",
         metavar="WORDS",
         help="how the file wants its images, where it does not say: bgr,-1..1",
+    )
+    add(
+        "--statistics",
+        type=Path,
+        metavar="IMAGES",
+        help="faces (a folder, a list, a .rec) for BatchNorms that were folded away",
+    )
+    add(
+        "--images",
+        type=whole_number(1, 100_000),
+        default=IMAGES,
+        metavar="N",
+        help=f"that --statistics takes from all over (default {IMAGES})",
     )
     add("--origin", default=UNKNOWN, help="where the data is from that it was trained on")
     add("--license", default=UNKNOWN, help="of that data, such as cc-by-nc-4.0")

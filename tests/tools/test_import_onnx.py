@@ -14,6 +14,7 @@ from tests.models.small import SIZE, small, trained
 from tests.training.weights.onnx_graphs import source, write
 from tools.export_onnx import main as export_main
 from tools.import_onnx import main
+from tools.make_synthetic import make_synthetic
 from training.frozen.card import TrainingData, read_card
 from training.saving.reading import open_weights
 from training.shipping.known import data_of
@@ -55,6 +56,18 @@ def test_a_run_with_one_checkpoint(options, known, model, tmp_path):
     saved = open_weights(tmp_path / "run")
     assert saved.architecture == small("iresnet10")
     assert data_of(saved) == known
+
+
+@pytest.mark.slow
+def test_statistics_of_images(model, tmp_path):
+    make_synthetic(tmp_path, identities=4, images=8, pairs=20, seed=0, size=SIZE)
+    output = tmp_path / "ours.safetensors"
+    options = ["--statistics", tmp_path / "train.rec", "--images", 20]
+    ended = call(main, model, "-o", output, *options)
+    assert ended.returncode == 0, ended.stderr
+    assert "statistics    of 20 images for 13 BatchNorms" in ended.stdout
+    assert_embeds_alike(output)
+    assert (open_weights(output).network().bn1.running_mean != 0).any()
 
 
 @pytest.mark.slow

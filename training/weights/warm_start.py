@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from evaluation.embedding import decoder
 from models.lora import FACTORS
 from training.config import Config
 from training.data import TrainingData
-from training.distributed import World, require_agreement, together
+from training.distributed import World, from_main, require_agreement, together
 from training.named_files import check_named_files
 from training.saving.names import CENTERS
 from training.saving.reading import SavedCheckpoint, SavedFile, open_weights
@@ -28,6 +29,7 @@ from training.step.train_step import TrainStep
 from training.weights.center_transfer import aim_centers, owned_rows, take_centers
 from training.weights.identities import Identities, read_identities
 from training.weights.mean_embeddings import IMAGES, mean_embeddings
+from training.weights.statistics import measure_statistics, some_images
 
 # Length of the centers that start at mean embeddings, where no trained ones say it. A new head's
 # are drawn much shorter, and a step turns a center by its rate over the square of its length: what
@@ -56,7 +58,8 @@ def warm_start(
     saved = open_weights(config.run.init_from)
     require_agreement({"what run.init_from stands for": saved.path.name})
     path, network, head = saved.path, unwrapped(step.backbone), step.head
-    misfits = take_backbone(network, saved.backbone().tensors, path=path)
+    tensors, measured = _with_statistics(saved, config, data, world)
+    misfits = take_backbone(network, tensors, path=path)
     rows, how = match_rows(config, data, saved, num_classes=head.num_classes)
     known, norm = int((rows >= 0).sum()), _NORM
     held, width = saved.shapes().get(CENTERS, (0, 0))
@@ -65,6 +68,7 @@ def warm_start(
     lines = [
         f"backbone from {path}",
         *saved.notes,
+        *measured,
         *misfits,
         f"{known} of {head.num_classes} centers {how}",
     ]
@@ -137,6 +141,35 @@ def take_backbone(network: nn.Module, weights: Mapping[str, Tensor], *, path: Pa
         shapes = [f"{n} {tuple(weights[n].shape)}, here {tuple(own[n].shape)}" for n in other]
         lines.append(f"of other shapes: {some(shapes, between='; ')}")
     return lines
+
+
+def _with_statistics(
+    saved: SavedCheckpoint | SavedFile, config: Config, data: TrainingData, world: World
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The backbone's tensors, where BatchNorms without statistics got those of training images.
+
+    The first rank measures them. Returns, too, a line for the log where it did.
+    """
+    backbone, records, size = saved.backbone(), data.records, config.data.image_size
+    if not backbone.unfolded or saved.architecture.image_size != size:
+        return backbone.tensors, []
+    network = saved.network().requires_grad_(False).eval()
+    load = decoder(
+        lambda places: records.sources(np.arange(places.start, places.stop)), image_size=size
+    )
+
+    def measure() -> tuple[dict[str, Tensor], int]:
+        pixels = some_images(load, len(records) if world.is_main else 0)
+        if not len(pixels):
+            return {}, 0
+        changed = measure_statistics(
+            *(network, backbone.unfolded, pixels), device=world.device, progress="statistics"
+        )
+        return changed, len(pixels)
+
+    changed, images = from_main(together(measure))
+    line = f"{len(backbone.unfolded)} BatchNorms got the statistics of {images} training images"
+    return backbone.tensors | changed, [line]
 
 
 def match_rows(

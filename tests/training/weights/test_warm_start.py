@@ -306,3 +306,30 @@ def test_a_head_that_is_not_its_peoples_is_refused(trained, old, world, tmp_path
     listed.write_text("{")
     with pytest.raises(ValueError, match=r"identities\.json does not say whose"):
         start(begun, world, checkpoint)
+
+
+@pytest.mark.slow
+def test_a_folded_network_gets_the_statistics_of_training_images(old, world, tmp_path):
+    pytest.importorskip("onnx")
+    from tests.training.weights.onnx_graphs import write
+
+    config = tiny.config(old, tmp_path / "run")
+    theirs = config.architecture.create().to(memory_format=torch.contiguous_format).eval()
+    images = torch.randn(4, 3, tiny.SIZE, tiny.SIZE)
+    expected = theirs(images)
+    model = write(tmp_path / "theirs.onnx", theirs)
+    step, told = start(config, world, model)
+    network = unwrapped(step.backbone)
+    torch.testing.assert_close(network.eval()(images), expected, rtol=1e-4, atol=1e-5)
+    total = len(open_index(old))
+    assert f"13 BatchNorms got the statistics of {total} training images" in told
+    assert (network.bn1.running_mean != 0).any()
+    # Nothing was folded into these: they are as they were.
+    assert torch.equal(network.bn2.running_mean, theirs.bn2.running_mean)
+    for state in run_ranks(start_statistics, config, model, world_size=2, folder=tmp_path):
+        assert torch.equal(state, network.bn1.running_mean)
+
+
+def start_statistics(world: World, config: Config, init_from: Path) -> torch.Tensor:
+    step, _ = start(config, world, init_from)
+    return unwrapped(step.backbone).bn1.running_mean

@@ -3,9 +3,9 @@
 What an exporter has folded into the layer before it, or left out, becomes a BatchNorm of mean 0 and
 variance 1, whose scale and shift do the same. In evaluation that is exact. In training it is not
 the network any more: a BatchNorm then divides by the deviation of the batch, which the weights
-before it have been divided by already, and adds a shift that was meant for other means. So
-before such a network is trained on, training/weights/statistics.py should give these BatchNorms
-the statistics of images, and a scale and shift that make that good.
+before it have been divided by already, and adds a shift that was meant for other means. So before
+such a network is trained on, training/weights/statistics.py gives these BatchNorms the statistics
+of images, and a scale and shift that make up for them.
 """
 
 from __future__ import annotations

@@ -208,14 +208,15 @@ def _compare(
     if mirrored:
         ours = ours + embed(pixels.flip(3))
     expected = on_pixels(theirs, device=_CPU, prepare=given)(pixels)
-    found = {False: _differs(ours, expected)}
+    found = {False: relative_difference(ours, expected)}
     if finished:
-        found[True] = _differs(to_unit_length(ours), expected)
+        found[True] = relative_difference(to_unit_length(ours), expected)
     normalized = min(found, key=lambda one: found[one])
     return normalized, found[normalized]
 
 
-def _differs(ours: Tensor, theirs: Tensor) -> float:
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest ‖ours - theirs‖ / ‖theirs‖ of a row; infinite for other shapes."""
     if ours.shape != theirs.shape:
         return float("inf")
     # In float64 lengths do not overflow.
