@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.functional import normalize as to_unit_length
 
 from models import normalize
@@ -18,6 +19,7 @@ from pipeline.records.index import open_index
 from tests.ranks import run_ranks
 from tests.training import tiny
 from tests.training.people import build, save_run, with_data, write_people
+from tests.training.weights.onnx_graphs import write
 from training.config import Config, override
 from training.distributed import World
 from training.saving.weight_file import WeightsError
@@ -51,6 +53,12 @@ def start(config: Config, world: World, init_from: Path):
     config = replace(config, run=replace(config.run, init_from=str(init_from)))
     step, data = build(config, world)
     return step, warm_start(config, world, step=step, data=data, precision=FP32)
+
+
+def plain(config: Config) -> nn.Module:
+    """The network of a run as exporters take it: in evaluation, not in channels_last."""
+    torch.manual_seed(0)
+    return config.architecture.create().to(memory_format=torch.contiguous_format).eval()
 
 
 def floats(step) -> dict[str, torch.Tensor]:
@@ -102,17 +110,20 @@ def test_the_same_file_needs_no_names_and_may_lie_anywhere(trained, old, new, wo
     assert told[1].startswith("4 of 9 centers taken")
 
 
-def start_ranks(world: World, config: Config, init_from: Path) -> torch.Tensor:
-    """The centers of all ranks."""
-    step, _ = start(config, world, init_from)
-    everyone: list = [None] * world.world_size
-    dist.all_gather_object(everyone, step.head.centers)
-    return torch.cat(everyone)
+def start_ranks(world: World, config: Config, *sources: Path) -> torch.Tensor:
+    """The centers of all ranks, one source after the other."""
+    found = []
+    for init_from in sources:
+        step, _ = start(config, world, init_from)
+        everyone: list = [None] * world.world_size
+        dist.all_gather_object(everyone, step.head.centers)
+        found += everyone
+    return torch.cat(found)
 
 
-def save_and_start_ranks(world: World, saved: Config, begun: Config) -> torch.Tensor:
+def save_and_start_ranks(world: World, saved: Config, begun: Config, *sources) -> torch.Tensor:
     checkpoint, _ = save_run(saved, world)
-    return start_ranks(world, begun, checkpoint)
+    return start_ranks(world, begun, checkpoint, *sources)
 
 
 @pytest.mark.slow
@@ -121,14 +132,15 @@ def test_the_number_of_ranks_changes_no_bit(trained, old, new, world, tmp_path):
     checkpoint, _, config = trained
     more = write_people(tmp_path / "more", ("hal", "dan"), images=33)
     begun = with_data(config, new, more, output=tmp_path / "run")
+    folded = write(tmp_path / "folded.onnx", plain(config))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each of several ranks has
-    one = start_ranks(world, begun, checkpoint)
+    one = start_ranks(world, begun, checkpoint, folded)
     torch.set_num_threads(threads)
     by_two = with_data(config, old, output=tmp_path / "two")
-    two, _ = run_ranks(save_and_start_ranks, by_two, begun, world_size=2, folder=tmp_path)
-    three, _, _ = run_ranks(start_ranks, begun, checkpoint, world_size=3, folder=tmp_path)
-    assert one.shape == (7, 16)
+    two, _ = run_ranks(save_and_start_ranks, by_two, begun, folded, world_size=2, folder=tmp_path)
+    three, _, _ = run_ranks(start_ranks, begun, checkpoint, folded, world_size=3, folder=tmp_path)
+    assert one.shape == (2 * 7, 16)
     assert torch.equal(one, two)
     assert torch.equal(one, three)
 
@@ -310,11 +322,8 @@ def test_a_head_that_is_not_its_peoples_is_refused(trained, old, world, tmp_path
 
 @pytest.mark.slow
 def test_a_folded_network_gets_the_statistics_of_training_images(old, world, tmp_path):
-    pytest.importorskip("onnx")
-    from tests.training.weights.onnx_graphs import write
-
     config = tiny.config(old, tmp_path / "run")
-    theirs = config.architecture.create().to(memory_format=torch.contiguous_format).eval()
+    theirs = plain(config)
     images = torch.randn(4, 3, tiny.SIZE, tiny.SIZE)
     expected = theirs(images)
     model = write(tmp_path / "theirs.onnx", theirs)
@@ -326,10 +335,3 @@ def test_a_folded_network_gets_the_statistics_of_training_images(old, world, tmp
     assert (network.bn1.running_mean != 0).any()
     # Nothing was folded into these: they are as they were.
     assert torch.equal(network.bn2.running_mean, theirs.bn2.running_mean)
-    for state in run_ranks(start_statistics, config, model, world_size=2, folder=tmp_path):
-        assert torch.equal(state, network.bn1.running_mean)
-
-
-def start_statistics(world: World, config: Config, init_from: Path) -> torch.Tensor:
-    step, _ = start(config, world, init_from)
-    return unwrapped(step.backbone).bn1.running_mean
