@@ -9,6 +9,10 @@ NCHW, with its head (see baselines.py), its clipping and torch's SGD, fed by a t
 two workers. They take turns in one process; medians and their ratios count. Each case runs under
 glibc's default allocator, which gives large tensors fresh pages at every step, and under one told
 not to. Results go to benchmarks/results/.
+
+Beside each time stands the share that the limit has of it: the products of network and head at the
+rate of a large one here, then what is between the convolutions, each BatchNorm one with what
+follows it (benchmarks/traffic.py), at the rate of a large copy. On a CPU one waits for the other.
 """
 
 from __future__ import annotations
@@ -38,7 +42,9 @@ from benchmarks.harness import (
     take_turns,
 )
 from benchmarks.loader import draw_set, torch_batches
-from models import create_model
+from benchmarks.traffic import bytes_an_image
+from models import Architecture, create_model
+from models.cost import multiply_adds
 from pipeline.dali_loader import Loader, choose_threads
 from pipeline.records.index import open_index
 from training.assembly import create_step
@@ -107,15 +113,46 @@ def their_step(rec: Path, model: str, batch: int) -> Callable[[], None]:
     return step
 
 
-def compare(*, rec: str, model: str, batch: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each step, taken in turn, warm."""
+def limit_of(model: str, batch: int, dtype: torch.dtype) -> dict[str, float]:
+    """FLOPs and bytes of our step, the rates of this machine for both, and the seconds they take.
+
+    Bytes are those between the convolutions, whose own overlap with their products; optimizer and
+    head are left out.
+    """
+    architecture = Architecture(model, embedding_dim=DIM)
+    head = round(CLASSES * RATE) * DIM
+    flops = 3 * 2 * batch * (multiply_adds(architecture) + head)
+    counted = bytes_an_image(architecture, fused=True)
+    between = sum(count for kind, count in counted.items() if "convolution" not in kind)
+    moved = batch * between * dtype.itemsize // torch.bfloat16.itemsize
+    rates = _rates(dtype)
+    seconds = flops / rates["flops_per_s"] + moved / rates["bytes_per_s"]
+    return {"flops": flops, "bytes": moved, **rates, "seconds": seconds}
+
+
+def _rates(dtype: torch.dtype) -> dict[str, float]:
+    """The best of some tries: of a product of 2048³, and of a copy of 256 MB, read and written."""
+    left, right = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    source = torch.zeros(64 << 20)
+    target = torch.empty_like(source)
+    ways = {"flops_per_s": lambda: left @ right, "bytes_per_s": lambda: target.copy_(source)}
+    best = {name: min(taken) for name, taken in take_turns(ways, rounds=8).items()}
+    amounts = {"flops_per_s": 2 * 2048**3, "bytes_per_s": 2 * source.nbytes}
+    return {name: amounts[name] / seconds for name, seconds in best.items()}
+
+
+def compare(*, rec: str, model: str, batch: int, repeats: int) -> dict[str, Any]:
+    """The limit, and seconds of each step, taken in turn, warm."""
     path, world = Path(rec), join_world("cpu")
     steps = {
         "arcface_torch": their_step(path, model, batch),
         "ours": our_step(world, path, model, batch, compiled=False),
         "ours, compiled": our_step(world, path, model, batch, compiled=True),
     }
-    return take_turns(steps, rounds=repeats, warm_up=WARM_UP)
+    return {
+        "limit": limit_of(model, batch, choose_precision(world.device).compute_dtype),
+        "seconds": take_turns(steps, rounds=repeats, warm_up=WARM_UP),
+    }
 
 
 def main() -> None:
@@ -133,8 +170,8 @@ def main() -> None:
         for (model, batch), allocator in itertools.product(CASES, ALLOCATORS):
             case = {"model": model, "batch": batch}
             settings = {"rec": str(rec), "repeats": arguments.repeats, **case}
-            seconds = in_own_process(__file__, settings, ALLOCATORS[allocator])
-            rows.append(case | {"allocator": allocator, "seconds": seconds})
+            found = in_own_process(__file__, settings, ALLOCATORS[allocator])
+            rows.append(case | {"allocator": allocator} | found)
     _print(rows)
     precision = choose_precision(torch.device("cpu"))
     about = about_cpu() | {
@@ -152,8 +189,9 @@ def _print(rows: list[dict[str, Any]]) -> None:
         for name, taken in typical.items():
             rate, faster = row["batch"] / taken, typical["arcface_torch"] / taken
             case = (row["model"], str(row["batch"]), row["allocator"], name)
-            lines.append((*case, f"{rate:.1f}", f"{faster:.2f}"))
-    columns = ("model", "batch", "allocator", "way", "images/s", "× arcface_torch")
+            share = row["limit"]["seconds"] / taken
+            lines.append((*case, f"{rate:.1f}", f"{faster:.2f}", f"{share:.2f}"))
+    columns = ("model", "batch", "allocator", "way", "images/s", "× arcface_torch", "limit / time")
     show(columns, lines, title=f"{CLASSES:,} classes at {RATE}; medians")
 
 
