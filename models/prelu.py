@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_CHUNK_BYTES = 1 << 20  # a thread: smaller ones cost more calls, larger ones leave the caches
+# A thread: larger ones leave the caches, and at the end of each operation threads wait for one
+# another, which takes long where other work, such as decoding, has their cores meanwhile.
+_CHUNK_BYTES = 4 << 20
 
 
 class PReLU(nn.PReLU):
