@@ -78,6 +78,14 @@ def test_the_flatten_before_fc_is_the_only_layout_copy(
     assert copies.shapes == [THE_FLATTEN]
 
 
+def test_neither_attention_nor_squeeze_and_excitation_copies_a_map(dtype: torch.dtype) -> None:
+    """Under autocast the gradients of queries and keys, (B, 1, pixels, channels), are cast."""
+    network = trained("iresnet")
+    with LayoutCopies() as copies:
+        network(normalize(loaded(), dtype)).square().sum().backward()
+    assert [shape for shape in copies.shapes if shape[1] != 1] == [THE_FLATTEN]
+
+
 @pytest.mark.parametrize("name", ["mbf", "vit", "edgeface_xs"])
 def test_other_networks_copy_no_map_into_another_layout(name: str, dtype: torch.dtype) -> None:
     """But for EdgeFace's attention, which is between channels: (B, heads, channels, pixels), and
