@@ -1,14 +1,15 @@
 """Embedding a set against the loop that people write, on CPUs:
 
-    python benchmarks/embedding.py [SET.bin]
+    python benchmarks/embedding.py [SET.bin] [--keep-pages]
 
 The loop decodes with Pillow and runs the network in float32 and NCHW, batch by batch, under
 no_grad; ours is what tools/evaluate.py does: convolutions in the dtype that it chooses for this
-machine, channels_last, BatchNorm folded into the layers before it, the next batches decoded
-meanwhile. Both add the mirror image's embedding. Beside them what was tried instead, and the bare
-matrix products that the network's convolutions come to, in float32, which are the limit there. They
-take turns in one process, whose allocator keeps its pages for all of them; medians count. Results
-go to benchmarks/results/.
+machine, channels_last, BatchNorm folded into the layers around it, the next batches decoded
+meanwhile. Both add the mirror image's embedding. Beside them onnxruntime, and two limits: the
+network's convolutions and products alone, as ours runs them, and where that is in float32 the bare
+matrix products that they come to. They take turns in one process, all under the C library's default
+allocator, or all under one that keeps its pages, as tools/evaluate.py has it; medians count.
+Results go to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness import about_cpu, medians, save, show, take_turns
-from evaluation.embedding import decoder, embed_batches, on_pixels
+from evaluation.embedding import decoder, embed_batches
 from evaluation.pair_set import read_bin
-from models import create_model
+from models import create_model, fold_batch_norm
 from pipeline.ahead import cores
 from synthetic import encode_jpeg, render
 from training.allocator import keep_pages
@@ -43,6 +44,7 @@ from training.step.precision import choose_precision
 CPU = torch.device("cpu")
 MODELS = {"iresnet18": 64, "iresnet50": 32}  # and how many images of a set
 BATCH = 32
+COMPARED = 8  # images whose embeddings are compared
 PRODUCTS = 4  # images whose products are taken at a time: more would not fit into memory
 
 
@@ -76,14 +78,14 @@ def ours(embed: Callable[[Tensor], Tensor], images: Sequence[bytes]) -> Tensor:
     return torch.cat([batch.embeddings for batch in batches])
 
 
-def bare_products(network: nn.Module, count: int) -> Callable[[], None]:
-    """The products of a float32 forward of `count` images and their mirrors."""
-    shapes: list[tuple[int, int, int]] = []
+def layers_of(network: nn.Module) -> list[tuple[nn.Conv2d | nn.Linear, torch.Size, int]]:
+    """Its convolutions and linear layers, with their input's shape and the pixels of their output,
+    of one image."""
+    found: list[tuple[nn.Conv2d | nn.Linear, torch.Size, int]] = []
 
     def note(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        rows, weight = made.numel() // made.shape[1], layer.weight
-        shapes.append((rows * PRODUCTS, weight[0].numel(), weight.shape[0]))
+        found.append((layer, given[0].shape[1:], made.numel() // made.shape[1]))
 
     hooks = [
         layer.register_forward_hook(note)
@@ -94,6 +96,38 @@ def bare_products(network: nn.Module, count: int) -> Callable[[], None]:
         network(torch.zeros(1, 3, 112, 112))
     for hook in hooks:
         hook.remove()
+    return found
+
+
+def layers_alone(network: nn.Module, count: int, dtype: torch.dtype) -> Callable[[], None]:
+    """The convolutions, in `dtype`, and linear layers of a forward of `count` images and their
+    mirrors, one after another."""
+    folded = fold_batch_norm(network)
+    maps: dict[torch.Size, Tensor] = {}
+    layers = layers_of(folded)
+    for layer, shape, _ in layers:
+        if isinstance(layer, nn.Conv2d):
+            layer.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            images = torch.randn(BATCH, *shape).to(dtype, memory_format=torch.channels_last)
+        else:
+            images = torch.randn(BATCH, *shape)
+        maps[shape] = images
+
+    @torch.no_grad()
+    def run() -> None:
+        for _ in range(2 * count // BATCH):
+            for layer, shape, _ in layers:
+                layer(maps[shape])
+
+    return run
+
+
+def bare_products(network: nn.Module, count: int) -> Callable[[], None]:
+    """The matrix products of a float32 forward of `count` images and their mirrors."""
+    shapes = [
+        (pixels * PRODUCTS, layer.weight[0].numel(), layer.weight.shape[0])
+        for layer, _, pixels in layers_of(network)
+    ]
     left = {shape: torch.randn(shape[0], shape[1]) for shape in set(shapes)}
     right = {shape: torch.randn(shape[1], shape[2]) for shape in set(shapes)}
     made = {shape: torch.empty(shape[0], shape[2]) for shape in set(shapes)}
@@ -135,19 +169,20 @@ def measure(name: str, images: Sequence[bytes], *, rounds: int) -> dict[str, Any
         embeds = {
             "ours": open_model(saved, device=CPU, dtype=chosen).embed,
             "ours, float32": open_model(saved, device=CPU, dtype=torch.float32).embed,
-            "autocast, not folded": on_pixels(network, device=CPU, dtype=chosen),
             "onnxruntime, float32": onnxruntime_of(plain, Path(folder)),
         }
         if chosen == torch.float32:
-            del embeds["ours, float32"], embeds["autocast, not folded"]
+            del embeds["ours, float32"]
         ways: dict[str, Callable[[], object]] = {"loop": lambda: torch_loop(plain, images)}
         ways |= {way: partial(ours, embed, images) for way, embed in embeds.items()}
-        expected = torch_loop(plain, images[:BATCH])
+        expected = torch_loop(plain, images[:COMPARED])
         alike = {
-            way: _least_cosine(expected, ours(embed, images[:BATCH]))
+            way: _least_cosine(expected, ours(embed, images[:COMPARED]))
             for way, embed in embeds.items()
         }
-        ways["bare products, float32"] = bare_products(plain, len(images))
+        ways["layers alone"] = layers_alone(network, len(images), chosen)
+        if chosen == torch.float32:
+            ways["bare products"] = bare_products(plain, len(images))
         typical = medians(take_turns(ways, rounds=rounds, warm_up=0))
     return {
         "model": name,
@@ -180,6 +215,7 @@ def _least_cosine(expected: Tensor, found: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
     parser.add_argument("set", nargs="?", type=Path, help="a .bin file; drawn faces without one")
+    parser.add_argument("--keep-pages", action="store_true", help="all of them, as evaluate does")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     most = max(MODELS.values())
@@ -188,7 +224,7 @@ def main() -> None:
     else:
         images = [encode_jpeg(render(k, 0)) for k in range(most)]
     torch.set_num_threads(cores())
-    keep_pages()
+    kept = arguments.keep_pages and keep_pages()
     found = [measure(name, images[:n], rounds=arguments.rounds) for name, n in MODELS.items()]
     for row in found:
         show(
@@ -204,7 +240,7 @@ def main() -> None:
             ],
             title=f"{row['model']}, {row['dtype']}",
         )
-    save("embedding", about_cpu(), results=found)
+    save("embedding", about_cpu() | {"pages_kept": kept}, results=found)
 
 
 if __name__ == "__main__":

@@ -82,14 +82,15 @@ def save(subject: str, about: Mapping[str, Any], **results: Any) -> Path:
     """Write benchmarks/results/SUBJECT_DEVICE_DATE.json and say so.
 
     A CPU held to fewer instruction sets than it has gets a name of its own, so that its results lie
-    beside the others.
+    beside the others; so does an allocator that keeps its pages.
 
     Args:
-        about: of `about_cpu` or `about_device`.
+        about: of `about_cpu` or `about_device`; `pages_kept` may be added.
     """
     held = f"_{about['torch_uses'].lower()}" if "held_to" in about else ""
+    kept = "_pages_kept" if about.get("pages_kept") else ""
     device = re.sub(r"\W+", "-", about["device"]).lower()
-    path = RESULTS / f"{subject}_{device}{held}_{about['date']}.json"
+    path = RESULTS / f"{subject}_{device}{held}{kept}_{about['date']}.json"
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps({**about, **results}, indent=1) + "\n")
     print(f"wrote {path}")
