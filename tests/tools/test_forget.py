@@ -34,6 +34,8 @@ LABEL = 3  # dora's
 OPTIONS = ("--device", "cpu", "--precision", "fp32")
 CPU = torch.device("cpu")
 
+pytestmark = pytest.mark.slow
+
 
 def manifest(folder: Path, names: list[str]) -> Path:
     rec = folder / "train.rec"
@@ -84,6 +86,8 @@ def made(tmp_path_factory):
     results(folder / "runs/by_set", set_name="data+blur")
     results(folder / "runs/by_name", pair=HardPair(0.9, "dora/1.jpg", "zoe/1.jpg"))
     results(folder / "runs/by_model", source=f"{one}@best")
+    results(folder / "runs/by_export", source=weights)
+    train(folder, "from_export", other, begin=weights)
     results(folder / "runs/other_report")
     pages(folder / "runs/leaks", "overlap", training=data)
     pages(folder / "runs/other_leaks", "overlap", training=other)
@@ -142,7 +146,6 @@ def listed(text: str) -> dict[str, str]:
     return {line[14:].partition(": ")[0]: kind for kind, line in lines}
 
 
-@pytest.mark.slow
 def test_everything_that_was_made_of_the_set_is_listed_and_nothing_else(there):
     ended = run("dora", out=there / "list.txt")
     assert ended.returncode == 0, ended.stderr
@@ -155,19 +158,20 @@ def test_everything_that_was_made_of_the_set_is_listed_and_nothing_else(there):
         f"runs/one/{checkpoint}": again,
         f"runs/after/{checkpoint}": again,
         f"runs/last/{checkpoint}": again,
+        f"runs/from_export/{checkpoint}": again,
         "runs/exported/model.safetensors": again,
         "runs/t.safetensors": again,
         cache: delete,
         **{
             f"runs/{run}/{name}": delete
-            for run in ("one", "after", "last")
+            for run in ("one", "after", "last", "from_export")
             for name in ("identities.json", "tensorboard")
             if Path(f"runs/{run}/{name}").exists()
         },
         "runs/data_rows": delete,
         **{
             f"runs/{name}/{file}": delete
-            for name in ("by_set", "by_name", "by_model")
+            for name in ("by_set", "by_name", "by_model", "by_export")
             for file in ("results.json", "report.html", "embeddings/0.embeddings")
         },
         "runs/leaks/overlap.json": delete,
@@ -182,7 +186,6 @@ def test_everything_that_was_made_of_the_set_is_listed_and_nothing_else(there):
     assert Path(cache).exists()
 
 
-@pytest.mark.slow
 def test_a_run_whose_list_is_not_as_it_was_is_to_be_looked_at(there):
     """Its list leaves dora out now, and somebody else when it was trained."""
     content = Path("out.txt").read_text()
@@ -242,7 +245,6 @@ def test_images_in_a_folder_are_to_be_deleted_and_no_list_is_written(there):
     assert not (there / "list.txt").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rec", "folder"])
 def test_a_photo_lists_who_is_most_like_it_and_chooses_nobody(kind, there):
     index = open_index("data")
@@ -315,7 +317,6 @@ def test_a_full_disk_leaves_the_old_list(there, monkeypatch):
     assert out.read_text() == "identity 1\n"
 
 
-@pytest.mark.slow
 def test_files_that_are_damaged_or_of_others_are_passed_over(there):
     for name, content in {
         "about.json": b"{",

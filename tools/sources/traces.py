@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,13 +55,15 @@ def find_traces(people: Sequence[Found], roots: Sequence[Path], world: World) ->
         roots: folders that are looked through, with all inside them.
     """
     there = list(dict.fromkeys(path for root in roots for path in _files(root)))
-    trained = _checkpoints(there, people, world)
+    exports = {path: why for path in there if (why := _export(path, people))}
+    trained = _checkpoints(there, people, world, exports)
     runs: dict[Path, str] = {}  # and whether it is known of one of its checkpoints
     for path, (what, _) in trained.items():
         if path.parent.name == "checkpoints" and runs.get(path.parent.parent) != DELETE:
             runs[path.parent.parent] = DELETE if what == TRAIN_AGAIN else what
-    models = {path.resolve() for path in (*trained, *runs)}
+    models = {path.resolve() for path in (*trained, *runs, *exports)}
     found = list(_caches(people))
+    found += [Trace(TRAIN_AGAIN, path, why) for path, why in exports.items()]
     found += [Trace(what, path, why) for path, (what, why) in trained.items()]
     for run, what in runs.items():
         found += _of_run(run, what)
@@ -87,9 +89,13 @@ def _caches(people: Sequence[Found]) -> Iterator[Trace]:
 
 
 def _checkpoints(
-    there: Sequence[Path], people: Sequence[Found], world: World
+    there: Sequence[Path], people: Sequence[Found], world: World, exports: Iterable[Path]
 ) -> dict[Path, tuple[str, str]]:
-    """Those that were trained on these people, or that began with or learned from such a one."""
+    """Those that were trained on these people, or that began with or learned from such a one.
+
+    Args:
+        exports: files of networks that were.
+    """
     found: dict[Path, tuple[str, str]] = {}
     others: list[SavedCheckpoint] = []
     for path in there:
@@ -104,7 +110,7 @@ def _checkpoints(
         more = {
             saved.path: (TRAIN_AGAIN, why)
             for saved in others
-            if saved.path not in found and (why := _made_from(saved, found))
+            if saved.path not in found and (why := _made_from(saved, [*found, *exports]))
         }
         found |= more
     return found
@@ -145,7 +151,7 @@ def _left_out(saved: SavedCheckpoint, people: Sequence[Found], world: World) -> 
     return True
 
 
-def _made_from(saved: SavedCheckpoint, found: Mapping[Path, object]) -> str:
+def _made_from(saved: SavedCheckpoint, found: Iterable[Path]) -> str:
     """Why a checkpoint knows what others of these do; empty where it does not."""
     try:
         config = saved.config
@@ -178,10 +184,7 @@ def _of_file(path: Path, people: Sequence[Found], models: set[Path]) -> Iterator
     Args:
         models: runs and checkpoints, resolved.
     """
-    if path.suffix in _EXPORTS:
-        if why := _export(path, people):
-            yield Trace(TRAIN_AGAIN, path, why)
-    elif path.name == "about.json" and "dimension" in _json(path):
+    if path.name == "about.json" and "dimension" in _json(path):
         if why := _embeddings(path, people):
             yield Trace(DELETE, path.parent, why)
     elif path.name == "results.json":
@@ -211,6 +214,9 @@ def _with_pages(path: Path, why: str) -> Iterator[Trace]:
 
 
 def _export(path: Path, people: Sequence[Found]) -> str:
+    """Why a network or translator was made of them; empty where nothing says so."""
+    if path.suffix not in _EXPORTS:
+        return ""
     try:
         card = read_card(path)
         names = {one.set.name for one in people}
