@@ -15,6 +15,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from models.batch_norm import FusedBatchNorm2d, fuse_batch_norm, norm_add, norm_fork, norm_prelu
 from models.checkpointing import checkpoint_blocks
@@ -23,6 +24,7 @@ from models.kernels import batch_norm as kernels
 from models.prelu import PReLU
 from tests.graph_safety import GraphSafety
 from tests.host_reads import no_host_reads
+from training.distributed import World
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -263,3 +265,40 @@ def test_evaluation_is_torchs() -> None:
     plain, fused = blocks()
     x = torch.randn(2, 6, 8, 8).to(DEVICE, memory_format=torch.channels_last)
     assert torch.equal(fused.eval()(x), plain.eval()(x))
+
+
+def test_ranks_average_the_same_gradients(world: World) -> None:
+    """Of one rank, where averaging changes nothing."""
+    (_, alone), (_, network) = blocks(), blocks()
+    together = DistributedDataParallel(network, static_graph=True, gradient_as_bucket_view=True)
+    expected = step(alone, torch.float32)
+    found = {
+        name.replace("module.", ""): value for name, value in step(together, torch.float32).items()
+    }
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+if not INTERPRETED:
+
+    def test_a_recorded_step_gives_the_same_bits() -> None:
+        given = drawn((8, 64, 20, 20), torch.float16, "prelu")
+        norm, prelu = modules(given)
+        fuse_batch_norm(norm)
+        x = given["x"].requires_grad_()
+
+        def train() -> list[Tensor]:
+            output = norm_prelu(norm, prelu, x)
+            inputs = (x, norm.weight, norm.bias, prelu.weight)
+            return [output.detach(), *torch.autograd.grad(output, inputs, given["grad"])]
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            expected = train()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = train()
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(found, expected))
+        assert norm.num_batches_tracked == 2
