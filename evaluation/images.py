@@ -91,6 +91,42 @@ def encoded_images(
     return Images(names, read, _decoding(read, size), size, digest.hexdigest())
 
 
+def stored_images(
+    read: Callable[[int], bytes], *, names: Sequence[str], size: int, known_by: str
+) -> Images:
+    """Images that are read one by one, such as out of an archive.
+
+    Args:
+        read: a place to the encoded image; see Images.
+        known_by: what changes with any of the images.
+    """
+    return Images(names, read, _decoding(read, size), size, known_by)
+
+
+def stored_faces(
+    read: Callable[[int], bytes],
+    *,
+    names: Sequence[str],
+    cropper: Cropper,
+    found_by: str,
+    known_by: str,
+) -> Images:
+    """Photos that are read one by one, the face in each cropped as it is loaded.
+
+    Args:
+        cropper: knows photos by these names.
+        found_by: what finds the faces, such as a digest of its file.
+        known_by: what changes with any of the photos.
+    """
+
+    def crop(photo: np.ndarray, place: int) -> np.ndarray:
+        return cropper(photo, names[place]).pixels
+
+    made = f"{known_by} cropped 1 {found_by} {cropper.no_face} {cropper.several}"
+    digest = hashlib.sha256(made.encode()).hexdigest()
+    return Images(names, read, _making(read, cropper.size, crop), cropper.size, digest)
+
+
 def image_files(paths: Sequence[Path], *, names: Sequence[str], size: int) -> Images:
     """Images in files of their own, known by name, size and time of change.
 
@@ -208,7 +244,14 @@ def _photos(
         made: what `make` does, for the fingerprint.
     """
     read = _reading(paths)
+    known_by = _state(paths, names)
+    known_by.update(made)
+    return Images(names, read, _making(read, size, make), size, known_by.hexdigest())
 
+
+def _making(
+    read: Callable[[int], bytes], size: int, make: Callable[[np.ndarray, int], np.ndarray]
+) -> Load:
     def load(places: range) -> tuple[np.ndarray, dict[int, str]]:
         pixels = np.zeros((len(places), size, size, 3), np.uint8)
         faults = {}
@@ -219,9 +262,7 @@ def _photos(
                 faults[row] = str(error)
         return pixels, faults
 
-    known_by = _state(paths, names)
-    known_by.update(made)
-    return Images(names, read, load, size, known_by.hexdigest())
+    return load
 
 
 def _decoding(read: Callable[[int], bytes], size: int) -> Load:

@@ -2,16 +2,18 @@
 
 A folder has names.txt (one a line), about.json (the model and how they were made) and, by the form
 that was asked for, embeddings.npy and norms.npy, or both in embeddings.safetensors, or names and
-both in embeddings.parquet. about.json is written last: without it a folder is unfinished.
+both in embeddings.parquet. What else is known of the images, such as labels, lies as norms do.
+about.json is written last: without it a folder is unfinished.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,11 @@ from pipeline.whole_file import write_whole, writing_whole
 
 FORMAT = 1
 FORMS = ("npy", "parquet", "safetensors")
-_ABOUT, _NAMES, _ROWS, _NORMS = "about.json", "names.txt", "embeddings.npy", "norms.npy"
+_ABOUT, _NAMES, _ROWS = "about.json", "names.txt", "embeddings.npy"
+_IDENTITIES = "identities.txt"
+_FURTHER = ("labels", "quality")  # columns that a folder may have beside norms
+_OF_PARQUET = {"norms": "norm", "labels": "label"}  # names of columns there
+_OF_SAFETENSORS = {"float16": "F16", "float32": "F32", "int64": "I64"}
 _BLOCK = 1 << 14  # rows at a time
 
 
@@ -77,31 +83,56 @@ class Predicted:
 
 
 def write_predicted(
-    folder: Path, features: Features, names: Sequence[str], about: About, *, form: str = "npy"
+    folder: Path,
+    features: Features,
+    names: Sequence[str],
+    about: About,
+    *,
+    form: str = "npy",
+    labels: np.ndarray | None = None,
+    identities: Sequence[str] | None = None,
+    quality: np.ndarray | None = None,
 ) -> list[Path]:
     """Write a folder of embeddings; returns the files.
 
     Args:
         features: as they were made; they are normalized and cast here, as `about` says.
         form: one of FORMS.
+        labels: (N,) int64, who is who, -1 for none; None where that is not known.
+        identities: what the labels from 0 on are called, where they are called something.
+        quality: (N,) float32, of each image; None where none is known.
 
     Raises:
         PredictedError: a name with a line break, values too large for float16, no pyarrow.
         OSError: a folder that cannot be written.
     """
-    broken = next((name for name in names if "\n" in name or "\r" in name), None)
-    if broken is not None:
-        raise PredictedError(f"{broken!r} has a line break in its name: rename the file")
+    check_names(names)
+    check_names(identities or ())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _ABOUT).unlink(missing_ok=True)  # the old embeddings are replaced one by one
+    for old in (_IDENTITIES, *(f"{name}.npy" for name in _FURTHER)):
+        (folder / old).unlink(missing_ok=True)
+    columns = {"norms": np.ascontiguousarray(features.norms, np.float32)}
+    if labels is not None:
+        columns["labels"] = labels
+    if quality is not None:
+        columns["quality"] = quality
     write = {"npy": _write_npy, "parquet": _write_parquet, "safetensors": _write_safetensors}
-    files = write[form](folder, features, names, about)
-    text = "".join(f"{name}\n" for name in names)
-    write_whole(folder / _NAMES, text.encode(errors="surrogateescape"))
+    files = write[form](folder, features, names, about, columns)
+    if identities is not None:
+        files.append(_write_lines(folder / _IDENTITIES, identities))
+    files.append(_write_lines(folder / _NAMES, names))
     counts = {"images": len(names), "dimension": features.embeddings.shape[1]}
     said = json.dumps({"format": FORMAT, **counts, **asdict(about)}, indent=2)
     write_whole(folder / _ABOUT, said + "\n")
-    return [*files, folder / _NAMES, folder / _ABOUT]
+    return [*files, folder / _ABOUT]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise PredictedError for a name that does not fit into one line of a file."""
+    broken = next((name for name in names if "\n" in name or "\r" in name), None)
+    if broken is not None:
+        raise PredictedError(f"{broken!r} has a line break in its name: rename the file")
 
 
 def read_predicted(folder: Path) -> Predicted:
@@ -156,7 +187,19 @@ def _blocks(features: Features, about: About) -> Iterator[tuple[slice, np.ndarra
         yield block, rows
 
 
-def _write_npy(folder: Path, features: Features, names: Sequence[str], about: About) -> list[Path]:
+def _write_lines(path: Path, lines: Sequence[str]) -> Path:
+    text = "".join(f"{line}\n" for line in lines)
+    write_whole(path, text.encode(errors="surrogateescape"))
+    return path
+
+
+def _write_npy(
+    folder: Path,
+    features: Features,
+    names: Sequence[str],
+    about: About,
+    columns: Mapping[str, np.ndarray],
+) -> list[Path]:
     with writing_whole(folder / _ROWS) as file:
         header = {
             "descr": np.dtype(about.dtype).str,
@@ -166,25 +209,38 @@ def _write_npy(folder: Path, features: Features, names: Sequence[str], about: Ab
         np.lib.format.write_array_header_1_0(file, header)
         for _, rows in _blocks(features, about):
             file.write(rows.tobytes())
-    with writing_whole(folder / _NORMS) as file:
-        np.save(file, np.ascontiguousarray(features.norms, np.float32))
-    return [folder / _ROWS, folder / _NORMS]
+    written = [folder / _ROWS]
+    for name, column in columns.items():
+        written.append(folder / f"{name}.npy")
+        with writing_whole(written[-1]) as file:
+            np.save(file, column)
+    return written
 
 
 def _write_safetensors(
-    folder: Path, features: Features, names: Sequence[str], about: About
+    folder: Path,
+    features: Features,
+    names: Sequence[str],
+    about: About,
+    columns: Mapping[str, np.ndarray],
 ) -> list[Path]:
     count, dimension = features.embeddings.shape
     ends = count * dimension * np.dtype(about.dtype).itemsize
-    described = {
+    described: dict[str, Any] = {
         "__metadata__": {"model": about.model, "digest": about.digest},
         "embeddings": {
-            "dtype": {"float32": "F32", "float16": "F16"}[about.dtype],
+            "dtype": _OF_SAFETENSORS[about.dtype],
             "shape": [count, dimension],
             "data_offsets": [0, ends],
         },
-        "norms": {"dtype": "F32", "shape": [count], "data_offsets": [ends, ends + 4 * count]},
     }
+    for name, column in columns.items():
+        described[name] = {
+            "dtype": _OF_SAFETENSORS[str(column.dtype)],
+            "shape": [count],
+            "data_offsets": [ends, ends + column.nbytes],
+        }
+        ends += column.nbytes
     header = json.dumps(described).encode()
     header += b" " * (-len(header) % 8)  # what follows is aligned
     path = folder / "embeddings.safetensors"
@@ -192,12 +248,17 @@ def _write_safetensors(
         file.write(struct.pack("<Q", len(header)) + header)
         for _, rows in _blocks(features, about):
             file.write(rows.tobytes())
-        file.write(np.ascontiguousarray(features.norms, np.float32).tobytes())
+        for column in columns.values():
+            file.write(column.tobytes())
     return [path]
 
 
 def _write_parquet(
-    folder: Path, features: Features, names: Sequence[str], about: About
+    folder: Path,
+    features: Features,
+    names: Sequence[str],
+    about: About,
+    columns: Mapping[str, np.ndarray],
 ) -> list[Path]:
     try:
         import pyarrow as pa
@@ -206,14 +267,17 @@ def _write_parquet(
         raise PredictedError(f"parquet needs pyarrow: pip install pyarrow ({error})") from error
     dimension = features.embeddings.shape[1]
     value = pa.from_numpy_dtype(np.dtype(about.dtype))
-    columns = {"name": pa.string(), "embedding": pa.list_(value, dimension), "norm": pa.float32()}
-    schema = pa.schema(list(columns.items()))
+    kinds = {"name": pa.string(), "embedding": pa.list_(value, dimension)} | {
+        _OF_PARQUET.get(name, name): pa.from_numpy_dtype(column.dtype)
+        for name, column in columns.items()
+    }
+    schema = pa.schema(list(kinds.items()))
     path = folder / "embeddings.parquet"
     with writing_whole(path) as file, pq.ParquetWriter(file, schema) as writer:
         for block, rows in _blocks(features, about):
             embedding = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), dimension)
             named = [name.encode(errors="replace").decode() for name in names[block]]
-            norms = np.ascontiguousarray(features.norms[block], np.float32)
-            table = [pa.array(named, pa.string()), embedding, pa.array(norms)]
+            others = [pa.array(column[block]) for column in columns.values()]
+            table = [pa.array(named, pa.string()), embedding, *others]
             writer.write_table(pa.Table.from_arrays(table, schema=schema))
     return [path]

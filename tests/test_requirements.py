@@ -19,7 +19,7 @@ BROUGHT = {
     "tensorboard": "google",
 }
 # Used where they are there; what asks for them says how to get them.
-OPTIONAL = {"apex", "lmdb", "mlflow", "mxnet", "pytest", "timm", "triton", "wandb"}
+OPTIONAL = {"apex", "mlflow", "mxnet", "pytest", "timm", "triton", "wandb"}
 
 
 def required(*files: str) -> set[str]:

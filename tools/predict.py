@@ -1,9 +1,10 @@
 """Embed images:  python tools/predict.py MODEL INPUT -o OUT
 
-INPUT is a folder of face crops, which may have folders inside, a text file of their paths, or a
-.rec. Of photographs, with --landmarks or --detector, the faces are cut out. OUT gets
-embeddings.npy, norms.npy, names.txt and about.json. A command that was stopped goes on where it
-was. Ranks that torchrun starts share the work.
+INPUT is a folder of face crops, which may have folders inside, a text file of their paths, a .rec,
+a .zip, an LMDB, .parquet files or WebDataset's tars. Of photographs, with --landmarks or
+--detector, the faces are cut out. OUT gets embeddings.npy, norms.npy, names.txt and about.json, and
+labels.npy where INPUT says who is who. A command that was stopped goes on where it was. Ranks that
+torchrun starts share the work.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from evaluation.columns import read_quality
 from evaluation.features import Features, extract
 from evaluation.images import Images
-from evaluation.predicted import FORMS, About, write_predicted
+from evaluation.predicted import FORMS, About, check_names, write_predicted
+from evaluation.protocols.protocol import quality_of
+from facestream import UserError
 from tools.sources.cropping import add_crop_options, take_crop_options
-from tools.sources.named_images import named_images
+from tools.sources.named_images import EXPECTED, Columns, NamedImages, open_named_images
 from tools.sources.named_model import add_model_options, open_named_model
 from training.allocator import keep_pages
 from training.command import command
@@ -53,7 +59,13 @@ def predict(arguments: argparse.Namespace, world: World) -> None:
     """All that the command does; with several ranks, on each of them."""
     opened, embedder = open_named_model(arguments.model, arguments, world)
     photos = take_crop_options(vars(arguments))
-    counted = Counted(named_images(arguments.input, size=embedder.image_size, photos=photos))
+    columns = Columns(arguments.image_column, arguments.label_column)
+    source = open_named_images(
+        arguments.input, size=embedder.image_size, photos=photos, columns=columns
+    )
+    check_names(source.images.names)
+    quality = _quality(arguments, source)
+    counted = Counted(source.images)
     images = counted.images
     if world.is_main:
         _tell_model(opened)
@@ -71,8 +83,16 @@ def predict(arguments: argparse.Namespace, world: World) -> None:
     if features is None:
         return
     about = _about(arguments, opened, images, features)
+    labels = source.labels()
     for path in write_predicted(
-        arguments.output, features, images.names, about, form=arguments.format
+        arguments.output,
+        features,
+        images.names,
+        about,
+        form=arguments.format,
+        labels=labels.numbers if labels else None,
+        identities=labels.names if labels else None,
+        quality=quality,
     ):
         print(f"wrote         {path}")
     _forget(keep)
@@ -81,6 +101,23 @@ def predict(arguments: argparse.Namespace, world: World) -> None:
     if features.damaged:
         listed = [f"{name} {why}" for name, why in list(about.damaged.items())[:_TOLD]]
         print(f"damaged       {len(features.damaged)}, their rows are zeros: {'; '.join(listed)}")
+
+
+def _quality(arguments: argparse.Namespace, source: NamedImages) -> np.ndarray | None:
+    """(N,) float32 as the options name it; None where they do not."""
+    if arguments.quality:
+        given = quality_of(source.images.names, read_quality(arguments.quality))
+        return given.astype(np.float32)
+    if not arguments.quality_column:
+        return None
+    if not source.parquet:
+        raise UserError(
+            f"--quality-column goes with .parquet files, and {arguments.input} is none: give "
+            "--quality FILE.csv"
+        )
+    from tools.sources.parquet_images import column_of
+
+    return column_of(source.parquet, arguments.quality_column).astype(np.float32)
 
 
 def _about(
@@ -121,12 +158,17 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition(":")[0] + ".")
     add = found.add_argument
     add("model", metavar="MODEL", help="a run, RUN@best, weights, or an .onnx file")
-    add("input", type=Path, metavar="INPUT", help="a folder, a list of images, or a .rec")
+    add("input", type=Path, metavar="INPUT", help=EXPECTED)
     add("-o", "--output", type=Path, required=True, metavar="OUT", help="folder to write into")
     add("--format", choices=FORMS, default="npy", help="of the embeddings (default npy)")
     add("--dtype", choices=("float32", "float16"), default="float32")
     add("--raw", action="store_true", help="as the model gives them, not of unit length")
     add("--strict", action="store_true", help="end where an image is damaged")
+    quality = found.add_mutually_exclusive_group()
+    quality.add_argument("--quality", metavar="CSV", help="image,quality: written beside")
+    quality.add_argument("--quality-column", help="of parquet files: written beside")
+    add("--image-column", help="of parquet files (default: the only one that can be)")
+    add("--label-column", help="of parquet files, or key in a tar's .json (default label)")
     add_model_options(found)
     add_crop_options(found, sized=False)
     return found

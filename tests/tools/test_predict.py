@@ -1,21 +1,29 @@
-"""predict: what it writes of folders, lists and .rec files; stopped commands, ranks, bad images."""
+"""predict: what it writes of every kind of input; stopped commands, ranks, damage, full disks."""
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import tarfile
+import zipfile
 from pathlib import Path
 
+import lmdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
+from evaluation import predicted
 from evaluation.kept_rows import FileRows
 from evaluation.predicted import PredictedError, read_predicted
 from facestream import USER_ERROR_EXIT_CODE
+from pipeline.align import TEMPLATE
 from tests.commands import call
 from tests.ranks import run_ranks
 from tests.tools.test_evaluate import png, write_model
@@ -52,12 +60,207 @@ def test_a_folder_becomes_rows_of_unit_length_names_and_norms(there):
     ended = run("faces")
     assert ended.returncode == 0, ended.stderr
     assert f"embedded      {COUNT} of {COUNT} images" in ended.stdout
-    assert sorted(written("out")) == ["about.json", "embeddings.npy", "names.txt", "norms.npy"]
+    assert sorted(written("out")) == sorted(
+        ["about.json", "embeddings.npy", "identities.txt", "labels.npy", "names.txt", "norms.npy"]
+    )
     rows, names = np.load("out/embeddings.npy"), Path("out/names.txt").read_text().splitlines()
     assert (rows.shape, rows.dtype) == ((COUNT, 8), np.float32)
     assert np.linalg.norm(rows, axis=1) == pytest.approx(np.ones(COUNT))
     assert names == sorted(f"p{k % 3}/{k:02}.png" for k in range(COUNT))
     assert (np.load("out/norms.npy") > 0).all()
+    assert Path("out/identities.txt").read_text() == "p0\np1\np2\n"
+    assert np.load("out/labels.npy").tolist() == [int(name[1]) for name in names]
+
+
+def faces() -> dict[str, bytes]:
+    """What the folder holds."""
+    return {f"p{k % 3}/{k:02}.png": png(k) for k in range(COUNT)}
+
+
+def write_zip(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as opened:
+        for name, content in faces().items():
+            opened.writestr(name, content)
+    return path
+
+
+def write_lmdb(path: Path) -> Path:
+    """As HSFace has it: number to msgpack of [image, label]."""
+    with lmdb.open(str(path), map_size=1 << 24) as opened, opened.begin(write=True) as transaction:
+        for place, (name, image) in enumerate(sorted(faces().items())):
+            value = b"\x92\xc5" + len(image).to_bytes(2, "big") + image + bytes([int(name[1])])
+            transaction.put(f"{place}".encode(), value)
+        transaction.put(b"__len__", bytes([COUNT]))
+    return path
+
+
+def write_tars(folder: Path) -> Path:
+    folder.mkdir()
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for name, image in sorted(faces().items())[shard::2]:
+                for ending, content in ((".png", image), (".cls", name[1].encode())):
+                    about = tarfile.TarInfo(name.removesuffix(".png") + ending)
+                    about.size = len(content)
+                    tar.addfile(about, io.BytesIO(content))
+    return folder
+
+
+def write_parquet(folder: Path) -> Path:
+    folder.mkdir()
+    found = sorted(faces().items())
+    for shard, rows in enumerate((found[:10], found[10:])):
+        columns = {
+            "image": pa.array([{"bytes": image, "path": name} for name, image in rows]),
+            "label": pa.array([int(name[1]) for name, _ in rows]),
+            "sharpness": pa.array([float(name[3:5]) for name, _ in rows]),
+        }
+        pq.write_table(pa.table(columns), folder / f"{shard}.parquet", row_group_size=4)
+    return folder
+
+
+SOURCES = {
+    "faces.zip": write_zip,
+    "faces.lmdb": write_lmdb,
+    "tars": write_tars,
+    "parquet": write_parquet,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOURCES)
+def test_an_archive_is_embedded_like_the_folder_that_it_was_made_of(name, there):
+    ended = run(SOURCES[name](there / name), output="of_archive")
+    assert ended.returncode == 0, ended.stderr
+    assert f"embedded      {COUNT} of {COUNT} images" in ended.stdout
+    run("faces")
+    order = np.argsort([k for shard in range(2) for k in range(shard, COUNT, 2)])
+    order = order if name == "tars" else np.arange(COUNT)
+    rows = np.load("of_archive/embeddings.npy")[order]
+    assert rows == pytest.approx(np.load("out/embeddings.npy"), abs=1e-6)
+    assert np.array_equal(np.load("of_archive/labels.npy")[order], np.load("out/labels.npy"))
+    names = Path("of_archive/names.txt").read_text().splitlines()
+    first = {"faces.zip": "p0/00.png", "faces.lmdb": "0", "tars": "0.tar/p0/00"}
+    assert names[0] == first.get(name, "0.parquet:0")
+    assert len(set(names)) == COUNT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_command_on_an_archive_that_is_stopped_goes_on_to_the_same_bytes(
+    name, there, monkeypatch
+):
+    source = SOURCES[name](there / name)
+    run(source, output="whole")
+    stop_at_third_batch(monkeypatch, source)
+    ended = run(source)
+    assert f"embedded      {COUNT - 8} of {COUNT} images" in ended.stdout
+    assert written("out") == written("whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOURCES)
+def test_photographs_in_an_archive_are_cropped_by_their_names(name, there):
+    """By landmarks that leave everything where it is."""
+    source = SOURCES[name](there / name)
+    run(source, output="as_they_are")
+    names = Path("as_they_are/names.txt").read_text().splitlines()
+    points = (TEMPLATE * 32 / 112).ravel()
+    lines = [",".join([name, *(f"{number:.6f}" for number in points)]) for name in names[:-1]]
+    (there / "marks.csv").write_text("\n".join(lines) + "\n")
+    ended = run(source, "--landmarks", "marks.csv")
+    assert ended.returncode == 0, ended.stderr
+    assert "damaged       1, their rows are zeros" in ended.stdout
+    assert f"{names[-1]} no face" in ended.stdout
+    cosines = (np.load("out/embeddings.npy") * np.load("as_they_are/embeddings.npy")).sum(axis=1)
+    assert cosines[:-1] == pytest.approx(np.ones(COUNT - 1), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_quality_is_written_beside_from_a_list_or_a_column(there):
+    names = sorted(faces())
+    (there / "quality.csv").write_text("".join(f"{name},{name[3:5]}\n" for name in names))
+    expected = [float(name[3:5]) for name in names]
+    assert run("faces", "--quality", "quality.csv").returncode == 0
+    assert np.load("out/quality.npy").tolist() == expected
+    source = write_parquet(there / "parquet")
+    assert run(source, "--quality-column", "sharpness", output="columns").returncode == 0
+    assert np.load("columns/quality.npy").tolist() == expected
+    run("faces", output="columns")
+    assert not Path("columns/quality.npy").exists(), "it is none of these images"
+    ended = run("faces", "--quality-column", "sharpness")
+    assert "--quality-column goes with .parquet files" in ended.stderr
+    (there / "quality.csv").write_text("other.png,1\n")
+    ended = run("faces", "--quality", "quality.csv", output="none")
+    assert f"{COUNT} of {COUNT} images have no quality" in ended.stderr
+    assert not Path("none").exists(), "it is known before anything is embedded"
+
+
+@pytest.mark.slow
+def test_labels_and_quality_are_in_every_form(there):
+    (there / "quality.csv").write_text("".join(f"{name},0.5\n" for name in faces()))
+    for form in ("npy", "parquet", "safetensors"):
+        given = ("--format", form, "--quality", "quality.csv")
+        assert run("faces", *given, output=form).returncode == 0
+    labels = np.load("npy/labels.npy")
+    tensors = load_file("safetensors/embeddings.safetensors")
+    table = pq.read_table("parquet/embeddings.parquet")
+    assert np.array_equal(tensors["labels"], labels)
+    assert np.array_equal(table["label"].to_numpy(), labels)
+    assert tensors["quality"].tolist() == table["quality"].to_pylist() == [0.5] * COUNT
+
+
+def test_a_rec_s_labels_are_written_and_a_list_has_none(there):
+    call(pack_main, "faces", "packed")
+    run("packed")
+    assert np.load("out/labels.npy").tolist() == [k // 7 for k in range(COUNT)]
+    assert Path("out/identities.txt").read_text().split() == ["p0", "p1", "p2"]
+    (there / "faces/list.txt").write_text("p2/02.png\np0/00.png\n")
+    run("faces/list.txt")
+    assert not Path("out/labels.npy").exists()
+    assert not Path("out/identities.txt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOURCES)
+def test_an_archive_that_is_damaged_or_empty_is_named_and_leaves_nothing(name, there):
+    source = SOURCES[name](there / name)
+    for path in [source] if source.is_file() else sorted(source.iterdir()):
+        if path.name == "lock.mdb":
+            continue
+        whole = path.read_bytes()
+        for content in (whole[: len(whole) // 2], b"", b"something else" * 1000):
+            path.write_bytes(content)
+            ended = run(source)
+            assert ended.returncode == USER_ERROR_EXIT_CODE, ended.stdout
+            assert path.name in ended.stderr or source.name in ended.stderr
+            assert not Path("out").exists()
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("form", ["npy", "parquet", "safetensors"])
+@pytest.mark.parametrize("full", ["while it embeds", "while it writes"])
+def test_a_full_disk_is_named_and_leaves_no_file_under_its_final_name(
+    form, full, there, monkeypatch
+):
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        if full == "while it embeds":
+            patch.setattr(FileRows, "_write", no_room)
+        else:
+            patch.setattr(predicted, "_blocks", no_room)
+        ended = run("faces", "--format", form)
+    assert ended.returncode == USER_ERROR_EXIT_CODE
+    assert "finds no room on the disk" in ended.stderr
+    assert [path.name for path in Path("out").iterdir()] == ["unfinished"]
+    assert run("faces", "--format", form).returncode == 0
+    assert read_about("out")["images"] == COUNT
+
+
+def read_about(folder: str) -> dict[str, object]:
+    return json.loads(Path(folder, "about.json").read_text())
 
 
 def test_rows_as_the_model_gives_them_have_the_norms_where_nothing_is_mirrored(there):
@@ -110,9 +313,7 @@ def test_every_form_has_the_same_numbers(dtype, there):
     assert np.array_equal(table["norm"].to_numpy(), norms)
 
 
-def test_a_command_that_is_stopped_goes_on_and_writes_the_same_bytes(there, monkeypatch):
-    run("faces", output="whole")
-
+def stop_at_third_batch(monkeypatch: pytest.MonkeyPatch, source: object) -> None:
     class Stopped(BaseException):
         """As kill -9: nothing is tidied up."""
 
@@ -128,16 +329,26 @@ def test_a_command_that_is_stopped_goes_on_and_writes_the_same_bytes(there, monk
     with monkeypatch.context() as patch:
         patch.setattr(FileRows, "add", stop)
         with pytest.raises(Stopped):
-            run("faces")
+            run(source)
     assert sorted(path.name for path in Path("out").iterdir()) == ["unfinished"]
+
+
+def test_a_command_that_is_stopped_goes_on_and_writes_the_same_bytes(there, monkeypatch):
+    run("faces", output="whole")
+    stop_at_third_batch(monkeypatch, "faces")
     ended = run("faces")
     assert f"embedded      {COUNT - 8} of {COUNT} images" in ended.stdout
     assert written("out") == written("whole")
 
 
+SHARED = ("faces", "parquet")  # files of their own, and row groups that are kept
+
+
 def predict_in(world: World, folder: str) -> None:
     os.chdir(folder)
-    predict(parser().parse_args(["a.pth", "faces", "-o", "shared", *map(str, OPTIONS)]), world)
+    for source in SHARED:
+        given = ["a.pth", source, "-o", f"shared_{source}", *map(str, OPTIONS)]
+        predict(parser().parse_args(given), world)
 
 
 @pytest.mark.slow
@@ -145,11 +356,15 @@ def test_ranks_share_the_work_and_the_bytes_are_those_of_one(there):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run("faces")
+        for source in SHARED:
+            if source != "faces":
+                SOURCES[source](there / source)
+            assert run(source, output=f"alone_{source}").returncode == 0
     finally:
         torch.set_num_threads(threads)
     run_ranks(predict_in, str(there), world_size=2, folder=there)
-    assert written("shared") == written("out")
+    for source in SHARED:
+        assert written(f"shared_{source}") == written(f"alone_{source}")
 
 
 def test_damaged_images_are_named_and_their_rows_are_zeros(there):
@@ -182,13 +397,15 @@ def test_photographs_are_refused_with_the_way_to_crop_them(there):
     [
         ("missing", "does not exist"),
         ("empty", "holds no images"),
-        ("faces.zip", "Unpack it first"),
+        ("faces.zip", "cannot be read as a .zip"),
+        ("faces.tar.gz", "Unpack it first"),
         ("gone.txt", "1 of 2 images cannot be read: gone.png: gone.png does not"),
     ],
 )
 def test_what_cannot_be_embedded_is_refused(given, told, there):
     (there / "empty").mkdir()
     (there / "faces.zip").write_bytes(b"PK")
+    (there / "faces.tar.gz").write_bytes(b"x")
     (there / "gone.txt").write_text("gone.png\nfaces/p0/00.png\n")
     ended = run(given)
     assert ended.returncode == USER_ERROR_EXIT_CODE

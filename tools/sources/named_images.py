@@ -1,54 +1,114 @@
-"""Images that a command line names to be embedded: a folder, a list of files, or a .rec."""
+"""Images that a command line names to be embedded: a folder, a list, a .rec or an archive."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from evaluation.images import Images, ImagesError, cropped_files, image_files
+from evaluation.images import (
+    Images,
+    ImagesError,
+    cropped_files,
+    image_files,
+    stored_faces,
+    stored_images,
+)
 from evaluation.people.training_images import training_images
+from facestream import UserError
+from pipeline.lmdb_file import find_lmdb
 from pipeline.named_path import check_path, read_text
 from pipeline.photos import CONVERTED, SUFFIXES
 from pipeline.records.image_kind import image_size
 from pipeline.records.index import open_index
+from pipeline.records.manifest import read_names
 from pipeline.records.recordio import RecordError
 from tools.sources.cropping import CropOptions, open_cropper
+from tools.sources.lmdb_images import stored_lmdb
+from tools.sources.stored import Labels, Stored, folder_labels
+from tools.sources.webdataset import stored_webdataset
+from tools.sources.zip_images import stored_zip
 
 _LOOKED_AT = 8  # images, for their size
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
+EXPECTED = (
+    "a folder of images, a list of them (.txt), a .rec file, a .zip, an LMDB, tars of WebDataset "
+    "or .parquet files"
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of parquet files, or keys in the .json of tars; None where not named."""
+
+    image: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class NamedImages:
+    """What a command line names.
+
+    Attributes:
+        images: to embed.
+        labels: finds out who is who, which may take a while; None where the source does not say.
+        parquet: the files, where it is such.
+    """
+
+    images: Images
+    labels: Callable[[], Labels | None]
+    parquet: Sequence[Path] = ()
 
 
 def named_images(source: Path, *, size: int, photos: CropOptions) -> Images:
-    """The images of a folder and those inside it by path, of a list in its order, or of a .rec.
+    """The images alone; see `open_named_images`."""
+    return open_named_images(source, size=size, photos=photos).images
 
-    Names of a list begin in the list's folder. Those of a .rec are its records' offsets.
+
+def open_named_images(
+    source: Path, *, size: int, photos: CropOptions, columns: Columns | None = None
+) -> NamedImages:
+    """The images of a folder and those inside it by path, of a list in its order, of a .rec or of
+    an archive.
+
+    Names of a list begin in the list's folder. Those of a .rec are its records' offsets, those of
+    an archive what it calls them. A folder that holds parquet files or tars, and no images, is all
+    of these.
 
     Args:
         size: pixels that the model takes.
         photos: how faces are cut out of photographs.
 
     Raises:
-        UserError: no images, some that are missing, or all of another size.
+        UserError: no images, some that are missing, or all of another size; a damaged archive.
     """
-    expected = "a folder of images, a list of them (.txt), or a .rec file"
-    check_path(source, called=str(source), expected=expected, folder=True)
+    check_path(source, called=str(source), expected=EXPECTED, folder=True)
+    columns = columns or Columns()
     if source.suffix == ".rec" or (source / "train.rec").is_file():
-        if photos.landmarks or photos.detector:
-            raise ImagesError(f"{source} holds crops: leave out --landmarks and --detector")
-        return training_images(open_index(source), size=size)
+        _refuse(source, "image", columns.image)
+        _refuse(source, "label", columns.label)
+        return _of_rec(source, size=size, photos=photos)
+    stored = _stored(source, columns)
+    if stored is not None:
+        found, parquet = stored
+        if not found.names:
+            raise ImagesError(f"{source} holds no images: expected {EXPECTED}")
+        return NamedImages(_seen(found, source, size, photos), found.labels, parquet)
     if source.is_dir():
         names, folder = image_names(source), source
     elif source.suffix in (".txt", ".lst", ".csv", ""):
         names, folder = [line for line in read_text(source).splitlines() if line], source.parent
     else:
-        raise ImagesError(f"{source} cannot be read: expected {expected}. Unpack it first")
+        hint = "Unpack it first" if source.suffix in _COMPRESSED else "Name one of these"
+        raise ImagesError(f"{source} cannot be read: expected {EXPECTED}. {hint}")
     if not names:
-        raise ImagesError(f"{source} holds no images: expected {expected}")
-    return files_of(folder, names, size=size, photos=photos)
+        raise ImagesError(f"{source} holds no images: expected {EXPECTED}")
+    images = files_of(folder, names, size=size, photos=photos)
+    return NamedImages(images, lambda: folder_labels(names) if source.is_dir() else None)
 
 
 def image_names(folder: Path) -> list[str]:
@@ -79,12 +139,82 @@ def files_of(folder: Path, names: Sequence[str], *, size: int, photos: CropOptio
         images = image_files(paths, names=names, size=size)
         _require_size(images, folder)
         return images
-    digest = hashlib.blake2b(cropper.found_by.path.read_bytes(), digest_size=16).hexdigest()
     cropper = replace(cropper, size=size)
-    return cropped_files(paths, names=names, cropper=cropper, known_by=digest)
+    known_by = _digest(cropper.found_by.path)
+    return cropped_files(paths, names=names, cropper=cropper, known_by=known_by)
 
 
-def _require_size(images: Images, folder: Path) -> None:
+def _of_rec(source: Path, *, size: int, photos: CropOptions) -> NamedImages:
+    if photos.landmarks or photos.detector:
+        raise ImagesError(f"{source} holds crops: leave out --landmarks and --detector")
+    index = open_index(source)
+
+    def labels() -> Labels:
+        return Labels(index.records["label"].astype(np.int64), read_names(index.path))
+
+    return NamedImages(training_images(index, size=size), labels)
+
+
+def _stored(source: Path, columns: Columns) -> tuple[Stored, Sequence[Path]] | None:
+    """Of an archive, with the files where it is parquet; None for what is none."""
+    files = _archives_in(source) if source.is_dir() else [source]
+    suffix = files[0].suffix.lower() if files else ""
+    if suffix == ".parquet":
+        try:
+            from tools.sources.parquet_images import stored_parquet
+        except ImportError as error:
+            raise UserError(f"parquet needs pyarrow: pip install pyarrow ({error})") from error
+        found = stored_parquet(files, image_column=columns.image, label_column=columns.label)
+        return found, files
+    _refuse(source, "image", columns.image)
+    if suffix == ".tar":
+        return stored_webdataset(files, label_key=columns.label or "label"), ()
+    _refuse(source, "label", columns.label)
+    if suffix == ".zip":
+        return stored_zip(source), ()
+    if (lmdb := find_lmdb(source)) is not None:
+        return stored_lmdb(lmdb), ()
+    return None
+
+
+def _archives_in(folder: Path) -> list[Path]:
+    """The parquet files or tars of a folder that holds such, and no images."""
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    for suffix in (".parquet", ".tar"):
+        found = [path for path in inside if path.suffix.lower() == suffix]
+        if found and not any(path.suffix.lower() in SUFFIXES for path in inside):
+            return found
+    return []
+
+
+def _refuse(source: Path, what: str, column: str | None) -> None:
+    if column:
+        goes_with = ".parquet files" + (" and tars" if what == "label" else "")
+        raise ImagesError(
+            f"--{what}-column goes with {goes_with}, and {source} is none: leave it out"
+        )
+
+
+def _seen(found: Stored, source: Path, size: int, photos: CropOptions) -> Images:
+    cropper = open_cropper(photos, folder=Path())
+    if cropper is None:
+        images = stored_images(found.read, names=found.names, size=size, known_by=found.known_by)
+        _require_size(images, source)
+        return images
+    return stored_faces(
+        found.read,
+        names=found.names,
+        cropper=replace(cropper, size=size),
+        found_by=_digest(cropper.found_by.path),
+        known_by=found.known_by,
+    )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _require_size(images: Images, source: Path) -> None:
     """Images from here and there: where all have another size, they are no crops."""
     sizes = set()
     for place in np.unique(np.linspace(0, len(images) - 1, _LOOKED_AT).astype(int)).tolist():
@@ -96,6 +226,6 @@ def _require_size(images: Images, folder: Path) -> None:
     if sizes and (images.size, images.size) not in sizes:
         found = ", ".join(sorted(f"{width}×{height}" for height, width in sizes))
         raise ImagesError(
-            f"{folder}: its images are {found} pixels, and the model takes {images.size}×"
+            f"{source}: its images are {found} pixels, and the model takes {images.size}×"
             f"{images.size}: let faces be cut out with --detector FILE.onnx or --landmarks CSV"
         )

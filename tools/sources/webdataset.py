@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from pipeline.photos import MOST_BYTES
 from pipeline.records.recordio import RecordError
 from tools.sources.passed_over import Passed, PassedOver
 from tools.sources.sample import Sample
+from tools.sources.stored import OpenFiles, Stored, labels_of, state_of
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
 
@@ -37,62 +41,123 @@ def read_webdataset(
             whose label cannot be read; names shard and sample.
     """
     for shard in shards:
-        try:
-            with tarfile.open(shard, "r|*") as tar:
-                for key, members in groupby(_members(tar), key=lambda member: member[0]):
-                    place = f"{shard}, sample {key}"
-                    fields = _fields(place, members)
-                    if "image" not in fields:
-                        passed_over.add(Passed("sample without an image", place))
-                    elif "cls" not in fields and "json" not in fields:
-                        passed_over.add(Passed("sample without a .cls or .json", place))
-                    else:
-                        yield _sample(place, fields, label_key)
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise RecordError(
-                f"{shard} cannot be read as a tar file: {error}. Download it again"
-            ) from error
+        with _opened(shard, "r|*") as tar:
+            for key, fields in _samples(shard, tar, lambda member: _content(tar, member)):
+                place = f"{shard}, sample {key}"
+                if "image" not in fields:
+                    passed_over.add(Passed("sample without an image", place))
+                elif "cls" not in fields and "json" not in fields:
+                    passed_over.add(Passed("sample without a .cls or .json", place))
+                else:
+                    yield Sample(_label(place, fields, label_key), fields["image"], place)
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
-    """(key, extension in lower case, content) of the files that matter."""
-    for member in tar:
+def stored_webdataset(shards: Sequence[Path], *, label_key: str = "label") -> Stored:
+    """The images of all samples of `shards`, where they lie; a sample need not have a label.
+
+    An image is named by its sample, and of several shards by the shard's name before it.
+
+    Raises:
+        RecordError: as read_webdataset, and for a shard that is compressed, or two images of one
+            name.
+    """
+    names: dict[str, None] = {}
+    which, starts, sizes = array("q"), array("q"), array("q")
+    identities: list[int | str] = []
+    for number, shard in enumerate(shards):
+        length = shard.stat().st_size
+        with _opened(shard, "r:") as tar:
+            for key, fields in _samples(shard, tar, lambda member: member):
+                if "image" not in fields:
+                    continue
+                member = fields.pop("image")
+                if member.offset_data + member.size > length:
+                    raise tarfile.ReadError(f"it ends inside {member.name}")
+                place = f"{shard}, sample {key}"
+                name = key if len(shards) == 1 else f"{shard.name}/{key}"
+                if name in names:
+                    raise RecordError(f"{place}: found two images of this name, expected one")
+                names[name] = None
+                texts = {field: _content(tar, member) for field, member in fields.items()}
+                identities.append(_label_if_any(place, texts, label_key))
+                which.append(number)
+                starts.append(member.offset_data)
+                sizes.append(member.size)
+    content_at = OpenFiles(shards)
+    return Stored(
+        list(names),
+        lambda place: content_at(which[place], starts[place], sizes[place]),
+        state_of(shards),
+        lambda: labels_of(identities),
+    )
+
+
+@contextmanager
+def _opened(shard: Path, mode: Any) -> Iterator[tarfile.TarFile]:
+    """What is wrong with it names it."""
+    try:
+        with tarfile.open(shard, mode) as tar:
+            yield tar
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        hint = "Download it again" if mode != "r:" else "Download it again, or unpack it: gunzip"
+        raise RecordError(f"{shard} cannot be read as a tar file: {error}. {hint}") from error
+
+
+def _samples(
+    shard: Path, tar: tarfile.TarFile, take: Callable[[tarfile.TarInfo], Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, its fields: "image", "cls" and "json", as `take` makes them of the members)."""
+    for key, members in groupby(_members(tar), key=lambda member: member[0]):
+        yield key, _fields(f"{shard}, sample {key}", members, take)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    opened = tar.extractfile(member)
+    assert opened is not None, "a file"
+    content = opened.read()
+    if len(content) != member.size:
+        raise tarfile.ReadError(f"it ends inside {member.name}")
+    return content
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """(key, extension in lower case, member) of the files that matter."""
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # it would remember millions
         folder, _, name = member.name.rpartition("/")
         stem, _, extension = name.partition(".")
         extension = extension.lower()
         if member.isfile() and stem and extension in (*_IMAGES, "cls", "json"):
             if member.size > MOST_BYTES:  # a few bytes may unpack to more than the memory holds
                 raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes")
-            content = tar.extractfile(member).read()
-            if len(content) != member.size:
-                raise tarfile.ReadError(f"it ends inside {member.name}")
-            yield f"{folder}/{stem}" if folder else stem, extension, content
+            yield f"{folder}/{stem}" if folder else stem, extension, member
 
 
-def _fields(place: str, members: Iterator[tuple[str, str, bytes]]) -> dict[str, bytes]:
-    fields: dict[str, bytes] = {}
-    for _, extension, content in members:
+def _fields(
+    place: str,
+    members: Iterable[tuple[str, str, tarfile.TarInfo]],
+    take: Callable[[tarfile.TarInfo], Any],
+) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for _, extension, member in members:
         field = "image" if extension in _IMAGES else extension
         if field in fields:
             raise RecordError(
                 f"{place}: found two members for its {field}, expected one: sample names must "
                 "differ from one sample to the next"
             )
-        fields[field] = content
+        fields[field] = take(member)
     return fields
 
 
-def _sample(place: str, fields: dict[str, bytes], label_key: str) -> Sample:
+def _label(place: str, fields: dict[str, bytes], label_key: str) -> int | str:
     if "cls" in fields:
         label = _decode(place, ".cls", fields["cls"]).strip()
         try:
-            return Sample(int(label), fields["image"], place)
+            return int(label)
         except ValueError:
-            return Sample(label, fields["image"], place)
-    try:
-        about = json.loads(_decode(place, ".json", fields["json"]))
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{place}: its .json is garbled: {error}") from None
+            return label
+    about = _about(place, fields["json"])
     label = about.get(label_key) if isinstance(about, dict) else None
     if isinstance(label, bool) or not isinstance(label, (int, str)):
         has = (
@@ -102,7 +167,23 @@ def _sample(place: str, fields: dict[str, bytes], label_key: str) -> Sample:
             f"{place}: its .json has {has} and the label {label!r} under {label_key!r}: expected "
             "a whole number or text. Name another key with --label-column"
         )
-    return Sample(label, fields["image"], place)
+    return label
+
+
+def _label_if_any(place: str, fields: dict[str, bytes], label_key: str) -> int | str:
+    """ "" for none."""
+    if "cls" not in fields:
+        about = _about(place, fields["json"]) if "json" in fields else {}
+        if not isinstance(about, dict) or label_key not in about:
+            return ""
+    return _label(place, fields, label_key)
+
+
+def _about(place: str, content: bytes) -> Any:
+    try:
+        return json.loads(_decode(place, ".json", content))
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{place}: its .json is garbled: {error}") from None
 
 
 def _decode(place: str, extension: str, content: bytes) -> str:

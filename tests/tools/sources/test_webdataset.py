@@ -9,7 +9,7 @@ import pytest
 from pipeline.records.recordio import RecordError
 from tools.sources import webdataset
 from tools.sources.passed_over import PassedOver
-from tools.sources.webdataset import read_webdataset
+from tools.sources.webdataset import read_webdataset, stored_webdataset
 
 
 def shard(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
@@ -108,3 +108,45 @@ def test_links_are_no_images(tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
         tar.addfile(link)
     assert list(read_webdataset([tmp_path / "0.tar"], PassedOver())) == []
+
+
+# --- Read where they lie ------------------------------------------------------------------------
+
+
+def test_images_are_read_where_they_lie_with_labels_or_without(tmp_path):
+    members = [
+        ("p/0.jpg", b"zero"),
+        ("p/0.json", b'{"label": "ann"}'),
+        ("p/1.png", b"one"),
+        ("p/2.cls", b"no image"),
+        ("p/3.jpg", b"three"),
+        ("p/3.cls", b"bob"),
+        ("p/4.jpg", b"four"),
+        ("p/4.json", b'{"who": 1}'),
+    ]
+    found = stored_webdataset([shard(tmp_path / "0.tar", members)])
+    assert found.names == ["p/0", "p/1", "p/3", "p/4"]
+    assert [found.read(place) for place in range(4)] == [b"zero", b"one", b"three", b"four"]
+    labels = found.labels()
+    assert (labels.numbers.tolist(), labels.names) == ([0, -1, 1, -1], ["ann", "bob"])
+
+
+def test_names_of_several_shards_begin_with_theirs(tmp_path):
+    shards = [shard(tmp_path / f"{k}.tar", [("a.jpg", b"%d" % k), ("a.cls", b"5")]) for k in (0, 1)]
+    found = stored_webdataset(shards)
+    assert found.names == ["0.tar/a", "1.tar/a"]
+    assert [found.read(place) for place in range(2)] == [b"0", b"1"]
+    assert found.labels().numbers.tolist() == [5, 5]
+
+
+def test_shards_that_cannot_be_read_where_they_lie_are_named(tmp_path):
+    path = shard(tmp_path / "0.tar.gz", [("0.jpg", b"x")], "w:gz")
+    with pytest.raises(RecordError, match=r"0\.tar\.gz cannot be read as a tar file.*gunzip"):
+        stored_webdataset([path])
+    twice = [("0.jpg", b"x"), ("1.jpg", b"y"), ("0.png", b"z")]
+    with pytest.raises(RecordError, match="sample 0: found two images of this name"):
+        stored_webdataset([shard(tmp_path / "a.tar", twice)])
+    path = shard(tmp_path / "b.tar", [("0.jpg", bytes(5000)), ("1.jpg", bytes(5000))])
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(RecordError, match=r"b\.tar cannot be read as a tar file"):
+        stored_webdataset([path])

@@ -1,0 +1,94 @@
+"""Rows of parquet files in any order; what is damaged or too large is named."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.records.recordio import RecordError
+from tests.tools.sources.test_parquet import IMAGES, STRUCT, write
+from tools.sources import parquet_images
+from tools.sources.parquet_images import column_of, stored_parquet
+
+
+def files(folder: Path, labels: pa.Array | None = None, **columns: pa.Array) -> list[Path]:
+    images = pa.array(IMAGES, STRUCT)
+    labels = pa.array([3, 1, 3, None, 1]) if labels is None else labels
+    return [write(folder / f"{k}.parquet", images, labels, **columns) for k in range(2)]
+
+
+def test_rows_are_read_in_any_order_by_any_thread(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_images, "_KEPT", 1)
+    found = stored_parquet(files(tmp_path))
+    assert found.names == [f"{k}.parquet:{row}" for k in range(2) for row in range(5)]
+    order = np.random.default_rng(0).permutation(10).tolist() * 5
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(found.read, order))
+    assert read == [IMAGES[place % 5]["bytes"] for place in order]
+
+
+def test_plain_binary_is_read_too(tmp_path):
+    path = write(tmp_path / "a.parquet", pa.array([b"1", b"2", b"3"]), pa.array(["x", "y", "x"]))
+    found = stored_parquet([path])
+    assert [found.read(place) for place in range(3)] == [b"1", b"2", b"3"]
+    assert (found.labels().numbers.tolist(), found.labels().names) == ([0, 1, 0], ["x", "y"])
+
+
+def test_labels_are_numbers_or_what_the_file_calls_them_and_need_not_be_there(tmp_path):
+    assert stored_parquet(files(tmp_path)).labels().numbers.tolist() == [3, 1, 3, -1, 1] * 2
+    feature = {"label": {"names": ["zoe", "ann"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": feature}})}
+    path = write(
+        tmp_path / "c.parquet", pa.array(IMAGES[:2], STRUCT), pa.array([0, 1]), metadata=metadata
+    )
+    labels = stored_parquet([path]).labels()
+    assert (labels.numbers.tolist(), labels.names) == ([1, 0], ["ann", "zoe"])
+    bare = pa.table({"image": pa.array(IMAGES, STRUCT)})
+    pa.parquet.write_table(bare, tmp_path / "bare.parquet")
+    assert stored_parquet([tmp_path / "bare.parquet"]).labels() is None
+    with pytest.raises(RecordError, match="has no column 'who'"):
+        stored_parquet([tmp_path / "bare.parquet"], label_column="who")
+
+
+def test_a_column_of_numbers_is_read_beside(tmp_path):
+    quality = pa.array([0.5, 1.0, None, 2.0, 3.0])
+    found = column_of(files(tmp_path, quality=quality), "quality")
+    np.testing.assert_array_equal(found, [0.5, 1, np.nan, 2, 3] * 2)
+    with pytest.raises(RecordError, match="expected numbers"):
+        column_of(files(tmp_path, quality=pa.array(list("abcde"))), "quality")
+    with pytest.raises(RecordError, match="Name the quality column with --quality-column"):
+        column_of(files(tmp_path), "quality")
+
+
+def test_a_row_without_an_image_and_one_that_cannot_be_read_are_damaged(tmp_path):
+    images = pa.array([IMAGES[0], {"bytes": None, "path": "gone.jpg"}, *IMAGES[2:5]], STRUCT)
+    path = write(tmp_path / "a.parquet", images, pa.array([1] * 5))
+    found = stored_parquet([path])
+    with pytest.raises(RecordError, match="row without an image"):
+        found.read(1)
+    content = bytearray(path.read_bytes())
+    for at in range(4, 40):  # the first column chunk
+        content[at] ^= 0x5A
+    path.write_bytes(content)
+    found = stored_parquet([path])
+    with pytest.raises(RecordError, match="cannot be read"):
+        found.read(0)
+    assert found.read(4) == IMAGES[4]["bytes"]
+
+
+def test_row_groups_that_no_memory_holds_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_images, "_MOST_TOGETHER", 10)
+    with pytest.raises(RecordError, match="write it again with a row_group_size"):
+        stored_parquet(files(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet" * 100])
+def test_another_kind_of_file_is_named(tmp_path, content):
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(RecordError, match=r"x\.parquet cannot be read as parquet"):
+        stored_parquet([tmp_path / "x.parquet"])

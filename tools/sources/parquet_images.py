@@ -1,0 +1,165 @@
+"""Images in parquet files, read where they lie: by row groups, of which a few are kept."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.photos import MOST_BYTES
+from pipeline.records.recordio import RecordError
+from tools.sources.parquet_columns import (
+    NO_IMAGE,
+    check_labels,
+    class_names,
+    image_column_of,
+    kind_of,
+    named_label,
+    reading,
+)
+from tools.sources.stored import Stored, labels_of, state_of
+
+_MOST_TOGETHER = 2 << 30  # bytes of a row group: images of it are in memory together
+_KEPT = 4  # row groups
+
+
+def stored_parquet(
+    files: Sequence[Path], *, image_column: str | None = None, label_column: str | None = None
+) -> Stored:
+    """The images of all rows of `files`, named FILE:ROW, rows counted from 0.
+
+    Args:
+        image_column: as in read_parquet.
+        label_column: likewise; None for "label", which then need not be there.
+
+    Raises:
+        RecordError: as read_parquet, and for row groups too large to be held in memory.
+    """
+    rows = _Rows(files, image_column)
+    identities: list[int | str] = []
+    for path, file in zip(files, rows.opened):
+        identities += _identities(path, file, label_column)
+    names = [f"{path.name}:{row}" for path, n in zip(files, rows.counts) for row in range(n)]
+    if len(set(names)) < len(names):
+        raise RecordError(f"two files are called {files[0].name}: rename one of them")
+    known_by = f"{state_of(files)} {image_column}"
+    return Stored(names, rows.image, known_by, lambda: labels_of(identities))
+
+
+def column_of(files: Sequence[Path], name: str) -> np.ndarray:
+    """(N,) float64, a column of numbers of all rows, NaN where one has none.
+
+    Raises RecordError for a column that is missing or holds no numbers.
+    """
+    found = []
+    for path in files:
+        with reading(path), pq.ParquetFile(path) as file:
+            kind = kind_of(path, file.schema_arrow, name, role="quality")
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+                raise RecordError(
+                    f"{path}: the quality column {name!r} holds {kind}, expected numbers"
+                )
+            column = file.read(columns=[name]).column(name).cast(pa.float64())
+            found.append(column.to_numpy().astype(np.float64))
+    return np.concatenate(found)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows that are read together: their file, their number there, and their first row of all."""
+
+    file: int
+    number: int
+    first: int
+
+
+class _Rows:
+    """The image of any row; threads may share them, and the last row groups are kept.
+
+    Attributes:
+        opened: the files.
+        counts: of their rows.
+    """
+
+    def __init__(self, files: Sequence[Path], image_column: str | None) -> None:
+        self._files, self._lock = files, threading.Lock()
+        self._kept: OrderedDict[int, pa.Array] = OrderedDict()
+        self._groups: list[_Group] = []
+        self._columns: list[str] = []
+        self.opened: list[pq.ParquetFile] = []
+        self.counts: list[int] = []
+        total = 0
+        for place, path in enumerate(files):
+            with reading(path):
+                file = pq.ParquetFile(path)
+                column = image_column_of(path, file.schema_arrow, image_column)
+            if pa.types.is_struct(file.schema_arrow.field(column).type):
+                column += ".bytes"
+            for number in range(file.metadata.num_row_groups):
+                about = file.metadata.row_group(number)
+                _check_size(path, about, column)
+                self._groups.append(_Group(place, number, total))
+                total += about.num_rows
+            self.opened.append(file)
+            self.counts.append(file.metadata.num_rows)
+            self._columns.append(column)
+        self._firsts = np.array([group.first for group in self._groups], np.int64)
+
+    def image(self, place: int) -> bytes:
+        """The encoded image of a row. Raises RecordError where there is none, or none is read."""
+        at = int(np.searchsorted(self._firsts, place, side="right")) - 1
+        with self._lock:
+            if at not in self._kept:
+                self._kept[at] = self._read(self._groups[at])
+                if len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(at)
+            value = self._kept[at][place - self._groups[at].first]
+        image = value.as_py()
+        if image is None:
+            raise RecordError(f"is none: {NO_IMAGE}")
+        if len(image) > MOST_BYTES:
+            raise RecordError(f"has {len(image):,} bytes, more than an image has")
+        return image
+
+    def _read(self, group: _Group) -> pa.ChunkedArray:
+        try:
+            column = self._columns[group.file]
+            table = self.opened[group.file].read_row_group(group.number, columns=[column])
+        except (pa.ArrowException, OSError) as error:
+            raise RecordError(f"cannot be read: {error}") from error
+        images = table.column(0)
+        return pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
+
+
+def _check_size(path: Path, about: pq.RowGroupMetaData, column: str) -> None:
+    parts = [about.column(i) for i in range(about.num_columns)]
+    size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema == column)
+    if size > _MOST_TOGETHER:
+        raise RecordError(
+            f"{path} has {about.num_rows:,} rows in one row group, {size:,} bytes of images that "
+            "are in memory together: write it again with a row_group_size of 1000"
+        )
+
+
+def _identities(path: Path, file: pq.ParquetFile, label_column: str | None) -> list[int | str]:
+    """Of all rows, "" for none."""
+    schema = file.schema_arrow
+    column = label_column or "label"
+    if label_column is None and column not in schema.names:
+        return [""] * file.metadata.num_rows
+    check_labels(path, schema, column)
+    names = class_names(schema, column)
+    with reading(path):
+        labels = file.read(columns=[column]).column(column).to_pylist()
+    return [
+        "" if label is None else named_label(label, names, f"{path}, row {row}")
+        for row, label in enumerate(labels)
+    ]
