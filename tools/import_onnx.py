@@ -35,12 +35,8 @@ from training.frozen.onnx_file import digest_of_file
 from training.frozen.onnx_input import as_words
 from training.saving.files import CheckpointError
 from training.weights.imported_run import write_imported
-from training.weights.onnx_import.importing import (
-    BOUND,
-    Imported,
-    import_onnx,
-    relative_difference,
-)
+from training.weights.onnx_import.comparison import BOUND, are_alike, difference
+from training.weights.onnx_import.importing import Imported, import_onnx
 from training.weights.statistics import IMAGES, measure_statistics, some_images
 
 _FILE = ".safetensors"
@@ -55,8 +51,8 @@ def import_model(arguments: argparse.Namespace) -> None:
     found = import_onnx(source, arguments.onnx_input)
     print(f"network       {found.architecture}, {found.architecture.embedding_dim} values")
     print(
-        f"checked       an embedding differs from onnxruntime's by {found.differs:.2g} of its "
-        "length at most"
+        "checked       an embedding differs from onnxruntime's by "
+        f"{found.differs.length:.2g} of its length at most"
     )
     for note in found.notes:
         print(f"note          {note}")
@@ -96,16 +92,16 @@ def _with_statistics(found: Imported, arguments: argparse.Namespace) -> Imported
     changed = measure_statistics(
         network, found.unfolded, pixels, device=_CPU, progress="statistics"
     )
-    differs = relative_difference(embed(few), before)
-    if not differs <= BOUND:
+    differs = difference(embed(few), before)
+    if not are_alike(differs, network):
         raise ImagesError(
-            f"with the statistics of {arguments.statistics} embeddings differ by {differs:.2g} of "
-            f"their length, expected at most {BOUND:g}: name other images, or leave out "
-            "--statistics"
+            f"with the statistics of {arguments.statistics} embeddings differ by "
+            f"{differs.length:.2g} of their length, expected at most {BOUND:g}: name other images, "
+            "or leave out --statistics"
         )
     print(
         f"statistics    of {len(pixels)} images for {len(found.unfolded)} BatchNorms; embeddings "
-        f"differ by {differs:.2g} from before"
+        f"differ by {differs.length:.2g} from before"
     )
     return replace(found, tensors=found.tensors | changed)
 

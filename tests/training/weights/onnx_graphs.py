@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.onnx import TrainingMode
 
-from tests.models.small import SIZE, trained
+from tests.models.small import SIZE, images, trained
 
 
 class Reshaped(nn.Module):
@@ -38,8 +38,17 @@ class Reshaped(nn.Module):
 
 
 def source(name: str = "iresnet10") -> nn.Module:
-    """A network whose every tensor is away from its default, in evaluation mode."""
-    return trained(name).eval().to(memory_format=torch.contiguous_format)
+    """A network whose every tensor is away from its default, in evaluation mode.
+
+    Its statistics are those of images, so that its embeddings tell images apart.
+    """
+    network = trained(name).to(memory_format=torch.contiguous_format)
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network.train()(images(16))
+    return network.eval()
 
 
 def write(
@@ -59,7 +68,7 @@ def write(
         dropout: leave it in the graph, which evaluation does not need.
         outputs: their names.
     """
-    images = torch.zeros(2 if free_batch else 1, 3, SIZE, SIZE)
+    example = torch.zeros(2 if free_batch else 1, 3, SIZE, SIZE)
     options: dict[str, Any] = {"input_names": ["images"], "output_names": [*outputs]}
     if dynamo:
         free = ({0: torch.export.Dim("n")},) if free_batch else None
@@ -71,7 +80,7 @@ def write(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network, (images,), str(path), dynamo=dynamo, opset_version=opset, **options
+            network, (example,), str(path), dynamo=dynamo, opset_version=opset, **options
         )
     if dropout:
         _add_dropout(path)

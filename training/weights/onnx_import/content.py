@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.named_path import check_path
+import numpy as np
+
+from pipeline.named_path import MALFORMED, check_path
 from training.frozen.onnx_file import OnnxError, external_files
 from training.saving.weight_file import WeightsError
 
@@ -51,7 +53,7 @@ def read_content(path: Path) -> tuple[Any, bool]:
     _require_opset(model, path, newest=onnx.defs.onnx_opset_version())
     _require_floating(model, path)
     _load_external(model, path, onnx)
-    return model, _widen(model, onnx)
+    return model, _widen(model, path, onnx)
 
 
 def require_onnx(path: Path) -> Any:
@@ -60,6 +62,16 @@ def require_onnx(path: Path) -> Any:
         return importlib.import_module("onnx")
     except ImportError as error:
         raise WeightsError(f"{path} needs onnx: pip install onnx onnxruntime") from error
+
+
+def numbers_in(tensor: Any, name: str, path: Path) -> np.ndarray:
+    """What an onnx.TensorProto holds. Raises WeightsError, with this name, for a damaged one."""
+    try:
+        return require_onnx(path).numpy_helper.to_array(tensor)
+    except (*MALFORMED, MemoryError) as error:
+        raise WeightsError(
+            f"{path}: the weights {name!r} are damaged ({error}): copy or export it again"
+        ) from error
 
 
 def named(node: Any) -> str:
@@ -110,12 +122,12 @@ def _load_external(model: Any, path: Path, onnx: Any) -> None:
         tensor.data_location = 0
 
 
-def _widen(model: Any, onnx: Any) -> bool:
+def _widen(model: Any, path: Path, onnx: Any) -> bool:
     """Make float16 float32 in place; returns whether there was any."""
     found = False
     for tensor in _tensors(model):
         if tensor.data_type == FLOAT16:
-            wide = onnx.numpy_helper.to_array(tensor).astype("float32")
+            wide = numbers_in(tensor, tensor.name, path).astype(np.float32)
             tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
             found = True
     for node in _nodes(model.graph, 0):

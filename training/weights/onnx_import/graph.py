@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.named_path import MALFORMED
 from training.saving.weight_file import WeightsError
-from training.weights.onnx_import.content import FLOAT, named, require_onnx
+from training.weights.onnx_import.content import FLOAT, named, numbers_in, require_onnx
 
 # What changes no value in evaluation; the first input goes on.
 _TRANSPARENT = ("Identity", "Dropout", "Cast")
@@ -82,18 +81,10 @@ class Graph:
         return self._takers.get(value, [])
 
     def _initializers(self, model: Any) -> dict[str, np.ndarray]:
-        found = {}
-        for tensor in model.graph.initializer:
-            found[tensor.name] = self._array(tensor, tensor.name)
-        return found
-
-    def _array(self, tensor: Any, name: str) -> np.ndarray:
-        try:
-            return self._onnx.numpy_helper.to_array(tensor)
-        except (*MALFORMED, MemoryError) as error:
-            raise WeightsError(
-                f"{self.path}: the weights {name!r} are damaged ({error}): copy or export it again"
-            ) from error
+        return {
+            tensor.name: numbers_in(tensor, tensor.name, self.path)
+            for tensor in model.graph.initializer
+        }
 
     def _reduced(self, node: Any) -> Node | None:
         """A node of the file as one of ours; None for what is no operator on images' values."""
@@ -125,7 +116,7 @@ class Graph:
         for attribute in node.attribute:
             value = self._onnx.helper.get_attribute_value(attribute)
             if attribute.name == "value":
-                return self._array(value, node.output[0])
+                return numbers_in(value, node.output[0], self.path)
             if attribute.name in ("value_float", "value_floats"):
                 return np.array(value, np.float32)
             if attribute.name in ("value_int", "value_ints"):

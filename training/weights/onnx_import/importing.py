@@ -22,6 +22,13 @@ from models.recognize import recognize
 from training.frozen.onnx_input import read_metadata, read_words
 from training.frozen.onnx_network import OnnxNetwork, open_onnx
 from training.saving.weight_file import WeightsError, require_finite_weights
+from training.weights.onnx_import.comparison import (
+    BOUND,
+    Difference,
+    are_alike,
+    difference,
+    random_images,
+)
 from training.weights.onnx_import.content import read_content
 from training.weights.onnx_import.ends import Front, read_front, read_tail
 from training.weights.onnx_import.graph import Graph
@@ -29,8 +36,6 @@ from training.weights.onnx_import.iresnet import take_iresnet
 from training.weights.onnx_import.mobilefacenet import take_mobilefacenet
 from training.weights.onnx_import.walk import Walk
 
-BOUND = 1e-5  # the largest ‖ours - onnxruntime's‖ / ‖onnxruntime's‖ of an image's embedding
-_IMAGES = 4  # that are compared
 _RANGES = ((-1.0, 1.0), (0.0, 255.0), (0.0, 1.0))  # of what a graph may be given
 _GRAY = 1e-5  # how far from 0 the gray between black and white may come out
 _SCALES = (0.9, 1.1)  # how far from [-1, 1] black and white may come out where no words say it
@@ -46,14 +51,14 @@ class Imported:
         unfolded: names of the BatchNorms that were folded away and have no statistics of images;
             see training/weights/onnx_import/affine.py.
         notes: what was changed, left out or taken for granted.
-        differs: the largest ‖ours - onnxruntime's‖ / ‖onnxruntime's‖ that was found.
+        differs: how far its embeddings of random images are from onnxruntime's.
     """
 
     tensors: dict[str, Tensor]
     architecture: Architecture
     unfolded: tuple[str, ...]
     notes: tuple[str, ...]
-    differs: float
+    differs: Difference
 
     def network(self) -> nn.Module:
         """In evaluation mode, on the CPU."""
@@ -95,11 +100,12 @@ def import_onnx(path: Path, words: str = "") -> Imported:
         except UserError as error:
             raise WeightsError(str(error).replace(str(file), str(path))) from error
         normalized, differs = _compare(network, theirs, given, front.mirrored, finished)
-    if not differs <= BOUND:
+    if not are_alike(differs, network):
         raise WeightsError(
             f"{path}: {architecture} with its weights embeds otherwise than onnxruntime does from "
-            f"the file: by {differs:.2g} of an embedding's length, expected at most {BOUND:g}. The "
-            "graph does something that was not understood: it can be run as it is, not trained on"
+            f"the file: by {differs.length:.2g} of an embedding's length, expected at most "
+            f"{BOUND:g}, and by {differs.spread:.2g} of what tells images apart. The graph does "
+            "something that was not understood: it can be run, but not trained on"
         )
     if widened:
         notes.append("its float16 weights were made float32")
@@ -198,27 +204,15 @@ def _as_file(model: Any | None, path: Path) -> Iterator[Path]:
 
 def _compare(
     network: nn.Module, theirs: OnnxNetwork, given: Input, mirrored: bool, finished: bool
-) -> tuple[bool, float]:
+) -> tuple[bool, Difference]:
     """Whether the file's embeddings are of length 1, and how far ours are from them."""
-    generator = torch.Generator().manual_seed(0)
-    sides = (given.size, given.size)
-    pixels = torch.randint(0, 256, (_IMAGES, 3, *sides), dtype=torch.uint8, generator=generator)
-    embed = on_pixels(network, device=_CPU)
+    embed, pixels = on_pixels(network, device=_CPU), random_images(given.size)
     ours = embed(pixels)
     if mirrored:
         ours = ours + embed(pixels.flip(3))
     expected = on_pixels(theirs, device=_CPU, prepare=given)(pixels)
-    found = {False: relative_difference(ours, expected)}
+    found = {False: difference(ours, expected)}
     if finished:
-        found[True] = relative_difference(to_unit_length(ours), expected)
+        found[True] = difference(to_unit_length(ours), expected)
     normalized = min(found, key=lambda one: found[one])
     return normalized, found[normalized]
-
-
-def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest ‖ours - theirs‖ / ‖theirs‖ of a row; infinite for other shapes."""
-    if ours.shape != theirs.shape:
-        return float("inf")
-    # In float64 lengths do not overflow.
-    lengths = theirs.double().norm(dim=1).clamp_min(1e-30)
-    return float(((ours.double() - theirs.double()).norm(dim=1) / lengths).max())

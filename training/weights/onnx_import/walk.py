@@ -42,8 +42,8 @@ class Walk:
         takers = self.takers(value)
         if not takers:
             raise WeightsError(
-                f"{self._path}: the graph ends before {at}, with its output "
-                f"{self._graph.outputs.get(value)!r}: expected {expected}. {_REMEDY}"
+                f"{self._path}: the graph ends with {value!r}, where {at} should be: expected "
+                f"{expected}. {_REMEDY}"
             )
         if len(takers) != 1:
             self.refuse(takers[1], at=at, expected=f"nothing beside {takers[0].called}")
