@@ -39,6 +39,8 @@ def judge_together(
 ) -> tuple[list[Result], list[Comparison]]:
     """What every combination reaches on a set, and every two of them on the same pairs.
 
+    The headline is the TAR at the smallest FAR that the set can show, or the accuracy.
+
     Raises UserError where the set cannot show what is asked.
     """
     results = []
@@ -46,5 +48,11 @@ def judge_together(
         about = test_set.about
         if name in _SECOND:
             about = {**about, "second images are embedded by": _SECOND[name]}
-        results.append(replace(test_set, about=about).judge(one, model=name, asked=asked))
+        result = replace(test_set, about=about).judge(one, model=name, asked=asked)
+        shown = [
+            figure
+            for figure, found in result.figures.items()
+            if figure.startswith("tar@far=") and found.value is not None
+        ]
+        results.append(replace(result, headline=[result.headline, *shown][-1]))
     return results, test_set.compare(features, asked=asked) if asked.draws else []

@@ -67,6 +67,7 @@ def test_a_turned_space_costs_nothing_once_translated_and_all_before(rows, test_
     for one in tar.values():
         assert one.low <= one.value <= one.high
     assert by_name[NEW].interval["clusters"] == "people"
+    assert {result.headline for result in results} == {"tar@far=0.001"}
     differences = {
         (one.first, one.second): one.difference
         for one in comparisons

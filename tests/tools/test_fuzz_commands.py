@@ -46,6 +46,7 @@ COMMANDS = {
     "--draws 2 --batch 8 --threads 1 --device cpu",
     "tools.predict": "{pth} {photos} -o {out} --landmarks {marks} --batch 8 --device cpu",
     "tools.compare": "{pth} {photos} {photos} --landmarks {marks} --top 2 -o {out} --device cpu",
+    "tools.forget": "label:1 --data {rec} --runs {imported} -o {out} --top 2 --device cpu",
     "tools.compat": "{pth} {other} --sets {bin} -o {out} --fit {bin} --images 90 --draws 2 "
     "--seed 1 --batch 8 --device cpu --skip-damaged",
 }
