@@ -182,7 +182,8 @@ def _open(given: str | Path) -> SavedCheckpoint:
     if not isinstance(saved, SavedCheckpoint):
         raise CheckpointError(
             f"{given} is a file: expected a checkpoint's folder, a run, RUN@best or RUN@STEP. "
-            "tools/import_arcface_torch.py makes a checkpoint of it"
+            "tools/import_arcface_torch.py makes a checkpoint of it; of an .onnx, "
+            "tools/import_onnx.py"
         )
     step, per_epoch = saved.about["step"], _steps_per_epoch(saved.about)
     epoch = f", epoch {step / per_epoch:.2f}" if per_epoch else ""

@@ -131,6 +131,47 @@ def assert_refused_or_right(path: Path) -> None:
     assert difference(ours, theirs).length <= 3 * BOUND
 
 
+def in_a_circle(model: Any) -> None:
+    node = next(one for one in model.graph.node if one.op_type == "BatchNormalization")
+    node.output[0] = node.input[0]
+
+
+def backwards(model: Any) -> None:
+    nodes = [*model.graph.node][::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def without_outputs(model: Any) -> None:
+    del model.graph.node[3].output[:]
+
+
+def of_rows(model: Any) -> None:
+    del model.graph.input[0].type.tensor_type.shape.dim[2:]
+
+
+def without_inputs(model: Any) -> None:
+    del model.graph.input[:]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (in_a_circle, "expected operators in order"),
+        (backwards, "expected operators in order"),
+        (without_outputs, "expected operators in order"),
+        (of_rows, "expected four, those of a batch"),
+        (without_inputs, "has 0 inputs, none: expected one, of images"),
+    ],
+)
+def test_what_is_no_graph_of_images(change, message, whole, tmp_path):
+    model = onnx.load(whole)
+    change(model)
+    onnx.save(model, tmp_path / "changed.onnx")
+    with pytest.raises(WeightsError, match=message):
+        import_onnx(tmp_path / "changed.onnx")
+
+
 def test_what_is_read_wrongly_is_refused(whole, monkeypatch):
     """A reader with a mistake: what it reads embeds otherwise."""
     right = importing._build

@@ -57,7 +57,9 @@ class Graph:
         self._onnx = require_onnx(path)
         self.path = path
         self._opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-        self.constants = self._initializers(model)
+        self.constants = {
+            tensor.name: numbers_in(tensor, tensor.name, path) for tensor in model.graph.initializer
+        }
         fed = [value for value in model.graph.input if value.name not in self.constants]
         if len(fed) != 1:
             names = ", ".join(value.name for value in fed) or "none"
@@ -65,6 +67,12 @@ class Graph:
         self.images = fed[0].name
         axes = fed[0].type.tensor_type.shape.dim
         self.shape = [axis.dim_value or axis.dim_param or None for axis in axes]
+        if len(self.shape) != 4:
+            raise WeightsError(
+                f"{path}: its input {self.images} has the axes {self.shape}: expected four, those "
+                "of a batch of images"
+            )
+        self._require_order(model)
         self._stands_for: dict[str, str] = {}
         self._sizes: set[str] = set()  # values that are shapes, or made of them
         nodes = [made for node in model.graph.node if (made := self._reduced(node))]
@@ -80,11 +88,17 @@ class Graph:
         """The operators that take a value, in order."""
         return self._takers.get(value, [])
 
-    def _initializers(self, model: Any) -> dict[str, np.ndarray]:
-        return {
-            tensor.name: numbers_in(tensor, tensor.name, self.path)
-            for tensor in model.graph.initializer
-        }
+    def _require_order(self, model: Any) -> None:
+        """Every value is made once, and before it is taken: a walk along the graph ends."""
+        known = {"", self.images, *self.constants}
+        for node in model.graph.node:
+            made = [name for name in node.output if name]
+            if not made or known & {*made} or not known >= {*node.input}:
+                raise WeightsError(
+                    f"{self.path}: {named(node)} makes nothing, what is there already, or takes "
+                    "what is not there yet: expected operators in order. Export it again"
+                )
+            known |= {*made}
 
     def _reduced(self, node: Any) -> Node | None:
         """A node of the file as one of ours; None for what is no operator on images' values."""
@@ -97,13 +111,13 @@ class Graph:
         fixed = [name in self.constants for name in inputs if name]
         if node.op_type == "Constant":
             self.constants[node.output[0]] = self._constant(node)
-        elif node.op_type == "CastLike" and fixed[0]:
+        elif node.op_type == "CastLike" and any(name in self.constants for name in inputs[:1]):
             self.constants[node.output[0]] = self.constants[inputs[0]].astype(np.float32)
         elif all(fixed) and node.op_type in _FOLDED:
             self.constants[node.output[0]] = self._fold(node, inputs)
         elif self._is_size(node, inputs):
             self._sizes.update(node.output)
-        elif node.op_type in _TRANSPARENT and self._keeps_values(node):
+        elif node.op_type in _TRANSPARENT and any(inputs[:1]) and self._keeps_values(node):
             self._stands_for[node.output[0]] = inputs[0]
         else:
             attributes = {

@@ -76,40 +76,28 @@ class Walk:
             groups: None for any number.
             first: the operator, where the value has several takers.
         """
-        side = f"{kernel}x{kernel}" if kernel else "unpadded"
-        expected = f"a convolution ({side}, stride {stride}, of {inputs} channels)"
+        size = f"{kernel}x{kernel}" if kernel else "unpadded"
+        expected = f"a convolution ({size}, stride {stride}, of {inputs} channels)"
         node = first or self.only_taker(value, at=name, expected=expected)
         if node.op != "Conv" or node.inputs[0] != value:
             self.refuse(node, at=name, expected=expected)
         weight = self.constant(node, 1, at=name)
         if weight.ndim != 4 or weight.shape[2] != weight.shape[3] or 0 in weight.shape:
             self.refuse(node, at=name, expected=expected, found=f"weights {weight.shape}")
-        given = node.attributes
+        given, side = node.attributes, weight.shape[2]
         count = given.get("group", 1)
-        side_found = weight.shape[2]
-        pad = side_found // 2 if padded else 0
-        automatic = given.get("auto_pad", b"NOTSET")
-        found = {
-            "kernel": side_found if kernel else None,
-            "stride": [*given.get("strides", [1, 1])],
-            "padding": [*given.get("pads", [0, 0, 0, 0])],
-            "automatic padding": automatic not in (b"NOTSET", b"VALID"),
-            "dilation": [*given.get("dilations", [1, 1])],
-            "groups": count if groups else None,
-            "channels": weight.shape[1] * count,
-        }
-        fitting = {
-            "kernel": kernel,
-            "stride": [stride] * 2,
-            "padding": [pad] * 4,
-            "automatic padding": False,
-            "dilation": [1, 1],
-            "groups": groups,
-            "channels": inputs,
-        }
-        for what, wanted in fitting.items():
-            if found[what] != wanted:
-                self.refuse(node, at=name, expected=expected, found=f"{what} {found[what]}")
+        by_hand = given.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+        for what, found, wanted in (
+            ("kernel", side, kernel or side),
+            ("strides", [*given.get("strides", [1, 1])], [stride] * 2),
+            ("auto_pad", not by_hand, False),
+            ("padding", [*given.get("pads", [0] * 4)], [side // 2 if padded else 0] * 4),
+            ("dilations", [*given.get("dilations", [1, 1])], [1, 1]),
+            ("groups", count, groups or count),
+            ("channels", weight.shape[1] * count, inputs),
+        ):
+            if found != wanted:
+                self.refuse(node, at=name, expected=expected, found=f"{what} {found}")
         self.tensors[f"{name}.weight"] = weight.astype(np.float32)
         bias = np.zeros(len(weight))
         if len(node.inputs) > 2 and node.inputs[2]:
