@@ -18,6 +18,7 @@ from training.config import ConfigError, OptimConfig
 from training.reporting.meters import Meters
 from training.step import graphed_step
 from training.step.graphed_step import GraphedStep
+from training.step.learning import rate_factors
 from training.step.optim import create_optimizer, set_learning_rate
 from training.step.precision import Precision
 from training.step.train_step import StepResult, TrainStep
@@ -33,11 +34,12 @@ def precision(dtype: torch.dtype = torch.float32, *, scaled: bool = False) -> Pr
 def build(margin=None, *, parts=1, numbers=None, optim=None, dropout=0.0, **head) -> TrainStep:
     torch.manual_seed(0)
     size = {"embedding_dim": DIM, "width": 0.25, "image_size": SIZE, "dropout": dropout}
-    backbone = create_model("iresnet10", **size).train()
+    backbone, optim = create_model("iresnet10", **size).train(), optim or OptimConfig()
+    factors = rate_factors(backbone, optim)
     return TrainStep(
         backbone,
         PartialFC(CLASSES, DIM, margin or ArcFace(scale=16.0), cuda_graph=False, **head),
-        create_optimizer(backbone.parameters(), optim or OptimConfig(), CPU),
+        create_optimizer(backbone.parameters(), optim, CPU, factors=factors),
         precision=numbers or precision(),
         clip=5.0,
         micro_batches=parts,
@@ -179,6 +181,7 @@ class Run:
     def __call__(self, number: int) -> StepResult:
         head, lr = self.step.head, set_learning_rate(self.step.optimizer, 0.01 * (number % 7 + 1))
         head.margin_factor.fill_(min(1.0, number / 20))
+        self.step.centers_alone.fill_(number < 16)  # it ends between replays
         if number == 26 and head.sample_rate < 1:
             head.sample_rate = 0.6
         images, labels = batch(number)
@@ -198,8 +201,9 @@ class Run:
         {"parts": 3, "sample_rate": 0.4},
         {"numbers": precision(torch.bfloat16, scaled=True)},
         {"optim": OptimConfig(name="adamw", decay_norm_and_bias=False)},
+        {"optim": OptimConfig(rates={"layer1.*": 0.5, "fc.*": 2.0})},
     ],
-    ids=["plain", "elastic, dropout", "groups", "parts", "scaled", "adamw"],
+    ids=["plain", "elastic, dropout", "groups", "parts", "scaled", "adamw", "rates"],
 )
 def test_a_recorded_step_replays_to_the_same_bits(options, monkeypatch):
     plain, recorded = build(**options), build(**options)
