@@ -38,6 +38,8 @@ CASES: list[tuple[str, ...]] = [
     ("model.name=iresnet18", "head.num_classes=100000"),
     (*WIDE, "distill.teacher=TEACHER", "distill.model=iresnet18"),
     ("model.name=iresnet50", "data.global_batch=16", "head.num_classes=10000"),
+    ("model.name=iresnet50", "data.global_batch=16", "model.checkpointing=true"),
+    ("model.name=iresnet18", "data.global_batch=32", "model.checkpointing=true"),
     SMALL,
     (*SMALL, "step.precision=fp32"),
     (*SMALL, "head.num_classes=500000", "head.sample_rate=0.1"),

@@ -15,6 +15,7 @@ from models import create_model, normalize
 from models.batch_norm import fuse_batch_norm
 from tests.fake_cuda import DEVICE, OtherDeviceError, fake_cuda, strict
 from tests.graph_safety import GraphUnsafeError
+from tests.models.small import SMALL
 from training.config import OptimConfig
 from training.reporting.meters import Meters
 from training.step.optim import create_optimizer, set_learning_rate
@@ -104,10 +105,11 @@ def test_the_head_evaluates_on_the_device():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["iresnet10", "iresnet50", "iresnet10 fused"])
+@pytest.mark.parametrize("name", [*SMALL, "iresnet10 fused"])
 def test_pixels_become_embeddings_and_gradients_on_the_device(name, dtype):
     name, _, fused = name.partition(" ")
-    model = create_model(name, embedding_dim=DIM, dropout=0.1, width=0.25, image_size=SIZE)
+    options = SMALL[name] | ({"dropout": 0.1} if name.startswith("iresnet") else {})
+    model = create_model(name, embedding_dim=DIM, image_size=SIZE, **options)
     if fused:
         fuse_batch_norm(model)
     with fake_cuda():

@@ -46,6 +46,7 @@ from training.allocator import keep_pages
 from training.command import command, whole_number
 from training.distributed import World, join_world, leave_world
 from training.saving.weight_file import SUFFIXES
+from training.shipping.hub_folder import HubFolderError, prepare, require_free
 from training.shipping.operating_points import add_results, require_files
 
 
@@ -102,6 +103,10 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
     Args:
         made: when, for the results: ISO 8601 in UTC.
     """
+    if arguments.push:
+        if not arguments.card:
+            raise HubFolderError("--push FOLDER takes files with cards: give --card, too")
+        require_free(arguments.push)
     if arguments.card:
         require_files(arguments.models)
     models = open_models(arguments, world)
@@ -139,6 +144,8 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
     if arguments.card:
         for model in found.models:
             written += add_results(model, [one for one in found.results if one.model == model.name])
+    if arguments.push:
+        written += prepare([Path(model) for model in arguments.models], arguments.push)
     for path in written:
         print(f"wrote         {path}")
 
@@ -225,6 +232,12 @@ def parser() -> argparse.ArgumentParser:
         "--card",
         action="store_true",
         help="write thresholds and groups into the models' files, and a model card beside them",
+    )
+    add(
+        "--push",
+        type=Path,
+        metavar="FOLDER",
+        help="with --card: make a folder as huggingface_hub.upload_folder takes it",
     )
     add("--no-pictures", action="store_true", help="no face in the report")
     add("--skip-damaged", action="store_true", help="leave damaged images out, and say how many")

@@ -21,8 +21,11 @@ def test_thresholds_come_into_the_file_that_was_evaluated(tmp_path, monkeypatch,
     out = str(tmp_path / "out")
     options = ["--no-pictures", "--draws", "20", "--precision", "fp32", "-o", out, "--card"]
     command = ["evaluate.py", str(path), "--sets", str(tmp_path / "val.bin"), *options]
-    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "argv", [*command, "--push", str(tmp_path / "hub")])
     main()
+    made = {"x.safetensors", "README.md", "config.json", ".gitattributes"}
+    assert {one.name for one in (tmp_path / "hub").iterdir()} == made
+    assert (tmp_path / "hub" / "x.safetensors").read_bytes() == path.read_bytes()
     card = read_card(path)
     assert card.digest == card.space == digest_of_weights(model)
     assert card.input == f"{SIZE},rgb,-1..1,nchw"
@@ -33,3 +36,7 @@ def test_thresholds_come_into_the_file_that_was_evaluated(tmp_path, monkeypatch,
     with pytest.raises(SystemExit):
         main()
     assert "export it first" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*command[:-1], "--push", str(tmp_path / "other")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--push FOLDER takes files with cards: give --card" in capsys.readouterr().err

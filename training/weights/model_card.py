@@ -6,21 +6,30 @@ In the form of a README.md for the Hugging Face Hub, with metadata in front.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from facestream import VERSION
 from models import Architecture
+from training.frozen.card import Card
 from training.provenance import name_of
 
-_CARD = """\
+_LIBRARY = "facestream"
+
+_HEADER = """\
 ---
 license: {license}
+library_name: {library}
+pipeline_tag: image-feature-extraction
 tags:
 - face-recognition
 - {name}
 ---
+"""
+_CARD = (
+    _HEADER
+    + """\
 # {name}, {classes}
 
 {name}{changed}, trained with Facestream for {step} steps. It maps aligned RGB faces of
@@ -60,6 +69,43 @@ features = sum(model(normalize(view, torch.float32)) for view in (images, images
 embeddings = torch.nn.functional.normalize(features)  # whose products are cosines
 ```
 """
+)
+_EXPORTED = (
+    _HEADER
+    + """\
+# {name}, {dim} features
+
+{name}, trained and exported with Facestream. It maps aligned faces to {dim} features; the cosine of
+two of them says how alike two faces are. License: {license}.
+
+## Loading
+
+Facestream's tools take {files} as a model. Images: `{input}` (size, color, range, layout).
+"""
+)
+_ONNX = """
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{onnx}")
+# images: yours, aligned as in training, with a batch axis in front
+(embeddings,) = session.run(None, {{session.get_inputs()[0].name: images}})
+```
+"""
+
+
+def exported_card(card: Card, files: Sequence[str], *, license: str) -> str:
+    """The text for exported files, by name, of which nothing but their card is known."""
+    onnx = next((name for name in files if name.endswith(".onnx")), "")
+    page = _EXPORTED.format(
+        license=license,
+        library="onnx" if onnx else _LIBRARY,
+        name=card.network,
+        dim=card.embedding_dim,
+        files=" and ".join(f"`{name}`" for name in files),
+        input=card.input,
+    )
+    return page + (_ONNX.format(onnx=onnx) if onnx else "")
 
 
 def model_card(
@@ -93,6 +139,7 @@ def model_card(
         own = f" {network.name} is {builder} of {Path(file).name}: run that file first."
     return _CARD.format(
         license=license,
+        library=_LIBRARY,
         name=network.name,
         changed=" with " + ", ".join(f"{k}={v!r}" for k, v in changed.items()) if changed else "",
         options="".join(f", {name}={value!r}" for name, value in changed.items()),

@@ -16,6 +16,7 @@ from heads.centers import shard_of
 from heads.memory import predict_memory
 from heads.sampling import GroupClasses, RandomClasses
 from models import create_model, normalize
+from models.checkpointing import checkpoint_blocks
 from pipeline.dali_decode import PREFETCH
 from pipeline.dali_loader import Loader
 from pipeline.records.index import open_index
@@ -86,6 +87,31 @@ def test_activations_are_what_a_real_batch_keeps(dtype):
         kept.pop(tensor.data_ptr(), None)
     found = activation_bytes(backbone, batch=batch, image_size=size, precision=precision)
     assert found == pytest.approx(sum(kept.values()), rel=0.05)
+
+
+@pytest.mark.slow
+def test_blocks_that_run_again_have_as_much_alive_as_a_real_step():
+    """Counted at every operator of one, and with it what malloc is left with, on a CPU alone."""
+    config = configured("model.checkpointing=true", "data.global_batch=96")
+    network = create_backbone(config)
+    checkpoint_blocks(network, config.architecture.family.stages)
+    step = memory._ForwardBackward(network)
+    for parameter in filter(lambda one: one.requires_grad, network.parameters()):
+        parameter.register_post_accumulate_grad_hook(memory._forget_gradient)
+    pixels = torch.zeros(96, 3, tiny.SIZE, tiny.SIZE).contiguous(memory_format=torch.channels_last)
+    with memory._Living() as living:
+        living.forget()
+        step(pixels.clone(), FP32)
+    found = memory._activations_again(network, batch=96, image_size=tiny.SIZE, precision=FP32)
+    assert sum(found) == pytest.approx(sum(living.peak), rel=0.05)
+    on_cpu, on_gpu = (
+        predict(
+            config, replace(ALONE, device=torch.device(device)), FP32, num_classes=CLASSES
+        ).activations
+        for device in ("cpu", "cuda")
+    )
+    assert on_gpu == sum(found)
+    assert on_cpu == on_gpu + found.small // 2
 
 
 def test_activations_of_a_gpus_float16_are_found_on_any_machine():
