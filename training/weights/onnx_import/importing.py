@@ -138,7 +138,7 @@ def _take_input(
     fitting = []
     for ends in [known["range"]] if "range" in known else _RANGES:
         given = Input(size=16, **{**known, "range": ends})
-        scale, shift = _of_ours(given, color, front)
+        scale, shift = _of_ours(given, front)
         low, high = (0.0, np.inf) if "range" in known else _SCALES
         if np.abs(shift).max() < _GRAY and scale.min() > low and scale.max() < high:
             fitting.append((ends, scale))
@@ -162,7 +162,7 @@ def _take_input(
     return {"color": color, "layout": front.layout, **known, "range": ends}, notes
 
 
-def _of_ours(given: Input, color: str, front: Front) -> tuple[np.ndarray, np.ndarray]:
+def _of_ours(given: Input, front: Front) -> tuple[np.ndarray, np.ndarray]:
     """What goes into the first convolution is scale · x + shift of our x, (3,) each."""
     mean, std = (np.broadcast_to(one, 3).astype(float) for one in (given.mean, given.std))
     if front.reversed:
