@@ -14,6 +14,7 @@ from torch import nn
 from models import normalize
 from tests.models.small import SIZE, small, trained
 from tests.training.weights.onnx_graphs import Reshaped, source, write
+from training.frozen.onnx_input import METADATA
 from training.saving.reading import open_weights
 from training.saving.weight_file import WeightsError
 from training.shipping.export import export
@@ -212,6 +213,55 @@ def test_matmul_and_add_instead_of_gemm(edited):
     assert_embeds_alike(edited(split))
 
 
+def test_another_eps_changes_scales_and_no_statistics(edited):
+    """MXNet's networks have 2e-5."""
+
+    def change(model):
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "epsilon":
+                    attribute.f = 0.1
+
+    path = edited(change)
+    assert_embeds_alike(path, unfolded=0)
+    expected = source().state_dict()["layer1.0.bn1.running_var"]
+    assert torch.equal(import_onnx(path).tensors["layer1.0.bn1.running_var"], expected)
+
+
+def test_a_convolution_s_bias_moves_the_mean_behind_it(edited):
+    def add_bias(model):
+        bias = np.linspace(-1, 1, 16, dtype=np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(bias, "bias"))
+        first(model, "Conv").input.append("bias")
+
+    path = edited(add_bias)
+    assert_embeds_alike(path, unfolded=0)
+    moved = source().state_dict()["bn1.running_mean"] - torch.linspace(-1, 1, 16)
+    torch.testing.assert_close(import_onnx(path).tensors["bn1.running_mean"], moved)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1, 1), (1, 16, 1, 1)])
+def test_slopes_of_any_shape(shape, edited):
+    def reshape(model):
+        node = first(model, "PRelu")
+        slopes = np.linspace(0.1, 0.4, 16, dtype=np.float32)[: int(np.prod(shape))]
+        tensor = onnx.numpy_helper.from_array(slopes.reshape(shape), "slopes")
+        model.graph.initializer.append(tensor)
+        node.input[1] = "slopes"
+
+    assert_embeds_alike(edited(reshape))
+
+
+def test_slopes_along_the_width_are_refused(edited):
+    def reshape(model):
+        slopes = np.full(SIZE, 0.2, np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(slopes, "slopes"))
+        first(model, "PRelu").input[1] = "slopes"
+
+    with pytest.raises(WeightsError, match=r"found slopes \(32,\), expected PRelu with 16 slopes"):
+        import_onnx(edited(reshape))
+
+
 def prepared(*steps):
     """Puts operators with a constant between the images and the network."""
 
@@ -254,6 +304,13 @@ def test_bgr_goes_into_the_first_convolution(folder):
     found = import_onnx(folder / "whole.onnx", "bgr")
     expected = source().state_dict()["conv1.weight"].flip(1)
     torch.testing.assert_close(found.tensors["conv1.weight"], expected)
+
+
+@pytest.mark.parametrize("words", ["pink", "112,rgb,-1..1,std=0"])
+def test_metadata_that_makes_no_sense_is_refused_with_the_file_s_name(words, edited):
+    path = edited(lambda model: onnx.helper.set_model_props(model, {METADATA: words}))
+    with pytest.raises(WeightsError, match=f"{path}: "):
+        import_onnx(path)
 
 
 class Lengths(nn.Module):

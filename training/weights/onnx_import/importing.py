@@ -17,7 +17,7 @@ from torch.nn.functional import normalize as to_unit_length
 from evaluation.embedding import on_pixels
 from facestream import UserError
 from models.architecture import Architecture
-from models.input import Input
+from models.input import Input, InputError
 from models.recognize import recognize
 from training.frozen.onnx_input import read_metadata, read_words
 from training.frozen.onnx_network import OnnxNetwork, open_onnx
@@ -79,15 +79,14 @@ def import_onnx(path: Path, words: str = "") -> Imported:
 
     Raises:
         WeightsError: the file is damaged, of another network, wants pixels that cannot be made
-            good, or embeds otherwise than what was read from it.
-        PathError, InputError: there is no such file; words that make no sense.
+            good, or embeds otherwise than what was read from it; or words make no sense.
+        PathError: there is no such file.
     """
     model, widened = read_content(path)
     graph = Graph(model, path)
     walk = Walk(graph, path)
     front = read_front(graph, walk)
-    said = read_metadata({one.key: one.value for one in model.metadata_props})
-    said |= read_words(words) if words else {}
+    said = _said(model, words, path)
     output = said.pop("output", "")
     value = _network_of(walk, front.value)(walk, front.value)
     output, finished = read_tail(graph, walk, value, output)
@@ -119,6 +118,17 @@ def import_onnx(path: Path, words: str = "") -> Imported:
             "statistics of images"
         )
     return Imported(tensors, architecture, tuple(walk.unfolded), tuple(notes), differs)
+
+
+def _said(model: Any, words: str, path: Path) -> dict[str, Any]:
+    """What the file and its user say of the images that it takes, and of its output."""
+    try:
+        said = read_metadata({one.key: one.value for one in model.metadata_props})
+        said |= read_words(words) if words else {}
+        Input(size=16, **{key: said[key] for key in ("range", "mean", "std") if key in said})
+    except InputError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return said
 
 
 def _network_of(walk: Walk, images: str) -> Callable[[Walk, str], str]:
