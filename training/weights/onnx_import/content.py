@@ -53,6 +53,7 @@ def read_content(path: Path) -> tuple[Any, bool]:
     _require_opset(model, path, newest=onnx.defs.onnx_opset_version())
     _require_floating(model, path)
     _load_external(model, path, onnx)
+    _require_valid(model, path, onnx)
     return model, _widen(model, path, onnx)
 
 
@@ -120,6 +121,15 @@ def _load_external(model: Any, path: Path, onnx: Any) -> None:
                 f"({error}): copy both files, or export it again"
             ) from error
         tensor.data_location = 0
+
+
+def _require_valid(model: Any, path: Path, onnx: Any) -> None:
+    """Operators have inputs and attributes of their kinds, in an order in which a walk ends."""
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # it raises more than its own
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise WeightsError(f"{path} is no valid ONNX: {reason}. Export it again") from error
 
 
 def _widen(model: Any, path: Path, onnx: Any) -> bool:

@@ -72,7 +72,6 @@ class Graph:
                 f"{path}: its input {self.images} has the axes {self.shape}: expected four, those "
                 "of a batch of images"
             )
-        self._require_order(model)
         self._stands_for: dict[str, str] = {}
         self._sizes: set[str] = set()  # values that are shapes, or made of them
         nodes = [made for node in model.graph.node if (made := self._reduced(node))]
@@ -87,18 +86,6 @@ class Graph:
     def takers(self, value: str) -> list[Node]:
         """The operators that take a value, in order."""
         return self._takers.get(value, [])
-
-    def _require_order(self, model: Any) -> None:
-        """Every value is made once, and before it is taken: a walk along the graph ends."""
-        known = {"", self.images, *self.constants}
-        for node in model.graph.node:
-            made = [name for name in node.output if name]
-            if not made or known & {*made} or not known >= {*node.input}:
-                raise WeightsError(
-                    f"{self.path}: {named(node)} makes nothing, what is there already, or takes "
-                    "what is not there yet: expected operators in order. Export it again"
-                )
-            known |= {*made}
 
     def _reduced(self, node: Any) -> Node | None:
         """A node of the file as one of ours; None for what is no operator on images' values."""
