@@ -59,7 +59,7 @@ def freeze(network: nn.Module, config: Config) -> None:
         )
     for module in network.modules():
         if isinstance(module, _BatchNorm):
-            own = list(module.parameters())
+            own = list(module.parameters()) if frozen else []
             all_frozen = own and not any(one.requires_grad for one in own)
             if optim.freeze_bn or lora or all_frozen:
                 module.eval()

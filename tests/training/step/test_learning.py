@@ -144,6 +144,12 @@ def test_freeze_bn_keeps_all_statistics_while_scales_and_shifts_learn(data, worl
     assert {"bn1.weight", "bn1.bias", "layer4.0.bn2.weight", "centers"} <= moved
 
 
+def test_without_a_setting_a_norm_that_never_learned_takes_statistics_all_the_same():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).requires_grad_(False))
+    freeze(model, config_with())
+    assert model[1].training
+
+
 def test_in_the_first_epochs_only_the_centers_learn(data, world, tmp_path):
     """And no momentum gathers, which would break loose after them."""
     trainer = build(tiny.config(data, tmp_path), world, "optim.freeze_epochs=0.4")
