@@ -55,6 +55,7 @@ def rotation() -> Translator:
     return Translator("rotation", turned().astype(np.float32), np.zeros(DIM, np.float32))
 
 
+@pytest.mark.slow
 def test_a_turned_space_costs_nothing_once_translated_and_all_before(rows, test_set):
     found = combine(features(rows), features(rows @ turned().astype(np.float32)), rotation())
     assert list(found) == [TRANSLATED, CROSSED, NEW, OLD]

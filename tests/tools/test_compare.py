@@ -233,6 +233,7 @@ def export_onnx(folder: Path, name: str) -> str:
     return name
 
 
+@pytest.mark.slow
 def test_files_of_one_network_are_one_space_and_say_that_they_are_two_files(there):
     """The weights, and what was exported from them."""
     model = export_onnx(there, "a.onnx")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import codecs
 import csv
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
 from facestream import UserError
 from pipeline.named_path import check_path
@@ -18,6 +21,7 @@ _BYTES = 1 << 22  # of the file at a time
 _ROWS = 1 << 16  # lines that csv reads at a time
 _HEADERS = {b"a", b"first", b"name1", b"image1", b"image_1", b"file1", b"left"}
 _COMMA, _LINE = b",\n"
+_COLUMNS = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
 
 
 class PlaceOf(NamedTuple):
@@ -42,10 +46,15 @@ def read_pairs(path: Path, place_of: PlaceOf) -> Iterator[Places]:
     """
     check_path(path, called=str(path), expected="a CSV of pairs")
     found = False
-    with path.open("rb") as file:
+    with (
+        path.open("rb") as file,
+        Progress(*_COLUMNS, console=Console(stderr=True), transient=True) as bar,
+    ):
+        task = bar.add_task(path.name, total=os.fstat(file.fileno()).st_size)
         for places in _blocks(path, file, place_of):
             found = True
             yield places
+            bar.update(task, completed=file.tell())
     if not found:
         raise UserError(f"{path} has no pairs: expected lines of two names")
 
