@@ -1,8 +1,9 @@
 """A network for other programs:  python tools/export_onnx.py MODEL -o model.onnx
 
-MODEL is a run, RUN@best, RUN@STEP, a checkpoint, or a file of weights (.pth, .pt, .safetensors).
-The file is compared with torch before it gets its name: at batches of 1, 2, 7 and 64 images, and on
-the test sets that --check-set names. A name that ends in .pt2 writes torch.export's form instead.
+MODEL is a run, RUN@best, RUN@STEP, a checkpoint, a file of weights (.pth, .pt, .safetensors), or an
+.onnx of an IResNet or MobileFaceNet, which is exported again in another form or type. The file is
+compared with torch before it gets its name: at batches of 1, 2, 7 and 64 images, and on the test
+sets that --check-set names. A name that ends in .pt2 writes torch.export's form instead.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from training.command import command, whole_number
 from training.config import load_config
 from training.frozen.onnx_input import as_words
-from training.saving.reading import open_weights
+from training.saving.reading import SavedCheckpoint, SavedFile, open_weights
+from training.saving.weight_file import WeightsError
 from training.shipping.export import BOUNDS, export, faces_of
 from training.shipping.onnx_export import OPSET, ExportError
 from training.shipping.shipped import INPUTS, Form
@@ -28,7 +30,7 @@ def export_model(arguments: argparse.Namespace) -> None:
     """All that the command does."""
     output, dtype = arguments.output, arguments.dtype
     _check(arguments)
-    saved = open_weights(arguments.model)
+    saved = _open(arguments.model)
     size, form = saved.architecture.image_size, _form(arguments)
     print(f"model         {saved.architecture}, {saved.architecture.embedding_dim} values")
     for note in saved.notes:
@@ -49,6 +51,21 @@ def export_model(arguments: argparse.Namespace) -> None:
         print("note          no accuracy was compared: give --check-set, such as lfw.bin")
     kind = f"ONNX, opset {OPSET}" if output.suffix == ".onnx" else "torch.export"
     print(f"wrote         {output}: {kind}, {dtype}, {output.stat().st_size / 1e6:.1f} MB")
+
+
+def _open(model: str) -> SavedCheckpoint | SavedFile:
+    """Raises ExportError for an .onnx file from which there is no way back to a network."""
+    saved = open_weights(model)
+    if not model.endswith(".onnx"):
+        return saved
+    try:
+        saved.backbone()
+    except WeightsError as error:
+        raise ExportError(
+            f"{error}. To export in another form, name the run, checkpoint or .safetensors file "
+            "that it was made from"
+        ) from error
+    return saved
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -76,7 +93,7 @@ def _type(form: Form) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a run, RUN@best, a checkpoint, or a file of weights")
+    add("model", metavar="MODEL", help="a run, RUN@best, a checkpoint, weights, or .onnx")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="model.onnx or model.pt2")
     add("--config", type=Path, help="a configuration file that registers a run's own network")
     add(

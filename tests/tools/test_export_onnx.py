@@ -9,8 +9,8 @@ from tests.models.small import SIZE, trained
 from tools.export_onnx import main
 from tools.make_synthetic import make_synthetic
 
-for needed in ("onnx", "onnxruntime"):
-    pytest.importorskip(needed)
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture
@@ -41,6 +41,24 @@ def test_it_says_opset_input_and_what_the_check_found(network, tmp_path, monkeyp
     ):
         assert expected in said
     assert output.is_file()
+
+
+def test_an_onnx_file_that_is_no_way_back_says_what_to_export_from(
+    network, tmp_path, monkeypatch, capsys
+):
+    """One that was quantized has lost what it was made from, a damaged one everything."""
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([onnx.helper.make_node("Relu", ["a"], ["b"])], "other", [], [])
+    )
+    (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
+    (tmp_path / "damaged.onnx").write_bytes(b"\x08\x07 no graph")
+    for name in ("other", "damaged"):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, tmp_path / f"{name}.onnx", "-o", tmp_path / "y.onnx")
+        said = capsys.readouterr().err
+        assert f"{name}.onnx" in said
+        assert "name the run, checkpoint or .safetensors file that it was made from" in said
+    assert not (tmp_path / "y.onnx").exists()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from evaluation.result import Model
 from pipeline.named_path import check_path
 from pipeline.records.index import open_index
 from pipeline.whole_file import replace
-from training.frozen.card import KEY, Card, write_card
+from training.frozen.card import KEY, Card, space_of, write_card
 from training.frozen.model import digest_of_weights, run_onnx
 from training.frozen.onnx_file import digest_of_file, with_metadata
 from training.frozen.onnx_input import METADATA, as_words
@@ -110,13 +110,13 @@ def export(
         for name, (figure, ours, theirs) in scores.items():
             worse = ours - theirs
             _require(worse <= LOSSES[dtype], output, _too_bad(name, figure, ours, theirs, dtype))
-        found, space = Checked(differs, scores), digest_of_weights(network)
+        found, space = Checked(differs, scores), _space(saved, network)
         card = Card(
             network=architecture.name,
             embedding_dim=architecture.embedding_dim,
             input=as_words(wanted),
             precision=_PRECISIONS[dtype],
-            digest=space if output.suffix == ".pt2" else digest_of_file(path),
+            digest=digest_of_weights(network) if output.suffix == ".pt2" else digest_of_file(path),
             space=space,
             data=data_of(saved),
             config=config_of(saved),
@@ -169,6 +169,13 @@ def compare(reference: Embed, exported: Embed, images: Tensor) -> float:
             return float("inf")
         largest = max(largest, float(differs.max()))
     return largest
+
+
+def _space(saved: SavedCheckpoint | SavedFile, network: nn.Module) -> str:
+    """Of an .onnx file's embeddings as its card says: its weights are the same only to rounding."""
+    if saved.path.suffix == ".onnx":
+        return space_of(saved.path, digest_of_file(saved.path))
+    return digest_of_weights(network)
 
 
 def _in_torch(network: nn.Module, form: Form) -> Embed:

@@ -63,7 +63,55 @@ def test_every_network_gives_torch_s_embeddings(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "given"), [("iresnet10", "float"), ("vit", "uint8-bgr-nhwc")])
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+@pytest.mark.parametrize("name", SMALL)
+def test_every_network_is_written_in_smaller_types(name, dtype, tmp_path, monkeypatch):
+    """Their weights are drawn, which makes more of roundings than those that were learned."""
+    monkeypatch.setattr(shipping, "BOUNDS", {"fp16": 0.05, "int8": 0.6})
+    faces = pixels(32).permute(0, 2, 3, 1).numpy()
+    found = export(Saved(name), tmp_path / "x.onnx", form=Form(), dtype=dtype, faces=faces)
+    assert found.differs > 1e-5
+    assert read_card(tmp_path / "x.onnx").precision == {"fp16": "float16", "int8": "int8"}[dtype]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [Form(), Form("uint8-bgr-nhwc", flip_sum=True, normalized=True)])
+@pytest.mark.parametrize("name", ["iresnet10", "mbf"])
+def test_an_onnx_file_is_exported_again_in_another_form(name, source, tmp_path):
+    """Whatever its graph holds beside the network; and its embeddings stay comparable."""
+    path, again = tmp_path / "x.onnx", tmp_path / "y.onnx"
+    export(Saved(name), path, form=source)
+    found = export(open_weights(path), again, form=Form("uint8-rgb-nchw"), dtype="fp16")
+    assert 1e-5 < found.differs < 1e-2
+    cards = [read_card(path), read_card(again)]
+    assert cards[0].space == cards[1].space == digest_of_weights(trained(name))
+    assert cards[0].digest != cards[1].digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["x.onnx", "x.pt2"])
+def test_a_disk_that_fills_up_leaves_nothing(name, saved, tmp_path, monkeypatch):
+    """Not while the graph is written, nor once it has been checked."""
+    real = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        real(path, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / name).write_bytes(b"old")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(shipping, "add_extra_files", lambda path, texts: full(path, b"half"))
+    with pytest.raises(OSError, match="No space left"):
+        export(saved, tmp_path / name, form=Form())
+    assert {file.name for file in tmp_path.iterdir()} == {"network.pt", name}
+    assert (tmp_path / name).read_bytes() == b"old"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [*((name, "float") for name in SMALL if name != "vit"), ("vit", "uint8-bgr-nhwc")],
+)
 def test_torch_s_own_form_does_so_too(name, given, tmp_path):
     path = tmp_path / "x.pt2"
     found = export(Saved(name), path, form=Form(given, flip_sum=True, normalized=True))
