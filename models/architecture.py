@@ -78,6 +78,7 @@ MODELS |= {
         check=mobilefacenet.check_mobilefacenet,
         options={"width": 1.0},
         stages=("layers",),
+        fuses=True,
     )
     for name, form in mobilefacenet.FORMS.items()
 }

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from models.kernels import batch_norm as kernels
 
 
-def norm_prelu(norm: nn.Module, prelu: nn.PReLU, x: Tensor) -> Tensor:
+def norm_prelu(norm: nn.Module, prelu: nn.Module, x: Tensor) -> Tensor:
     """prelu(norm(x)) of (B, C, H, W)."""
     if isinstance(norm, FusedBatchNorm2d):
         return norm(x, prelu=prelu)

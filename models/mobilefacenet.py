@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from models.batch_norm import norm_add, norm_prelu
 from models.prelu import PReLU
 from models.sizes import check_images, check_sizes, check_width
 
@@ -38,6 +39,22 @@ class Layers(nn.Module):
         return self.layers(x)
 
 
+class ConvNormPReLU(Layers):
+    """A convolution, BatchNorm and PReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, prelu = self.layers
+        return norm_prelu(norm, prelu, conv(x))
+
+
+class ConvNorm(Layers):
+    """A convolution and BatchNorm, and a map that is added to what they give."""
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        conv, norm = self.layers
+        return norm(conv(x)) if added is None else norm_add(norm, conv(x), added)
+
+
 class Bottleneck(nn.Module):
     """A 1x1 convolution to `hidden` channels, a 3x3 one of each channel alone, and a 1x1 one back.
 
@@ -53,11 +70,12 @@ class Bottleneck(nn.Module):
         self.layers = nn.Sequential(
             _conv(in_channels, hidden, 1),
             _conv(hidden, hidden, 3, stride=1 if residual else 2, groups=hidden),
-            Layers(*_conv_norm(hidden, channels, 1)),
+            ConvNorm(*_conv_norm(hidden, channels, 1)),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x) if self.residual else self.layers(x)
+        widen, spread, narrow = self.layers
+        return narrow(spread(widen(x)), added=x if self.residual else None)
 
 
 class MobileFaceNet(nn.Module):
@@ -150,9 +168,9 @@ def _conv_norm(
 
 def _conv(
     in_channels: int, channels: int, kernel: int, *, stride: int = 1, groups: int = 1
-) -> Layers:
+) -> ConvNormPReLU:
     layers = _conv_norm(in_channels, channels, kernel, stride=stride, groups=groups)
-    return Layers(*layers, PReLU(channels))
+    return ConvNormPReLU(*layers, PReLU(channels))
 
 
 def _stage(channels: int, hidden: int, blocks: int) -> Layers:

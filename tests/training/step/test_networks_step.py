@@ -121,7 +121,6 @@ def test_all_blocks_of_a_network_are_in_its_stages(name):
     [
         (["model.compile=true"], r"model\.checkpointing=True: .* false with model\.compile"),
         (["step.cuda_graph=full"], r"step\.cuda_graph='full': .* with model\.checkpointing"),
-        (["model.fused=true"], r"model\.fused=True: .* false with model\.name=mbf, whose family"),
     ],
 )
 def test_what_does_not_go_with_blocks_that_run_again_is_refused(overrides, complaint):
@@ -139,6 +138,14 @@ def test_what_does_not_go_with_blocks_that_run_again_is_refused(overrides, compl
 def test_what_does_not_go_with_fused_batch_norm_is_refused(setting, complaint):
     with pytest.raises(ConfigError, match=complaint):
         configured("iresnet10", "model.fused=true", setting)
+
+
+@pytest.mark.parametrize("name", ["vit", "edgeface_xs"])
+def test_fused_batch_norm_is_refused_for_networks_without_it(name):
+    with pytest.raises(
+        ConfigError, match=rf"model\.fused=True: .* model\.name={name}, whose family"
+    ):
+        configured(name, "model.fused=true")
 
 
 def test_fused_batch_norm_is_refused_where_nothing_runs_it(world):
