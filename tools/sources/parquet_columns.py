@@ -25,7 +25,7 @@ def reading(path: Path) -> Iterator[None]:
     """Around the reading of a file: what is wrong with it is a RecordError that names it."""
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} cannot be read as parquet: {error}") from error
 
 

@@ -28,6 +28,7 @@ from tools.sources.stored import Stored, labels_of, state_of
 
 _MOST_TOGETHER = 2 << 30  # bytes of a row group: images of it are in memory together
 _KEPT = 4  # row groups
+_ROWS_A_BYTE = 64  # of a file: more than any has
 
 
 def stored_parquet(
@@ -73,11 +74,17 @@ def column_of(files: Sequence[Path], name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows that are read together: their file, their number there, and their first row of all."""
+    """Rows that are read together.
+
+    Attributes:
+        file, number: which file, and which of its row groups.
+        first, rows: the place of the first one among all rows, and how many there are.
+    """
 
     file: int
     number: int
     first: int
+    rows: int
 
 
 class _Rows:
@@ -95,22 +102,27 @@ class _Rows:
         self._columns: list[str] = []
         self.opened: list[pq.ParquetFile] = []
         self.counts: list[int] = []
-        total = 0
-        for place, path in enumerate(files):
+        for path in files:
             with reading(path):
-                file = pq.ParquetFile(path)
-                column = image_column_of(path, file.schema_arrow, image_column)
-            if pa.types.is_struct(file.schema_arrow.field(column).type):
-                column += ".bytes"
-            for number in range(file.metadata.num_row_groups):
-                about = file.metadata.row_group(number)
-                _check_size(path, about, column)
-                self._groups.append(_Group(place, number, total))
-                total += about.num_rows
-            self.opened.append(file)
-            self.counts.append(file.metadata.num_rows)
-            self._columns.append(column)
+                self._open(path, image_column)
         self._firsts = np.array([group.first for group in self._groups], np.int64)
+
+    def _open(self, path: Path, image_column: str | None) -> None:
+        file, before = pq.ParquetFile(path), sum(self.counts)
+        column = image_column_of(path, file.schema_arrow, image_column)
+        if pa.types.is_struct(file.schema_arrow.field(column).type):
+            column += ".bytes"
+        rows = 0
+        for number in range(file.metadata.num_row_groups):
+            about = file.metadata.row_group(number)
+            _check_size(path, about, column)
+            self._groups.append(_Group(len(self.opened), number, before + rows, about.num_rows))
+            rows += about.num_rows
+        if rows != file.metadata.num_rows:
+            raise RecordError(f"{path} is damaged: its row groups are not its rows")
+        self.opened.append(file)
+        self.counts.append(rows)
+        self._columns.append(column)
 
     def image(self, place: int) -> bytes:
         """The encoded image of a row. Raises RecordError where there is none, or none is read."""
@@ -133,13 +145,17 @@ class _Rows:
         try:
             column = self._columns[group.file]
             table = self.opened[group.file].read_row_group(group.number, columns=[column])
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise RecordError(f"cannot be read: {error}") from error
+        if len(table) != group.rows:
+            raise RecordError("cannot be read: its row group has other rows than it says")
         images = table.column(0)
         return pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
 
 
 def _check_size(path: Path, about: pq.RowGroupMetaData, column: str) -> None:
+    if not 0 <= about.num_rows <= _ROWS_A_BYTE * path.stat().st_size:
+        raise RecordError(f"{path} is damaged: it says it has {about.num_rows:,} rows")
     parts = [about.column(i) for i in range(about.num_columns)]
     size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema == column)
     if size > _MOST_TOGETHER:

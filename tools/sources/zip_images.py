@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from array import array
 from pathlib import Path
 
 from facestream import UserError
+from pipeline.named_path import MALFORMED
 from pipeline.photos import CONVERTED, MOST_BYTES, SUFFIXES
 from pipeline.records.recordio import RecordError
 from tools.sources.stored import OpenFiles, Stored, folder_labels, state_of
 
 _LOCAL = 30  # bytes of the header before a member, without its name and what follows
 _ENCRYPTED = 1
+_OF_ZIPFILE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError)
 
 
 class ZipError(UserError):
@@ -40,7 +43,7 @@ def stored_zip(path: Path) -> Stored:
                 ),
                 key=lambda member: member.filename,
             )
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError) as error:
+    except (*MALFORMED, *_OF_ZIPFILE) as error:
         raise ZipError(f"{path} cannot be read as a .zip ({error}): download it again") from error
     names = [member.filename for member in members]
     starts, packed, sizes, sums = (array("q") for _ in range(4))

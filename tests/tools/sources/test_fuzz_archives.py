@@ -1,0 +1,83 @@
+"""Archives with damage anywhere: images, faults of images and errors in words come of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from facestream import UserError
+from pipeline.records.recordio import RecordError
+from tests.damage import mutate
+from tests.tools.sources import test_lmdb_images, test_parquet, test_webdataset, test_zip_images
+from tools.sources.lmdb_images import stored_lmdb
+from tools.sources.parquet_images import stored_parquet
+from tools.sources.stored import Stored
+from tools.sources.webdataset import stored_webdataset
+from tools.sources.zip_images import stored_zip
+
+ROUNDS = 100
+
+
+def a_zip(folder: Path) -> Path:
+    return test_zip_images.write(folder / "a.zip", test_zip_images.IMAGES)
+
+
+def an_lmdb(folder: Path) -> Path:
+    packed, jpegs = test_lmdb_images.packed, test_lmdb_images.JPEGS
+    values = {f"{k}": packed(jpegs[k % 3], k, [1.5, k]) for k in range(30)}
+    return test_lmdb_images.write(folder / "a", values)
+
+
+def a_tar(folder: Path) -> Path:
+    members = [(f"{k}.{kind}", b"%d" % k) for k in range(9) for kind in ("jpg", "cls", "txt")]
+    return test_webdataset.shard(folder / "a.tar", members)
+
+
+def a_parquet(folder: Path) -> Path:
+    images = pa.array(test_parquet.IMAGES, test_parquet.STRUCT)
+    return test_parquet.write(folder / "a.parquet", images, pa.array(list("xyxyx")))
+
+
+KINDS = {
+    "zip": (a_zip, stored_zip),
+    "lmdb": (an_lmdb, stored_lmdb),
+    "tar": (a_tar, lambda path: stored_webdataset([path])),
+    "parquet": (a_parquet, lambda path: stored_parquet([path])),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_damage_is_told(kind: str, tmp_path: Path) -> None:
+    write, open_it = KINDS[kind]
+    path = write(tmp_path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    told, images = 0, read_all(open_it, path)
+    assert images > 0
+    # At some damage of its footer pyarrow itself ends with a signal.
+    left = int.from_bytes(whole[-8:-4], "little") + 8 if kind == "parquet" else 0
+    whole, end = whole[: len(whole) - left], whole[len(whole) - left :]
+    for _ in range(ROUNDS):
+        path.write_bytes(mutate(whole, rng)[0] + end)
+        try:
+            told += read_all(open_it, path) < images
+        except UserError:
+            told += 1
+    assert told > ROUNDS / 10
+
+
+def read_all(open_it: Callable[[Path], Stored], path: Path) -> int:
+    """How many images can be read."""
+    found = open_it(path)
+    found.labels()
+    read = 0
+    for place in range(len(found.names)):
+        try:
+            read += bool(found.read(place))
+        except RecordError:
+            continue
+    return read
