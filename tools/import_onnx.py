@@ -34,6 +34,7 @@ from training.frozen.model import digest_of_weights
 from training.frozen.onnx_file import digest_of_file
 from training.frozen.onnx_input import as_words
 from training.saving.files import CheckpointError
+from training.saving.weight_file import SUFFIXES
 from training.weights.imported_run import write_imported
 from training.weights.onnx_import.comparison import BOUND, are_alike, difference
 from training.weights.onnx_import.importing import Imported, import_onnx
@@ -72,7 +73,7 @@ def import_model(arguments: argparse.Namespace) -> None:
 def _require_free(output: Path) -> None:
     if output.suffix == _FILE:
         return
-    if output.suffix:
+    if output.suffix in SUFFIXES:
         raise CheckpointError(f"-o {output}: expected OUT{_FILE}, or a folder for a run")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output} is not empty: name another folder")

@@ -22,6 +22,7 @@ from models import create_model
 from pipeline.align import TEMPLATE
 from tests.training import tiny
 from tests.training.arcface_torch.test_rank_files import Run
+from tests.training.weights.onnx_graphs import write
 from tools.import_arcface_torch import import_arcface_torch
 from training.config import Config, DataConfig
 from training.distributed import join_world, leave_world
@@ -49,6 +50,8 @@ COMMANDS = {
     "tools.forget": "label:1 --data {rec} --runs {imported} -o {out} --top 2 --device cpu",
     "tools.compat": "{pth} {other} --sets {bin} -o {out} --fit {bin} --images 90 --draws 2 "
     "--seed 1 --batch 8 --device cpu --skip-damaged",
+    "tools.import_onnx": "{onnx} -o {out}.safetensors --onnx-input rgb,-1..1 --license mit "
+    "--statistics {rec} --images 3",
 }
 NUMBERS = ("0", "1", "2", "-1", "7", "20", "1.5", "nan", "inf", "9" * 20, "9" * 5000, "012", "²")
 VALUES = (
@@ -90,6 +93,7 @@ def given(tmp_path_factory) -> dict[str, str]:
     (folder / "marks.csv").write_text("\n".join(marks))
     network = create_model("iresnet10", embedding_dim=16, image_size=tiny.SIZE)
     torch.save(network.state_dict(), folder / "backbone.pth")
+    write(folder / "backbone.onnx", network.eval().to(memory_format=torch.contiguous_format))
     other = create_model("iresnet10", embedding_dim=16, image_size=tiny.SIZE)
     torch.save(other.state_dict(), folder / "other.pth")
     write_bin(folder / "pairs.bin", [_image(i) for i in range(24)], [i % 2 > 0 for i in range(12)])
@@ -100,6 +104,7 @@ def given(tmp_path_factory) -> dict[str, str]:
         "rec": str(data / "train.rec"),
         "pth": str(folder / "backbone.pth"),
         "other": str(folder / "other.pth"),
+        "onnx": str(folder / "backbone.onnx"),
         "bin": str(folder / "pairs.bin"),
         "ranks": str(folder / "ranks"),
         "checkpoint": str(checkpoint),

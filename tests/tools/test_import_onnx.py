@@ -50,10 +50,11 @@ def test_a_file_of_weights_with_a_card(model, tmp_path):
     [([], []), (["--license", "mit"], [TrainingData("unknown", "unknown", "mit")])],
 )
 def test_a_run_with_one_checkpoint(options, known, model, tmp_path):
-    ended = call(main, model, "-o", tmp_path / "run", *options)
+    run = tmp_path / "r50_v1.5"
+    ended = call(main, model, "-o", run, *options)
     assert ended.returncode == 0, ended.stderr
-    assert_embeds_alike(tmp_path / "run")
-    saved = open_weights(tmp_path / "run")
+    assert_embeds_alike(run)
+    saved = open_weights(run)
     assert saved.architecture == small("iresnet10")
     assert data_of(saved) == known
 
