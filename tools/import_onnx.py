@@ -36,12 +36,16 @@ from training.frozen.onnx_input import as_words
 from training.saving.files import CheckpointError
 from training.saving.weight_file import SUFFIXES
 from training.weights.imported_run import write_imported
-from training.weights.onnx_import.comparison import BOUND, are_alike, difference
+from training.weights.onnx_import.comparison import (
+    BOUND,
+    are_alike,
+    difference,
+    random_images,
+)
 from training.weights.onnx_import.importing import Imported, import_onnx
 from training.weights.statistics import IMAGES, measure_statistics, some_images
 
 _FILE = ".safetensors"
-_COMPARED = 16  # images
 _CPU = torch.device("cpu")
 
 
@@ -57,8 +61,10 @@ def import_model(arguments: argparse.Namespace) -> None:
     )
     for note in found.notes:
         print(f"note          {note}")
-    if arguments.statistics:
+    if found.unfolded and arguments.statistics:
         found = _with_statistics(found, arguments)
+    elif found.unfolded:
+        print("statistics    none: give --statistics FACES, or train with optim.freeze_bn=true")
     data = _data(arguments)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == _FILE:
@@ -87,13 +93,12 @@ def _with_statistics(found: Imported, arguments: argparse.Namespace) -> Imported
     if not len(pixels):
         raise ImagesError(f"{arguments.statistics} has no image that can be read: name another")
     network = found.network()
-    few = torch.from_numpy(pixels[:_COMPARED]).permute(0, 3, 1, 2)
-    embed = on_pixels(network, device=_CPU)
-    before = embed(few)
+    embed, compared = on_pixels(network, device=_CPU), random_images(size)
+    before = embed(compared)
     changed = measure_statistics(
         network, found.unfolded, pixels, device=_CPU, progress="statistics"
     )
-    differs = difference(embed(few), before)
+    differs = difference(embed(compared), before)
     if not are_alike(differs, network):
         raise ImagesError(
             f"with the statistics of {arguments.statistics} embeddings differ by "

@@ -60,13 +60,14 @@ def test_a_run_with_one_checkpoint(options, known, model, tmp_path):
 
 
 @pytest.mark.slow
-def test_statistics_of_images(model, tmp_path):
+@pytest.mark.parametrize("images", [1, 20])
+def test_statistics_of_images(images, model, tmp_path):
     make_synthetic(tmp_path, identities=4, images=8, pairs=20, seed=0, size=SIZE)
     output = tmp_path / "ours.safetensors"
-    options = ["--statistics", tmp_path / "train.rec", "--images", 20]
+    options = ["--statistics", tmp_path / "train.rec", "--images", images]
     ended = call(main, model, "-o", output, *options)
     assert ended.returncode == 0, ended.stderr
-    assert "statistics    of 20 images for 13 BatchNorms" in ended.stdout
+    assert f"statistics    of {images} images for 13 BatchNorms" in ended.stdout
     assert_embeds_alike(output)
     assert (open_weights(output).network().bn1.running_mean != 0).any()
 
