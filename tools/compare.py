@@ -44,7 +44,13 @@ def compare(arguments: argparse.Namespace, world: World) -> None:
     opened, embedder = open_named_model(arguments.model, arguments, world)
     asked = Asked(arguments, opened, embedder)
     sides = [_predicted(folder, asked) for folder in arguments.predicted]
-    decided = _decided(asked, translated=any(side.translated for side in sides))
+    translated = [side.translated for side in sides]
+    if translated and all(translated) and not arguments.identify:
+        raise TranslationError(
+            "all embeddings are of the old model, and would be translated for nothing: name the "
+            "old model, and leave out --translator"
+        )
+    decided = _decided(asked, translated=any(translated))
     decision = decided if isinstance(decided, Decision) else None
     with listing(arguments.output, decided=decision is not None) as listed:
         for pairs in _pairs(asked, sides):

@@ -241,6 +241,7 @@ def test_a_translator_with_thresholds_decides(enrolled):
         (("--predicted", "by_new"), "old.pth", "It leads the other way: name the newer model"),
         (("--predicted", "by_old"), "third.pth", "and the model named has the space"),
         (("--predicted", "by_third"), "new.pth", "translates from"),
+        (("--predicted", "by_old"), "new.pth", "all embeddings are of the old model"),
         ((), "new.pth", "--translator is for --predicted"),
     ],
 )
