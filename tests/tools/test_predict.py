@@ -215,6 +215,10 @@ def test_a_rec_s_labels_are_written_and_a_list_has_none(there):
     run("packed")
     assert np.load("out/labels.npy").tolist() == [k // 7 for k in range(COUNT)]
     assert Path("out/identities.txt").read_text().split() == ["p0", "p1", "p2"]
+    (there / "faces/list.lst").write_text("0\t7\tp2/02.png\n1\t3.0\tp0/00.png\n")
+    run("faces/list.lst")
+    assert np.load("out/labels.npy").tolist() == [7, 3]
+    assert Path("out/names.txt").read_text().split() == ["p2/02.png", "p0/00.png"]
     (there / "faces/list.txt").write_text("p2/02.png\np0/00.png\n")
     run("faces/list.txt")
     assert not Path("out/labels.npy").exists()

@@ -32,7 +32,9 @@ def read_lst(
         if not start.is_dir():
             raise RecordError(f"--root {start} is no folder: expected that where the paths begin")
         lines = enumerate(read_text(path).splitlines(), start=1)
-        named = ((*_parse(line, f"{path}, line {number}"), start) for number, line in lines if line)
+        named = (
+            (*parse_line(line, f"{path}, line {number}"), start) for number, line in lines if line
+        )
         # Network disks answer many requests at once, so more threads than cores pay.
         for sample, reason in map_ahead(_read, named, workers=4 * cores()):
             if reason:
@@ -41,8 +43,12 @@ def read_lst(
                 yield sample
 
 
-def _parse(line: str, place: str) -> tuple[int, str]:
-    """Identity and path."""
+def parse_line(line: str, place: str) -> tuple[int, str]:
+    """Identity and path. Raises RecordError for a line that is none of a list.
+
+    Args:
+        place: of the line, for the error.
+    """
     _, *labels, name = line.split("\t") if line.count("\t") > 1 else ("", "", "")
     try:
         identity = float(labels[0]) if labels else -1.0

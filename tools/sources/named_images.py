@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +29,18 @@ from pipeline.records.index import open_index
 from pipeline.records.manifest import read_names
 from pipeline.records.recordio import RecordError
 from tools.sources.cropping import CropOptions, open_cropper
+from tools.sources.folder_names import on_disk
 from tools.sources.lmdb_images import stored_lmdb
-from tools.sources.stored import Labels, Stored, folder_labels
+from tools.sources.lst import parse_line
+from tools.sources.stored import Labels, Stored, folder_labels, labels_of
 from tools.sources.webdataset import stored_webdataset
 from tools.sources.zip_images import stored_zip
 
 _LOOKED_AT = 8  # images, for their size
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 EXPECTED = (
-    "a folder of images, a list of them (.txt), a .rec file, a .zip, an LMDB, tars of WebDataset "
-    "or .parquet files"
+    "a folder of images, a list of them (.txt, or im2rec's .lst), a .rec file, a .zip, an LMDB, "
+    "tars of WebDataset or .parquet files"
 )
 
 
@@ -98,17 +101,21 @@ def open_named_images(
         if not found.names:
             raise ImagesError(f"{source} holds no images: expected {EXPECTED}")
         return NamedImages(_seen(found, source, size, photos), found.labels, parquet)
+    labels = partial(labels_of, [])  # none
     if source.is_dir():
         names, folder = image_names(source), source
-    elif source.suffix in (".txt", ".lst", ".csv", ""):
+        labels = partial(folder_labels, names)
+    elif source.suffix == ".lst":
+        names, identities = _of_lst(source)
+        folder, labels = source.parent, partial(labels_of, identities)
+    elif source.suffix in (".txt", ".csv", ""):
         names, folder = [line for line in read_text(source).splitlines() if line], source.parent
     else:
         hint = "Unpack it first" if source.suffix in _COMPRESSED else "Name one of these"
         raise ImagesError(f"{source} cannot be read: expected {EXPECTED}. {hint}")
     if not names:
         raise ImagesError(f"{source} holds no images: expected {EXPECTED}")
-    images = files_of(folder, names, size=size, photos=photos)
-    return NamedImages(images, lambda: folder_labels(names) if source.is_dir() else None)
+    return NamedImages(files_of(folder, names, size=size, photos=photos), labels)
 
 
 def image_names(folder: Path) -> list[str]:
@@ -142,6 +149,13 @@ def files_of(folder: Path, names: Sequence[str], *, size: int, photos: CropOptio
     cropper = replace(cropper, size=size)
     known_by = _digest(cropper.found_by.path)
     return cropped_files(paths, names=names, cropper=cropper, known_by=known_by)
+
+
+def _of_lst(source: Path) -> tuple[list[str], list[int]]:
+    """The paths and labels of im2rec's list."""
+    lines = enumerate(read_text(source).splitlines(), start=1)
+    parsed = [parse_line(line, f"{source}, line {number}") for number, line in lines if line]
+    return [on_disk(name) for _, name in parsed], [identity for identity, _ in parsed]
 
 
 def _of_rec(source: Path, *, size: int, photos: CropOptions) -> NamedImages:

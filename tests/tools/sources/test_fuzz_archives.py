@@ -50,7 +50,6 @@ KINDS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_damage_is_told(kind: str, tmp_path: Path) -> None:
     write, open_it = KINDS[kind]
