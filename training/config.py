@@ -85,7 +85,7 @@ class RunConfig:
     seed: Annotated[int, Range(0, (1 << 63) - 1)] = 0  # of the first weights and of all draws
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     resume: str = "auto"  # never: refuse a folder that holds a run; PATH: where a new run begins
-    init_from: str = ""  # weights a new run starts from: checkpoint, run, .pth, .pt, .safetensors
+    init_from: str = ""  # weights a new run starts from: checkpoint, run, .pth, .safetensors, .onnx
     deterministic: bool = False  # the same losses to the bit, run after run; slower on GPUs
     save_every: Count = 1  # epochs between checkpoints; the last epoch is always saved
     save_steps: CountOrZero = 0  # steps between checkpoints inside an epoch; 0: none

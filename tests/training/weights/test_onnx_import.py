@@ -100,6 +100,15 @@ def test_flattened_in_any_form_with_dropout_and_any_batch(form, free_batch, tmp_
     assert_embeds_alike(path)
 
 
+def test_arcface_torch_s_own_export_of_a_batch_of_one_that_is_declared_free(tmp_path):
+    """Its torch2onnx.py frees the input's axis afterwards; the output still says one."""
+    path = write(tmp_path / "x.onnx", source(), opset=11, free_batch=False)
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "None"
+    onnx.save(model, path)
+    assert_embeds_alike(path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("folded", [True, False])
 def test_a_mobilefacenet(folded, tmp_path):
