@@ -150,9 +150,7 @@ class ModelConfig:
     sync_bn: bool = False  # BatchNorm statistics over all ranks; GPUs only, which wait at each
     compile: bool = False  # fuse what stands between the convolutions; a minute at the start
     checkpointing: bool = False  # less memory for a third more work: blocks run again in backward
-    fused: bool = (
-        False  # BatchNorm in one kernel with what follows, where the network has it; NVIDIA GPUs
-    )
+    fused: bool = False  # BatchNorm and what follows in one kernel; some networks, NVIDIA GPUs
     lora_rank: CountOrZero = 0  # of low-rank updates, which alone learn of the backbone; 0: none
     lora_alpha: Positive = 16.0  # their products count lora_alpha / lora_rank times
     lora_layers: tuple[str, ...] = ("*",)  # by names: those layers, and no others, have updates
