@@ -122,7 +122,9 @@ def _report(weights: Weights, path: Path, run: TheirRun | None, source: Path) ->
     print(f"wrote         {path}")
     print(f"fine-tune it  run.init_from={path}")
     if centers is not None and run:
-        print(f"go on         python train_dist.py {path.parents[1] / CONFIG}")
+        gpus = run.settings.gpus
+        start = f"torchrun --nproc_per_node={gpus}" if gpus > 1 else "python"
+        print(f"go on         {start} train_dist.py {path.parents[1] / CONFIG}")
     elif centers is not None:
         print(f"go on         run.resume={path}, with the batch, set and margin that it had")
 

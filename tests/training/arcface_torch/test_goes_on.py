@@ -119,7 +119,8 @@ def test_the_next_ten_losses_are_theirs(world, data, tmp_path, world_size, margi
     (folder / "training.log").write_text(log_of(data, world_size, margin))
     run_ranks(begin, folder, margin, world_size=world_size, folder=tmp_path)
     import_arcface_torch([folder], ours)
-    assert f"go on         python train_dist.py {ours / 'config.py'}" in capsys.readouterr().out
+    start = "python" if world_size == 1 else "torchrun --nproc_per_node=2"
+    assert f"go on         {start} train_dist.py {ours / 'config.py'}" in capsys.readouterr().out
     for losses in run_ranks(go_on, folder, ours, margin, world_size=world_size, folder=tmp_path):
         assert len(losses) == 10
         print(losses)
