@@ -102,8 +102,9 @@ def test_predicted_activations_are_what_a_real_batch_keeps(name, world):
         with BF16.autocast(CPU):
             embeddings = network(normalize(loaded(0), torch.bfloat16))
         embeddings.sum().backward()
-    assert again.activations == pytest.approx(sum(living.peak), rel=0.1)
-    assert again.activations < found
+    pieces = living.peak.small // memory._IN_PIECES  # what malloc cannot use again on top
+    assert again.activations == pytest.approx(sum(living.peak) + pieces, rel=0.1)
+    assert sum(living.peak) < found
 
 
 @every_network
