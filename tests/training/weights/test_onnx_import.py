@@ -175,6 +175,26 @@ def test_float16_weights_are_widened(tmp_path):
     assert "float16" in " ".join(found.notes)
 
 
+def test_a_graph_in_float16_throughout_is_read_as_its_weights_say(edited):
+    def halve(model):
+        for tensor in model.graph.initializer:
+            value = onnx.numpy_helper.to_array(tensor)
+            if value.dtype == np.float32:
+                half = onnx.numpy_helper.from_array(value.astype(np.float16), tensor.name)
+                tensor.CopyFrom(half)
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "to":
+                    attribute.i = onnx.TensorProto.FLOAT16
+
+    found = import_onnx(edited(halve))
+    expected = source().state_dict()["layer3.0.conv2.weight"].half().float()
+    assert torch.equal(found.tensors["layer3.0.conv2.weight"], expected)
+    assert "its float16 weights were made float32" in found.notes
+
+
 def test_int8_is_refused_by_name(edited):
     def quantize(model):
         node = onnx.helper.make_node("QuantizeLinear", ["images", "s", "z"], ["q"], name="Q7")
