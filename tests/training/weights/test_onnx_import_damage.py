@@ -186,7 +186,7 @@ def test_what_is_read_wrongly_is_refused(whole, monkeypatch):
 
     def wrong(arrays, path):
         first, *rest = arrays  # a convolution
-        return right({first: 1.001 * arrays[first], **{name: arrays[name] for name in rest}}, path)
+        return right({first: 1.0001 * arrays[first], **{name: arrays[name] for name in rest}}, path)
 
     monkeypatch.setattr(importing, "_build", wrong)
     with pytest.raises(WeightsError, match=r"embeds otherwise than onnxruntime .* at most 1e-05"):
