@@ -91,6 +91,8 @@ class MobileFaceNet(nn.Module):
         UserError: an argument outside its range; see `check_mobilefacenet`.
     """
 
+    in_own_dtype: ClassVar = ("conv_sep", "features")  # outside of autocast, see `forward`
+
     def __init__(self, form: Form, *, embedding_dim: int, image_size: int, width: float) -> None:
         super().__init__()
         check_mobilefacenet(embedding_dim=embedding_dim, image_size=image_size, width=width)

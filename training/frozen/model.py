@@ -182,9 +182,14 @@ def digest_of_weights(network: nn.Module) -> str:
 
 
 def _with_convolutions_in(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Their weights in the dtype that they compute in: autocast would cast them at every batch."""
+    """Their weights in the dtype that they compute in: autocast would cast them at every batch.
+
+    Parts that a network names `in_own_dtype`, as it runs them outside of autocast, stay.
+    """
+    own = [network.get_submodule(name) for name in getattr(network, "in_own_dtype", ())]
+    kept = {module for part in own for module in part.modules()}
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and module not in kept:
             module.to(dtype)
     return network
 

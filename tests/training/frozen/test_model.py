@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from models import normalize
+from models import create_model, normalize
 from pipeline.named_path import PathError
 from tests.training import tiny
 from tests.training.frozen.test_onnx_network import needs_onnx, write_onnx
@@ -101,3 +101,19 @@ def test_what_is_not_there_is_refused(tmp_path):
         load(tmp_path / "none.onnx")
     with pytest.raises(WeightsError, match="does not exist"):
         load(tmp_path / "none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mbf", "edgeface_xs", "vit_t"])
+def test_every_family_embeds_in_bfloat16_nearly_as_in_float32(name, tmp_path):
+    """MobileFaceNet runs its last convolutions outside of autocast: their weights stay float32."""
+    torch.manual_seed(0)
+    network = create_model(name, embedding_dim=DIM, image_size=112)
+    torch.save(network.state_dict(), tmp_path / "model.pth")
+    images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
+    exact, rough = (
+        load(tmp_path / "model.pth", dtype=dtype).embed(images)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert rough.dtype == torch.float32
+    assert cosines(rough, exact).min() > 0.99
