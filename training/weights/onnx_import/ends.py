@@ -112,4 +112,5 @@ def _reverses(graph: Graph, node: Node, axis: int) -> bool:
     if node.op != "Slice" or len(given) != 4:
         return False
     starts, ends, axes, steps = (one.ravel().tolist() for one in given)
-    return [at % 4 for at in axes] == [axis] and steps == [-1] and starts[0] == -1 and ends[0] < -3
+    whole = starts == steps == [-1] and all(end < -3 for end in ends)
+    return whole and [at % 4 for at in axes] == [axis]
