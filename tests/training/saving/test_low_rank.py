@@ -66,6 +66,7 @@ def finished(data, world, tmp_path_factory) -> tuple[Trainer, dict[str, Tensor]]
     return trainer, before
 
 
+@pytest.mark.slow
 def test_only_factors_and_centers_learn_and_nothing_else_has_momentum(finished):
     trainer, before = finished
     named = dict(backbone_of(trainer).named_parameters())
@@ -77,6 +78,7 @@ def test_only_factors_and_centers_learn_and_nothing_else_has_momentum(finished):
     assert "0.01 of 0.33 M parameters, low-rank updates of 14 layers alone learn" in log
 
 
+@pytest.mark.slow
 def test_whoever_opens_the_run_gets_the_merged_network(finished, world, tmp_path):
     trainer, before = finished
     saved = open_weights(trainer.output)
@@ -103,6 +105,7 @@ def build_like(trainer: Trainer, world: World) -> nn.Module:
     return network
 
 
+@pytest.mark.slow
 def test_results_name_the_digest_of_what_is_opened(finished):
     trainer, _ = finished
     name = trainer._verification.model(trainer.steps_done)
@@ -127,6 +130,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit_with_no_other_updates(finished, 
         build(override(config, ["model.lora_rank=4"]), world)
 
 
+@pytest.mark.slow
 def test_other_runs_start_from_the_merged_network_with_updates_of_their_own(
     finished, data, world, tmp_path
 ):
@@ -145,6 +149,7 @@ def test_other_runs_start_from_the_merged_network_with_updates_of_their_own(
         assert all(torch.equal(tensor, expected[name]) for name, tensor in floating.items())
 
 
+@pytest.mark.slow
 def test_a_head_grows_beside_updates_which_stay(finished, world, tmp_path):
     trainer, _ = finished
     rec = write_people(tmp_path / "people", ("eve", "fay"))

@@ -62,6 +62,7 @@ def is_early(name: str) -> bool:
     return name.partition(".")[0] in {pattern.partition(".")[0] for pattern in EARLY}
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_to_the_bit_with_their_statistics_and_others_learn(
     data, world, tmp_path
 ):
@@ -133,6 +134,7 @@ def test_statistics_that_stay_are_not_averaged_which_would_round_them(tmp_path):
         torch.testing.assert_close(moving, torch.tensor([1.1]))
 
 
+@pytest.mark.slow
 def test_freeze_bn_keeps_all_statistics_while_scales_and_shifts_learn(data, world, tmp_path):
     trainer = build(
         tiny.config(data, tmp_path), world, "optim.freeze_bn=true", "run.epochs=1", "optim.lr=0.1"
