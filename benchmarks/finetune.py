@@ -6,8 +6,8 @@ A small network is trained on 300 people of LFW at 64 pixels and exported as ONN
 that is left of it. The other 70 people are what there is for tuning. Compared on pairs of people
 that none has seen: the network as it was, one trained from scratch on the 70, one tuned as the
 first was trained, and those of configs/finetune.py. Each seed draws other people, and trains its
-own first network. Each training that is finished is a line in benchmarks/results/: an interrupted
-call goes on.
+own first network. Each training that is finished is a line of --results: an interrupted call goes
+on, and one that has them all shows them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SMALL = (
 # Ways to a network for the 70: a configuration, whether it starts from the first network, settings.
 WAYS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
     "from scratch": (AS_TRAINED, False, ("run.epochs=30",)),
-    "as it was trained": (AS_TRAINED, True, (f"run.epochs={TUNED_EPOCHS}",)),
+    "tuned as it was trained": (AS_TRAINED, True, (f"run.epochs={TUNED_EPOCHS}",)),
     "configs/finetune.py": ("configs/finetune.py", True, SMALL),
     "with model.lora_rank=8": (
         "configs/finetune.py",
