@@ -15,7 +15,8 @@ from tests.training.weights.onnx_graphs import source, write
 from tools.export_onnx import main as export_main
 from tools.import_onnx import main
 from tools.make_synthetic import make_synthetic
-from training.frozen.card import TrainingData, read_card
+from training.frozen.card import TrainingData, read_card, space_of
+from training.frozen.model import digest_of_weights
 from training.saving.reading import open_weights
 from training.shipping.known import data_of
 
@@ -73,12 +74,14 @@ def test_statistics_of_images(images, model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_card_goes_on(tmp_path):
+def test_a_card_goes_on_and_its_space(tmp_path):
     torch.save(trained("mbf").state_dict(), tmp_path / "mbf.pt")
     assert call(export_main, tmp_path / "mbf.pt", "-o", tmp_path / "mbf.onnx").returncode == 0
     assert call(main, tmp_path / "mbf.onnx", "-o", tmp_path / "b.safetensors").returncode == 0
     theirs, ours = read_card(tmp_path / "mbf.onnx"), read_card(tmp_path / "b.safetensors")
-    assert ours.space == theirs.space
+    digest = digest_of_weights(open_weights(tmp_path / "b.safetensors").network())
+    assert digest != theirs.space
+    assert space_of(tmp_path / "b.safetensors", digest) == theirs.space
     assert ours.input == theirs.input
 
 

@@ -150,12 +150,12 @@ def space_of(source: str | Path, digest: str) -> str:
     """Of a model's embeddings: as the card of these very weights says, or their own digest.
 
     Args:
-        source: as the model was named; weights of ours are a space themselves.
+        source: as the model was named; weights without a card are a space themselves.
         digest: of the model that was opened.
 
     Raises CardError.
     """
-    card = read_card(source) if str(source).endswith(".onnx") else None
+    card = read_card(source) if str(source).endswith(KINDS) else None
     return card.space if card and card.space and card.digest == digest else digest
 
 
