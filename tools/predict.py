@@ -29,6 +29,7 @@ from facestream import UserError
 from tools.sources.cropping import add_crop_options, take_crop_options
 from tools.sources.named_images import EXPECTED, Columns, NamedImages, open_named_images
 from tools.sources.named_model import add_model_options, open_named_model
+from tools.sources.stored import NO_LABEL, Labels
 from training.allocator import keep_pages
 from training.command import command
 from training.distributed import World, join_world, leave_world
@@ -69,6 +70,10 @@ def predict(arguments: argparse.Namespace, world: World) -> None:
     images = counted.images
     if world.is_main:
         _tell_model(opened)
+    # Before the images: who sees that people are missing need not wait for the embeddings.
+    labels = source.labels() if world.is_main else None
+    if world.is_main:
+        print(f"labels        {_told_labels(labels)}", flush=True)
     keep = arguments.output / "unfinished"
     began = time.perf_counter()
     features = extract(
@@ -83,7 +88,6 @@ def predict(arguments: argparse.Namespace, world: World) -> None:
     if features is None:
         return
     about = _about(arguments, opened, images, features)
-    labels = source.labels()
     for path in write_predicted(
         arguments.output,
         features,
@@ -143,6 +147,16 @@ def _tell_model(opened: OpenedModel) -> None:
     print(f"model         {opened.network}, {opened.embedding_dim} values, given {opened.input}")
     for note in opened.notes:
         print(f"note          {note}")
+
+
+def _told_labels(labels: Labels | None) -> str:
+    if labels is None:
+        return (
+            "none: INPUT does not say who is who. Of .parquet files and tars --label-column names "
+            "what does"
+        )
+    known = labels.numbers[labels.numbers != NO_LABEL]
+    return f"{len(known):,} of {len(labels.numbers):,} images, people: {len(np.unique(known)):,}"
 
 
 def _forget(keep: Path) -> None:

@@ -26,6 +26,8 @@ class ZipError(UserError):
 def stored_zip(path: Path) -> Stored:
     """The images of a .zip by their paths in it, in order; the first folder says who it is.
 
+    A folder that all people are in, as where one folder was packed, is nobody's name.
+
     Raises:
         ZipError: another kind of file, one that is cut off, encrypted, compressed in another way
             than by deflating, or with an image that unpacks to more than any has.
@@ -71,7 +73,15 @@ def stored_zip(path: Path) -> Stored:
             raise RecordError("is damaged: it is not what the .zip says of it")
         return content
 
-    return Stored(names, read, state_of([path]), lambda: folder_labels(names))
+    return Stored(names, read, state_of([path]), lambda: folder_labels(_inside(names)))
+
+
+def _inside(names: list[str]) -> list[str]:
+    """Paths without the folders that all of them begin with, as far as each has another one."""
+    parts = [name.split("/") for name in names]
+    while parts and all(len(one) > 2 and one[0] == parts[0][0] for one in parts):
+        parts = [one[1:] for one in parts]
+    return ["/".join(one) for one in parts]
 
 
 def _parts(member: zipfile.ZipInfo) -> list[str]:

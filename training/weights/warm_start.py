@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from evaluation.embedding import decoder
 from models.lora import FACTORS
@@ -59,6 +60,7 @@ def warm_start(
     require_agreement({"what run.init_from stands for": saved.path.name})
     path, network, head = saved.path, unwrapped(step.backbone), step.head
     tensors, measured = _with_statistics(saved, config, data, world)
+    _check_what_stays(network, tensors, saved)
     misfits = take_backbone(network, tensors, path=path)
     rows, how = match_rows(config, data, saved, num_classes=head.num_classes)
     known, norm = int((rows >= 0).sum()), _NORM
@@ -124,6 +126,12 @@ def take_backbone(network: nn.Module, weights: Mapping[str, Tensor], *, path: Pa
             f"{path} has no tensor that fits model.name's: it has {some(list(weights))}; expected "
             f"{some(list(own))}. Set the model's name and width to what was trained there"
         )
+    if len(other) > len(own) - len(missing) - len(other):
+        raise WeightsError(
+            f"{path} is of another network than model.name's: {len(other)} of its tensors have "
+            f"other shapes, such as {_shapes(other[:1], weights, own)}. Set the model's name and "
+            "width to what was trained there"
+        )
     unused = [name for name in weights if name not in network.state_dict()]
     if unused:
         raise WeightsError(
@@ -138,9 +146,40 @@ def take_backbone(network: nn.Module, weights: Mapping[str, Tensor], *, path: Pa
     if missing:
         lines.append(f"not there: {some(missing)}")
     if other:
-        shapes = [f"{n} {tuple(weights[n].shape)}, here {tuple(own[n].shape)}" for n in other]
-        lines.append(f"of other shapes: {some(shapes, between='; ')}")
+        lines.append(f"of other shapes: {_shapes(other, weights, own)}")
     return lines
+
+
+def _shapes(names: list[str], theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    shapes = [f"{n} {tuple(theirs[n].shape)}, here {tuple(own[n].shape)}" for n in names]
+    return some(shapes, between="; ")
+
+
+def _check_what_stays(
+    network: nn.Module, weights: Mapping[str, Tensor], saved: SavedCheckpoint | SavedFile
+) -> None:
+    """Raise WeightsError where statistics that no step changes would stay as they were drawn.
+
+    Layers that learn find their way from random weights; a BatchNorm that normalizes by statistics
+    of no image lets the activations grow until they are not finite.
+    """
+    drawn = [
+        f"{name}.running_mean"
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and not module.training
+        if _unlike(weights.get(f"{name}.running_mean"), module.running_mean)
+    ]
+    if drawn:
+        raise WeightsError(
+            f"{saved.path} does not have the statistics of {len(drawn)} BatchNorms: {some(drawn)}; "
+            "optim.freeze_bn, optim.freeze and model.lora_rank would keep them as they are drawn. "
+            f"It holds {saved.architecture}, {saved.architecture.embedding_dim} values: "
+            "set model.name, model.width and model.embedding_dim to that, or do not freeze"
+        )
+
+
+def _unlike(given: Tensor | None, own: Tensor | None) -> bool:
+    return own is not None and (given is None or given.shape != own.shape)
 
 
 def _with_statistics(

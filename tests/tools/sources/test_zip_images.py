@@ -45,6 +45,16 @@ def test_the_first_folder_says_who_it_is(tmp_path):
     assert stored_zip(write(tmp_path / "flat.zip", {"a.jpg": b"x"})).labels() is None
 
 
+def test_the_one_folder_that_was_packed_is_nobodys_name(tmp_path):
+    packed = {f"photos/crops/{name}": content for name, content in IMAGES.items()}
+    found = stored_zip(write(tmp_path / "a.zip", packed))
+    assert found.labels().names == ["a", "b", "c"]
+    assert found.names[0].startswith("photos/crops/a/")
+    alone = stored_zip(write(tmp_path / "b.zip", {"photos/ann/0.jpg": b"x", "photos/1.jpg": b"x"}))
+    assert alone.labels().names == ["photos"]
+    assert stored_zip(write(tmp_path / "c.zip", {"ann/0.jpg": b"x"})).labels().names == ["ann"]
+
+
 def test_what_is_before_the_archive_does_not_move_its_images(tmp_path):
     """As in a program that unpacks itself."""
     path = write(tmp_path / "a.zip", IMAGES)

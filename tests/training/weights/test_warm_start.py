@@ -229,6 +229,25 @@ def test_a_network_of_which_nothing_fits_is_refused(trained, old, world, tmp_pat
         start(override(with_data(config, old, output=tmp_path), settings), world, checkpoint)
 
 
+def test_a_network_most_of_which_has_other_shapes_is_refused(trained, old, world, tmp_path):
+    checkpoint, _, config = trained
+    wider = override(with_data(config, old, output=tmp_path), ["model.width=0.5"])
+    with pytest.raises(WeightsError, match=r"of another network .* conv1\.weight .*, here "):
+        start(wider, world, checkpoint)
+
+
+@pytest.mark.parametrize("frozen", ["optim.freeze_bn=true", "model.lora_rank=2"])
+@pytest.mark.parametrize("other", ["model.name=iresnet18", "model.embedding_dim=24"])
+def test_statistics_that_nothing_changes_must_be_there(
+    trained, old, world, tmp_path, frozen, other
+):
+    """A run that starts so is not finite after some steps."""
+    checkpoint, _, config = trained
+    changed = override(with_data(config, old, output=tmp_path), [other, frozen])
+    with pytest.raises(WeightsError, match=r"not have the statistics of .* It holds iresnet10 "):
+        start(changed, world, checkpoint)
+
+
 def test_weights_that_would_be_taken_by_half_are_refused(trained, old, world, tmp_path):
     _, source, config = trained
     config, path = with_data(config, old, output=tmp_path / "run"), tmp_path / "backbone.pth"
