@@ -16,6 +16,7 @@ from facestream import UserError
 from pipeline.named_path import MALFORMED, as_text
 
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
+_ALIAS = "while scanning an alias"  # as PyYAML says it of a * that no name follows
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?")
 # What may be raised by reading a text as YAML, and by giving what it says a type.
 _NO_VALUE = (OmegaConfBaseException, yaml.YAMLError, *MALFORMED)
@@ -121,7 +122,12 @@ def _texts(text: str) -> tuple[str, ...]:
 
 
 def _in_a_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    reason = str(error).partition("\n")[0]
+    if reason == _ALIAS:  # what patterns of names look like
+        return (
+            """a name that begins with * stands in quotes here, as in ["*.bias"], {"*.bias": 2}"""
+        )
+    return reason
 
 
 def _from_yaml(text: str) -> Any:

@@ -90,6 +90,8 @@ def test_the_printed_lines_give_the_same_configuration():
         ("data.augment=[flip", r"data\.augment='\[flip': expected \[one, other\]"),
         ("data.augment=[flip, [light]]", "a list of texts"),
         ("data.train=[a.rec, b: c]", "a list of texts"),
+        ("optim.freeze=[*.bias]", r"begins with \* stands in quotes"),
+        ("optim.rates={*.bias: 2}", r"begins with \* stands in quotes"),
         ("run.output.x=a", r"run\.output\.x"),
     ],
 )

@@ -16,7 +16,7 @@ def as_file(source: str, translated: Translation) -> str:
         source: the name of what was translated.
     """
     ranks = f"{translated.gpus} GPU{'s' if translated.gpus > 1 else ''}"
-    lines = [f'"""{source} of arcface_torch, as it trains on {ranks}.']
+    lines = [f'"""{_plain(source)} of arcface_torch, as it trains on {ranks}.']
     if translated.notes:
         lines += ["", "Not the same:", *(f"- {_plain(note)}" for note in translated.notes)]
     kinds = get_type_hints(Config)
@@ -38,5 +38,6 @@ def _in(section: str, key: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Fit for a docstring, whatever the file says."""
-    return text.replace("\\", "\\\\").replace('"""', "'''")
+    """Fit for a docstring, whatever the file says or is called: it must not become code."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return shown.replace("\\", "\\\\").replace('"""', "'''")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,20 @@ def test_what_the_checkpoint_says_counts(tmp_path):
     )
     (tmp_path / "config.py").write_text(as_file("theirs.py", found.settings))
     assert load_config(tmp_path / "config.py") == config
+
+
+@pytest.mark.parametrize(
+    "name",
+    ['x"""+open("trace","w").name+""".py', 'x\ny".py', "back\\.py", os.fsdecode(b"latin-\xe9.py")],
+    ids=["code", "lines", "backslash", "not UTF-8"],
+)
+def test_nothing_of_a_files_name_is_run(name, tmp_path, monkeypatch):
+    """It stands in the configuration that is written, which is Python and is run."""
+    monkeypatch.chdir(tmp_path)
+    found = run(tmp_path, weights())
+    Path("config.py").write_text(as_file(name, found.settings), encoding="utf-8")
+    assert load_config(Path("config.py")) == found.config
+    assert not Path("trace").exists()
 
 
 def test_nothing_differs_where_both_say_the_same(tmp_path):

@@ -21,7 +21,7 @@ from tests.models.small import SIZE
 from tests.training.weights.onnx_graphs import source, write
 from training.frozen.onnx_network import OnnxNetwork, open_onnx
 from training.saving.weight_file import WeightsError
-from training.weights.onnx_import import comparison, importing
+from training.weights.onnx_import import comparison, graph, importing
 from training.weights.onnx_import.comparison import BOUND, Difference, are_alike, difference
 from training.weights.onnx_import.importing import import_onnx
 
@@ -178,6 +178,49 @@ def test_what_is_no_graph_of_images(change, message, whole, tmp_path):
     onnx.save(model, tmp_path / "changed.onnx")
     with pytest.raises(WeightsError, match=message):
         import_onnx(tmp_path / "changed.onnx")
+
+
+def node(op: str, *inputs: str, **attributes: int) -> Any:
+    return onnx.helper.make_node(op, inputs, ["made"], **attributes)
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        [node("Add", "column", "row")],
+        [node("Gather", "row", "places", axis=0)],
+        [node("Expand", "column", "shape")],
+        [node("Expand", "row", "shape")],
+        [node("ConstantOfShape", "shape")],
+        [node("Concat", *["row"] * 1000, axis=0)] * 500,
+    ],
+    ids=["Add", "Gather", "Expand", "Expand more", "ConstantOfShape", "Concat"],
+)
+def test_a_small_file_whose_constants_grow_is_refused_before_they_do(large, tmp_path, monkeypatch):
+    """Of a few bytes more than a machine's memory could be made."""
+    monkeypatch.setattr(graph, "_LARGEST", 1 << 18)
+    made = []
+    for number, one in enumerate(large):
+        made.append(onnx.NodeProto())
+        made[-1].CopyFrom(one)
+        made[-1].output[0] = f"made{number}"
+    made.append(onnx.helper.make_node("Add", ["images", "made0"], ["embeddings"]))
+    constants = {
+        "column": np.ones((1 << 10, 1), np.float32),
+        "row": np.ones((1, 1 << 10), np.float32),
+        "places": np.zeros(1 << 10, np.int64),
+        "shape": np.array([1 << 20, 1]),
+    }
+    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", 3, SIZE, SIZE])
+        for name in ("images", "embeddings")
+    ]
+    whole = onnx.helper.make_graph(made, "grows", ends[:1], ends[1:], tensors)
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(whole, opset_imports=[opset]), tmp_path / "grows.onnx")
+    with pytest.raises(WeightsError, match=r"values of constants alone, expected at most 262,144"):
+        import_onnx(tmp_path / "grows.onnx")
 
 
 def test_what_is_read_wrongly_is_refused(whole, monkeypatch):
