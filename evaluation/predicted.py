@@ -25,7 +25,7 @@ from pipeline.whole_file import write_whole, writing_whole
 FORMAT = 1
 FORMS = ("npy", "parquet", "safetensors")
 _ABOUT, _NAMES, _ROWS = "about.json", "names.txt", "embeddings.npy"
-_IDENTITIES = "identities.txt"
+IDENTITIES = "identities.txt"
 _FURTHER = ("labels", "quality")  # columns that a folder may have beside norms
 _OF_PARQUET = {"norms": "norm", "labels": "label"}  # names of columns there
 _OF_SAFETENSORS = {"float16": "F16", "float32": "F32", "int64": "I64"}
@@ -110,7 +110,7 @@ def write_predicted(
     check_names(identities or ())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _ABOUT).unlink(missing_ok=True)  # the old embeddings are replaced one by one
-    for old in (_IDENTITIES, *(f"{name}.npy" for name in _FURTHER)):
+    for old in (IDENTITIES, *(f"{name}.npy" for name in _FURTHER)):
         (folder / old).unlink(missing_ok=True)
     columns = {"norms": np.ascontiguousarray(features.norms, np.float32)}
     if labels is not None:
@@ -120,7 +120,7 @@ def write_predicted(
     write = {"npy": _write_npy, "parquet": _write_parquet, "safetensors": _write_safetensors}
     files = write[form](folder, features, names, about, columns)
     if identities is not None:
-        files.append(_write_lines(folder / _IDENTITIES, identities))
+        files.append(_write_lines(folder / IDENTITIES, identities))
     files.append(_write_lines(folder / _NAMES, names))
     counts = {"images": len(names), "dimension": features.embeddings.shape[1]}
     said = json.dumps({"format": FORMAT, **counts, **asdict(about)}, indent=2)

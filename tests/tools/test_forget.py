@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +185,21 @@ def test_everything_that_was_made_of_the_set_is_listed_and_nothing_else(there):
     assert "runs/clean/" not in ended.stdout
     assert "Nothing was deleted" in ended.stdout
     assert Path(cache).exists()
+
+
+@pytest.mark.parametrize("told_by", ["identities.txt", "names.txt"])
+def test_embeddings_of_an_archive_are_known_by_their_labels_and_by_inner_folders(told_by, there):
+    """Rows of a parquet file are named by number, a .zip's may lie in a folder of all people."""
+    rows = there / "rows"
+    shutil.copytree("runs/other_rows", rows)
+    given = ("dora", "--runs", there)
+    assert str(rows) not in listed(run(*given, out=there / "list.txt").stdout)
+    count = len((rows / "names.txt").read_text().splitlines())
+    lines = ["photos/dora/1.jpg", *(f"photos/x/{n}.jpg" for n in range(1, count))]
+    (rows / told_by).write_text(
+        "\n".join(["dora"] if told_by == "identities.txt" else lines) + "\n"
+    )
+    assert listed(run(*given, out=there / "list.txt").stdout)[str(rows)] == "delete"
 
 
 def test_a_run_whose_list_is_not_as_it_was_is_to_be_looked_at(there):

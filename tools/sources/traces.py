@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.predicted import read_predicted
+from evaluation.predicted import IDENTITIES, read_predicted
 from evaluation.result import read_evaluation
 from facestream import UserError
 from pipeline.named_path import MALFORMED
@@ -246,9 +246,18 @@ def _embeddings(path: Path, people: Sequence[Found]) -> str:
     if any(_is_named(one, source) for one in people):
         return f"embeddings of {source}"
     called = {one.name for one in people if one.name}
-    if any(name.partition("/")[0] in called for name in names):
+    if any(called.intersection(name.split("/")[:-1]) for name in names):
         return "embeddings of images that are named so"
+    if called.intersection(_lines(path.parent / IDENTITIES)):
+        return "embeddings of people, of whom one is named so"
     return ""
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="surrogateescape").splitlines()
+    except (OSError, ValueError):  # none there, or no text
+        return []
 
 
 def _results(path: Path, people: Sequence[Found], models: set[Path]) -> str:
