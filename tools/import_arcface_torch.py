@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -119,14 +120,15 @@ def _report(weights: Weights, path: Path, run: TheirRun | None, source: Path) ->
         print(f"step          {run.step}{schedule}, {run.config.run.epochs} epochs in all")
     for note in (*weights.notes, *(run.settings.notes if run else ())):
         print(f"note          {note}")
+    shown = quote(str(path))
     print(f"wrote         {path}")
-    print(f"fine-tune it  run.init_from={path}")
+    print(f"fine-tune it  run.init_from={shown}")
     if centers is not None and run:
         gpus = run.settings.gpus
         start = f"torchrun --nproc_per_node={gpus}" if gpus > 1 else "python"
-        print(f"go on         {start} train_dist.py {path.parents[1] / CONFIG}")
+        print(f"go on         {start} train_dist.py {quote(str(path.parents[1] / CONFIG))}")
     elif centers is not None:
-        print(f"go on         run.resume={path}, with the batch, set and margin that it had")
+        print(f"go on         run.resume={shown}, with the batch, set and margin that it had")
 
 
 def main() -> None:

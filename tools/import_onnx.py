@@ -13,6 +13,7 @@ import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 
 import torch
 from safetensors.torch import save
@@ -73,7 +74,7 @@ def import_model(arguments: argparse.Namespace) -> None:
         weights = Weights(found.architecture, found.tensors)
         write_imported(output, weights, sources=[source.name], data=data)
     print(f"wrote         {output}")
-    print(f"fine-tune it  run.init_from={output}")
+    print(f"fine-tune it  run.init_from={quote(str(output))}")
 
 
 def _require_free(output: Path) -> None:

@@ -99,8 +99,9 @@ def test_a_run_goes_on_from_their_weights_and_momentum(theirs, tmp_path, world):
 def test_a_backbone_alone_becomes_a_checkpoint_without_a_head(theirs, tmp_path, world, capsys):
     _, network, _ = theirs
     torch.save(network.state_dict(), tmp_path / "backbone.pth")
-    path = import_arcface_torch([tmp_path / "backbone.pth"], tmp_path / "out")
+    path = import_arcface_torch([tmp_path / "backbone.pth"], tmp_path / "an out")
     told = capsys.readouterr().out
+    assert f"fine-tune it  run.init_from='{path}'\n" in told, "fit for a shell"
     assert "iresnet10 with width=0.25 for 32 pixels, 16 features" in told
     assert "head          none" in told
     assert "momentum of the backbone: in none of these files, it starts at zero" in told

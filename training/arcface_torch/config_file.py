@@ -34,6 +34,8 @@ class Read:
 
 def read_config_file(path: Path) -> Read | None:
     """What a file assigns to `config` at its top level; None where it is no such file."""
+    if not path.is_file():  # reading a pipe or a device may never end
+        return None
     try:
         return _of_statements(ast.parse(path.read_bytes()).body)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):

@@ -32,7 +32,7 @@ def files_of(sources: Iterable[Path]) -> Iterator[Path]:
     for source in sources:
         if not source.exists():
             raise ArcFaceTorchError(f"{source} does not exist: name files or a folder of them")
-        if source.is_file():
+        if not source.is_dir():
             yield source
             continue
         names = (_RANK_FILE, _OLD_FILE)

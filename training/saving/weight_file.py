@@ -15,6 +15,7 @@ from torch import Tensor
 from facestream import UserError
 from models.measure import networks_in
 from models.recognize import may_be_magface, recognize, require_finite, split_prefix
+from pipeline.named_path import check_path
 
 ONNX = ".onnx"  # read by training/weights/onnx_import
 SUFFIXES = (".pth", ".pt", ".safetensors", ONNX)
@@ -53,8 +54,11 @@ def read_weight_file(path: Path) -> Backbone:
 def load_content(path: Path) -> Any:
     """What a file of safetensors or of torch.save holds, on the CPU; no code in it runs.
 
-    Raises WeightsError for a file that cannot be read, or needs code to be run.
+    Raises WeightsError for a file that cannot be read, or needs code to be run; PathError for a
+    pipe or a device, which have no end.
     """
+    if path.exists():
+        check_path(path, called=str(path), expected="a file of weights")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

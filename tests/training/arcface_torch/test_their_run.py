@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from models import Architecture
+from pipeline.named_path import PathError
 from training.arcface_torch.config_text import as_file
+from training.arcface_torch.reading import read_arcface_torch
 from training.arcface_torch.run import TheirRun, find_config, their_run
 from training.arcface_torch.settings import translate
 from training.arcface_torch.training_log import read_training_log
@@ -152,3 +154,14 @@ def test_a_file_of_settings_goes_before_the_log_and_several_are_asked_about(tmp_
     with pytest.raises(ArcFaceTorchError, match=r"a\.py, .*b\.py: name the run's own as --config"):
         find_config([tmp_path], gpus=2)
     assert find_config([tmp_path / "a.py"], gpus=2) is None, "a file, and no folder"
+
+
+def test_pipes_and_devices_which_have_no_end_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "a.py")
+    (tmp_path / "b.py").symlink_to("/dev/zero")
+    assert find_config([tmp_path], gpus=4) is None
+    os.mkfifo(tmp_path / "model.pt")
+    (tmp_path / "backbone.pth").symlink_to("/dev/zero")
+    for source in (tmp_path, tmp_path / "model.pt", tmp_path / "backbone.pth"):
+        with pytest.raises(PathError, match="is a pipe, a socket or a device"):
+            read_arcface_torch([source])
