@@ -135,9 +135,12 @@ def export(
 def faces_of(rec: Path, *, size: int, count: int) -> np.ndarray:
     """`count` images from all over a .rec: (count, size, size, 3) uint8 RGB; fewer if it has fewer.
 
+    `rec` may be the folder of a train.rec.
+
     Raises UserError: no such file, images of another size, or damaged ones.
     """
-    check_path(rec, called=f"--calibrate {rec}", expected="a .rec file")
+    path = rec / "train.rec" if rec.is_dir() else rec
+    check_path(path, called=f"--calibrate {path}", expected="a .rec file or its folder")
     images = training_images(open_index(rec), size=size)
     places = np.unique(np.linspace(0, len(images) - 1, count).astype(int)) if len(images) else []
     found = []

@@ -242,3 +242,4 @@ def test_faces_are_taken_from_all_over_a_file(faces):
     assert found.shape == (10, 64, 64, 3)
     assert len(np.unique(found.reshape(10, -1), axis=0)) == 10
     assert len(faces_of(faces / "train.rec", size=64, count=1000)) == 64
+    assert np.array_equal(faces_of(faces, size=64, count=10), found)
