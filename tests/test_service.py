@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -74,6 +75,19 @@ def ask(address: str, body: bytes) -> tuple[int, dict[str, Any]]:
         return error.code, json.load(error)
 
 
+def ask_with_length(address: str, length: str | None) -> tuple[int, dict[str, Any]]:
+    """The header as it is given, and nothing after it: the connection stays open."""
+    connection = HTTPConnection(address.removeprefix("http://"), timeout=60)
+    connection.putrequest("POST", "/")
+    if length is not None:
+        connection.putheader("Content-Length", length)
+    connection.endheaders()
+    response = connection.getresponse()
+    answer = json.load(response)
+    connection.close()
+    return response.status, answer
+
+
 @pytest.mark.slow
 def test_two_faces_get_their_cosine_and_a_decision(address):
     faces = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
@@ -92,10 +106,15 @@ def test_two_faces_get_their_cosine_and_a_decision(address):
     assert answer["decision"] == "same"
     for body, complaint in (
         (b"no JSON", "JSONDecodeError"),
-        (json.dumps({"a": a}).encode(), "KeyError: 'b'"),
+        (json.dumps({"a": a}).encode(), "expected a and b, two images in base64"),
+        (b"[]", "expected a and b, two images in base64"),
         (json.dumps({"a": a, "b": png(faces[0, :8])}).encode(), f"expected faces of {SIZE} x"),
         (json.dumps({"a": a, "b": base64.b64encode(b"x" * 99).decode()}).encode(), "Unidentified"),
     ):
         status, answer = ask(address, body)
         assert status == 400
         assert complaint in answer["error"]
+    for length in (None, "-1", "ten"):
+        status, answer = ask_with_length(address, length)
+        assert status == 400
+        assert "expected Content-Length" in answer["error"]
