@@ -20,8 +20,6 @@ from shlex import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
-from pipeline.whole_file import write_whole
 from training.arcface_torch.config_text import as_file
 from training.arcface_torch.reading import read_arcface_torch
 from training.arcface_torch.run import TheirRun, find_config, their_run
@@ -77,8 +75,8 @@ def import_arcface_torch(
             sources=names,
             config=run.config,
             steps_per_epoch=run.steps_per_epoch,
+            beside={CONFIG: as_file(source.name, run.settings)},
         )
-        write_whole(output / CONFIG, as_file(source.name, run.settings))
     _report(weights, path, run, source)
     return path
 

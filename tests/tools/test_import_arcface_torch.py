@@ -21,6 +21,7 @@ from training.saving.files import faults, read_about
 from training.saving.reading import open_weights
 from training.step.backbone import unwrapped
 from training.step.precision import choose_precision
+from training.weights import imported_run
 
 ROOT = Path(__file__).parents[2]
 CLASSES, RANKS, STEP = 11, 3, 600
@@ -163,3 +164,23 @@ def test_any_network_becomes_a_checkpoint_that_is_what_it_was(name, tmp_path, ca
     assert f"backbone      {as_recognized(name)}, {DIM} features" in capsys.readouterr().out
     for key, tensor in saved.network().state_dict().items():
         assert torch.equal(tensor, network.state_dict()[key]), key
+
+
+def test_what_is_not_finished_has_another_name_and_is_in_nobodys_way(theirs, tmp_path, monkeypatch):
+    folder, *_ = theirs
+    output = tmp_path / "out"
+
+    def full(*_: object) -> None:
+        left = tmp_path / ".out.unfinished"
+        assert list(left.glob("checkpoints/*"))  # written, but not under its name
+        assert not output.exists()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(imported_run.shutil, "move", full)
+        with pytest.raises(OSError, match="No space left"):
+            import_arcface_torch([folder], output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs"]
+    (tmp_path / ".out.unfinished/checkpoints").mkdir(parents=True)  # as a kill leaves it
+    assert faults(import_arcface_torch([folder], output)) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "theirs"]

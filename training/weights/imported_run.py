@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.whole_file import write_whole
 from training.arcface_torch.weights import Weights, trained
 from training.config import Config, DataConfig, HeadConfig, ModelConfig, RunConfig
 from training.frozen.card import TrainingData
@@ -24,30 +26,46 @@ def write_imported(
     data: Sequence[TrainingData] = (),
     config: Config | None = None,
     steps_per_epoch: int = 0,
+    beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Write weights as the one checkpoint of a run; returns its folder.
 
-    Call it in a process group of one.
+    The run is there as a whole or not at all: what a killed call leaves has another name, and the
+    next one clears it away. Call it in a process group of one.
 
     Args:
-        output: the run's folder.
+        output: the run's folder; where it exists it is empty.
         sources: names of the files that they are from.
         data: that they were trained on, where that is known.
         config: of the run that they are from; None: not known.
         steps_per_epoch: of that run; 0: not known.
+        beside: texts of other files of the run's folder, by name.
 
     Raises CheckpointError where it cannot be written.
     """
     config = config or _config(weights, output)
-    return checkpoint.write(
-        output,
-        _state(weights),
-        step=weights.step,
-        config=config,
-        facts=_facts(config) | {"imported from": [*sources]},
-        counters={"steps_per_epoch": steps_per_epoch} if steps_per_epoch else {},
-        data=[asdict(one) for one in data],
-    )
+    final = output.resolve()  # which a link to an empty folder stands for
+    unfinished = final.with_name(f".{final.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        written = checkpoint.write(
+            unfinished,
+            _state(weights),
+            step=weights.step,
+            config=config,
+            facts=_facts(config) | {"imported from": [*sources]},
+            counters={"steps_per_epoch": steps_per_epoch} if steps_per_epoch else {},
+            data=[asdict(one) for one in data],
+        )
+        for name, text in (beside or {}).items():
+            write_whole(unfinished / name, text)
+        if final.exists():
+            final.rmdir()
+        shutil.move(unfinished, final)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return output / written.relative_to(unfinished)
 
 
 def _config(weights: Weights, output: Path) -> Config:
