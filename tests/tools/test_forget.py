@@ -106,7 +106,8 @@ def results(folder: Path, *, set_name: str = "lfw", source: str = "m.pth", pair=
     model = Model("m", source, "0", "iresnet10", 16, 32, "", "float32")
     (folder / "results.json").write_text(Evaluation([model], [result]).as_json())
     (folder / "report.html").write_text("")
-    (folder / "embeddings/0.embeddings").write_bytes(b"")
+    for name in ("0", "1"):
+        (folder / "embeddings" / f"{name}.embeddings").write_bytes(b"")
 
 
 def pages(folder: Path, kind: str, *, training: Path) -> None:
@@ -173,13 +174,16 @@ def test_everything_that_was_made_of_the_set_is_listed_and_nothing_else(there):
         **{
             f"runs/{name}/{file}": delete
             for name in ("by_set", "by_name", "by_model", "by_export")
-            for file in ("results.json", "report.html", "embeddings/0.embeddings")
+            for file in ("results.json", "report.html", "embeddings/*.embeddings")
         },
         "runs/leaks/overlap.json": delete,
         "runs/leaks/overlap.html": delete,
         "runs/cleaned/clean.html": delete,
-        "runs/other_report/embeddings/0.embeddings": "look at",
+        "runs/other_report/embeddings/*.embeddings": "look at",
     }
+    assert (
+        "other_report/embeddings/*.embeddings: 2 files, embeddings that a command" in ended.stdout
+    )
     assert "runs/one/tensorboard" in ended.stdout
     assert "runs/other" not in ended.stdout.replace("runs/other_report/embeddings", "")
     assert "runs/clean/" not in ended.stdout

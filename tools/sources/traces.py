@@ -71,7 +71,23 @@ def find_traces(people: Sequence[Found], roots: Sequence[Path], world: World) ->
         found += _of_file(path, people, models)
     order = (TRAIN_AGAIN, DELETE, LOOK)
     by_path = {trace.path: trace for trace in reversed(found)}  # the first says most
-    return sorted(by_path.values(), key=lambda trace: (order.index(trace.what), trace.path))
+    traces = _kept_by_folder(by_path.values())
+    return sorted(traces, key=lambda trace: (order.index(trace.what), trace.path))
+
+
+def _kept_by_folder(traces: Iterable[Trace]) -> Iterator[Trace]:
+    """The same, but one of a folder's kept embeddings, a file for each model and set."""
+    kept: dict[tuple[str, Path, str], list[Path]] = {}
+    for trace in traces:
+        if trace.path.suffix == _KEPT:
+            kept.setdefault((trace.what, trace.path.parent, trace.why), []).append(trace.path)
+        else:
+            yield trace
+    for (what, folder, why), paths in kept.items():
+        if len(paths) == 1:
+            yield Trace(what, paths[0], why)
+        else:
+            yield Trace(what, folder / f"*{_KEPT}", f"{len(paths):,} files, {why}")
 
 
 def _files(root: Path) -> Iterator[Path]:
