@@ -73,7 +73,7 @@ def predict(arguments: argparse.Namespace, world: World) -> None:
     # Before the images: who sees that people are missing need not wait for the embeddings.
     labels = source.labels() if world.is_main else None
     if world.is_main:
-        print(f"labels        {_told_labels(labels)}", flush=True)
+        print(f"labels        {_told_labels(labels, source)}", flush=True)
     keep = arguments.output / "unfinished"
     began = time.perf_counter()
     features = extract(
@@ -149,12 +149,9 @@ def _tell_model(opened: OpenedModel) -> None:
         print(f"note          {note}")
 
 
-def _told_labels(labels: Labels | None) -> str:
+def _told_labels(labels: Labels | None, source: NamedImages) -> str:
     if labels is None:
-        return (
-            "none: INPUT does not say who is who. Of .parquet files and tars --label-column names "
-            "what does"
-        )
+        return f"none: INPUT does not say who is who. {source.would_label}"
     known = labels.numbers[labels.numbers != NO_LABEL]
     return f"{len(known):,} of {len(labels.numbers):,} images, people: {len(np.unique(known)):,}"
 

@@ -145,6 +145,40 @@ def test_an_archive_is_embedded_like_the_folder_that_it_was_made_of(name, there)
     assert len(set(names)) == COUNT
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("faces.zip", "a folder for each person"),
+        ("faces.lmdb", "msgpack of [image, label]"),
+        ("faces.tar", "A .cls of each sample"),
+        ("faces.parquet", "A column label"),
+        ("faces.txt", "a folder for each person"),
+    ],
+)
+def test_where_input_does_not_say_who_is_who_what_would_fits_its_kind(name, hint, there):
+    image = faces()["p0/00.png"]
+    path = there / name
+    if name == "faces.zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("00.png", image)
+    elif name == "faces.lmdb":
+        with lmdb.open(str(path), map_size=1 << 24) as opened, opened.begin(write=True) as put:
+            put.put(b"00", image)
+    elif name == "faces.tar":
+        with tarfile.open(path, "w") as tar:
+            about = tarfile.TarInfo("00.png")
+            about.size = len(image)
+            tar.addfile(about, io.BytesIO(image))
+    elif name == "faces.parquet":
+        pq.write_table(pa.table({"image": pa.array([{"bytes": image, "path": "00.png"}])}), path)
+    else:
+        (there / "00.png").write_bytes(image)
+        path.write_text("00.png\n")
+    (line,) = (one for one in run(path).stdout.splitlines() if one.startswith("labels "))
+    assert line.startswith("labels        none: INPUT does not say who is who. ")
+    assert hint in line
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_command_on_an_archive_that_is_stopped_goes_on_to_the_same_bytes(

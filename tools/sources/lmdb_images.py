@@ -1,8 +1,9 @@
 """Images in an LMDB, in the forms that sets of faces come in.
 
 A value is an encoded image, or msgpack of a list that begins with one, as HSFace and VFace have it:
-`[image, label]`, or `[image, feature, label]`; its first whole number is the label. Keys that begin
-with two underscores (`__len__`, `__keys__`, `__classnum__`) are none of images.
+`[image, label]`, or `[image, feature, label]`; its first whole number is the label. Where none has
+one, keys that are paths say it as those in a .zip do. Keys that begin with two underscores
+(`__len__`, `__keys__`, `__classnum__`) are none of images.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pipeline.name_order import order_of
 from pipeline.photos import MOST_BYTES
 from pipeline.records.image_kind import image_kind
 from pipeline.records.recordio import RecordError
-from tools.sources.stored import NO_LABEL, Labels, OpenFiles, Stored, state_of
+from tools.sources.stored import NO_LABEL, Labels, OpenFiles, Stored, archive_labels, state_of
 
+_WOULD_LABEL = "Values that are msgpack of [image, label], or keys such as PERSON/1.jpg, would"
 _LOOKED_AT = 8  # values, for their form
 _SHORT = 16  # bytes: more than what stands before a value in msgpack
 _DEEPEST = 4  # lists in lists
@@ -48,6 +50,8 @@ def stored_lmdb(path: Path) -> Stored:
 
         return read
 
+    kept_names = [names[place] for place in kept]
+
     def read(place: int) -> bytes:
         offset, length, _ = _parts(at(place), int(lengths[place]))
         return at(place)(offset, length)
@@ -59,10 +63,10 @@ def stored_lmdb(path: Path) -> Stored:
                 numbers[place] = _parts(at(place), int(lengths[place]))[2]
             except (RecordError, OverflowError):  # it is counted as damaged
                 continue
-        return Labels(numbers) if (numbers != NO_LABEL).any() else None
+        return Labels(numbers) if (numbers != NO_LABEL).any() else archive_labels(kept_names)
 
     _check_form(path, [at(place) for place in _from_here_and_there(len(kept))])
-    return Stored([names[place] for place in kept], read, state_of([path]), labels)
+    return Stored(kept_names, read, state_of([path]), labels, _WOULD_LABEL)
 
 
 def _from_here_and_there(count: int) -> list[int]:

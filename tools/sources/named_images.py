@@ -32,7 +32,7 @@ from tools.sources.cropping import CropOptions, open_cropper
 from tools.sources.folder_names import on_disk
 from tools.sources.lmdb_images import stored_lmdb
 from tools.sources.lst import parse_line
-from tools.sources.stored import Labels, Stored, folder_labels, labels_of
+from tools.sources.stored import BY_FOLDERS, Labels, Stored, folder_labels, labels_of
 from tools.sources.webdataset import stored_webdataset
 from tools.sources.zip_images import stored_zip
 
@@ -60,11 +60,13 @@ class NamedImages:
         images: to embed.
         labels: finds out who is who, which may take a while; None where the source does not say.
         parquet: the files, where it is such.
+        would_label: as of Stored.
     """
 
     images: Images
     labels: Callable[[], Labels | None]
     parquet: Sequence[Path] = ()
+    would_label: str = BY_FOLDERS
 
 
 def named_images(source: Path, *, size: int, photos: CropOptions) -> Images:
@@ -100,7 +102,8 @@ def open_named_images(
         found, parquet = stored
         if not found.names:
             raise ImagesError(f"{source} holds no images: expected {EXPECTED}")
-        return NamedImages(_seen(found, source, size, photos), found.labels, parquet)
+        images = _seen(found, source, size, photos)
+        return NamedImages(images, found.labels, parquet, found.would_label)
     labels = partial(labels_of, [])  # none
     if source.is_dir():
         names, folder = image_names(source), source

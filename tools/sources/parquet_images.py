@@ -51,7 +51,8 @@ def stored_parquet(
     if len(set(names)) < len(names):
         raise RecordError(f"two files are called {files[0].name}: rename one of them")
     known_by = f"{state_of(files)} {image_column}"
-    return Stored(names, rows.image, known_by, lambda: labels_of(identities))
+    would_label = "A column label would, or another one that --label-column names"
+    return Stored(names, rows.image, known_by, lambda: labels_of(identities), would_label)
 
 
 def column_of(files: Sequence[Path], name: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from pipeline.photos import MOST_BYTES
 from pipeline.records.recordio import RecordError
 
 NO_LABEL = -1
+BY_FOLDERS = "Paths with a folder for each person, or a .lst with labels, would"
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ class Stored:
         known_by: what changes with the images.
         labels: finds out who is who, which may take a while; None where the source does not say.
             Raises UserError for labels that cannot be read.
+        would_label: where it does not, what would: a sentence about such a source.
     """
 
     names: Sequence[str]
     read: Callable[[int], bytes]
     known_by: str
     labels: Callable[[], Labels | None]
+    would_label: str = BY_FOLDERS
 
 
 def labels_of(identities: Sequence[int | str]) -> Labels | None:
@@ -76,6 +79,14 @@ def labels_of(identities: Sequence[int | str]) -> Labels | None:
 def folder_labels(names: Iterable[str]) -> Labels | None:
     """By the first folder of each path; None where there are no folders."""
     return labels_of([name.partition("/")[0] if "/" in name else "" for name in names])
+
+
+def archive_labels(names: Sequence[str]) -> Labels | None:
+    """Likewise, but a folder that all are in, as where one folder was packed, is nobody's name."""
+    parts = [name.split("/") for name in names]
+    while parts and all(len(one) > 2 and one[0] == parts[0][0] for one in parts):
+        parts = [one[1:] for one in parts]
+    return folder_labels("/".join(one) for one in parts)
 
 
 def state_of(files: Iterable[Path]) -> str:

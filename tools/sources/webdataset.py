@@ -89,6 +89,7 @@ def stored_webdataset(shards: Sequence[Path], *, label_key: str = "label") -> St
         lambda place: content_at(which[place], starts[place], sizes[place]),
         state_of(shards),
         lambda: labels_of(identities),
+        "A .cls of each sample would, or a key of its .json that --label-column names",
     )
 
 

@@ -12,7 +12,7 @@ from facestream import UserError
 from pipeline.named_path import MALFORMED
 from pipeline.photos import CONVERTED, MOST_BYTES, SUFFIXES
 from pipeline.records.recordio import RecordError
-from tools.sources.stored import OpenFiles, Stored, folder_labels, state_of
+from tools.sources.stored import OpenFiles, Stored, archive_labels, state_of
 
 _LOCAL = 30  # bytes of the header before a member, without its name and what follows
 _ENCRYPTED = 1
@@ -73,15 +73,7 @@ def stored_zip(path: Path) -> Stored:
             raise RecordError("is damaged: it is not what the .zip says of it")
         return content
 
-    return Stored(names, read, state_of([path]), lambda: folder_labels(_inside(names)))
-
-
-def _inside(names: list[str]) -> list[str]:
-    """Paths without the folders that all of them begin with, as far as each has another one."""
-    parts = [name.split("/") for name in names]
-    while parts and all(len(one) > 2 and one[0] == parts[0][0] for one in parts):
-        parts = [one[1:] for one in parts]
-    return ["/".join(one) for one in parts]
+    return Stored(names, read, state_of([path]), lambda: archive_labels(names))
 
 
 def _parts(member: zipfile.ZipInfo) -> list[str]:

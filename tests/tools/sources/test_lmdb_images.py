@@ -51,7 +51,17 @@ def test_encoded_images_are_read_by_their_keys(tmp_path):
     found = stored_lmdb(write(tmp_path / "a", {f"p/{k}.jpg": jpeg for k, jpeg in enumerate(JPEGS)}))
     assert found.names == ["p/0.jpg", "p/1.jpg", "p/2.jpg"]
     assert [found.read(place) for place in range(3)] == JPEGS
-    assert found.labels() is None
+    assert found.labels().numbers.tolist() == [0, 0, 0]
+
+
+def test_keys_that_are_paths_say_who_it_is_where_no_value_does(tmp_path):
+    keys = ["all/s10/1.jpg", "all/s2/1.jpg", "all/s2/2.jpg"]
+    by_key = stored_lmdb(write(tmp_path / "a", dict(zip(keys, JPEGS)))).labels()
+    assert (by_key.numbers.tolist(), by_key.names) == ([0, 1, 1], ["s10", "s2"])
+    values = {key: packed(jpeg, 7) for key, jpeg in zip(keys, JPEGS)}
+    assert stored_lmdb(write(tmp_path / "b", values)).labels().numbers.tolist() == [7, 7, 7]
+    flat = {str(k): jpeg for k, jpeg in enumerate(JPEGS)}
+    assert stored_lmdb(write(tmp_path / "c", flat)).labels() is None
 
 
 def test_numbers_are_in_their_own_order_and_what_is_no_image_is_left_out(tmp_path):
