@@ -7,6 +7,7 @@ evaluation/features.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,15 @@ Opener = Callable[[int], TestSet]
 def embed_sets(models: Sequence[Judged], openers: Sequence[Opener], settings: Settings) -> None:
     """Embed all that is not yet kept; with several ranks call it on all, which share the work.
 
+    Embeddings that are not finite are kept, too: `evaluate` refuses the model.
+
     Raises:
-        UserError: what `extract` raises, on every rank, and what openers raise.
+        UserError: what else `extract` raises, and what openers raise.
     """
     for opener in openers:
         for model, test_set in _each(models, opener):
-            _features(model, test_set, settings)
+            with suppress(NonFiniteEmbeddingsError):  # on every rank
+                _features(model, test_set, settings)
 
 
 def evaluate(
@@ -75,23 +79,36 @@ def evaluate(
     *,
     overlap: Mapping[str, Any] | None = None,
     tell: Callable[[Result], None] = lambda result: None,
+    fail: Callable[[UserError], None] | None = None,
 ) -> Evaluation:
     """Judge every model on every set, alone, whatever the ranks that embed.
 
     Args:
         overlap: what a leak check found, for the report.
         tell: gets each result when it is there.
+        fail: gets why a model cannot embed a set, while others are left: nothing is returned of
+            that model. None raises it.
 
     Raises:
-        UserError: a subclass of it, where a set or a model cannot be judged.
+        UserError: a subclass of it, where a set or the last model that is left cannot be judged.
     """
+    left = list(models)
     results: list[Result] = []
     comparisons: list[Comparison] = []
     leaks = dict(overlap or {})
     for opener in openers:
         by_model: dict[str, Features] = {}
-        for model, test_set in _each(models, opener):
-            features = _features(model, test_set, settings)
+        for model, test_set in _each(tuple(left), opener):
+            try:
+                features = _features(model, test_set, settings)
+            except ImagesError:  # of the set, whatever the model
+                raise
+            except UserError as error:
+                if fail is None or len(left) == 1:
+                    raise
+                left.remove(model)
+                fail(error)
+                continue
             assert features is not None, "there is one rank"
             by_model[model.about.name] = features
             judged = [_judge(test_set, features, model, settings.asked, settings)]
@@ -106,9 +123,13 @@ def evaluate(
             for result in judged:
                 tell(result)
             results += judged
-        if len(models) > 1 and settings.asked.draws:
+        if len(by_model) > 1 and settings.asked.draws:
             comparisons += test_set.compare(by_model, asked=settings.asked)
-    return Evaluation([model.about for model in models], results, comparisons, leaks)
+    judged_all = [model.about for model in left]
+    names = {model.name for model in judged_all}
+    results = [one for one in results if one.model in names]
+    comparisons = [one for one in comparisons if {one.first, one.second} <= names]
+    return Evaluation(judged_all, results, comparisons, leaks)
 
 
 def _each(models: Sequence[Judged], opener: Opener) -> Iterator[tuple[Judged, TestSet]]:
@@ -133,6 +154,8 @@ def _features(model: Judged, test_set: TestSet, settings: Settings) -> Features 
         )
     except (ImagesError, NonFiniteEmbeddingsError) as error:
         raise type(error)(f"{model.about.name} on {test_set.name}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{model.about.name} on {test_set.name}: {error}") from error
 
 
 def _judge(

@@ -135,7 +135,10 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
             return
         models = [_alone(model) for model in models]
     summary = overlap.summary() if overlap else None
-    found = evaluate(models, sets.openers, settings, overlap=summary, tell=_tell)
+    failed: list[UserError] = []
+    found = evaluate(
+        models, sets.openers, settings, overlap=summary, tell=_tell, fail=failed.append
+    )
     write_whole(arguments.output / "results.json", found.as_json())
     written = write_report(arguments.output, sets, pictures=not arguments.no_pictures)
     for name, said in found.overlap.items():
@@ -144,10 +147,16 @@ def judge(arguments: argparse.Namespace, world: World, *, made: str) -> None:
     if arguments.card:
         for model in found.models:
             written += add_results(model, [one for one in found.results if one.model == model.name])
-    if arguments.push:
+    if arguments.push and not failed:
         written += prepare([Path(model) for model in arguments.models], arguments.push)
     for path in written:
         print(f"wrote         {path}")
+    if failed:
+        nothing = f" {arguments.push} was not written." if arguments.push else ""
+        raise UserError(
+            f"{'; '.join(map(str, failed))}. The other models were judged: leave such a model out, "
+            f"or mend it and give the same command again.{nothing}"
+        )
 
 
 def _specs(arguments: argparse.Namespace) -> list[str]:

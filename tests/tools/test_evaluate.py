@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 
 from evaluation import embedding
+from evaluation.features import extract
 from evaluation.kept_rows import FileRows
 from evaluation.leaks.overlap import SAME_IMAGE, Finding, Overlap
 from evaluation.pair_set import write_bin
 from evaluation.protocols.named_sets import CLEAN
 from evaluation.protocols.sets import open_set
 from evaluation.result import read_evaluation
-from facestream import USER_ERROR_EXIT_CODE
+from facestream import USER_ERROR_EXIT_CODE, UserError
 from models import create_model
 from pipeline import align as pipeline_align
 from tests.commands import call
@@ -433,10 +434,49 @@ def test_names_that_are_no_text_are_shown_by_their_bytes(there):
     assert "\\udcff/0.png" in (there / "out/results.json").read_text("utf-8")
 
 
-def test_a_diverged_model_is_refused(there):
-    state = torch.load("a.pth")
+def diverge(path: str) -> None:
+    state = torch.load(path)
     state["features.weight"].fill_(1e38)
-    torch.save(state, "a.pth")
+    torch.save(state, path)
+
+
+def test_a_diverged_model_beside_others_is_named_and_they_are_judged(there):
+    diverge("a.pth")
+    write_model(there / "c.pth", 2)
+    ended = run("b.pth", "a.pth", "c.pth", "--sets", "small.bin", "small.bin+blur")
+    assert ended.returncode == USER_ERROR_EXIT_CODE
+    (line,) = ended.stderr.strip().splitlines()
+    assert line.startswith("evaluate: a on small: 60 of 60 embeddings are not finite")
+    found = read_evaluation(there / "out/results.json")
+    assert [model.name for model in found.models] == ["b", "c"]
+    assert [(r.set, r.model) for r in found.results] == [
+        (name, model) for name in ("small", "small+blur") for model in ("b", "c")
+    ]
+    assert {(one.first, one.second) for one in found.comparisons} == {("b", "c")}
+    assert sorted(path.name for path in (there / "out").iterdir() if path.is_file()) == WRITTEN
+
+
+def test_a_model_that_fails_on_the_last_set_has_no_results_at_all(there, monkeypatch):
+    monkeypatch.setattr("evaluation.evaluate.extract", failing_on("small+blur, a", extract))
+    ended = run("a.pth", "b.pth", "--sets", "small.bin", "small.bin+blur")
+    assert ended.returncode == USER_ERROR_EXIT_CODE
+    assert "a on small+blur: cannot embed" in ended.stderr
+    found = read_evaluation(there / "out/results.json")
+    assert [(r.set, r.model) for r in found.results] == [("small", "b"), ("small+blur", "b")]
+    assert not found.comparisons
+
+
+def failing_on(progress: str, extract):
+    def failing(*arguments, **options):
+        if options["progress"] == progress:
+            raise UserError("cannot embed")
+        return extract(*arguments, **options)
+
+    return failing
+
+
+def test_a_diverged_model_is_refused(there):
+    diverge("a.pth")
     ended = run("a.pth", "--sets", "small.bin")
     assert ended.returncode == USER_ERROR_EXIT_CODE
     assert "embeddings are not finite: the model has diverged" in ended.stderr
