@@ -9,6 +9,10 @@ from collections import Counter
 # tensors take six times the CPU, and twenty times as long beside other work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A shell's `make test &` leaves Ctrl-C ignored, here and in the runs that tests send it to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # What torch compiled and keeps is wrong where it is held to fewer of the CPU's instruction sets.
 if held_to := os.environ.get("ATEN_CPU_CAPABILITY"):
     folder = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}_{held_to}")

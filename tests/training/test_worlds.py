@@ -169,4 +169,4 @@ def test_four_three_one_and_two_ranks_go_on_with_one_run(data, tmp_path):
         centers = after
     alone = tiny.config(data, tmp_path / "alone")
     (expected,) = run_ranks(whole, alone, world_size=1, folder=tmp_path)
-    assert losses == pytest.approx(expected, abs=1e-5)
+    assert losses == pytest.approx(expected, rel=3e-5)  # sums in another order, for twenty steps
