@@ -41,9 +41,12 @@ def write_imported(
         steps_per_epoch: of that run; 0: not known.
         beside: texts of other files of the run's folder, by name.
 
-    Raises CheckpointError where it cannot be written.
+    Raises:
+        CheckpointError, OSError: where it cannot be written.
     """
     config = config or _config(weights, output)
+    existed = output.is_dir()
+    output.mkdir(parents=True, exist_ok=True)  # where it cannot be, the error names it
     final = output.resolve()  # which a link to an empty folder stands for
     unfinished = final.with_name(f".{final.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -59,11 +62,12 @@ def write_imported(
         )
         for name, text in (beside or {}).items():
             write_whole(unfinished / name, text)
-        if final.exists():
-            final.rmdir()
+        final.rmdir()
         shutil.move(unfinished, final)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if final.is_dir() and not existed:
+            final.rmdir()
         raise
     return output / written.relative_to(unfinished)
 
