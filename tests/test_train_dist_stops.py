@@ -31,6 +31,7 @@ from tests.training import tiny
 from training.config import override
 from training.faults import stops, watchdog
 from training.loop import Trainer
+from training.saving.files import folder_of, is_complete
 
 config = override(
     tiny.config(Path({data!r}), Path({output!r})),
@@ -56,7 +57,10 @@ AN_HOUR_PASSES = f"""if is_last and step == 7:
         stops.time = Clock()
         stops.time.now = time.monotonic() + 3600
     {HEARS}"""
+# A checkpoint is written beside the steps: it is there before the rank dies.
 DIES_ONCE = """if (rank, step, os.environ["TORCHELASTIC_RESTART_COUNT"]) == (1, 17, "0"):
+        while not is_complete(folder_of(self.output, 10)):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)"""
 # The limit holds from here on only: any other step may take as long as it likes. The last rank
 # watches once the other has found it out, which does not see it end before.
