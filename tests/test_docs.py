@@ -18,7 +18,6 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from heads.margins import MARGINS, Margin
-from training import config as config_module
 from training.config import Config, DataConfig, load_config, override
 
 ROOT = Path(__file__).parents[1]
@@ -32,11 +31,11 @@ SECTIONS = {section.name: section.default_factory for section in fields(Config)}
 
 
 def comments() -> dict[tuple[str, str], str]:
-    """By (class, name): what stands beside a setting in training/config.py."""
-    source = Path(config_module.__file__).read_text()
-    lines = source.splitlines()
+    """By (class, name): what stands beside a setting in training/config/."""
+    sources = [path.read_text() for path in (ROOT / "training/config").glob("*.py")]
     return {
-        (node.name, entry.target.id): lines[entry.end_lineno - 1].partition("  # ")[2]
+        (node.name, entry.target.id): source.splitlines()[entry.end_lineno - 1].partition("  # ")[2]
+        for source in sources
         for node in ast.parse(source).body
         if isinstance(node, ast.ClassDef)
         for entry in node.body
@@ -53,7 +52,9 @@ def settings_table() -> list[str]:
         kind = get_type_hints(SECTIONS[section])[name]
         allowed = f"{', '.join(get_args(kind))}; " if get_origin(kind) is Literal else ""
         meaning = told[SECTIONS[section].__name__, name]
-        assert meaning, f"{key}: say in training/config.py what it is, in a comment beside it"
+        assert meaning, (
+            f"{key}: say in training/config/{section}.py what it is, in a comment beside it"
+        )
         shown = f"`{default}`" if default and key != "data.train" else ""
         lines.append(f"| `{key}` | {shown} | {allowed}{meaning} |")
     return lines

@@ -67,7 +67,7 @@ def changed(tmp_path) -> Side:
     shutil.copytree(ROOT, tmp_path / "tree", ignore=left)
     for path in (tmp_path / "tree/training").rglob("*.py"):
         path.write_text(path.read_text().replace("save_every", "saved_every"))
-    config = tmp_path / "tree/training/config.py"
+    config = tmp_path / "tree/training/config/optim.py"
     decay = re.compile(r"^(    weight_decay: \w+ = 5e-4)", re.MULTILINE)
     text, found = decay.subn(r"\1 * 1.0001", config.read_text())
     assert found == 1

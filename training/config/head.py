@@ -1,0 +1,45 @@
+"""Settings ``head.*``: the loss, the sample of the centers and what they learn by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from training.config.checks import check, check_ranges
+from training.setting_range import Amount, Count, CountOrZero, Decay, Fraction, Positive, Range
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The margin head; its losses are those of heads.create_margin."""
+
+    loss: str = "arcface"  # a margin of docs/heads.md
+    loss_args: dict[str, Any] = field(default_factory=dict)  # e.g. margin, scale, gradient
+    margin_warmup_epochs: Amount = 0.0  # over which the margin grows from nothing to the whole
+    sample_rate: Fraction = 1.0  # share of the centers in a step; 0: those of the batch's classes
+    sample_rate_from: dict[CountOrZero, Fraction] = field(default_factory=dict)  # by first epoch
+    sample_groups: CountOrZero = 0  # instead of a rate: of so many groups, those of the labels
+    random_groups: CountOrZero = 0  # and so many others
+    groups_scope: Literal["batch", "sample"] = "batch"  # who sees a group: all samples, or its own
+    subcenters: Annotated[int, Range(1, 1000)] = 1  # centers a class, of which the nearest counts
+    lr: Positive | None = None  # of the centers, for a global batch of 512; None: optim.lr
+    weight_decay: Decay | None = None  # of the centers; None: optim.weight_decay
+    num_classes: Count | None = None  # None: the largest label of the data + 1
+    backend: Literal["auto", "torch", "triton"] = "auto"  # triton: our kernels, Ampere and later
+
+    def __post_init__(self) -> None:
+        check_ranges("head", self)
+        check(
+            not self.random_groups or self.sample_groups > 0,
+            "head.random_groups",
+            self.random_groups,
+            "0 without head.sample_groups",
+        )
+        if self.sample_groups:
+            rates = {self.sample_rate, *self.sample_rate_from.values()}
+            check(rates == {1.0}, "head.sample_groups", self.sample_groups, "0 with a sample rate")
+
+    def sample_rate_at(self, epoch: int) -> float:
+        """The share of the class centers that takes part in the steps of an epoch."""
+        started = [first for first in self.sample_rate_from if first <= epoch]
+        return self.sample_rate_from[max(started)] if started else self.sample_rate
