@@ -41,6 +41,16 @@ def rotate(cosine: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     return bent, slope.masked_fill(beyond_pi, 1.0).masked_fill(below_zero, 0.0)
 
 
+def rotate_acute(cosine: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """`rotate` where θ < π/2, cosθ elsewhere, and the slope; both (N,).
+
+    Not monotone at θ = π/2, where it falls by sin(angle) as the cosine rises.
+    """
+    bent, slope = rotate(cosine, angle)
+    acute = cosine > 0  # false for NaN, which stays in cosθ
+    return torch.where(acute, bent, cosine), torch.where(acute, slope, 1.0)
+
+
 def stretch(cosine: Tensor, multiplier: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """(-1)^k cos(φ) − 2k with φ = multiplier · θ + shift and k = floor(φ / π), and its slope.
 

@@ -7,8 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heads.margins.angles import rotate, stretch
-from heads.margins.base import Margin, StepContext, Target, check, check_angle
+from heads.margins.angles import rotate, rotate_acute, stretch
+from heads.margins.base import (
+    Margin,
+    StepContext,
+    Target,
+    check,
+    check_angle,
+    check_flag,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +82,22 @@ class ArcFace(Margin):
 
     Args:
         margin: m, in radians, in [0, π/2).
+        easy_margin: True: the margin acts where θ < π/2 alone, and cosθ stays as it is elsewhere,
+            with nothing subtracted, as in the authors' MXNet code. It falls by sin m at θ = π/2, so
+            it is not monotone there.
     """
 
     margin: float = 0.5
+    easy_margin: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_angle(self, "margin")
+        check_flag(self, "easy_margin")
 
     def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
-        return Target(*rotate(cosine, self.margin * context.factor))
+        turn = rotate_acute if self.easy_margin else rotate
+        return Target(*turn(cosine, self.margin * context.factor))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heads.margins.angles import rotate
+from heads.margins.angles import rotate, rotate_acute
 from heads.margins.base import Margin, StepContext, Target, check, check_angle, check_flag
 
 
@@ -55,16 +55,13 @@ class MagFace(Margin):
         growth = (self.u_margin - self.l_margin) / (self.u_a - self.l_a)
         angle = (self.l_margin + growth * (held - self.l_a)) * context.factor
 
-        bent, slope = rotate(cosine, angle)
+        bent, slope = (rotate_acute if self.easy_margin else rotate)(cosine, angle)
         cos_m, sin_m = torch.cos(angle), torch.sin(angle)
         by_angle = torch.where(
             cosine < -cos_m, -(sin_m + angle * cos_m), -torch.sin(torch.acos(cosine) + angle)
         )
         if self.easy_margin:
-            acute = cosine > 0
-            bent = torch.where(acute, bent, cosine)
-            slope = torch.where(acute, slope, 1.0)
-            by_angle = torch.where(acute, by_angle, 0.0)
+            by_angle = torch.where(cosine > 0, by_angle, 0.0)
         return Target(
             bent,
             slope,

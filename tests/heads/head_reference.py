@@ -72,6 +72,13 @@ def scalar_targets(
             rows = [Row(cosine, 1.0) for cosine in cosines]
         case CosFace():
             rows = [Row(cosine - margin.margin * factor, 1.0) for cosine in cosines]
+        case ArcFace(easy_margin=True):
+            rows = [
+                _rotated(cosine, margin.margin * factor)
+                if math.acos(cosine) < math.pi / 2
+                else Row(cosine, 1.0)
+                for cosine in cosines
+            ]
         case ArcFace() | CurricularFace():
             rows = [_rotated(cosine, margin.margin * factor) for cosine in cosines]
         case SphereFace():

@@ -22,7 +22,7 @@ from heads.margins import (
 from tests.heads.head_reference import first_step, scalar_head
 from tests.heads.test_margins import CASES, apply, every_margin
 
-# Off 0, where MagFace's easy margin jumps.
+# Off 0, where easy margins jump.
 COSINES = [-0.9999, -0.95, -0.9, -0.85, -0.5, -0.08, -0.06, 0.01, 0.3, 0.8, 0.9999]
 # Off the ends of MagFace's clamp, where the derivative jumps.
 NORMS = [0.5, 5.0, 11.0, 12.0, 20.0, 40.0, 60.0, 90.0, 99.0, 109.0, 150.0]
@@ -100,7 +100,7 @@ def test_only_magface_lets_the_gradient_reach_the_norm():
 @pytest.mark.parametrize("factor", [0.0, 0.5, 1.0])
 @every_margin
 def test_the_target_never_falls_as_the_cosine_rises(margin, factor, dtype):
-    easy = isinstance(margin, MagFace) and margin.easy_margin
+    easy = getattr(margin, "easy_margin", False)
     cosine = torch.linspace(-1, 1, 20_001, dtype=dtype)
     sides = [cosine[cosine <= 0], cosine[cosine > 0]] if easy else [cosine]
     for side in sides:
@@ -116,10 +116,15 @@ def test_the_target_never_falls_as_the_cosine_rises(margin, factor, dtype):
             assert (target.cosine <= side + rounding).all(), "a margin only ever lowers the target"
 
 
-def test_magface_easy_margin_falls_at_the_right_angle_alone():
+@pytest.mark.parametrize(
+    ("margin", "angle"),
+    [(MagFace(easy_margin=True), 0.45), (ArcFace(margin=0.6, easy_margin=True), 0.6)],
+    ids=repr,
+)
+def test_an_easy_margin_falls_at_the_right_angle_alone(margin, angle):
     cosine = torch.tensor([0.0, 1e-9], dtype=torch.float64)
-    target = apply(MagFace(easy_margin=True), cosine, torch.full_like(cosine, 10.0))
-    assert target.cosine.tolist() == pytest.approx([0.0, -math.sin(0.45)])
+    target = apply(margin, cosine, torch.full_like(cosine, 10.0))
+    assert target.cosine.tolist() == pytest.approx([0.0, -math.sin(angle)])
 
 
 def test_arcface_gradient_is_named_and_differs():
@@ -141,6 +146,10 @@ def test_margins_that_are_special_cases_of_others_agree_with_them():
         (Combined(m2=0.0, m3=0.4), CosFace(margin=0.4)),
         (Combined(m1=1.7, m2=0.0), SphereFace(margin=1.7)),
         (MagFace(l_margin=0.5, u_margin=0.5), ArcFace(margin=0.5)),
+        (
+            MagFace(l_margin=0.5, u_margin=0.5, easy_margin=True),
+            ArcFace(margin=0.5, easy_margin=True),
+        ),
         (CurricularFace(margin=0.5), ArcFace(margin=0.5)),
     ]:
         found, wanted = apply(one, cosine), apply(other, cosine)

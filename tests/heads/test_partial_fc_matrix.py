@@ -50,6 +50,7 @@ VARIANTS = [
         for name in MARGINS
         for way in ("exact", "straight_through")
     ),
+    ArcFace(easy_margin=True),
     MagFace(easy_margin=True),
     ElasticArcFace(plus=True),
     ElasticCosFace(plus=True),
