@@ -149,7 +149,10 @@ class Assembly:
 
     def settings(self) -> dict[str, Any]:
         """Every setting as it is in force, what was automatic decided."""
-        return self.plan.config.settings() | {
+        settings = self.plan.config.settings()
+        if self.plan.config.head.sample_count:
+            del settings["head.sample_rate"]  # which the count decides
+        return settings | {
             "run.device": self.plan.world.device.type,
             "data.threads": self.plan.loader.threads,
             "data.decode": self.plan.loader.decode,
@@ -171,7 +174,7 @@ class Assembly:
         """Set what of the head depends on the step alone: sample rate and share of the margin."""
         config, head = self.plan.config.head, self.step.head
         per_epoch = self.plan.loader.steps_per_epoch
-        sample_rate = config.sample_rate_at(number // per_epoch)
+        sample_rate = config.sample_rate_at(number // per_epoch, num_classes=head.num_classes)
         if sample_rate != head.sample_rate:
             head.sample_rate = sample_rate
         warmup = config.margin_warmup_epochs * per_epoch
@@ -252,7 +255,7 @@ def create_head(
         num_classes=num_classes,
         embedding_dim=config.model.embedding_dim,
         margin=create_margin(head.loss, **head.loss_args),
-        sample_rate=head.sample_rate_at(0),
+        sample_rate=head.sample_rate_at(0, num_classes=num_classes),
         group_sampling=groups,
         subcenters=head.subcenters,
         momentum=optim.momentum,

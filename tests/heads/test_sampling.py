@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from heads.centers import shard_of as split
 from heads.counter import step_key
 from heads.sampling import (
     EVERYONE,
@@ -95,6 +96,21 @@ def test_size_is_the_rate_but_never_below_the_batch_nor_above_the_rows(
     num_local, num_labels, rate, expected
 ):
     assert RandomClasses(rate).size(shard_of(num_local), num_labels) == expected
+
+
+@given(
+    count=st.integers(1, 3000),
+    num_classes=st.integers(1, 3000),
+    world_size=st.integers(1, 9),
+)
+def test_a_count_of_classes_is_shared_by_the_size_of_the_shards(count, num_classes, world_size):
+    """Each rank rounds its share to whole classes."""
+    sampling = RandomClasses(min(1.0, count / num_classes))
+    shards = [split(num_classes, rank=rank, world_size=world_size) for rank in range(world_size)]
+    sizes = [sampling.size(shard, 0) for shard in shards]
+    assert abs(sum(sizes) - min(count, num_classes)) <= world_size / 2
+    for shard, size in zip(shards, sizes, strict=True):
+        assert abs(size - min(count, num_classes) * shard.num_local / num_classes) <= 0.5 + 1e-9
 
 
 @given(

@@ -217,9 +217,22 @@ def test_a_setting_that_has_another_name_now_is_refused_with_it(old, new, tmp_pa
         load_config(path)
 
 
-def test_multi_head_sampling_and_a_rate_exclude_each_other():
-    with pytest.raises(ConfigError, match=r"head\.sample_groups=10: expected 0 with"):
-        override(BASE, ["head.sample_rate=0.1", "head.sample_groups=10"])
+@pytest.mark.parametrize("other", ["head.sample_rate=0.1", "head.sample_rate_from={2: 0.5}"])
+@pytest.mark.parametrize("name", ["head.sample_groups", "head.sample_count"])
+def test_groups_or_a_count_and_a_rate_exclude_each_other(name, other):
+    with pytest.raises(ConfigError, match=rf"{name}=10: expected 0 with a sample rate"):
+        override(BASE, [other, f"{name}=10"])
+
+
+def test_groups_and_a_count_exclude_each_other():
+    with pytest.raises(ConfigError, match=r"head\.sample_count=9: expected 0 with head\.sample_g"):
+        override(BASE, ["head.sample_count=9", "head.sample_groups=10"])
+
+
+@pytest.mark.parametrize(("num_classes", "rate"), [(50, 1.0), (100, 1.0), (400, 0.25)])
+def test_a_count_of_centers_is_a_share_of_those_there_are(num_classes, rate):
+    head = override(BASE, ["head.sample_count=100"]).head
+    assert head.sample_rate_at(7, num_classes=num_classes) == rate
 
 
 def test_batches_of_one_identity_are_refused_where_they_would_have_no_negatives():
@@ -233,7 +246,7 @@ def test_batches_of_one_identity_are_refused_where_they_would_have_no_negatives(
 
 def test_the_sample_rate_of_an_epoch_is_the_last_that_was_set():
     head = override(BASE, ["head.sample_rate=0.1", "head.sample_rate_from={4: 0.5, 6: 1.0}"]).head
-    rates = [head.sample_rate_at(epoch) for epoch in range(8)]
+    rates = [head.sample_rate_at(epoch, num_classes=500) for epoch in range(8)]
     assert rates == [0.1] * 4 + [0.5] * 2 + [1.0] * 2
 
 

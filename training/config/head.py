@@ -18,6 +18,7 @@ class HeadConfig:
     margin_warmup_epochs: Amount = 0.0  # over which the margin grows from nothing to the whole
     sample_rate: Fraction = 1.0  # share of the centers in a step; 0: those of the batch's classes
     sample_rate_from: dict[CountOrZero, Fraction] = field(default_factory=dict)  # by first epoch
+    sample_count: CountOrZero = 0  # instead of a rate: so many centers of all ranks together
     sample_groups: CountOrZero = 0  # instead of a rate: of so many groups, those of the labels
     random_groups: CountOrZero = 0  # and so many others
     groups_scope: Literal["batch", "sample"] = "batch"  # who sees a group: all samples, or its own
@@ -35,11 +36,16 @@ class HeadConfig:
             self.random_groups,
             "0 without head.sample_groups",
         )
-        if self.sample_groups:
-            rates = {self.sample_rate, *self.sample_rate_from.values()}
-            check(rates == {1.0}, "head.sample_groups", self.sample_groups, "0 with a sample rate")
+        rated = {self.sample_rate, *self.sample_rate_from.values()} != {1.0}
+        for name in ("sample_count", "sample_groups"):
+            value = getattr(self, name)
+            check(not value or not rated, f"head.{name}", value, "0 with a sample rate")
+        both = self.sample_count and self.sample_groups
+        check(not both, "head.sample_count", self.sample_count, "0 with head.sample_groups")
 
-    def sample_rate_at(self, epoch: int) -> float:
+    def sample_rate_at(self, epoch: int, *, num_classes: int) -> float:
         """The share of the class centers that takes part in the steps of an epoch."""
+        if self.sample_count:
+            return min(1.0, self.sample_count / num_classes)
         started = [first for first in self.sample_rate_from if first <= epoch]
         return self.sample_rate_from[max(started)] if started else self.sample_rate

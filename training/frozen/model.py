@@ -135,7 +135,10 @@ def open_saved(
         network = _with_convolutions_in(fold_batch_norm(network, run_on=device), dtype)
     network = network.to(device)
     wanted = wanted or Input(size=architecture.image_size)
-    sample_rate = saved.config.head.sample_rate if isinstance(saved, SavedCheckpoint) else None
+    sample_rate = None
+    if isinstance(saved, SavedCheckpoint):
+        num_classes = saved.about["facts"].get("number of classes")
+        sample_rate = saved.config.head.sample_rate_at(0, num_classes=num_classes)
     return OpenedModel(
         source=source,
         network=architecture.name,

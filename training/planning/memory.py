@@ -27,7 +27,7 @@ from models.cost import kept_for_backward, without_memory
 from pipeline.augment import Augmentation
 from pipeline.dali_decode import PREFETCH
 from pipeline.dali_loader import choose_threads
-from training.config import Config, DataConfig, HeadConfig, OptimConfig
+from training.config import Config, DataConfig, OptimConfig
 from training.distributed import World
 from training.saving.files import CheckpointError, split_choice
 from training.saving.reading import open_weights
@@ -118,7 +118,7 @@ def predict(
     head = predict_memory(
         shard_of(num_classes, rank=0, world_size=world.world_size),
         config.model.embedding_dim,
-        _sampling(config.head, config.run.epochs),
+        _sampling(config, num_classes),
         global_batch=config.data.global_batch // micro_batches,
         subcenters=config.head.subcenters,
         compute_dtype=precision.head_dtype,
@@ -389,15 +389,16 @@ def _teacher_bytes(config: Config, *, batch: int, precision: Precision, besides:
     return _weight_bytes(network) + forward.beyond(besides)
 
 
-def _sampling(head: HeadConfig, epochs: int) -> Sampling:
+def _sampling(config: Config, num_classes: int) -> Sampling:
     """The one of a run's samplings that takes most."""
+    head = config.head
     if head.sample_groups:
         return GroupClasses(
             head.sample_groups, random_groups=head.random_groups, scope=head.groups_scope
         )
-    changes = [epoch for epoch in head.sample_rate_from if epoch < epochs]
-    rate = max(head.sample_rate_at(epoch) for epoch in (0, *changes))
-    return sampling_at(rate)
+    changes = [epoch for epoch in head.sample_rate_from if epoch < config.run.epochs]
+    rates = (head.sample_rate_at(epoch, num_classes=num_classes) for epoch in (0, *changes))
+    return sampling_at(max(rates))
 
 
 def _batches_ahead(data: DataConfig, device: torch.device, local_world_size: int) -> int:

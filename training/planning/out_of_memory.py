@@ -32,7 +32,7 @@ _WAYS = {
     "activations": ("step.micro_batches", "model.checkpointing", "data.global_batch"),
     "centers": ("ranks",),
     "momentum": ("ranks",),
-    "transients": ("head.sample_rate", "data.global_batch"),
+    "transients": ("sample", "data.global_batch"),
     "loader": ("data.threads", "data.global_batch"),
     "checkpoint": ("ranks",),
     "verification": ("eval.batch_size", "eval.sets"),
@@ -99,10 +99,12 @@ def asked_for(error: BaseException) -> str:
 
 def less_memory(config: Config, prediction: Prediction | None = None) -> str:
     """What makes a run smaller, with the present values; the settings of its largest part first."""
+    head = config.head
+    sample = "head.sample_count" if head.sample_count else "head.sample_rate"
     ways = {
         "step.micro_batches": f"more step.micro_batches={config.step.micro_batches}",
         "data.global_batch": f"a smaller data.global_batch={config.data.global_batch}",
-        "head.sample_rate": f"a smaller head.sample_rate={config.head.sample_rate}",
+        "sample": f"a smaller {sample}={head.sample_count or head.sample_rate}",
         "eval.batch_size": f"a smaller eval.batch_size={config.eval.batch_size}",
         "eval.sets": "fewer or smaller eval.sets",
         "data.threads": f"fewer data.threads={config.data.threads}",
@@ -113,10 +115,10 @@ def less_memory(config: Config, prediction: Prediction | None = None) -> str:
     parts = prediction.parts if prediction else {}
     ranked = sorted(parts, key=lambda name: parts[name], reverse=True)
     first = dict.fromkeys(way for name in ranked for way in _WAYS.get(name, ()))
-    usual = ("data.global_batch", "step.micro_batches", "head.sample_rate", "ranks")
+    usual = ("data.global_batch", "step.micro_batches", "sample", "ranks")
     chosen = list(dict.fromkeys([*list(first)[:3], *usual]))
-    if config.head.sample_rate == 0:  # the smallest there is
-        chosen.remove("head.sample_rate")
+    if head.sample_rate == 0:  # the smallest there is
+        chosen.remove("sample")
     model, stages = config.model, config.architecture.family.stages
     if "model.checkpointing" in chosen and (model.checkpointing or model.compile or not stages):
         chosen.remove("model.checkpointing")

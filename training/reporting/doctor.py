@@ -38,6 +38,7 @@ _CAUSES = {
         finding="the head takes",
         remedies={
             "head.sample_rate": ("try smaller", (0,)),
+            "head.sample_count": ("try smaller", (0,)),
             "head.backend": ("try triton", ("triton",)),
             "step.cuda_graph": ("try head or full", ("head", "full")),
         },

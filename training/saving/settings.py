@@ -45,7 +45,8 @@ BINDING = {
     ),
     "head": (
         *("loss", "loss_args", "margin_warmup_epochs", "subcenters", "lr", "weight_decay"),
-        *("sample_rate", "sample_rate_from", "sample_groups", "random_groups", "groups_scope"),
+        *("sample_rate", "sample_rate_from", "sample_count"),
+        *("sample_groups", "random_groups", "groups_scope"),
     ),
     "optim": (
         *("name", "lr", "momentum", "betas", "weight_decay", "decay_norm_and_bias", "clip"),

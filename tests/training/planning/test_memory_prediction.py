@@ -155,6 +155,7 @@ def test_centers_and_momentum_are_those_of_the_head():
     [
         (["head.sample_rate=0.1", "head.sample_rate_from={2: 0.5}"], RandomClasses(0.5), 1),
         (["head.sample_rate=0.1", "step.micro_batches=3"], RandomClasses(0.1), 3),
+        (["head.sample_count=700"], RandomClasses(700 / CLASSES), 1),
         (["head.sample_groups=50", "head.random_groups=4"], GroupClasses(50, random_groups=4), 1),
     ],
 )

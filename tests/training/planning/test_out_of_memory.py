@@ -140,6 +140,13 @@ def test_what_makes_the_largest_part_smaller_comes_first(data, tmp_path):
     assert less_memory(config, prediction(centers=9)).startswith("Try more ranks")
 
 
+def test_a_smaller_count_is_proposed_where_one_is_set(data, tmp_path):
+    config = override(tiny.config(data, tmp_path), ["head.sample_count=30"])
+    told = less_memory(config, prediction(transients=9))
+    assert told.startswith("Try a smaller head.sample_count=30")
+    assert "sample_rate" not in told
+
+
 def test_no_rate_below_none_is_proposed(data, tmp_path):
     config = tiny.config(data, tmp_path)
     config = replace(config, head=replace(config.head, sample_rate=0.0))
