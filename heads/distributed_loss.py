@@ -19,6 +19,7 @@ from heads.passes.backend import Backend
 from heads.passes.cosine_softmax import CenterGradient, Terms, inverse_norms
 from heads.passes.workspace import Workspace
 from heads.ranks import Ranks
+from heads.rows.stored import Stored, read_rows
 from heads.sampling import AllClasses, Sample, Shard
 
 # Classes of a rank that evaluation looks at together.
@@ -29,7 +30,7 @@ class Batch(NamedTuple):
     """The global batch, in the order of the ranks."""
 
     norms: Tensor  # (G,) lengths of the embeddings
-    unit: Tensor  # (G, D) embeddings of unit length, in the centers' dtype
+    unit: Tensor  # (G, D) embeddings of unit length
     labels: Tensor  # (G,) int64 global class ids
 
 
@@ -88,7 +89,7 @@ class DistributedLoss:
 
     def first_pass(
         self,
-        centers: Tensor,
+        centers: Stored,
         batch: Batch,
         sample: Sample,
         context: StepContext,
@@ -102,17 +103,18 @@ class DistributedLoss:
 
         return self._loss(centers, batch, sample, context, sums)
 
-    def evaluate(self, centers: Tensor, batch: Batch, context: StepContext) -> Tensor:
+    def evaluate(self, centers: Stored, batch: Batch, context: StepContext) -> Tensor:
         """0-d, the mean loss over all classes, a piece of them at a time."""
         sample = AllClasses().draw(batch.labels, self.shard, context.key)
 
         def sums(negatives: Negatives) -> tuple[Tensor, None]:
             total = batch.norms.new_full(batch.norms.shape, -math.inf)
             # Not the training's: gradients may be waiting there for their step.
-            workspace = Workspace(centers.device)
-            for start in range(0, len(centers), _EVALUATED_AT_ONCE):
-                rows = centers[start : start + _EVALUATED_AT_ONCE]
-                inside = (sample.positions >= start) & (sample.positions < start + len(rows))
+            workspace = Workspace(centers.values.device)
+            for start in range(0, self.shard.num_local, _EVALUATED_AT_ONCE):
+                stop = start + _EVALUATED_AT_ONCE
+                rows = centers.part(slice(start, stop))
+                inside = (sample.positions >= start) & (sample.positions < stop)
                 piece = Sample(None, torch.where(inside, sample.positions - start, -1))
                 softmax = self._softmax(rows, batch, piece, negatives, workspace)
                 total = torch.logaddexp(total, softmax.logsumexp())
@@ -142,7 +144,7 @@ class DistributedLoss:
 
     def _loss(
         self,
-        centers: Tensor,
+        centers: Stored,
         batch: Batch,
         sample: Sample,
         context: StepContext,
@@ -170,7 +172,7 @@ class DistributedLoss:
 
     def _softmax(
         self,
-        centers: Tensor,
+        centers: Stored,
         batch: Batch,
         sample: Sample,
         negatives: Negatives,
@@ -189,24 +191,26 @@ class DistributedLoss:
 
 
 def target_cosines(
-    embeddings: Tensor, centers: Tensor, sample: Sample, subcenters: int
+    embeddings: Tensor, centers: Stored, sample: Sample, subcenters: int
 ) -> tuple[Tensor, Tensor]:
     """(G,) cosine of each row to its own class's nearest sub-center, and int64 which that is.
 
-    Both results are 0 where the class is not on this rank. In full precision always: the margin
-    acts on this number, and a rounded one would be off most where the loss is steepest.
+    Both results are 0 where the class is not on this rank. In the embeddings' precision always: the
+    margin acts on this number, and a rounded one would be off most where the loss is steepest.
 
     Args:
-        embeddings: (G, D) of unit length in the centers' dtype.
-        centers: (n, K·D).
+        embeddings: (G, D) of unit length.
+        centers: of n rows.
     """
     positions = sample.positions
-    if centers.shape[0] == 0:
+    if centers.values.shape[0] == 0:
         return embeddings.new_zeros(positions.shape), torch.zeros_like(positions)
     index = positions.clamp_min(0)
     if sample.rows is not None:
         index = sample.rows.index_select(0, index)
-    own = centers.index_select(0, index).unflatten(1, (subcenters, -1))  # (G, K, D)
+    own = read_rows(
+        centers, index, embeddings.dtype, workspace=Workspace(embeddings.device), name="own"
+    ).unflatten(1, (subcenters, -1))  # (G, K, D)
     lengths = inverse_norms(own.flatten(0, 1)).view(-1, subcenters)
     cosine, which = ((embeddings.unsqueeze(1) * own).sum(2) * lengths).max(1)
     here = positions >= 0

@@ -16,19 +16,17 @@ class MicroBatches:
         labels: (k, B) int64 of this rank.
         sample: drawn for all forwards of all ranks together, its positions in the order of
             (rank, forward, row).
-        centers: (n, K·D).
+        rows: the sub-centers that take part.
+        state: the margin's running values; of the gradients' dtype and device.
     """
 
     def __init__(
-        self, labels: Tensor, sample: Sample, *, centers: Tensor, subcenters: int, state: Tensor
+        self, labels: Tensor, sample: Sample, *, rows: int, embedding_dim: int, state: Tensor
     ) -> None:
         self._labels = labels.clone()
         self._sample = Sample(*(None if part is None else part.clone() for part in sample))
-        rows = (centers.shape[0] if sample.rows is None else sample.rows.shape[0]) * subcenters
         self.gradient = CenterGradient(
-            centers.new_zeros(rows, centers.shape[1] // subcenters),
-            centers.new_zeros(rows, 1),
-            centers.new_zeros(rows, 1),
+            state.new_zeros(rows, embedding_dim), state.new_zeros(rows, 1), state.new_zeros(rows, 1)
         )
         self.finite = torch.ones((), dtype=torch.bool, device=labels.device)
         self.margin_state = state.clone()

@@ -34,6 +34,7 @@ from heads.passes.backend import Backend, choose_backend
 from heads.passes.cosine_softmax import CenterGradient
 from heads.passes.workspace import Workspace
 from heads.ranks import Ranks
+from heads.rows.stored import Stored
 from heads.sampling import GroupClasses, Sample, sampling_at
 from heads.shard_state import keep_shard
 
@@ -204,7 +205,7 @@ class PartialFC(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
         """Moving to another device or dtype: what is not in a buffer does not come along."""
         super()._apply(fn, recurse)
-        check_dtype(self.centers.dtype)
+        check_dtype(self.dtype)
         self._start_over()
         return self
 
@@ -223,6 +224,11 @@ class PartialFC(nn.Module):
     def first_class(self) -> int:
         """The global id of this rank's first class."""
         return self.shard.first_class
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic: statistics, sums and updates."""
+        return self.margin_factor.dtype
 
     @property
     def sample_rate(self) -> float:
@@ -267,11 +273,12 @@ class PartialFC(nn.Module):
         sample = self._draw(self.ranks.all_gather(labels.contiguous()).flatten())
         if self._micro is None or not self._micro.fits(labels, sample):
             self._graphs.renew(adding=True)
+            classes = self.shard.num_local if sample.rows is None else len(sample.rows)
             self._micro = MicroBatches(
                 labels,
                 sample,
-                centers=self.centers,
-                subcenters=self.subcenters,
+                rows=classes * self.subcenters,
+                embedding_dim=self.embedding_dim,
                 state=self.margin_state,
             )
         self._micro.restart(labels, sample, self.margin_state)
@@ -331,7 +338,7 @@ class PartialFC(nn.Module):
             )
         check_step_inputs(lr, skip)
         # A CPU takes the rate in any dtype; GPUs read it as float32.
-        dtype = self.centers.dtype if self.centers.device.type == "cpu" else torch.float32
+        dtype = self.dtype if self.centers.device.type == "cpu" else torch.float32
         if isinstance(lr, Tensor):
             lr = lr.to(self.centers.device, dtype)
         else:  # filled in on the device, without a copy from the host
@@ -353,7 +360,7 @@ class PartialFC(nn.Module):
         """The loss, and every gradient."""
         if self._micro and self._adding:
             return self._add_forward(self._micro, embeddings, labels)
-        batch = self._arithmetic.gather(embeddings, labels, self.centers.dtype)
+        batch = self._arithmetic.gather(embeddings, labels, self.dtype)
         sample = self._draw(batch.labels)
         index = torch.arange(len(batch.labels), device=labels.device)
         first = self._first_pass(batch, sample, self.margin_state, index)
@@ -365,7 +372,7 @@ class PartialFC(nn.Module):
         """The same for one of several forwards, whose sums so far are in `micro`."""
         # Poisoned before they are gathered, so that every rank hears of it.
         embeddings = torch.where(micro.announced(labels), embeddings, math.nan)
-        batch = self._arithmetic.gather(embeddings, labels, self.centers.dtype)
+        batch = self._arithmetic.gather(embeddings, labels, self.dtype)
         index = micro.index(self.ranks.world_size)
         sample, share = micro.sample(index), 1 / micro.count
         first = self._first_pass(batch, sample, micro.margin_state, index)
@@ -377,14 +384,14 @@ class PartialFC(nn.Module):
     def _first_pass(self, batch: Batch, sample: Sample, state: Tensor, index: Tensor) -> FirstPass:
         context = StepContext(self.margin_factor, state, self.margin_key(), index)
         workspace = self._workspaces[self._adding]
-        return self._arithmetic.first_pass(self.centers, batch, sample, context, workspace)
+        return self._arithmetic.first_pass(Stored(self.centers), batch, sample, context, workspace)
 
     @torch.no_grad()
     def _eval_forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        batch = self._arithmetic.gather(embeddings, labels, self.centers.dtype)
+        batch = self._arithmetic.gather(embeddings, labels, self.dtype)
         index = torch.arange(len(batch.labels), device=labels.device)
         context = StepContext(self.margin_factor, self.margin_state, self.margin_key(), index)
-        return self._arithmetic.evaluate(self.centers, batch, context)
+        return self._arithmetic.evaluate(Stored(self.centers), batch, context)
 
     def _draw(self, labels: Tensor) -> Sample:
         key = counter.step_key(self.seed, self.steps, _SAMPLING)
@@ -395,14 +402,15 @@ class PartialFC(nn.Module):
         update = self._update
         assert update is not None
         self.backend.update_rows(
-            self.centers,
-            self.velocity,
+            Stored(self.centers),
+            Stored(self.velocity) if self.momentum else None,
             update.sample,
             update.gradient,
             lr=lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             apply=apply,
+            noise=None,
             workspace=self._workspaces[self._adding],
         )
         torch.where(apply, update.margin_state, self.margin_state, out=self.margin_state)

@@ -54,6 +54,10 @@ class Sample(NamedTuple):
     column_groups: Tensor | None = None
     row_groups: Tensor | None = None
 
+    def slots(self, start: int, stop: int) -> Tensor | slice:
+        """The rows of slots start … stop − 1."""
+        return slice(start, stop) if self.rows is None else self.rows[start:stop]
+
 
 class Sampling(ABC):
     """A way to choose the classes of a step."""

@@ -11,8 +11,9 @@ kept, the others are computed again. heads.passes.kernels does the same on GPUs.
 communicates or waits for the device.
 
 G is the global batch, D the embedding size, S the rank's classes in this step, K the sub-centers of
-a class (1 as a rule). The statistics have the centers' dtype. `compute_dtype` is what the matrix
-products read; where it is a half type their results are rounded to it too.
+a class (1 as a rule). The statistics have the embeddings' dtype, float32 or float64, whatever the
+centers are kept in. `compute_dtype` is what the matrix products read; where it is a half type their
+results are rounded to it too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from heads.negatives import Negatives
 from heads.passes.workspace import Workspace, pieces
+from heads.rows.stored import Stored, read_rows
 from heads.sampling import EVERYONE, Sample
 
 # One (G, chunk) tensor of a chunk: a handful of them stay in a CPU's caches and a GPU's L2.
@@ -55,8 +57,8 @@ class CenterGradient(NamedTuple):
     """The gradient of sub-center row r is `pull[r] · product[r] + drift[r] · center[r]`.
 
     Left in this form, because the update reads the center anyway and a half-precision product
-    takes half the memory. `product` is (S·K, D); `pull` and `drift` are (S·K, 1) in the centers'
-    dtype, the latter from the normalization: moving along itself does not turn a center.
+    takes half the memory. `product` is (S·K, D); `pull` and `drift` are (S·K, 1) in the dtype of
+    the statistics, the latter from the normalization: moving along itself does not turn a center.
     """
 
     product: Tensor
@@ -78,7 +80,7 @@ class _Chunk(NamedTuple):
     start: int
     stop: int
     rows: Tensor  # (n·K, D) what the products read of the centers, in compute_dtype
-    cosine: Tensor  # (G, n·K) in the centers' dtype: scratch, free to be overwritten
+    cosine: Tensor  # (G, n·K) in the embeddings' dtype: scratch, free to be overwritten
 
 
 def chunk_size(global_batch: int, dtype: torch.dtype) -> int:
@@ -143,15 +145,15 @@ class ChunkedSoftmax:
     """One step's two passes over this rank's classes.
 
     Args:
-        embeddings: (G, D) of unit length, in the centers' dtype.
-        centers: (n, K·D) float32 or float64, all of the rank's, not normalized.
+        embeddings: (G, D) of unit length, float32 or float64.
+        centers: all n of the rank's, not normalized.
         workspace: holds what is large from step to step.
     """
 
     def __init__(
         self,
         embeddings: Tensor,
-        centers: Tensor,
+        centers: Stored,
         sample: Sample,
         negatives: Negatives,
         *,
@@ -162,28 +164,28 @@ class ChunkedSoftmax:
     ) -> None:
         self._embeddings, self._sample, self._negatives = embeddings, sample, negatives
         self._scale, self._subcenters = scale, subcenters
-        self._dtype, self._compute_dtype = centers.dtype, compute_dtype
+        self._dtype, self._compute_dtype = embeddings.dtype, compute_dtype
         self._workspace = workspace
         self._centers = centers
         self._read_embeddings = embeddings.to(compute_dtype)  # (G, D)
         self._global_batch, self._dim = embeddings.shape
-        self._count = centers.shape[0] if sample.rows is None else sample.rows.shape[0]
+        self._count = centers.values.shape[0] if sample.rows is None else sample.rows.shape[0]
         count = self._count * subcenters
-        self._inverse = workspace.take("inverse norms", (count, 1), centers.dtype)
+        self._inverse = workspace.take("inverse norms", (count, 1), self._dtype)
 
         # The products read the centers themselves where these need no collecting and no narrowing.
-        self._copied = sample.rows is not None or compute_dtype != centers.dtype
+        self._copied = sample.rows is not None or compute_dtype != centers.values.dtype
         if self._copied:
             self._rows = workspace.take("rows", (count, self._dim), compute_dtype)
         else:
-            self._rows = centers.view(count, self._dim)
+            self._rows = centers.values.view(count, self._dim)
         # As they are, not of unit length, which saves a pass over them; only float16's narrow range
         # needs unit rows. `factor` times a row that is read is a unit row.
         self._reads_unit = compute_dtype == torch.float16
         self._factor = torch.ones_like(self._inverse) if self._reads_unit else self._inverse
 
         per_class = self._global_batch * subcenters
-        self._chunk = max(1, chunk_size(self._global_batch, centers.dtype) // subcenters)
+        self._chunk = max(1, chunk_size(self._global_batch, self._dtype) // subcenters)
         self._kept = min(self._count, KEPT_BYTES // (per_class * compute_dtype.itemsize))
         self._products = workspace.take("products", (self._kept * per_class,), compute_dtype)
 
@@ -209,8 +211,8 @@ class ChunkedSoftmax:
         add.
 
         Args:
-            into: a gradient for the same sample, its product in the centers' dtype, to which that
-                of the centers is added.
+            into: a gradient for the same sample, its product in the dtype of the statistics, to
+                which that of the centers is added.
         """
         gain = coefficient_gain(self._global_batch, self._compute_dtype)
         # The products read d loss / d cosine times gain · G / scale; `unit` undoes that.
@@ -269,17 +271,17 @@ class ChunkedSoftmax:
 
     def _read_rows(self) -> None:
         """Collect and narrow the rows that take part, and measure them."""
-        per_class = self._centers.shape[1] * self._dtype.itemsize
+        per_class = self._subcenters * self._dim * self._dtype.itemsize
         for start, stop in pieces(self._count, per_class):
             columns = self._columns(start, stop)
-            rows = self._centers[start:stop]
-            if self._sample.rows is not None:
-                rows = self._scratch(
-                    "row piece", (stop - start, self._centers.shape[1]), self._dtype
-                )
-                picked = self._sample.rows[start:stop]
-                torch.index_select(self._centers, 0, picked, out=rows)
-            rows = rows.view(-1, self._dim)  # (n·K, D)
+            picked = self._sample.slots(start, stop)
+            rows = read_rows(
+                self._centers,
+                picked,
+                self._dtype,
+                workspace=self._workspace,
+                name="chunk: row piece",
+            ).view(-1, self._dim)  # (n·K, D)
             inverse = inverse_norms(rows)
             self._inverse[columns] = inverse
             if self._copied:

@@ -367,12 +367,15 @@ def update_kernel(
     mask = moves[:, None] & (d < D)[None, :]
     at = (row * (K * D) + jk % K * D)[:, None] + d[None, :]
     w = tl.load(centers + at, mask=mask, other=0.0)
-    v = tl.load(velocity + at, mask=mask, other=0.0)
     gradient = tl.load(
         product + (jk.to(tl.int64) * D)[:, None] + d[None, :], mask=mask, other=0.0
     ).to(tl.float32)
     pulled = tl.load(pull + jk, mask=moves, other=0.0)[:, None] * gradient
     decayed = (tl.load(drift + jk, mask=moves, other=0.0) + weight_decay)[:, None] * w
-    v = momentum * v + pulled + decayed
-    tl.store(velocity + at, v, mask=mask)
+    v = pulled
+    if velocity is not None:
+        v = momentum * tl.load(velocity + at, mask=mask, other=0.0) + pulled
+    v += decayed
+    if velocity is not None:
+        tl.store(velocity + at, v, mask=mask)
     tl.store(centers + at, w - tl.load(lr) * v, mask=mask)

@@ -318,7 +318,7 @@ def gradients(
 @_on_its_device
 def update_rows(
     centers: Tensor,
-    velocity: Tensor,
+    velocity: Tensor | None,
     *,
     rows: Tensor | None,
     product: Tensor,
@@ -337,7 +337,7 @@ def update_rows(
     Where `apply` or a class's `active` is false the class's row and velocity keep their bits.
 
     Args:
-        velocity: (n, K·D) float32.
+        velocity: (n, K·D) float32; None: there is no momentum.
         product: (S·K, D).
         pull, drift: (S·K,) float32.
         lr: 0-d float32.

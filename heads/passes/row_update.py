@@ -7,12 +7,13 @@ from torch import Tensor
 
 from heads.passes.cosine_softmax import CenterGradient
 from heads.passes.workspace import Workspace, pieces
+from heads.rows.stored import Noise, Stored, read_rows, write_rows
 from heads.sampling import NOBODY, Sample
 
 
 def update_rows(
-    centers: Tensor,
-    velocity: Tensor,
+    centers: Stored,
+    velocity: Stored | None,
     sample: Sample,
     gradient: CenterGradient,
     *,
@@ -20,35 +21,40 @@ def update_rows(
     momentum: float,
     weight_decay: float,
     apply: Tensor,
+    noise: Noise | None,
     workspace: Workspace,
 ) -> None:
     """v ← momentum · v + gradient + weight_decay · w, then w ← w − lr · v, on the sampled rows.
 
-    The rows of classes that nobody sees stay as they are.
+    The rows of classes that nobody sees stay as they are. The arithmetic is in the dtype of the
+    gradient's `pull`.
 
     Args:
-        centers, velocity: (n, K·D).
+        centers, velocity: of n rows; velocity None: there is no momentum.
         lr: 0-d.
         apply: 0-d bool; where it is false nothing changes, bit for bit.
+        noise: for what is kept in fewer bits than the arithmetic's; None where nothing is.
     """
-    width = centers.shape[1]
+    dtype = gradient.pull.dtype
     columns, dim = gradient.product.shape
+    width = centers.values.shape[1]
     subcenters = width // dim
     count = columns // subcenters
     product = gradient.product.view(count, subcenters, dim)
     pull = gradient.pull.view(count, subcenters, 1)
     decay = gradient.drift.view(count, subcenters, 1) + weight_decay
     skipped = (~apply).to(torch.float32)
-    for start, stop in pieces(count, width * centers.element_size()):
-        part = slice(start, stop)
-        rows = None if sample.rows is None else sample.rows[part]
-        weight = _collect(centers, rows, part, workspace, "weight")
-        moving = [weight]
-        if momentum:
-            moving.append(_collect(velocity, rows, part, workspace, "speed"))
+    matrices = {"weight": centers} if velocity is None else {"weight": centers, "speed": velocity}
+    for start, stop in pieces(count, width * dtype.itemsize):
+        part, rows = slice(start, stop), sample.slots(start, stop)
+        moving = [
+            read_rows(matrix, rows, dtype, workspace=workspace, name=f"update: {name}")
+            for name, matrix in matrices.items()
+        ]
+        weight = moving[0]
         if sample.column_groups is not None:
             before = [matrix.clone() for matrix in moving]
-        grad = workspace.take("update: gradient", product[part].shape, centers.dtype)
+        grad = workspace.take("update: gradient", product[part].shape, dtype)
         torch.mul(product[part], pull[part], out=grad)
         grad.addcmul_(weight.view_as(grad), decay[part])
         # One pass over all three, which does nothing where found_inf is 1.
@@ -69,16 +75,5 @@ def update_rows(
             seen = (sample.column_groups[part] != NOBODY).unsqueeze(1)
             for matrix, kept in zip(moving, before):
                 torch.where(seen, matrix, kept, out=matrix)
-        if rows is not None:
-            for whole, matrix in zip((centers, velocity), moving):
-                whole.index_copy_(0, rows, matrix)
-
-
-def _collect(
-    matrix: Tensor, rows: Tensor | None, part: slice, workspace: Workspace, name: str
-) -> Tensor:
-    """Rows of a matrix: a view of `part`, or a copy of the sampled ones."""
-    if rows is None:
-        return matrix[part]
-    out = workspace.take(f"update: {name}", (rows.shape[0], matrix.shape[1]), matrix.dtype)
-    return torch.index_select(matrix, 0, rows, out=out)
+        for stored, matrix in zip(matrices.values(), moving):
+            write_rows(stored, rows, matrix)

@@ -22,6 +22,7 @@ from heads.passes.cosine_softmax import (
     is_finite,
 )
 from heads.passes.workspace import Workspace
+from heads.rows.stored import Noise, Stored
 from heads.sampling import NOBODY, Sample
 
 
@@ -31,7 +32,7 @@ class TritonSoftmax:
     def __init__(
         self,
         embeddings: Tensor,
-        centers: Tensor,
+        centers: Stored,
         sample: Sample,
         negatives: Negatives,
         *,
@@ -41,9 +42,9 @@ class TritonSoftmax:
         workspace: Workspace,
     ) -> None:
         self._embeddings = embeddings.to(compute_dtype)  # (G, D)
-        self._centers, self._scale, self._subcenters = centers, scale, subcenters
+        self._centers, self._scale, self._subcenters = centers.values, scale, subcenters
         self._workspace = workspace
-        self._inverse = kernels.inverse_norms(centers, sample.rows, subcenters=subcenters)
+        self._inverse = kernels.inverse_norms(centers.values, sample.rows, subcenters=subcenters)
         self._classes: dict[str, Any] = {
             "rows": sample.rows,
             "positions": sample.positions,
@@ -105,8 +106,8 @@ class TritonSoftmax:
 
 
 def update_rows(
-    centers: Tensor,
-    velocity: Tensor,
+    centers: Stored,
+    velocity: Stored | None,
     sample: Sample,
     gradient: CenterGradient,
     *,
@@ -114,12 +115,13 @@ def update_rows(
     momentum: float,
     weight_decay: float,
     apply: Tensor,
+    noise: Noise | None,
     workspace: Workspace,
 ) -> None:
     """As heads.passes.row_update.update_rows, with no scratch memory."""
     kernels.update_rows(
-        centers,
-        velocity,
+        centers.values,
+        None if velocity is None else velocity.values,
         rows=sample.rows,
         product=gradient.product,
         pull=gradient.pull.view(-1),

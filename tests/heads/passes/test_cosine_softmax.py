@@ -23,6 +23,7 @@ from heads.passes.cosine_softmax import (
     coefficient_gain,
 )
 from heads.passes.workspace import Workspace
+from heads.rows.stored import Stored
 from heads.sampling import EVERYONE, NOBODY, Sample
 from tests.graph_safety import GraphSafety
 from tests.heads.head_reference import first_step, scalar_head
@@ -75,12 +76,12 @@ def passes(
     norms = torch.linalg.vector_norm(embeddings, dim=1)
     unit = embeddings / norms.unsqueeze(1)
     context = first_step(margin, len(embeddings), embeddings.dtype)
-    own = [target_cosines(unit, part.centers, part.sample, subcenters) for part in parts]
+    own = [target_cosines(unit, Stored(part.centers), part.sample, subcenters) for part in parts]
     cosine = torch.stack([cosine for cosine, _ in own]).sum(0)
     ranks = [
         ChunkedSoftmax(
             unit,
-            part.centers,
+            Stored(part.centers),
             part.sample,
             negatives or margin.negatives(cosine, context),
             scale=margin.scale,

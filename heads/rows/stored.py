@@ -1,0 +1,59 @@
+"""A matrix of rows as it is kept, and its rows in the dtype of the arithmetic."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from heads.passes.workspace import Workspace
+
+
+class Stored(NamedTuple):
+    """Centers or their momentum: sub-center k of row r is `scales[r, k] · values[r, k·D:(k+1)·D]`.
+
+    Attributes:
+        values: (n, K·D).
+        scales: (n, K) float32; None: all are 1.
+    """
+
+    values: Tensor
+    scales: Tensor | None = None
+
+    def part(self, rows: slice) -> Stored:
+        """A view of consecutive rows."""
+        return Stored(self.values[rows], None if self.scales is None else self.scales[rows])
+
+
+class Noise(NamedTuple):
+    """What the rounding of rows that are written follows from, beside their columns.
+
+    Attributes:
+        key: 0-d int64, from counter.step_key.
+        classes: (S,) int64, the global class ids of the rows that an update moves.
+    """
+
+    key: Tensor
+    classes: Tensor
+
+
+def read_rows(
+    stored: Stored, rows: Tensor | slice, dtype: torch.dtype, *, workspace: Workspace, name: str
+) -> Tensor:
+    """(m, K·D) rows in `dtype`: a view where they are consecutive and kept in it, else a copy.
+
+    Args:
+        rows: (m,) int64, or consecutive ones.
+        name: of the workspace's memory for the copy.
+    """
+    if isinstance(rows, slice):
+        return stored.values[rows]
+    out = workspace.take(name, (rows.shape[0], stored.values.shape[1]), dtype)
+    return torch.index_select(stored.values, 0, rows, out=out)
+
+
+def write_rows(stored: Stored, rows: Tensor | slice, new: Tensor) -> None:
+    """Put back what `read_rows` gave, changed."""
+    if not isinstance(rows, slice):
+        stored.values.index_copy_(0, rows, new)
