@@ -10,18 +10,6 @@ that is 0.05 for 512, in proportion. On two GPUs with 128 each arcface_torch kee
 `data.global_batch=256` trains with a quarter of it, 0.025, and `optim.lr=0.2` keeps 0.1.
 """
 
-from training.config import Config, DataConfig, EvalConfig, HeadConfig, OptimConfig, RunConfig
+from configs.published import MS1MV2, arcface_torch
 
-FOLDER = "data/faces_emore"
-
-config = Config(
-    run=RunConfig(output="runs/ms1mv2_r50", epochs=20),
-    data=DataConfig(train=FOLDER, global_batch=1024, augment=("flip",)),
-    head=HeadConfig(
-        loss="arcface",
-        loss_args={"margin": 0.5, "scale": 64.0, "gradient": "straight_through"},
-        num_classes=85_742,
-    ),
-    optim=OptimConfig(lr=0.05, weight_decay=5e-4, power=2.0),
-    eval=EvalConfig(sets=tuple(f"{FOLDER}/{name}.bin" for name in ("lfw", "cfp_fp", "agedb_30"))),
-)
+config = arcface_torch(MS1MV2, "iresnet50", output="runs/ms1mv2_r50")

@@ -6,6 +6,7 @@ import os
 import runpy
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from pipeline.named_path import PathError, check_path
@@ -22,8 +23,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError for a file without a Config or that raises, with its line; an unknown key; a
     value that is of the wrong type or out of range.
     """
-    there = sorted(str(other) for other in Path("configs").glob("*.py"))
-    expected = f"a Python file that defines `config`, here are {', '.join(there) or 'none'}"
+    close = get_close_matches(str(path), map(str, Path("configs").glob("*.py")), 3)
+    nearest = f", such as {', '.join(sorted(close))}" if close else ""
+    expected = f"a Python file that defines `config`{nearest}"
     try:
         check_path(path, called=str(path), expected=expected)
     except PathError as error:

@@ -1,0 +1,28 @@
+"""MS1MV2 on Kaggle's two T4s, with AdaFace over a tenth of the centers: the shape of HSTFaceNet.
+
+    torchrun --nproc_per_node=2 train_dist.py configs/kaggle_t4x2.py
+
+256 images a GPU, saved before the session's 12 hours end; the same command in the next session goes
+on. Input is read-only there: what is derived from it goes into the working folder.
+"""
+
+from dataclasses import replace
+
+from configs.published import MS1MV2, stepped
+
+_config = stepped(
+    replace(MS1MV2, folder="/kaggle/input/ms1mv2/faces_emore/faces_emore", sets=("lfw",)),
+    "iresnet50",
+    "adaface",
+    output="/kaggle/working/run",
+    epochs=20,
+    decay_epochs=(8, 12, 15, 18),
+    margin=0.4,
+    h=0.333,
+    t_alpha=0.01,
+)
+config = replace(
+    _config,
+    run=replace(_config.run, max_hours=11.5, save_steps=2000),
+    head=replace(_config.head, sample_rate=0.1),
+)

@@ -1,0 +1,5 @@
+"""MS1MV2 with iresnet200, arcface_torch's recipe."""
+
+from configs.published import MS1MV2, arcface_torch
+
+config = arcface_torch(MS1MV2, "iresnet200", output="runs/ms1mv2_r200")

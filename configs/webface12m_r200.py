@@ -1,0 +1,5 @@
+"""WebFace12M with iresnet200, arcface_torch's recipe."""
+
+from configs.published import WEBFACE12M, arcface_torch
+
+config = arcface_torch(WEBFACE12M, "iresnet200", output="runs/webface12m_r200")

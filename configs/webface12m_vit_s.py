@@ -1,0 +1,10 @@
+"""WebFace12M with vit_s, by arcface_torch's recipe for transformers."""
+
+from configs.published import WEBFACE12M, transformer
+
+config = transformer(
+    WEBFACE12M,
+    "vit_s",
+    output="runs/webface12m_vit_s",
+    options={"mask_ratio": 0.0, "drop_path": 0.05},
+)

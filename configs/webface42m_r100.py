@@ -1,0 +1,13 @@
+"""WebFace42M with iresnet100, after arcface_torch."""
+
+from configs.published import WEBFACE42M, arcface_torch
+
+config = arcface_torch(
+    WEBFACE42M,
+    "iresnet100",
+    output="runs/webface42m_r100",
+    batch=4096,
+    rate=0.3,
+    warmup_epochs=1,
+    sample_rate=0.2,
+)

@@ -1,0 +1,5 @@
+"""WebFace4M with iresnet18, arcface_torch's recipe."""
+
+from configs.published import WEBFACE4M, arcface_torch
+
+config = arcface_torch(WEBFACE4M, "iresnet18", output="runs/webface4m_r18")
