@@ -55,7 +55,10 @@ def update_rows(
         if sample.column_groups is not None:
             before = [matrix.clone() for matrix in moving]
         grad = workspace.take("update: gradient", product[part].shape, dtype)
-        torch.mul(product[part], pull[part], out=grad)
+        if product.dtype == dtype:
+            torch.mul(product[part], pull[part], out=grad)
+        else:  # widened first: an operator over two dtypes takes twice as long on CPUs
+            grad.copy_(product[part]).mul_(pull[part])
         grad.addcmul_(weight.view_as(grad), decay[part])
         # One pass over all three, which does nothing where found_inf is 1.
         torch._fused_sgd_(

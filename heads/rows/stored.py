@@ -56,4 +56,11 @@ def read_rows(
 def write_rows(stored: Stored, rows: Tensor | slice, new: Tensor) -> None:
     """Put back what `read_rows` gave, changed."""
     if not isinstance(rows, slice):
-        stored.values.index_copy_(0, rows, new)
+        _in_words(stored.values).index_copy_(0, rows, _in_words(new))
+
+
+def _in_words(matrix: Tensor) -> Tensor:
+    """The same memory in elements of 16 bytes where rows are whole ones, for what only moves rows:
+    on CPUs `index_copy_` writes element by element (float32: 8.5 ms for 82 MB, in words 5.2)."""
+    whole = matrix.shape[1] * matrix.element_size() % 16 == 0
+    return matrix.view(torch.complex128) if whole else matrix
