@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def schedule_of(config: Config, images: int) -> Schedule:
     )
 
 
+@cache
 def named(name: str) -> Config:
     return load_config(ROOT / f"configs/{name}.py")
 

@@ -15,12 +15,11 @@ ARCFACE = Config(
     data=BASE.data,
     head=HeadConfig(loss="arcface", loss_args={"margin": 0.5, "scale": 32.0}),
 )
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_of_the_repository_loads(path):
-    assert load_config(path).data.train
+# One of each kind: tests/test_configs.py builds them all.
+CONFIGS = [
+    Path(__file__).parents[2] / f"configs/{name}.py"
+    for name in ("demo", "ms1mv2_r50", "magface", "webface42m_vit_t", "finetune")
+]
 
 
 def test_overrides_reach_every_kind_of_value():
