@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -24,14 +25,23 @@ def shard_of(num_classes: int, *, rank: int, world_size: int) -> Shard:
 
 
 def initial_centers(first_class: int, count: int, width: int, *, seed: int) -> Tensor:
-    """(count, width) float32 from N(0, 0.01²) for the global class ids from first_class on.
+    """(count, width) float32 for the global class ids from first_class on, see initial_pieces."""
+    centers = torch.empty(count, width, dtype=torch.float32, device="cpu")
+    for rows, drawn in initial_pieces(first_class, count, width, seed=seed):
+        centers[rows] = drawn
+    return centers
+
+
+def initial_pieces(
+    first_class: int, count: int, width: int, *, seed: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and their (m, width) float32 from N(0, 0.01²), in order, m at most 1024.
 
     Drawn on the CPU in blocks of 1024 ids, each from its own generator, so that a class starts at
     the same place whichever rank owns it and however many others there are. The generators' seeds
     are hashed from `seed`, in [0, 2**63): torch.manual_seed(seed) and seeds near it give other
     numbers.
     """
-    centers = torch.empty(count, width, dtype=torch.float32, device="cpu")
     zero = torch.zeros((), dtype=torch.int64, device="cpu")
     origin = int(counter.bits(counter.step_key(seed, zero, _CENTERS), zero))
     stop = first_class + count
@@ -42,5 +52,4 @@ def initial_centers(first_class: int, count: int, width: int, *, seed: int) -> T
         drawn = drawn.normal_(std=_STD, generator=generator)
         start = block * _BLOCK
         low, high = max(start, first_class), min(start + _BLOCK, stop)
-        centers[low - first_class : high - first_class] = drawn[low - start : high - start]
-    return centers
+        yield slice(low - first_class, high - first_class), drawn[low - start : high - start]

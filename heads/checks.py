@@ -58,8 +58,10 @@ def check_dtype(dtype: torch.dtype) -> None:
     check(dtype in (torch.float32, torch.float64), "dtype", dtype, "float32 or float64")
 
 
-def check_batch(embeddings: Tensor, labels: Tensor, *, centers: Tensor, embedding_dim: int) -> None:
-    """Raises ValueError unless these are (B, D) floats and (B,) int64 beside the centers."""
+def check_batch(
+    embeddings: Tensor, labels: Tensor, *, device: torch.device, embedding_dim: int
+) -> None:
+    """Raises ValueError unless these are (B, D) floats and (B,) int64 on the head's device."""
     shape = tuple(embeddings.shape)
     if not embeddings.is_floating_point() or len(shape) != 2 or shape[1] != embedding_dim:
         raise ValueError(
@@ -71,10 +73,10 @@ def check_batch(embeddings: Tensor, labels: Tensor, *, centers: Tensor, embeddin
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected torch.int64 "
             f"of shape ({shape[0]},), one class id per embedding and at least one"
         )
-    if embeddings.device != centers.device or labels.device != centers.device:
+    if embeddings.device != device or labels.device != device:
         raise ValueError(
             f"embeddings are on {embeddings.device} and labels on {labels.device}, the "
-            f"centers on {centers.device}: move them to one device"
+            f"head on {device}: move them to one device"
         )
 
 

@@ -104,23 +104,28 @@ class DistributedLoss:
         return self._loss(centers, batch, sample, context, sums)
 
     def evaluate(self, centers: Stored, batch: Batch, context: StepContext) -> Tensor:
-        """0-d, the mean loss over all classes, a piece of them at a time."""
-        sample = AllClasses().draw(batch.labels, self.shard, context.key)
+        """0-d, the mean loss over all classes, a piece at a time, wherever they are kept."""
+        device = batch.unit.device
+        positions = AllClasses().draw(batch.labels, self.shard, context.key).positions
 
         def sums(negatives: Negatives) -> tuple[Tensor, None]:
             total = batch.norms.new_full(batch.norms.shape, -math.inf)
             # Not the training's: gradients may be waiting there for their step.
-            workspace = Workspace(centers.values.device)
+            workspace = Workspace(device)
             for start in range(0, self.shard.num_local, _EVALUATED_AT_ONCE):
                 stop = start + _EVALUATED_AT_ONCE
-                rows = centers.part(slice(start, stop))
-                inside = (sample.positions >= start) & (sample.positions < stop)
-                piece = Sample(None, torch.where(inside, sample.positions - start, -1))
+                rows = centers.part(slice(start, stop)).map(lambda tensor: tensor.to(device))
+                inside = (positions >= start) & (positions < stop)
+                piece = Sample(None, torch.where(inside, positions - start, -1))
                 softmax = self._softmax(rows, batch, piece, negatives, workspace)
                 total = torch.logaddexp(total, softmax.logsumexp())
             return total, None
 
-        return self._loss(centers, batch, sample, context, sums).loss.mean
+        own, slots = centers, positions
+        if self.shard.num_local:
+            own = centers.taken(positions.clamp_min(0), device)
+            slots = torch.arange(len(positions), device=device).where(positions >= 0, -1)
+        return self._loss(own, batch, Sample(None, slots), context, sums).loss.mean
 
     def second_pass(
         self, batch: Batch, first: FirstPass, *, share: float, into: CenterGradient | None

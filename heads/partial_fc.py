@@ -177,7 +177,7 @@ class PartialFC(nn.Module):
         """Choose backend and graphs for where the centers are, and forget whatever waits."""
         self.backend: Backend = choose_backend(
             self._backend_wanted,
-            device=self.centers.device,
+            device=self.device,
             embedding_dim=self.embedding_dim,
             compute_dtype=self.compute_dtype,
         )
@@ -191,7 +191,7 @@ class PartialFC(nn.Module):
         )
         # One for steps of a single forward, one for steps that add several up: a recorded graph
         # needs its memory to stay as it is.
-        self._workspaces = {adding: Workspace(self.centers.device) for adding in (False, True)}
+        self._workspaces = {adding: Workspace(self.device) for adding in (False, True)}
         self._micro: MicroBatches | None = None
         self.forget_graphs()
         self._drop_step()
@@ -229,6 +229,11 @@ class PartialFC(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the arithmetic: statistics, sums and updates."""
         return self.margin_factor.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the arithmetic, of embeddings and labels."""
+        return self.margin_factor.device
 
     @property
     def sample_rate(self) -> float:
@@ -305,7 +310,7 @@ class PartialFC(nn.Module):
         Raises:
             ValueError: wrong shapes or dtypes.
         """
-        check_batch(embeddings, labels, centers=self.centers, embedding_dim=self.embedding_dim)
+        check_batch(embeddings, labels, device=self.device, embedding_dim=self.embedding_dim)
         # The precision is compute_dtype's to choose, not autocast's.
         with torch.autocast(embeddings.device.type, enabled=False):
             if not self.training:
@@ -338,11 +343,11 @@ class PartialFC(nn.Module):
             )
         check_step_inputs(lr, skip)
         # A CPU takes the rate in any dtype; GPUs read it as float32.
-        dtype = self.dtype if self.centers.device.type == "cpu" else torch.float32
+        dtype = self.dtype if self.device.type == "cpu" else torch.float32
         if isinstance(lr, Tensor):
-            lr = lr.to(self.centers.device, dtype)
+            lr = lr.to(self.device, dtype)
         else:  # filled in on the device, without a copy from the host
-            lr = torch.full((), lr, dtype=dtype, device=self.centers.device)
+            lr = torch.full((), lr, dtype=dtype, device=self.device)
         finite = self._update.finite
         apply = finite & torch.isfinite(lr)
         if skip is not None:
@@ -444,7 +449,7 @@ class PartialFC(nn.Module):
         Do so before the process group is destroyed: NCCL waits for graphs that use it.
         """
         self._graphs: HeadGraphs[_Forward] = HeadGraphs(
-            self.ranks, self.centers.device, wanted=self._cuda_graph
+            self.ranks, self.device, wanted=self._cuda_graph
         )
 
 

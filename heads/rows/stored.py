@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,16 @@ class Stored(NamedTuple):
 
     def part(self, rows: slice) -> Stored:
         """A view of consecutive rows."""
-        return Stored(self.values[rows], None if self.scales is None else self.scales[rows])
+        return self.map(lambda tensor: tensor[rows])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Stored:
+        """The same function of both tensors."""
+        return Stored(function(self.values), None if self.scales is None else function(self.scales))
+
+    def taken(self, rows: Tensor, device: torch.device) -> Stored:
+        """Copies of these (m,) rows on a device, as they are kept."""
+        rows = rows.to(self.values.device)
+        return self.map(lambda tensor: tensor.index_select(0, rows).to(device))
 
 
 class Noise(NamedTuple):

@@ -74,7 +74,7 @@ class TrainStep:
     ) -> None:
         self.backbone, self.head, self.optimizer = backbone, head, optimizer
         self.distillation = distillation
-        self.scaler = torch.amp.GradScaler(head.centers.device.type, enabled=precision.loss_scaling)
+        self.scaler = torch.amp.GradScaler(head.device.type, enabled=precision.loss_scaling)
         self._parameters = [p for p in backbone.parameters() if p.requires_grad]
         # BatchNorm's statistics before the step, to go back to if it must not count.
         self._buffers = list(backbone.buffers())
@@ -82,7 +82,7 @@ class TrainStep:
         self._precision, self._clip, self._head_lr_ratio = precision, clip, head_lr_ratio
         self._parts, self._world_size = micro_batches, world_size
         # While this 0-d tensor is true only the centers learn: set it between steps.
-        self.centers_alone = torch.zeros((), dtype=torch.bool, device=head.centers.device)
+        self.centers_alone = torch.zeros((), dtype=torch.bool, device=head.device)
 
     def __call__(
         self, images: Tensor, labels: Tensor, lr: Tensor, lap: Lap, targets: Tensor | None = None
