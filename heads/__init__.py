@@ -16,6 +16,7 @@ from heads.margins import (
     SphereFace,
     StepContext,
     Target,
+    UniFace,
     create_margin,
     register_margin,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "SphereFace",
     "StepContext",
     "Target",
+    "UniFace",
     "create_margin",
     "register_margin",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from heads.margins import Margin, StepContext, Target
-from heads.negatives import Negatives
+from heads.negatives import Negatives, Threshold
 from heads.passes.backend import Backend
 from heads.passes.cosine_softmax import CenterGradient, Terms, inverse_norms
 from heads.passes.workspace import Workspace
@@ -57,16 +57,18 @@ class FirstPass(NamedTuple):
 
 
 class BatchGradients(NamedTuple):
-    """The gradients of the mean loss, both multiplied by the share that was asked for.
+    """The gradients of the mean loss, all multiplied by the share that was asked for.
 
     Attributes:
         embeddings: (B, D) d mean / d this rank's embeddings.
         finite: 0-d bool, alike on all ranks.
+        learned: (k,) of what the margin learns, alike on all ranks.
     """
 
     embeddings: Tensor
     centers: CenterGradient
     finite: Tensor
+    learned: Tensor
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,10 @@ class DistributedLoss:
     def second_pass(
         self, batch: Batch, first: FirstPass, *, share: float, into: CenterGradient | None
     ) -> BatchGradients:
-        """Gradients of `share` times the mean: one collective. into: as in ChunkedSoftmax."""
+        """Gradients of `share` times the mean: one collective, two where the margin learns.
+
+        into: as in ChunkedSoftmax.
+        """
         found = first.softmax.gradients(first.loss.terms, share=share, into=into)
         # Non-finite center gradients on one rank must stop every rank's step. They ride along with
         # the embeddings' gradients instead of in a collective of their own.
@@ -145,7 +150,10 @@ class DistributedLoss:
         grad = (grad - along * unit) * _reciprocal(norms)
         if first.loss.norm_grad is not None:
             grad += share * first.loss.norm_grad[mine].unsqueeze(1) * unit
-        return BatchGradients(grad, found.centers, finite)
+        learned = grad.new_empty(0)
+        if found.threshold is not None:
+            learned = self.ranks.all_gather(found.threshold.view(1)).sum(0)
+        return BatchGradients(grad, found.centers, finite, learned)
 
     def _loss(
         self,
@@ -161,14 +169,15 @@ class DistributedLoss:
         if margin.uses_target_for_negatives:
             # CurricularFace alone: its negatives wait for the target cosines. A fourth collective.
             cosine = self._known(self.ranks.all_gather(cosine).sum(0), batch.labels)
-        negative, softmax = sums(margin.negatives(cosine, context))
+        negatives = margin.negatives(cosine, context)
+        negative, softmax = sums(negatives)
         if margin.uses_target_for_negatives:
             negative = self.ranks.all_gather(negative)
         else:
             negative, cosines = self.ranks.all_gather(torch.stack((negative, cosine))).unbind(1)
             cosine = self._known(cosines.sum(0), batch.labels)  # only the owner's is not 0
         target = margin(cosine, batch.norms, context)
-        loss = combine(negative.logsumexp(0), target, subcenter, margin.scale)
+        loss = combine(negative.logsumexp(0), target, subcenter, margin.scale, negatives.threshold)
         return FirstPass(loss, softmax, context.state if target.state is None else target.state)
 
     def _known(self, cosine: Tensor, labels: Tensor) -> Tensor:
@@ -222,7 +231,13 @@ def target_cosines(
     return torch.where(here, cosine, 0.0), torch.where(here, which, 0)
 
 
-def combine(negative: Tensor, target: Target, subcenter: Tensor, scale: float) -> Loss:
+def combine(
+    negative: Tensor,
+    target: Target,
+    subcenter: Tensor,
+    scale: float,
+    threshold: Threshold | None = None,
+) -> Loss:
     """The loss of the global batch, from sums over every rank's classes; all inputs (G,).
 
     Where there is a penalty, it is added to the row's cross-entropy.
@@ -230,14 +245,23 @@ def combine(negative: Tensor, target: Target, subcenter: Tensor, scale: float) -
     Args:
         negative: log-sum-exp of the logits of all classes but the row's own.
         target: the margined cosine to the row's own class.
+        threshold: that of the negatives. The target's rival is it then, not the negatives.
     """
     target_logit = scale * target.cosine
     # -log p(target) and p(target) - 1 through the logit's distance: no cancellation as p → 1.
-    distance = negative - target_logit
+    distance = (negative if threshold is None else threshold.value) - target_logit
     losses = torch.logaddexp(distance, torch.zeros_like(distance))
     pull = -torch.sigmoid(distance)  # d loss / d target logit
+    if threshold is None:
+        log_partition = torch.logaddexp(negative, target_logit)
+    else:
+        losses = losses + threshold.weight * negative.exp()
+        # NaN for a row without a loss, so that its gradients are NaN too.
+        log_partition = torch.where(
+            losses.isfinite(), -math.log(threshold.weight), losses.new_full((), math.nan)
+        )
     assert target.slope is not None, "a margin's call fills it in"
-    terms = Terms(torch.logaddexp(negative, target_logit), pull * target.slope, subcenter)
+    terms = Terms(log_partition, pull * target.slope, subcenter)
     norm_grad = None
     if target.norm_slope is not None:
         norm_grad = scale * pull * target.norm_slope

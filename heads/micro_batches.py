@@ -17,11 +17,18 @@ class MicroBatches:
         sample: drawn for all forwards of all ranks together, its positions in the order of
             (rank, forward, row).
         rows: the sub-centers that take part.
-        state: the margin's running values; of the gradients' dtype and device.
+        state, learned: the margin's; the former of the gradients' dtype and device.
     """
 
     def __init__(
-        self, labels: Tensor, sample: Sample, *, rows: int, embedding_dim: int, state: Tensor
+        self,
+        labels: Tensor,
+        sample: Sample,
+        *,
+        rows: int,
+        embedding_dim: int,
+        state: Tensor,
+        learned: Tensor,
     ) -> None:
         self._labels = labels.clone()
         self._sample = Sample(*(None if part is None else part.clone() for part in sample))
@@ -30,6 +37,7 @@ class MicroBatches:
         )
         self.finite = torch.ones((), dtype=torch.bool, device=labels.device)
         self.margin_state = state.clone()
+        self.learned = torch.zeros_like(learned)  # the gradient
         self._done = torch.zeros((), dtype=torch.int64, device=labels.device)
 
     @property
@@ -51,7 +59,7 @@ class MicroBatches:
 
     def rewind(self, state: Tensor) -> None:
         """Back to before the first forward."""
-        for part in (self.gradient.product, self.gradient.drift, self._done):
+        for part in (self.gradient.product, self.gradient.drift, self.learned, self._done):
             part.zero_()
         self.finite.fill_(True)
         self.margin_state.copy_(state)
@@ -88,9 +96,11 @@ class MicroBatches:
             row_groups=None if groups is None else groups[index],
         )
 
-    def finish(self, finite: Tensor, state: Tensor) -> None:
-        """A forward is done: whether all was finite, and the margin's values after it."""
+    def finish(self, finite: Tensor, state: Tensor, learned: Tensor) -> None:
+        """A forward is done: whether all was finite, the margin's values after it, and the gradient
+        of what it learns."""
         self.finite &= finite
+        self.learned += learned
         self.margin_state.copy_(state)
         # Around: rehearsals of a recording call this more often than there are forwards.
         self._done.add_(1).remainder_(self.count)

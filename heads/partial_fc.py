@@ -28,6 +28,7 @@ from heads.checks import (
 from heads.distributed_loss import Batch, DistributedLoss, FirstPass
 from heads.graph import HeadGraphs
 from heads.known_gradient import KnownGradient
+from heads.learned import descend, keep_learned
 from heads.margins import Margin, StepContext
 from heads.micro_batches import MicroBatches
 from heads.passes.backend import Backend, choose_backend
@@ -49,6 +50,7 @@ class _Update(NamedTuple):
     gradient: CenterGradient
     finite: Tensor  # 0-d bool, the same on every rank
     margin_state: Tensor
+    learned: Tensor  # (k,) the gradient of what the margin learns
 
 
 class _Forward(NamedTuple):
@@ -98,6 +100,7 @@ class PartialFC(nn.Module):
         steps: 0-d int64, the number of `step` calls so far, from which each step's draws are made.
         nonfinite_steps: 0-d int64, how many of them changed nothing for that reason.
         margin_state: the margin's running values.
+        learned, learned_velocity: (k,) what the margin learns beside the centers.
         margin_factor: 0-d in [0, 1], the share of the margin in force.
 
     Raises:
@@ -109,6 +112,8 @@ class PartialFC(nn.Module):
     steps: Tensor
     nonfinite_steps: Tensor
     margin_state: Tensor
+    learned: Tensor
+    learned_velocity: Tensor
     margin_factor: Tensor
 
     def __init__(
@@ -163,6 +168,8 @@ class PartialFC(nn.Module):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=device))
         state = torch.tensor(margin.initial_state(), dtype=dtype, device=device)
         self.register_buffer("margin_state", state, persistent=state.numel() > 0)
+        classes = max(1.0, num_classes * (sample_rate or 1.0))
+        keep_learned(self, margin.initial_learned(classes), like=state)
         self.register_buffer("margin_factor", centers.new_ones(()), persistent=False)
         keep_shard(self)
         self.register_load_state_dict_pre_hook(_forget_gradients)
@@ -285,6 +292,7 @@ class PartialFC(nn.Module):
                 rows=classes * self.subcenters,
                 embedding_dim=self.embedding_dim,
                 state=self.margin_state,
+                learned=self.learned,
             )
         self._micro.restart(labels, sample, self.margin_state)
         self._adding = True
@@ -370,7 +378,9 @@ class PartialFC(nn.Module):
         index = torch.arange(len(batch.labels), device=labels.device)
         first = self._first_pass(batch, sample, self.margin_state, index)
         gradients = self._arithmetic.second_pass(batch, first, share=1.0, into=None)
-        update = _Update(sample, gradients.centers, gradients.finite, first.margin_state)
+        update = _Update(
+            sample, gradients.centers, gradients.finite, first.margin_state, gradients.learned
+        )
         return _Forward(first.loss.mean, gradients.embeddings, update)
 
     def _add_forward(self, micro: MicroBatches, embeddings: Tensor, labels: Tensor) -> _Forward:
@@ -382,12 +392,12 @@ class PartialFC(nn.Module):
         sample, share = micro.sample(index), 1 / micro.count
         first = self._first_pass(batch, sample, micro.margin_state, index)
         gradients = self._arithmetic.second_pass(batch, first, share=share, into=micro.gradient)
-        micro.finish(gradients.finite, first.margin_state)
-        update = _Update(sample, gradients.centers, micro.finite, micro.margin_state)
+        micro.finish(gradients.finite, first.margin_state, gradients.learned)
+        update = _Update(sample, gradients.centers, micro.finite, micro.margin_state, micro.learned)
         return _Forward(share * first.loss.mean, gradients.embeddings, update)
 
     def _first_pass(self, batch: Batch, sample: Sample, state: Tensor, index: Tensor) -> FirstPass:
-        context = StepContext(self.margin_factor, state, self.margin_key(), index)
+        context = self._context(state, index)
         workspace = self._workspaces[self._adding]
         return self._arithmetic.first_pass(Stored(self.centers), batch, sample, context, workspace)
 
@@ -395,8 +405,11 @@ class PartialFC(nn.Module):
     def _eval_forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         batch = self._arithmetic.gather(embeddings, labels, self.dtype)
         index = torch.arange(len(batch.labels), device=labels.device)
-        context = StepContext(self.margin_factor, self.margin_state, self.margin_key(), index)
+        context = self._context(self.margin_state, index)
         return self._arithmetic.evaluate(Stored(self.centers), batch, context)
+
+    def _context(self, state: Tensor, index: Tensor) -> StepContext:
+        return StepContext(self.margin_factor, state, self.margin_key(), index, self.learned)
 
     def _draw(self, labels: Tensor) -> Sample:
         key = counter.step_key(self.seed, self.steps, _SAMPLING)
@@ -419,6 +432,15 @@ class PartialFC(nn.Module):
             workspace=self._workspaces[self._adding],
         )
         torch.where(apply, update.margin_state, self.margin_state, out=self.margin_state)
+        descend(
+            self.learned,
+            self.learned_velocity,
+            update.learned,
+            lr=lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            apply=apply,
+        )
 
     def _compute(self, embeddings: Tensor, labels: Tensor) -> _Forward:
         """`_train_forward`, replayed from a graph where there is one; counts towards `step`."""

@@ -13,6 +13,7 @@ from heads.margins.curricular import CurricularFace
 from heads.margins.elastic import ElasticArcFace, ElasticCosFace
 from heads.margins.fixed import ArcFace, Combined, CosFace, Softmax, SphereFace
 from heads.margins.quality import AdaFace, MagFace
+from heads.margins.unified import UniFace
 
 __all__ = [
     "GRADIENTS",
@@ -31,6 +32,7 @@ __all__ = [
     "SphereFace",
     "StepContext",
     "Target",
+    "UniFace",
     "create_margin",
     "register_margin",
 ]
@@ -46,6 +48,7 @@ MARGINS: dict[str, type[Margin]] = {
     "elastic_arcface": ElasticArcFace,
     "elastic_cosface": ElasticCosFace,
     "curricularface": CurricularFace,
+    "uniface": UniFace,
 }
 # Of these, what `register_margin` made known: its name and the file that did.
 OWN_MARGINS: dict[str, str] = {}

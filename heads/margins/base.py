@@ -19,6 +19,7 @@ from facestream import UserError
 from heads.negatives import Negatives
 
 GRADIENTS = ("exact", "straight_through")
+_NOTHING = torch.empty(0)
 
 
 class StepContext(NamedTuple):
@@ -30,16 +31,19 @@ class StepContext(NamedTuple):
         state: (k,) the margin's running values before this step; k is len(margin.initial_state()).
         key: 0-d int64, this step's counter key for heads.counter.
         index: (N,) int64, each row's place in the global batch, the same for any number of ranks.
+        learned: (k,) what the margin learns beside the centers; k is len(margin.initial_learned()).
     """
 
     factor: Tensor
     state: Tensor
     key: Tensor
     index: Tensor  # type: ignore[assignment]  # shadows the tuple's own method
+    learned: Tensor = _NOTHING
 
     def to(self, dtype: torch.dtype) -> StepContext:
-        """The same with factor and state in `dtype`."""
-        return self._replace(factor=self.factor.to(dtype), state=self.state.to(dtype))
+        """The same with factor, state and what is learned in `dtype`."""
+        names = ("factor", "state", "learned")
+        return self._replace(**{name: getattr(self, name).to(dtype) for name in names})
 
 
 class Target(NamedTuple):
@@ -123,6 +127,14 @@ class Margin(ABC):
 
     def initial_state(self) -> tuple[float, ...]:
         """The running values before the first step; empty for most margins."""
+        return ()
+
+    def initial_learned(self, classes: float) -> tuple[float, ...]:
+        """What is learned beside the centers, before the first step; empty for most margins.
+
+        Args:
+            classes: of a step, on all ranks together; at least 1.
+        """
         return ()
 
     def negatives(self, cosine: Tensor | None, context: StepContext) -> Negatives:

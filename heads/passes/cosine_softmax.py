@@ -46,11 +46,13 @@ class ShardGradients(NamedTuple):
         centers: of the raw rows of the centers.
         finite: 0-d bool, whether every center gradient is; those of the embeddings are not looked
             at.
+        threshold: 0-d, of negatives.threshold, this rank's classes' share; None without one.
     """
 
     embeddings: Tensor
     centers: CenterGradient
     finite: Tensor
+    threshold: Tensor | None = None
 
 
 class CenterGradient(NamedTuple):
@@ -228,11 +230,13 @@ class ChunkedSoftmax:
         if self._reads_unit:
             centers.pull.mul_(self._inverse)
         embedding_grad = torch.zeros_like(self._embeddings)
-        reach = self._inverse.new_zeros(())
+        reach, total = self._inverse.new_zeros(2)
         for start, stop in self._bounds():
             chunk = self._chunk_of(start, stop, again=True)
             rows = self._columns(start, stop)
             coefficients = self._coefficients(chunk, shift, target, terms.subcenter)  # (G, n·K)
+            if self._negatives.threshold is not None:
+                total += coefficients.sum()
             along = chunk.cosine.mul_(coefficients).sum(0).unsqueeze(1)  # (n·K, 1)
             drift = along.mul_(self._inverse[rows]).mul_(self._inverse[rows]).mul_(-unit)
             coefficients.mul_(self._factor[rows].T)
@@ -248,7 +252,10 @@ class ChunkedSoftmax:
                 centers.drift[rows] += drift
         embedding_grad.mul_(unit)
         return ShardGradients(
-            embedding_grad, centers, is_finite(centers, reach, self._compute_dtype)
+            embedding_grad,
+            centers,
+            is_finite(centers, reach, self._compute_dtype),
+            None if self._negatives.threshold is None else total * (-unit / self._scale),
         )
 
     def _new_gradient(self) -> CenterGradient:

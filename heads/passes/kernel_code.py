@@ -65,7 +65,19 @@ def _cosines(
 
 @_jit
 def _negatives(
-    cosine, column_groups, row_groups, filter_above, hard_above, easing, j, i, G, S, own
+    cosine,
+    column_groups,
+    row_groups,
+    filter_above,
+    hard_above,
+    easing,
+    threshold,
+    scale_log2,
+    j,
+    i,
+    G,
+    S,
+    own,
 ):
     """Bent cosines, their slopes, and which of them count; all (BLOCK_G, BLOCK_C).
 
@@ -79,6 +91,18 @@ def _negatives(
         hard = cosine > limit[:, None]
         bent = tl.where(hard, cosine * (ease + cosine), cosine)
         slope = tl.where(hard, ease + 2 * cosine, 1.0)
+    if threshold is not None:
+        # In powers of two. Far below 0 the logarithm of the softplus comes from its series.
+        value = tl.load(threshold).to(tl.float32) * 1.4426950408889634  # log2(e)
+        logit = cosine * scale_log2 - value
+        power = tl.exp2(-tl.abs(logit))
+        soft = tl.maximum(logit, 0.0) + tl.log2(1 + power)
+        series = 1 - power * (0.5 - power * (0.3333333333333333 - power * 0.25))
+        far = logit < -6.0
+        bent = tl.where(far, logit + tl.log2(series), tl.log2(soft * 0.6931471805599453))
+        bent = bent / scale_log2
+        share = tl.where(logit < 0, power, 1.0) / (1 + power)
+        slope = tl.where(far, 1 / ((1 + power) * series), share / (soft * 0.6931471805599453))
     if filter_above is not None:
         bent = tl.where(cosine > filter_above, float("-inf"), bent)
     counts = (i < G)[:, None] & (j < S)[None, :] & (own[:, None] != j[None, :])
@@ -123,6 +147,7 @@ def logsumexp_kernel(
     filter_above,
     hard_above,
     easing,
+    threshold,
     partial,
     G,
     S,
@@ -159,7 +184,19 @@ def logsumexp_kernel(
             # tl.maximum would drop NaN.
             cosine = tl.where((other > cosine) | (other != other), other, cosine)
         bent, _, counts = _negatives(
-            cosine, column_groups, row_groups, filter_above, hard_above, easing, j, i, G, S, own
+            cosine,
+            column_groups,
+            row_groups,
+            filter_above,
+            hard_above,
+            easing,
+            threshold,
+            scale_log2,
+            j,
+            i,
+            G,
+            S,
+            own,
         )
         logit = tl.where(counts, bent * scale_log2, float("-inf"))
         # Whether or not these maxima keep a NaN, the sum does.
@@ -182,6 +219,7 @@ def coefficients_kernel(
     filter_above,
     hard_above,
     easing,
+    threshold,
     shift,
     target,
     target_subcenter,
@@ -228,7 +266,19 @@ def coefficients_kernel(
         place = tl.where(better, k, place)
 
     bent, slope, counts = _negatives(
-        cosine, column_groups, row_groups, filter_above, hard_above, easing, j, i, G, S, own
+        cosine,
+        column_groups,
+        row_groups,
+        filter_above,
+        hard_above,
+        easing,
+        threshold,
+        scale_log2,
+        j,
+        i,
+        G,
+        S,
+        own,
     )
     offset = tl.load(shift + i, mask=i < G, other=0.0)[:, None]
     own_value = tl.load(target + i, mask=i < G, other=0.0)[:, None]

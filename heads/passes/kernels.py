@@ -393,10 +393,12 @@ def _hardware(device: torch.device) -> tuple[tuple[int, int] | None, int]:
 
 def _masks(
     groups: tuple[Tensor, Tensor] | None, negatives: Negatives
-) -> tuple[Tensor | None, Tensor | None, float | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | float | None, ...]:
     """What decides about the negatives, in the kernels' order; None: compiled without it."""
     filter_above = negatives.filter_above if negatives.filter_above < math.inf else None
-    return *(groups or (None, None)), filter_above, negatives.hard_above, negatives.easing
+    threshold = None if negatives.threshold is None else negatives.threshold.value
+    hooks = (filter_above, negatives.hard_above, negatives.easing, threshold)
+    return *(groups or (None, None)), *hooks
 
 
 def _ceil(number: int, block: int) -> int:

@@ -102,7 +102,13 @@ class TritonSoftmax:
             centers = into
         most = reach.amax() if reach.numel() else reach.sum()
         finite = is_finite(centers, most, product.dtype)
-        return ShardGradients(embedding_grad.mul_(unit), centers, finite)
+        threshold = None
+        if self._classes["negatives"].threshold is not None:
+            # Of all coefficients only the targets' are negative; these as the products read them.
+            own = (gain * target).to(self._embeddings.dtype).float()
+            own = torch.where(self._classes["positions"] >= 0, own, 0.0).sum()
+            threshold = (reach.sum() + 2 * own) * (-unit / self._scale)
+        return ShardGradients(embedding_grad.mul_(unit), centers, finite, threshold)
 
 
 def update_rows(

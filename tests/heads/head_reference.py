@@ -22,12 +22,14 @@ from heads.margins import (
     Softmax,
     SphereFace,
     StepContext,
+    UniFace,
 )
 
 
 class Reference(NamedTuple):
     """logits (G, C) after margin, hook and scale, -inf where a class is left out; loss 0-d;
-    gradients (G, D) and (C·K, D); state (k,) after the step. All float64.
+    gradients (G, D) and (C·K, D); state (k,) after the step; gradient (k,) of what the margin
+    learns. All float64.
     """
 
     logits: Tensor
@@ -35,6 +37,7 @@ class Reference(NamedTuple):
     embedding_grad: Tensor
     center_grad: Tensor
     state: Tensor
+    learned_grad: Tensor
 
 
 class Row(NamedTuple):
@@ -48,12 +51,13 @@ class Row(NamedTuple):
 
 
 def first_step(margin: Margin, rows: int, dtype: torch.dtype = torch.float64) -> StepContext:
-    """The whole margin, key 0, and the state before any step."""
+    """The whole margin, key 0, and the state before any step, of 100 classes."""
     return StepContext(
         factor=torch.ones((), dtype=dtype),
         state=torch.tensor(margin.initial_state(), dtype=dtype),
         key=torch.zeros((), dtype=torch.int64),
         index=torch.arange(rows),
+        learned=torch.tensor(margin.initial_learned(100), dtype=dtype),
     )
 
 
@@ -70,7 +74,7 @@ def scalar_targets(
     match margin:
         case Softmax():
             rows = [Row(cosine, 1.0) for cosine in cosines]
-        case CosFace():
+        case CosFace() | UniFace():
             rows = [Row(cosine - margin.margin * factor, 1.0) for cosine in cosines]
         case ArcFace(easy_margin=True):
             rows = [
@@ -240,6 +244,7 @@ def scalar_head(
 
     loss = 0.0
     all_logits = []
+    learned_grad = [0.0] * len(context.learned)
     embedding_grad = [[0.0] * len(row) for row in rows]
     center_grad = [[0.0] * len(column) for column in columns]
     for i, (row, label, target) in enumerate(zip(rows, labels.tolist(), targets)):
@@ -255,14 +260,16 @@ def scalar_head(
             slopes.append(slope)
         logits = [margin.scale * value for value in bent]
         all_logits.append(logits)
-        highest = max(logits)
-        log_partition = highest + math.log(sum(math.exp(logit - highest) for logit in logits))
-        loss += (log_partition - logits[label] + target.penalty) / len(rows)
+        if isinstance(margin, UniFace):
+            row_loss, by_logits = _judged(margin, logits, label, float(context.learned))
+            learned_grad[0] -= sum(by_logits) / len(rows)  # it is subtracted from every logit
+        else:
+            row_loss, by_logits = _cross_entropy(logits, label)
+        loss += (row_loss + target.penalty) / len(rows)
 
         unit_row = [x / lengths[i] for x in row]
         for c, cosine in enumerate(cosines[i]):
-            by_bent = math.exp(logits[c] - log_partition) - (c == label)
-            by_bent *= margin.scale / len(rows)
+            by_bent = by_logits[c] * margin.scale / len(rows)
             if c == label:
                 by_norm = by_bent * target.norm_slope + target.penalty_slope / len(rows)
                 for d, unit_x in enumerate(unit_row):
@@ -279,4 +286,26 @@ def scalar_head(
         torch.tensor(embedding_grad, dtype=double),
         torch.tensor(center_grad, dtype=double),
         torch.tensor(state, dtype=double),
+        torch.tensor(learned_grad, dtype=double),
     )
+
+
+def _cross_entropy(logits: list[float], label: int) -> tuple[float, list[float]]:
+    """A row's loss, and its derivatives by the logits."""
+    highest = max(logits)
+    log_partition = highest + math.log(sum(math.exp(logit - highest) for logit in logits))
+    shares = [math.exp(logit - log_partition) - (c == label) for c, logit in enumerate(logits)]
+    return log_partition - logits[label], shares
+
+
+def _judged(
+    margin: UniFace, logits: list[float], label: int, threshold: float
+) -> tuple[float, list[float]]:
+    """The same of UniFace: every class is a question of yes or no."""
+    loss, shares = 0.0, []
+    for c, logit in enumerate(logits):
+        way, weight = (-1, 1.0) if c == label else (1, margin.negative_weight)
+        against = way * (logit - threshold)
+        loss += weight * math.log1p(math.exp(against))
+        shares.append(weight * way / (1 + math.exp(-against)) if against > -700 else 0.0)
+    return loss, shares

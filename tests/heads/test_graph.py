@@ -16,6 +16,7 @@ from heads import (
     ElasticArcFace,
     GroupClasses,
     PartialFC,
+    UniFace,
     graph,
 )
 from tests.recorded_graph import RecordedGraphs
@@ -77,7 +78,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(
-    "margin", [ArcFace(), AdaFace(), ElasticArcFace(plus=True), CurricularFace()]
+    "margin", [ArcFace(), AdaFace(), ElasticArcFace(plus=True), CurricularFace(), UniFace()]
 )
 def test_twenty_replayed_steps_are_bit_equal(margin, options, monkeypatch):
     """Rate, margin, loss scale, sample and skipping change; nothing is recorded again."""
@@ -92,11 +93,12 @@ def test_twenty_replayed_steps_are_bit_equal(margin, options, monkeypatch):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_replayed_micro_batches_are_bit_equal(options, monkeypatch):
+@pytest.mark.parametrize("margin", [AdaFace(), UniFace()], ids=str)
+def test_replayed_micro_batches_are_bit_equal(margin, options, monkeypatch):
     """Also between steps of one forward, which have a recording of their own."""
     graphs = RecordedGraphs()
-    plain = build(AdaFace(), monkeypatch, **options)
-    replayed = build(AdaFace(), monkeypatch, graphs, **options)
+    plain = build(margin, monkeypatch, **options)
+    replayed = build(margin, monkeypatch, graphs, **options)
     for step in range(8):
         one_step = train if step in (2, 5) else train_in_parts
         assert same(one_step(plain, step), one_step(replayed, step)), f"step {step}"

@@ -26,6 +26,7 @@ from heads.margins import (
     SphereFace,
     StepContext,
     Target,
+    UniFace,
     create_margin,
     register_margin,
 )
@@ -59,6 +60,7 @@ CASES = [
     ElasticCosFace(margin=0.5, std=1, plus=True),
     CurricularFace(),
     CurricularFace(margin=1.5),
+    UniFace(),
 ]
 every_margin = pytest.mark.parametrize("margin", CASES, ids=repr)
 # Both sides of π − m for most angles above, and within 1e-4 of the ends.
@@ -287,9 +289,11 @@ def test_negatives_are_filtered_with_every_margin_and_otherwise_left_alone(margi
         assert filtered.filter_above == 0.5
         assert torch.equal(filtered.hard_above, margin.negatives(cosine, context).hard_above)
     else:
-        assert margin.negatives(None, context) == Negatives()
+        plain = margin.negatives(None, context)
+        assert plain._replace(threshold=None) == Negatives()
+        assert isinstance(margin, UniFace) == (plain.threshold is not None)
         filtered = replace(margin, filter_above=0.5).negatives(None, context)
-        assert filtered == Negatives(filter_above=0.5)
+        assert filtered._replace(threshold=None) == Negatives(filter_above=0.5)
 
 
 @every_margin
@@ -320,6 +324,8 @@ def test_margins_are_values(margin):
         (Softmax, {"filter_above": 1.1}),
         (CurricularFace, {"filter_above": math.nan}),
         (CurricularFace, {"margin": 1.6}),
+        (UniFace, {"margin": 1.1}),
+        (UniFace, {"negative_weight": 0}),
         (SphereFace, {"margin": 0.9}),
         (SphereFace, {"margin": 8.1}),
         (Combined, {"m1": 0.9}),

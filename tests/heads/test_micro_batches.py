@@ -16,6 +16,7 @@ from heads import (
     MagFace,
     Margin,
     PartialFC,
+    UniFace,
 )
 from heads.passes import cosine_softmax
 from tests.graph_safety import GraphSafety
@@ -31,7 +32,7 @@ OPTIONS = [
     {"group_sampling": GroupClasses(groups=25, scope="sample")},
     {"subcenters": 2, "sample_rate": 0.3},
 ]
-MARGINS = [ArcFace(), ElasticArcFace(), MagFace(), ArcFace(filter_above=0.3)]
+MARGINS = [ArcFace(), ElasticArcFace(), MagFace(), ArcFace(filter_above=0.3), UniFace()]
 
 
 def build(margin: Margin, dtype: torch.dtype = torch.float64, **options) -> PartialFC:
@@ -75,6 +76,7 @@ def test_three_micro_batches_equal_one_batch(margin, options):
         torch.testing.assert_close(in_parts(parts, *batch(seed)), expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(parts.centers, whole.centers, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(parts.velocity, whole.velocity, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(parts.learned, whole.learned, rtol=1e-12, atol=0)
     assert parts.steps == 3
 
 

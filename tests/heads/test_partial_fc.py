@@ -24,6 +24,7 @@ from heads import (
     SphereFace,
     StepContext,
     Target,
+    UniFace,
     create_margin,
     distributed_loss,
 )
@@ -53,7 +54,11 @@ def state(head: PartialFC) -> tuple[Tensor, Tensor]:
 def margin_context(head: PartialFC, rows: int) -> StepContext:
     """What the head tells its margin at the next step."""
     return StepContext(
-        head.margin_factor.clone(), head.margin_state.clone(), head.margin_key(), torch.arange(rows)
+        head.margin_factor.clone(),
+        head.margin_state.clone(),
+        head.margin_key(),
+        torch.arange(rows),
+        head.learned.clone(),
     )
 
 
@@ -82,6 +87,8 @@ def test_loss_gradient_and_update_match_scalar_loops(name, gradient):
         ]:
             assert (found - wanted).abs().max() < tolerance * wanted.abs().max()
         torch.testing.assert_close(head.margin_state.double(), expected.state, rtol=1e-6, atol=0)
+        learned = context.learned.double() - 0.1 * expected.learned_grad
+        torch.testing.assert_close(head.learned.double(), learned, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", MARGINS)
@@ -108,6 +115,7 @@ def test_half_a_margin_lies_between_none_and_the_whole(name):
         MagFace(),
         SphereFace(),
         ArcFace(filter_above=0.4),
+        UniFace(negative_weight=0.7),
     ],
 )
 def test_embedding_gradients_are_the_finite_differences(margin):

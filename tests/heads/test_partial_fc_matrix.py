@@ -24,6 +24,7 @@ from heads import (
     Margin,
     PartialFC,
     StepContext,
+    UniFace,
     create_margin,
 )
 from heads.sampling import EVERYONE
@@ -56,6 +57,7 @@ VARIANTS = [
     ElasticCosFace(plus=True),
     ArcFace(filter_above=0.3),
     CurricularFace(filter_above=0.3),
+    UniFace(filter_above=0.3, negative_weight=0.5),
 ]
 # What the products read → the centers' dtype, and the error allowed.
 PRECISIONS = {
@@ -122,6 +124,7 @@ def check_steps(
             head.margin_state.clone(),
             head.margin_key(),
             torch.arange(global_batch),
+            head.learned.clone(),
         )
         leaf = embeddings[mine].clone().requires_grad_()
         loss = head(leaf, labels[mine])
@@ -154,11 +157,13 @@ def check_steps(
             ("embedding gradient", leaf.grad, expected.embedding_grad[mine]),
             ("centers' step", after - whole.centers, everything - whole.centers),
             ("margin state", head.margin_state, expected.state),
+            ("learned", head.learned_velocity, expected.learned_grad),
         ]:
             if not wanted.numel():
                 continue
             error = (found - wanted).abs().max()
-            if not error <= tolerance * wanted.abs().max():
+            # The learned threshold's gradient is a difference, which may be nothing but rounding.
+            if not error <= tolerance * wanted.abs().max().clamp_min(1e-6):
                 faults.append(f"{margin} {options} {compute_dtype} step {step}: {name} {error:.2g}")
         # Bit for bit, where nobody saw a class or it was not drawn.
         seen = torch.zeros(CLASSES, dtype=torch.bool)

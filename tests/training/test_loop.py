@@ -287,11 +287,14 @@ HEAD_SCHEDULES = [
 
 
 @pytest.mark.slow
-def test_the_heads_schedules_and_statistics_survive_an_interruption(data, world, tmp_path):
-    """Rate, share of the margin and AdaFace's statistics are those of the step, resumed or not."""
+@pytest.mark.parametrize("loss", ["adaface", pytest.param("uniface", marks=pytest.mark.slow)])
+def test_the_heads_schedules_and_statistics_survive_an_interruption(loss, data, world, tmp_path):
+    """Rate, share of the margin, AdaFace's statistics and UniFace's threshold are those of the
+    step, resumed or not."""
 
     def run(output: Path, *overrides: str) -> tuple[Trainer, list[tuple[float, float]]]:
-        config = override(tiny.config(data, output), [*HEAD_SCHEDULES, *overrides])
+        settings = [*HEAD_SCHEDULES, f"head.loss={loss}", *overrides]
+        config = override(tiny.config(data, output), settings)
         trainer, seen = build(config, world), []
         head, train_on = trainer.step.head, trainer.train_on
 
@@ -308,7 +311,10 @@ def test_the_heads_schedules_and_statistics_survive_an_interruption(data, world,
     assert [rate for rate, _ in seen] == [0.3] * 5 + [0.6] * 5 + [1.0] * 5
     shares = [share for _, share in seen]
     assert shares == pytest.approx([min(1, (step + 1) / 8) for step in range(15)])
-    assert (whole.step.head.margin_state != torch.tensor([20.0, 100.0])).all()
+    if loss == "adaface":
+        assert (whole.step.head.margin_state != torch.tensor([20.0, 100.0])).all()
+    else:
+        assert whole.step.head.learned_velocity.all()
 
     for path in (tmp_path / "whole" / "checkpoints").glob("step_*15"):
         shutil.rmtree(path)

@@ -2,9 +2,10 @@
 
     python tests/heads/passes/compile_kernels.py 80:512:float16:3:hooks ...
 
-Each argument is compute capability, dimensions, compute dtype, sub-centers, and `hooks` or `plain`:
-with groups, bent negatives and accumulation, or without. The launches are recorded from the public
-functions, called with meta tensors, so that what is compiled is what a step compiles.
+Each argument is compute capability, dimensions, compute dtype, sub-centers, and a kind: `hooks`,
+with groups, bent negatives and accumulation, `threshold`, with UniFace's negatives, or `plain`. The
+launches are recorded from the public functions, called with meta tensors, so that what is compiled
+is what a step compiles.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from heads.negatives import Negatives
+from heads.negatives import Negatives, Threshold
 from heads.passes import kernels
 from tests.compiled_kernels import Launch, compile_steps, recorded_launches
 
@@ -30,24 +31,27 @@ def record_step(capability: int, dim: str, dtype: str, subcenters: str, kind: st
             dim=int(dim),
             dtype=getattr(torch, dtype),
             subcenters=int(subcenters),
-            hooks=kind == "hooks",
+            kind=kind,
         )
     return launches
 
 
 def _step(
-    capability: int, *, dim: int, dtype: torch.dtype, subcenters: int, hooks: bool, batch: int = 512
+    capability: int, *, dim: int, dtype: torch.dtype, subcenters: int, kind: str, batch: int = 512
 ) -> None:
     kernels._hardware = lambda _: (divmod(capability, 10), 100)
     # Several chunks, the last a part of one: the first stores what the others add to.
     kernels._SCRATCH_BYTES = 0
-    count = 3000
+    count, hooks = 3000, kind == "hooks"
 
     def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     centers = meta(2 * count, subcenters * dim)
     embeddings = meta(batch, dim, dtype=dtype)
+    negatives = Negatives(0.9, meta(batch), meta()) if hooks else Negatives()
+    if kind == "threshold":
+        negatives = Negatives(threshold=Threshold(meta(), 64.0, 1.0))
     rows = meta(count, dtype=torch.int64)
     product = meta(count * subcenters, dim, dtype=torch.float32 if hooks else dtype)
     groups = (meta(count, dtype=torch.int32), meta(batch, dtype=torch.int32))
@@ -55,7 +59,7 @@ def _step(
         "rows": rows,
         "positions": meta(batch, dtype=torch.int64),
         "groups": groups if hooks else None,
-        "negatives": Negatives(0.9, meta(batch), meta()) if hooks else Negatives(),
+        "negatives": negatives,
         "scale": 64.0,
         "subcenters": subcenters,
     }

@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from heads import AdaFace, ArcFace, CosFace, CurricularFace, GroupClasses, PartialFC
-from heads.negatives import Negatives
+from heads import AdaFace, ArcFace, CosFace, CurricularFace, GroupClasses, PartialFC, UniFace
+from heads.negatives import Negatives, Threshold
 from heads.passes import kernels
 from tests.graph_safety import GraphSafety
 
@@ -72,6 +72,7 @@ CASES = [
     Case((19, 33, 50), subcenters=2, hook="hard", dtype=torch.bfloat16),
     Case((17, 24, 40), sampled=21, subcenters=3, grouped=True, hook="hard filter"),
     Case((20, 16, 34), hook="filter", own=False, dtype=torch.bfloat16),
+    Case((21, 4, 40), subcenters=2, grouped=True, hook="threshold filter"),
 ]
 
 
@@ -108,6 +109,10 @@ class Step:
             filter_above=float(_gap(best.flatten())) if "filter" in case.hook else math.inf,
             hard_above=_gap(best).float() if "hard" in case.hook else None,
             easing=torch.tensor(0.3, device=DEVICE) if "hard" in case.hook else None,
+            # In the middle of the logits, which lie on both sides of what the kernels tell apart.
+            threshold=Threshold(torch.tensor(2.0, device=DEVICE), SCALE, 1.0)
+            if "threshold" in case.hook
+            else None,
         )
         # The largest coefficients then weigh as much as the targets.
         self.log_partition = (SCALE * self.bend()[0].amax(1) + 0.5).float()
@@ -174,6 +179,10 @@ class Step:
             hard = cosine > self.negatives.hard_above.unsqueeze(1)
             bent = torch.where(hard, cosine * (self.negatives.easing + cosine), cosine)
             slope = torch.where(hard, self.negatives.easing + 2 * cosine, 1.0)
+        if self.negatives.threshold is not None:
+            logit = SCALE * cosine - 2.0
+            soft = torch.log1p(logit.exp())
+            bent, slope = soft.log() / SCALE, torch.sigmoid(logit) / soft
         return torch.where(cosine > self.negatives.filter_above, -math.inf, bent), slope
 
     def expected_logsumexp(self) -> Tensor:
@@ -412,6 +421,7 @@ HEADS: list[tuple[int, dict[str, Any]]] = [
         },
     ),
     (2, {"margin": CosFace(), "subcenters": 2, "sample_rate": 0.3}),
+    (2, {"margin": UniFace(), "sample_rate": 0.3}),
 ]
 
 
@@ -444,5 +454,7 @@ def test_a_head_trains_as_with_pytorch(forwards: int, options: dict[str, Any]) -
         moved = head.centers - start
         assert moved.any()
         found[backend] = [*results, moved, head.velocity]
+        if len(head.learned):
+            found[backend].append(head.learned_velocity)
     for torchs, tritons in zip(found["torch"], found["triton"]):
         assert (tritons - torchs).abs().max() <= 0.01 * torchs.abs().max()

@@ -44,7 +44,9 @@ _OTHER_SIZES = [(capability, dim, "bfloat16") for capability in (80, 90) for dim
 
 def _steps(capability: int, dim: int, dtype: str) -> list[str]:
     """K is 1 and 3; before Ampere one is enough."""
-    kinds = itertools.product((1, 3), ("plain", "hooks")) if capability >= 80 else [(1, "plain")]
+    kinds = [(1, "plain")]
+    if capability >= 80:
+        kinds = [*itertools.product((1, 3), ("plain", "hooks")), (1, "threshold")]
     return [f"{capability}:{dim}:{dtype}:{subcenters}:{hooks}" for subcenters, hooks in kinds]
 
 
