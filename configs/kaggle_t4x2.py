@@ -1,9 +1,7 @@
 """MS1MV2 on Kaggle's two T4s, with AdaFace over a tenth of the centers: the shape of HSTFaceNet.
 
-    torchrun --nproc_per_node=2 train_dist.py configs/kaggle_t4x2.py
-
-256 images a GPU, saved before the session's 12 hours end; the same command in the next session goes
-on. Input is read-only there: what is derived from it goes into the working folder.
+launch/kaggle.ipynb starts it. 256 images a GPU, saved before the session's 12 hours end; the next
+session goes on.
 """
 
 from dataclasses import replace

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests.training import tiny
 
 SCRIPT = Path(__file__).parents[2] / "launch/slurm.sbatch"
 SRUN = '#!/bin/sh\nprintf "%s\\n" "$@" > srun.txt\nexit 1\n'  # as torchrun after a signal
@@ -60,3 +64,47 @@ def test_without_a_folder_and_a_configuration_it_says_what_it_expects(tmp_path, 
     assert done.returncode
     assert "sbatch launch/slurm.sbatch runs/x configs/ms1mv2_r50.py" in done.stderr
     assert not (tmp_path / "srun.txt").exists()
+
+
+# What Slurm does on two machines, on one: the command twice, a rank each.
+BOTH = """#!/bin/sh
+for node in 0 1; do
+  for word; do
+    shift
+    [ "$word" = --nproc_per_node=gpu ] && word=--nproc_per_node=1
+    set -- "$@" "$word"
+  done
+  "$@" & pids="$pids $!"
+done
+for pid in $pids; do wait $pid || code=$?; done
+exit ${code:-0}
+"""
+
+
+@pytest.mark.slow
+def test_its_command_lines_train_as_two_processes_that_meet(tmp_path):
+    root = SCRIPT.parents[1]
+    data, output = tiny.write_set(tmp_path / "data"), tmp_path / "run"
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from pathlib import Path\n"
+        "from tests.training.tiny import config\n"
+        f"config = config(Path({str(data)!r}), Path('unknown'))\n"
+    )
+    for name, content in (("srun", BOTH), ("scontrol", "#!/bin/sh\necho localhost\n")):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "42", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[7-8]"}
+    done = subprocess.run(
+        ["bash", str(SCRIPT), str(output), str(config), "run.epochs=1"],
+        cwd=root,
+        env=os.environ
+        | slurm
+        | {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((output / "state.json").read_text())["status"] == "finished"
+    assert re.search(r"ranks +2 on", (output / "run.log").read_text())
