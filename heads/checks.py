@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from facestream import UserError
 from heads.margins import Margin
+from heads.rows.stored import NARROW
 from heads.sampling import GroupClasses
 
 
@@ -30,6 +32,7 @@ def check_head(
     seed: int,
     compute_dtype: torch.dtype,
     dtype: torch.dtype,
+    kept_in: Mapping[str, torch.dtype | None],
 ) -> None:
     """Raises UserError for what no head can be built with."""
     for name, count in (
@@ -49,12 +52,19 @@ def check_head(
         compute_dtype in (torch.float16, torch.bfloat16, torch.float32, dtype),
         "compute_dtype",
         compute_dtype,
-        f"float16, bfloat16, float32 or the centers' {dtype}",
+        f"float16, bfloat16, float32 or the arithmetic's {dtype}",
     )
+    for name, kept in kept_in.items():
+        check(
+            kept in (None, dtype, *NARROW),
+            name,
+            kept,
+            f"bfloat16, float8_e4m3fn or the arithmetic's {dtype}",
+        )
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    """Raises UserError unless centers can have it."""
+    """Raises UserError unless the arithmetic can have it."""
     check(dtype in (torch.float32, torch.float64), "dtype", dtype, "float32 or float64")
 
 

@@ -27,6 +27,12 @@ def bits(key: Tensor, index: Tensor) -> Tensor:
     return _shift_right(mix(key + index * _GOLDEN), 1)
 
 
+def halves(key: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Two (N,) int32 of 32 random bits each, for `index` (N,) int64 under a 0-d key."""
+    whole = mix(key + index * _GOLDEN)
+    return whole.to(torch.int32), (whole >> 32).to(torch.int32)  # the conversion drops upper bits
+
+
 def below(key: Tensor, index: Tensor, limit: Tensor | int) -> Tensor:
     """(N,) int64 uniform in [0, limit); limit: at most 2**31, a number or (N,) int64."""
     return (_shift_right(bits(key, index), 32) * limit) >> 31

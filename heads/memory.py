@@ -8,6 +8,7 @@ import torch
 
 from heads.passes.cosine_softmax import KEPT_BYTES, chunk_size
 from heads.passes.workspace import PIECE_BYTES
+from heads.rows.stored import NARROW, row_bytes
 from heads.sampling import AllClasses, Sampling, Shard
 
 
@@ -32,12 +33,17 @@ def predict_memory(
     subcenters: int = 1,
     compute_dtype: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
+    centers_dtype: torch.dtype | None = None,
+    momentum_dtype: torch.dtype | None = None,
+    momentum: bool = True,
     adding: bool = False,
 ) -> HeadMemory:
     """An upper bound for heads.passes.cosine_softmax; the Triton kernels take less.
 
     Args:
         global_batch: of one forward.
+        centers_dtype, momentum_dtype: as PartialFC's.
+        momentum: whether there is any.
         adding: whether steps are made of several forwards (gradient accumulation, `begin_step`).
     """
     width = subcenters * embedding_dim
@@ -56,5 +62,11 @@ def predict_memory(
     # Cosines, coefficients, a narrow copy, and what a hook or sub-centers make of them.
     scratch = chunk * per_class * (6 * wide + narrow)
     batch = 8 * global_batch * embedding_dim * wide
-    centers = shard.num_local * width * wide
-    return HeadMemory(centers, centers, rows + per_row + kept + scratch + batch + 4 * PIECE_BYTES)
+    buffers = 4 * PIECE_BYTES
+    held_in = [centers_dtype or dtype, momentum_dtype or dtype]
+    if any(one in NARROW for one in held_in[: 1 + momentum]):
+        per_row += size * 6 * 8  # keys of the rounding
+        buffers += 5 * PIECE_BYTES
+    centers, velocity = (shard.num_local * row_bytes(width, subcenters, one) for one in held_in)
+    step = rows + per_row + kept + scratch + batch + buffers
+    return HeadMemory(centers, velocity if momentum else 0, step)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from heads import counter
-from heads.centers import initial_centers, shard_of
+from heads.centers import shard_of
 from heads.checks import (
     check,
     check_batch,
@@ -35,12 +36,20 @@ from heads.passes.backend import Backend, choose_backend
 from heads.passes.cosine_softmax import CenterGradient
 from heads.passes.workspace import Workspace
 from heads.ranks import Ranks
-from heads.rows.stored import Stored
+from heads.rows.buffers import (
+    VELOCITY,
+    narrow_dtypes,
+    register_rows,
+    restore_dtypes,
+    stored_rows,
+)
+from heads.rows.initial import begin_rows
+from heads.rows.stored import Noise, Stored
 from heads.sampling import GroupClasses, Sample, sampling_at
 from heads.shard_state import keep_shard
 
 # Kinds of draws, each with keys of its own.
-_SAMPLING, _MARGIN = 1, 2
+_SAMPLING, _MARGIN, _ROUNDING = 1, 2, 4  # heads.centers has 3
 
 
 class _Update(NamedTuple):
@@ -81,10 +90,13 @@ class PartialFC(nn.Module):
         subcenters: K centers a class, of which the nearest one counts (Sub-center ArcFace, Deng et
             al., 2020).
         momentum, weight_decay: of the centers' SGD, applied as torch.optim.SGD applies them, but to
-            the sampled rows only.
+            the sampled rows only. Without momentum there is no velocity.
         seed: of the initial centers and of all draws, in [0, 2**63); the same on every rank.
         compute_dtype: what the matrix products read; statistics and sums stay in `dtype`.
-        dtype: of the centers and their velocity, float32 or float64.
+        dtype: of statistics, sums and updates, float32 or float64.
+        centers_dtype, momentum_dtype: what centers and velocity are kept in: bfloat16,
+            float8_e4m3fn or `dtype`, which None stands for. An update rounds to it stochastically,
+            by seed, step, class and column; see heads.rows.rounding.
         backend: "triton" for the kernels of heads.passes.kernels, "torch", or "auto": Triton where
             it runs.
         cuda_graph: on a GPU, record the step as a CUDA graph and replay it. Every batch must then
@@ -96,7 +108,9 @@ class PartialFC(nn.Module):
     Attributes:
         centers: (rows, K·D), drawn from N(0, 0.01²) by global class id, so the start depends on
             neither the world size nor num_classes.
-        velocity: (rows, K·D).
+        velocity: (rows, K·D), None without momentum.
+        center_scales, velocity_scales: (rows, K) float32, with float8 alone: what the values of a
+            sub-center are multiplied by.
         steps: 0-d int64, the number of `step` calls so far, from which each step's draws are made.
         nonfinite_steps: 0-d int64, how many of them changed nothing for that reason.
         margin_state: the margin's running values.
@@ -108,7 +122,9 @@ class PartialFC(nn.Module):
     """
 
     centers: Tensor
-    velocity: Tensor
+    center_scales: Tensor | None
+    velocity: Tensor | None
+    velocity_scales: Tensor | None
     steps: Tensor
     nonfinite_steps: Tensor
     margin_state: Tensor
@@ -130,6 +146,8 @@ class PartialFC(nn.Module):
         seed: int = 0,
         compute_dtype: torch.dtype = torch.float32,
         dtype: torch.dtype = torch.float32,
+        centers_dtype: torch.dtype | None = None,
+        momentum_dtype: torch.dtype | None = None,
         backend: str = "auto",
         cuda_graph: bool = True,
         process_group: dist.ProcessGroup | None = None,
@@ -147,6 +165,7 @@ class PartialFC(nn.Module):
             seed=seed,
             compute_dtype=compute_dtype,
             dtype=dtype,
+            kept_in={"centers_dtype": centers_dtype, "momentum_dtype": momentum_dtype},
         )
         self.num_classes = num_classes
         self.embedding_dim = embedding_dim
@@ -159,18 +178,17 @@ class PartialFC(nn.Module):
         self.ranks = Ranks(process_group)
         self.shard = shard_of(num_classes, rank=self.ranks.rank, world_size=self.ranks.world_size)
 
-        width = subcenters * embedding_dim
-        first, count = self.shard.first_class, self.shard.num_local
-        centers = initial_centers(first, count, width, seed=seed).to(device=device, dtype=dtype)
-        self.register_buffer("centers", centers)
-        self.register_buffer("velocity", torch.zeros_like(centers))
+        begin = partial(begin_rows, self.shard, embedding_dim, subcenters=subcenters, device=device)
+        centers = begin(dtype=centers_dtype or dtype, seed=seed)
+        velocity = begin(dtype=momentum_dtype or dtype, seed=None) if momentum else None
+        register_rows(self, centers, velocity)
         for name in ("steps", "nonfinite_steps"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=device))
         state = torch.tensor(margin.initial_state(), dtype=dtype, device=device)
         self.register_buffer("margin_state", state, persistent=state.numel() > 0)
         classes = max(1.0, num_classes * (sample_rate or 1.0))
         keep_learned(self, margin.initial_learned(classes), like=state)
-        self.register_buffer("margin_factor", centers.new_ones(()), persistent=False)
+        self.register_buffer("margin_factor", state.new_ones(()), persistent=False)
         keep_shard(self)
         self.register_load_state_dict_pre_hook(_forget_gradients)
 
@@ -187,6 +205,7 @@ class PartialFC(nn.Module):
             device=self.device,
             embedding_dim=self.embedding_dim,
             compute_dtype=self.compute_dtype,
+            narrow_rows=bool(narrow_dtypes(self)),
         )
         self._arithmetic = DistributedLoss(
             self.margin,
@@ -211,8 +230,10 @@ class PartialFC(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
         """Moving to another device or dtype: what is not in a buffer does not come along."""
+        narrow = narrow_dtypes(self)
         super()._apply(fn, recurse)
         check_dtype(self.dtype)
+        restore_dtypes(self, narrow)
         self._start_over()
         return self
 
@@ -241,6 +262,10 @@ class PartialFC(nn.Module):
     def device(self) -> torch.device:
         """Of the arithmetic, of embeddings and labels."""
         return self.margin_factor.device
+
+    @property
+    def stored_centers(self) -> Stored:
+        return Stored(self.centers, self.center_scales)
 
     @property
     def sample_rate(self) -> float:
@@ -399,14 +424,14 @@ class PartialFC(nn.Module):
     def _first_pass(self, batch: Batch, sample: Sample, state: Tensor, index: Tensor) -> FirstPass:
         context = self._context(state, index)
         workspace = self._workspaces[self._adding]
-        return self._arithmetic.first_pass(Stored(self.centers), batch, sample, context, workspace)
+        return self._arithmetic.first_pass(self.stored_centers, batch, sample, context, workspace)
 
     @torch.no_grad()
     def _eval_forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         batch = self._arithmetic.gather(embeddings, labels, self.dtype)
         index = torch.arange(len(batch.labels), device=labels.device)
         context = self._context(self.margin_state, index)
-        return self._arithmetic.evaluate(Stored(self.centers), batch, context)
+        return self._arithmetic.evaluate(self.stored_centers, batch, context)
 
     def _context(self, state: Tensor, index: Tensor) -> StepContext:
         return StepContext(self.margin_factor, state, self.margin_key(), index, self.learned)
@@ -419,16 +444,20 @@ class PartialFC(nn.Module):
         """The last forward's update, where `apply` (0-d bool) holds."""
         update = self._update
         assert update is not None
+        noise = None
+        if narrow_dtypes(self):
+            key = counter.step_key(self.seed, self.steps, _ROUNDING)
+            noise = Noise(key, update.sample.classes(self.shard))
         self.backend.update_rows(
-            Stored(self.centers),
-            Stored(self.velocity) if self.momentum else None,
+            self.stored_centers,
+            stored_rows(self, VELOCITY),
             update.sample,
             update.gradient,
             lr=lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             apply=apply,
-            noise=None,
+            noise=noise,
             workspace=self._workspaces[self._adding],
         )
         torch.where(apply, update.margin_state, self.margin_state, out=self.margin_state)

@@ -58,6 +58,13 @@ class Sample(NamedTuple):
         """The rows of slots start … stop − 1."""
         return slice(start, stop) if self.rows is None else self.rows[start:stop]
 
+    def classes(self, shard: Shard) -> Tensor:
+        """(S,) int64, their global ids."""
+        rows = self.rows
+        if rows is None:
+            rows = torch.arange(shard.num_local, device=self.positions.device)
+        return rows + shard.first_class
+
 
 class Sampling(ABC):
     """A way to choose the classes of a step."""

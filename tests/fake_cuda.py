@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from heads import partial_fc
+from heads.rows import initial
 from tests.graph_safety import GraphSafety
 
 DEVICE = torch.device("cuda", 0)
@@ -46,7 +46,7 @@ def fake_cuda() -> Iterator[None]:
         patch.setattr(torch.cuda, "get_device_capability", lambda *args: (8, 0))
         patch.setattr(Tensor, "backward", _backward)
         # The host hashes a seed for them, and tensors that hold nothing have no hash.
-        patch.setattr(partial_fc, "initial_centers", _centers)
+        patch.setattr(initial, "initial_pieces", _pieces)
         yield
 
 
@@ -60,8 +60,10 @@ def strict() -> Iterator[None]:
         yield
 
 
-def _centers(first_class: int, count: int, width: int, *, seed: int) -> Tensor:
-    return torch.empty(count, width)
+def _pieces(
+    first_class: int, count: int, width: int, *, seed: int
+) -> Iterator[tuple[slice, Tensor]]:
+    yield slice(0, count), torch.empty(count, width)
 
 
 class _BuildTime(TorchDispatchMode):

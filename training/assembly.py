@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from heads import GroupClasses, PartialFC, create_margin
+from heads.rows.stored import DTYPES
 from pipeline import counter
 from pipeline.dali_decode import choose_decode_device
 from pipeline.dali_loader import Batch, Loader, choose_threads
@@ -258,10 +259,12 @@ def create_head(
         sample_rate=head.sample_rate_at(0, num_classes=num_classes),
         group_sampling=groups,
         subcenters=head.subcenters,
-        momentum=optim.momentum,
+        momentum=config.centers_momentum,
         weight_decay=optim.weight_decay if head.weight_decay is None else head.weight_decay,
         seed=config.run.seed,
         compute_dtype=precision.head_dtype,
+        centers_dtype=DTYPES[head.centers_dtype],
+        momentum_dtype=DTYPES[head.momentum_dtype],
         backend=head.backend,
         cuda_graph=config.step.cuda_graph == "head",
         device=world.device,

@@ -26,9 +26,17 @@ class Backend:
 
 
 def choose_backend(
-    requested: str, *, device: torch.device, embedding_dim: int, compute_dtype: torch.dtype
+    requested: str,
+    *,
+    device: torch.device,
+    embedding_dim: int,
+    compute_dtype: torch.dtype,
+    narrow_rows: bool,
 ) -> Backend:
     """Triton where it runs, PyTorch elsewhere, or the one that is asked for.
+
+    Args:
+        narrow_rows: whether centers or momentum are kept in fewer bits than the arithmetic's.
 
     Raises UserError for an unknown name, and for Triton where it cannot run, with the reason.
     """
@@ -39,6 +47,8 @@ def choose_backend(
     from heads.passes import kernels, triton_softmax
 
     obstacle = kernels.available(device, embedding_dim, compute_dtype)
+    if narrow_rows:
+        obstacle = obstacle or "its kernels read centers and momentum in float32"
     if obstacle is None:
         return Backend(
             "triton", "it can run here", triton_softmax.TritonSoftmax, triton_softmax.update_rows

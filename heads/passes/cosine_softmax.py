@@ -27,7 +27,7 @@ from torch import Tensor
 
 from heads.negatives import Negatives
 from heads.passes.workspace import Workspace, pieces
-from heads.rows.stored import Stored, read_rows
+from heads.rows.stored import Stored, collect, read_rows
 from heads.sampling import EVERYONE, Sample
 
 # One (G, chunk) tensor of a chunk: a handful of them stay in a CPU's caches and a GPU's L2.
@@ -277,11 +277,19 @@ class ChunkedSoftmax:
         return slice(start * self._subcenters, stop * self._subcenters)
 
     def _read_rows(self) -> None:
-        """Collect and narrow the rows that take part, and measure them."""
+        """Collect the rows that take part, convert them to what the products read, measure them."""
         per_class = self._subcenters * self._dim * self._dtype.itemsize
         for start, stop in pieces(self._count, per_class):
             columns = self._columns(start, stop)
             picked = self._sample.slots(start, stop)
+            if self._centers.values.dtype == self._compute_dtype:
+                rows = self._rows[columns]
+                if self._copied:
+                    collect(self._centers.values, picked, out=rows.view(stop - start, -1))
+                if rows.dtype != self._dtype:
+                    rows = self._scratch("row piece", rows.shape, self._dtype).copy_(rows)
+                self._inverse[columns] = inverse_norms(rows)
+                continue
             rows = read_rows(
                 self._centers,
                 picked,
@@ -289,10 +297,8 @@ class ChunkedSoftmax:
                 workspace=self._workspace,
                 name="chunk: row piece",
             ).view(-1, self._dim)  # (n·K, D)
-            inverse = inverse_norms(rows)
-            self._inverse[columns] = inverse
-            if self._copied:
-                self._rows[columns] = rows * inverse if self._reads_unit else rows
+            self._inverse[columns] = inverse = inverse_norms(rows)
+            self._rows[columns] = rows * inverse if self._reads_unit else rows
 
     def _chunk_of(self, start: int, stop: int, *, again: bool) -> _Chunk:
         """Multiply with the rows of a chunk, or take what is kept of that from the first time."""

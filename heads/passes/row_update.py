@@ -7,7 +7,7 @@ from torch import Tensor
 
 from heads.passes.cosine_softmax import CenterGradient
 from heads.passes.workspace import Workspace, pieces
-from heads.rows.stored import Noise, Stored, read_rows, write_rows
+from heads.rows.stored import Noise, Stored, is_view, read_rows, write_rows
 from heads.sampling import NOBODY, Sample
 
 
@@ -45,6 +45,7 @@ def update_rows(
     decay = gradient.drift.view(count, subcenters, 1) + weight_decay
     skipped = (~apply).to(torch.float32)
     matrices = {"weight": centers} if velocity is None else {"weight": centers, "speed": velocity}
+    keys = (None, None) if noise is None else noise.row_keys()
     for start, stop in pieces(count, width * dtype.itemsize):
         part, rows = slice(start, stop), sample.slots(start, stop)
         moving = [
@@ -78,5 +79,8 @@ def update_rows(
             seen = (sample.column_groups[part] != NOBODY).unsqueeze(1)
             for matrix, kept in zip(moving, before):
                 torch.where(seen, matrix, kept, out=matrix)
-        for stored, matrix in zip(matrices.values(), moving):
-            write_rows(stored, rows, matrix)
+        for stored, matrix, key in zip(matrices.values(), moving, keys):
+            if not is_view(stored, rows, dtype):
+                write_rows(
+                    stored, rows, matrix, None if key is None else key[part], workspace=workspace
+                )

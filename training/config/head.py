@@ -6,7 +6,19 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from training.config.checks import check, check_ranges
-from training.setting_range import Amount, Count, CountOrZero, Decay, Fraction, Positive, Range
+from training.setting_range import (
+    Amount,
+    Count,
+    CountOrZero,
+    Decay,
+    Fraction,
+    Positive,
+    Range,
+    Remainder,
+)
+
+# What the centers and their momentum can be kept in.
+RowDtype = Literal["float32", "bfloat16", "float8_e4m3"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,9 @@ class HeadConfig:
     subcenters: Annotated[int, Range(1, 1000)] = 1  # centers a class, of which the nearest counts
     lr: Positive | None = None  # of the centers, for a global batch of 512; None: optim.lr
     weight_decay: Decay | None = None  # of the centers; None: optim.weight_decay
+    momentum: Remainder | None = None  # of the centers, 0: none is kept; None: optim.momentum
+    centers_dtype: RowDtype = "float32"  # what they are kept in, rounded stochastically
+    momentum_dtype: RowDtype = "float32"  # the same of their momentum
     num_classes: Count | None = None  # None: the largest label of the data + 1
     backend: Literal["auto", "torch", "triton"] = "auto"  # triton: our kernels, Ampere and later
 

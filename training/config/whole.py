@@ -123,6 +123,10 @@ class Config:
         return Input.of(self.distill.input, size=self.data.image_size)
 
     @property
+    def centers_momentum(self) -> float:
+        return self.optim.momentum if self.head.momentum is None else self.head.momentum
+
+    @property
     def architecture(self) -> Architecture:
         """The backbone. Raises UserError for what cannot be built."""
         model = self.model

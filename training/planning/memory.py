@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from heads import GroupClasses
 from heads.centers import shard_of
 from heads.memory import predict_memory
+from heads.rows.stored import DTYPES
 from heads.sampling import Sampling, sampling_at
 from models import normalize
 from models.batch_norm import fuse_batch_norm
@@ -122,6 +123,9 @@ def predict(
         global_batch=config.data.global_batch // micro_batches,
         subcenters=config.head.subcenters,
         compute_dtype=precision.head_dtype,
+        centers_dtype=DTYPES[config.head.centers_dtype],
+        momentum_dtype=DTYPES[config.head.momentum_dtype],
+        momentum=config.centers_momentum > 0,
         adding=micro_batches > 1,
     )
     size, on_cpu = config.data.image_size, world.device.type == "cpu"

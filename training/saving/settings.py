@@ -45,6 +45,7 @@ BINDING = {
     ),
     "head": (
         *("loss", "loss_args", "margin_warmup_epochs", "subcenters", "lr", "weight_decay"),
+        *("momentum", "centers_dtype", "momentum_dtype"),
         *("sample_rate", "sample_rate_from", "sample_count"),
         *("sample_groups", "random_groups", "groups_scope"),
     ),

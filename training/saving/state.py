@@ -18,14 +18,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from heads import PartialFC
+from heads.rows.buffers import ROWS
 from heads.shard_state import SHARD_ENTRIES
 from training.saving.names import BACKBONE, HEAD, OPTIMIZER, SCALER
 from training.step.backbone import unwrapped
 from training.step.train_step import TrainStep
 
 State = dict[str, Any]  # nested; leaves are tensors and plain values
-
-SHARDED = ("centers", "velocity")  # of the head: split by rows over the ranks
 
 
 def read_state(train_step: TrainStep) -> State:
@@ -65,18 +64,18 @@ def rank_mesh(device_type: str) -> DeviceMesh:
 
 def share_head(state: State, head: PartialFC, mesh: DeviceMesh) -> State:
     """The same state, with this rank's rows of the head as its part of all ranks' rows."""
-    width = head.centers.shape[1]
     rows = {
-        name: DTensor.from_local(
-            state[HEAD][name],
-            mesh,
-            [Shard(0)],
-            shape=torch.Size((head.num_classes, width)),
-            stride=(width, 1),
-        )
-        for name in SHARDED
+        name: share_rows(tensor, head.num_classes, mesh)
+        for name, tensor in state[HEAD].items()
+        if name in ROWS
     }
     return state | {HEAD: state[HEAD] | rows}
+
+
+def share_rows(own: Tensor, count: int, mesh: DeviceMesh) -> DTensor:
+    """(count, W): rows of all ranks, of which `own` are this rank's."""
+    shape = torch.Size((count, own.shape[1]))
+    return DTensor.from_local(own, mesh, [Shard(0)], shape=shape, stride=(shape[1], 1))
 
 
 class HostCopy:
