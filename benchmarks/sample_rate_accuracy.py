@@ -1,0 +1,123 @@
+"""What sampling costs in accuracy, with and without neighbors among the negatives:
+
+    python benchmarks/sample_rate_accuracy.py --faces /tmp/faces
+
+A small network learns 20,000 drawn identities at each rate, three times, and is verified on people
+that it has not seen. A cell takes a minute of one core. --cells 1 does the next one and ends;
+without --faces none is done. The table and docs/sample_rate.svg are made of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.cells import ROOT, Cell, do_missing, finished, is_of, mean_and_deviation
+from benchmarks.harness import RESULTS, show
+from benchmarks.kept_faces import Faces, drawn_faces
+from benchmarks.short_training import configured, train
+from training.config import HeadConfig
+
+RATES, SEEDS, EPOCHS = (1.0, 0.3, 0.1, 0.03, 0.01), (0, 1, 2), 2
+NEIGHBORS = (0.0, 0.5)  # head.hard_negatives
+FIGURES = {
+    "accuracy": "accuracy",
+    "tar": "TAR@FAR=1%",
+    "loss": "loss, all classes",
+    "sampled_loss": "loss, sampled ones",
+}
+PICTURE = ROOT / "docs" / "sample_rate.svg"
+
+
+def cells() -> list[dict[str, Any]]:
+    """At a rate of 1 there is nothing to choose, so no neighbors either."""
+    return [
+        {"rate": rate, "hard_negatives": neighbors, "seed": seed, "epochs": EPOCHS}
+        for neighbors in NEIGHBORS
+        for seed in SEEDS
+        for rate in RATES
+        if not (neighbors and rate == 1)
+    ]
+
+
+def measure(
+    faces: Faces, *, rate: float, hard_negatives: float, seed: int, epochs: int
+) -> dict[str, Any]:
+    """One cell."""
+    neighbors: dict[str, Any] = {"hard_negatives": hard_negatives} if hard_negatives else {}
+    head = HeadConfig(sample_rate=rate, **neighbors)
+    return train(configured(head, seed=seed, epochs=epochs), faces)
+
+
+def report(lines: Sequence[Cell]) -> None:
+    """Mean and standard deviation over the seeds."""
+    columns = ("sample rate", "neighbors", "seeds", *FIGURES.values())
+    rows = [
+        (f"{rate:g}", f"{neighbors:g}", str(len(alike)), *map(partial(_figure, alike), FIGURES))
+        for rate in RATES
+        for neighbors in NEIGHBORS
+        if (alike := _alike(lines, rate, neighbors))
+    ]
+    show(columns, rows, title="20,000 identities")
+
+
+def draw(lines: Sequence[Cell], path: Path) -> None:
+    """Accuracy against rate, with bars of one standard deviation over the seeds."""
+    matplotlib.rcParams["svg.hashsalt"] = "facestream"  # the same file for the same figures
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for neighbors, color in zip(NEIGHBORS, ("#1f5fae", "#c2491d")):
+        measured = {rate: _alike(lines, rate, neighbors) for rate in RATES}
+        rates = [rate for rate in RATES if measured[rate]]
+        found = [mean_and_deviation(measured[rate], "accuracy") for rate in rates]
+        means, deviations = zip(*found)
+        name = f"head.hard_negatives={neighbors:g}"
+        axes.errorbar(rates, means, deviations, color=color, capsize=3, marker="o", label=name)
+    axes.set_xscale("log")
+    axes.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+    axes.minorticks_off()
+    axes.set_xlabel("head.sample_rate, of 20,000 identities")
+    axes.set_ylabel("accuracy on pairs of others")
+    axes.grid(color="#ebe8e2")
+    axes.legend(frameon=False)
+    figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _alike(lines: Sequence[Cell], rate: float, neighbors: float) -> list[Cell]:
+    settings = {"rate": rate, "hard_negatives": neighbors, "epochs": EPOCHS}
+    return [line for line in lines if is_of(line, settings)]
+
+
+def _figure(lines: Sequence[Cell], name: str) -> str:
+    mean, deviation = mean_and_deviation(lines, name)
+    return f"{mean:.4f} ± {deviation:.4f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
+    parser.add_argument("--faces", type=Path, help="a folder for the drawn faces, 1.5 GB")
+    parser.add_argument("--cells", type=int, help="do at most so many of those that are missing")
+    parser.add_argument("--results", type=Path, default=RESULTS / "sample_rate_accuracy_cpu.jsonl")
+    arguments = parser.parse_args()
+    if arguments.faces:
+        one = partial(measure, drawn_faces(arguments.faces))
+        done = do_missing(one, cells(), arguments.results, at_most=arguments.cells)
+        for line in done:
+            print(json.dumps(line), flush=True)
+    lines = finished(arguments.results)
+    report(lines)
+    draw(lines, PICTURE)
+
+
+if __name__ == "__main__":
+    main()
