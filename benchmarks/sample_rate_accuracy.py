@@ -77,12 +77,13 @@ def draw(lines: Sequence[Cell], path: Path) -> None:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     for neighbors, color in zip(NEIGHBORS, ("#1f5fae", "#c2491d")):
-        measured = {rate: _alike(lines, rate, neighbors) for rate in RATES}
-        rates = [rate for rate in RATES if measured[rate]]
-        found = [mean_and_deviation(measured[rate], "accuracy") for rate in rates]
-        means, deviations = zip(*found)
+        measured = {rate: alike for rate in RATES if (alike := _alike(lines, rate, neighbors))}
+        found = [mean_and_deviation(alike, "accuracy") for alike in measured.values()]
+        means, deviations = [mean for mean, _ in found], [deviation for _, deviation in found]
         name = f"head.hard_negatives={neighbors:g}"
-        axes.errorbar(rates, means, deviations, color=color, capsize=3, marker="o", label=name)
+        axes.errorbar(
+            [*measured], means, deviations, color=color, capsize=3, marker="o", label=name
+        )
     axes.set_xscale("log")
     axes.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
     axes.minorticks_off()
@@ -116,7 +117,8 @@ def main() -> None:
             print(json.dumps(line), flush=True)
     lines = finished(arguments.results)
     report(lines)
-    draw(lines, PICTURE)
+    if lines:
+        draw(lines, PICTURE)
 
 
 if __name__ == "__main__":
