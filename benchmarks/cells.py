@@ -64,6 +64,12 @@ def mean_and_deviation(lines: Sequence[Cell], figure: str) -> tuple[float, float
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
 
 
+def shown(lines: Sequence[Cell], figure: str) -> str:
+    """Mean and deviation, for a table."""
+    mean, deviation = mean_and_deviation(lines, figure)
+    return f"{mean:.4f} ± {deviation:.4f}"
+
+
 def digest_of_code() -> str:
     """Of what such a training runs: heads, networks, step, the drawing of faces, the cell."""
     digest = hashlib.sha256()

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.cells import ROOT, Cell, do_missing, finished, is_of, mean_and_deviation
+from benchmarks.cells import ROOT, Cell, do_missing, finished, is_of, mean_and_deviation, shown
 from benchmarks.harness import RESULTS, show
 from benchmarks.kept_faces import Faces, drawn_faces
 from benchmarks.short_training import configured, train
@@ -63,7 +63,7 @@ def report(lines: Sequence[Cell]) -> None:
     """Mean and standard deviation over the seeds."""
     columns = ("sample rate", "neighbors", "seeds", *FIGURES.values())
     rows = [
-        (f"{rate:g}", f"{neighbors:g}", str(len(alike)), *map(partial(_figure, alike), FIGURES))
+        (f"{rate:g}", f"{neighbors:g}", str(len(alike)), *(shown(alike, one) for one in FIGURES))
         for rate in RATES
         for neighbors in NEIGHBORS
         if (alike := _alike(lines, rate, neighbors))
@@ -97,11 +97,6 @@ def draw(lines: Sequence[Cell], path: Path) -> None:
 def _alike(lines: Sequence[Cell], rate: float, neighbors: float) -> list[Cell]:
     settings = {"rate": rate, "hard_negatives": neighbors, "epochs": EPOCHS}
     return [line for line in lines if is_of(line, settings)]
-
-
-def _figure(lines: Sequence[Cell], name: str) -> str:
-    mean, deviation = mean_and_deviation(lines, name)
-    return f"{mean:.4f} ± {deviation:.4f}"
 
 
 def main() -> None:

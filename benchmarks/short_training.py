@@ -34,6 +34,7 @@ from training.step.precision import Precision, choose_precision
 from training.step.schedules import create_schedule
 
 FALSE_ACCEPT_RATE = 1e-2
+CENTERS_LR = 4.0  # ten times the network's: each center is that of an image a few times only
 _AT_ONCE = 500  # images, where none is trained on
 _JUDGED = 5_000  # images that the loss over all classes is of
 
@@ -72,8 +73,12 @@ def configured(head: HeadConfig, *, seed: int, epochs: int) -> Config:
         run=RunConfig(epochs=epochs, seed=seed, device="cpu"),
         data=DataConfig(train="in memory", global_batch=128, image_size=SIZE),
         model=ModelConfig(name="strided", embedding_dim=128),
-        # Centers are seen a few times only, so they learn faster and against a small scale.
-        head=replace(head, loss="arcface", loss_args={"margin": 0.2, "scale": 16.0}, lr=4.0),
+        head=replace(
+            head,
+            loss="arcface",
+            loss_args={"margin": 0.2, "scale": 16.0},
+            lr=head.lr or CENTERS_LR,
+        ),
         optim=OptimConfig(lr=0.4, warmup_epochs=0.5),
     )
 
