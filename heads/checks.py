@@ -90,6 +90,15 @@ def check_batch(
         )
 
 
+def check_announced(labels: Tensor) -> None:
+    """Raises ValueError unless labels are (G,) int64."""
+    if labels.dtype != torch.int64 or labels.dim() != 1:
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected torch.int64 of "
+            "shape (G,), those of all ranks"
+        )
+
+
 def check_micro_batches(labels: Tensor) -> None:
     """Raises ValueError unless labels are (k, B) int64."""
     if labels.dtype != torch.int64 or labels.dim() != 2 or 0 in labels.shape:

@@ -8,6 +8,7 @@ with CurricularFace; `begin_step` adds one.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from heads import counter
 from heads.centers import shard_of
 from heads.checks import (
     check,
+    check_announced,
     check_batch,
     check_dtype,
     check_head,
@@ -37,15 +39,22 @@ from heads.passes.cosine_softmax import CenterGradient
 from heads.passes.workspace import Workspace
 from heads.ranks import Ranks
 from heads.rows.buffers import (
+    CENTERS,
+    ROWS,
     VELOCITY,
+    kept_rows,
     narrow_dtypes,
     register_rows,
     restore_dtypes,
+    staying_away,
     stored_rows,
 )
+from heads.rows.fetcher import RowFetcher
 from heads.rows.initial import begin_rows
+from heads.rows.placement import Placement
 from heads.rows.stored import Noise, Stored
-from heads.sampling import GroupClasses, Sample, sampling_at
+from heads.rows.working_set import WorkingSet
+from heads.sampling import GroupClasses, Sample, Sampling, Shard, sampling_at
 from heads.shard_state import keep_shard
 
 # Kinds of draws, each with keys of its own.
@@ -102,6 +111,11 @@ class PartialFC(nn.Module):
         cuda_graph: on a GPU, record the step as a CUDA graph and replay it. Every batch must then
             have the same shape. Learning rate, margin_factor and loss scale may change; another
             sample rate is recorded again, and other attributes are not looked at again.
+        place: where centers and velocity are kept: on the "device", in the "host"'s memory, or on a
+            "disk". With the latter two only the rows of a step are on the device, with the same
+            results; see heads.rows.fetcher and `announce`.
+        place_path: for "disk", a folder on it. Its file has no name, and is gone with the head.
+        prefetch: >= 0, how many announced steps may be fetched ahead.
         process_group: the ranks that share the classes; the default group where torch.distributed
             is initialized by now, else this process alone.
 
@@ -150,6 +164,9 @@ class PartialFC(nn.Module):
         momentum_dtype: torch.dtype | None = None,
         backend: str = "auto",
         cuda_graph: bool = True,
+        place: str = "device",
+        place_path: str | os.PathLike[str] | None = None,
+        prefetch: int = 2,
         process_group: dist.ProcessGroup | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -178,19 +195,29 @@ class PartialFC(nn.Module):
         self.ranks = Ranks(process_group)
         self.shard = shard_of(num_classes, rank=self.ranks.rank, world_size=self.ranks.world_size)
 
-        begin = partial(begin_rows, self.shard, embedding_dim, subcenters=subcenters, device=device)
+        state = torch.tensor(margin.initial_state(), dtype=dtype, device=device)
+        self._placement = Placement(place, place_path, state.device)
+        check(isinstance(prefetch, int) and prefetch >= 0, "prefetch", prefetch, "an integer >= 0")
+        self.prefetch = prefetch
+        begin = partial(
+            begin_rows,
+            self.shard,
+            embedding_dim,
+            subcenters=subcenters,
+            placement=self._placement,
+        )
         centers = begin(dtype=centers_dtype or dtype, seed=seed)
         velocity = begin(dtype=momentum_dtype or dtype, seed=None) if momentum else None
         register_rows(self, centers, velocity)
         for name in ("steps", "nonfinite_steps"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=device))
-        state = torch.tensor(margin.initial_state(), dtype=dtype, device=device)
         self.register_buffer("margin_state", state, persistent=state.numel() > 0)
         classes = max(1.0, num_classes * (sample_rate or 1.0))
         keep_learned(self, margin.initial_learned(classes), like=state)
         self.register_buffer("margin_factor", state.new_ones(()), persistent=False)
         keep_shard(self)
         self.register_load_state_dict_pre_hook(_forget_gradients)
+        self.register_state_dict_pre_hook(_settle)
 
         self._backend_wanted, self._cuda_graph = backend, cuda_graph
         self._group_sampling = group_sampling
@@ -220,6 +247,16 @@ class PartialFC(nn.Module):
         self._workspaces = {adding: Workspace(self.device) for adding in (False, True)}
         self._micro: MicroBatches | None = None
         self.forget_graphs()
+        self._fetcher: RowFetcher | None = None
+        if self._placement.away:
+            recording = self._graphs.recording or self.device.type != "cpu"
+            self._fetcher = RowFetcher(
+                kept_rows(self),
+                partial(_draw, shard=self.shard, seed=self.seed),
+                placement=self._placement,
+                working_set=WorkingSet(self.device, fixed=recording),
+                depth=self.prefetch,
+            )
         self._drop_step()
 
     def _drop_step(self) -> None:
@@ -230,17 +267,32 @@ class PartialFC(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
         """Moving to another device or dtype: what is not in a buffer does not come along."""
-        narrow = narrow_dtypes(self)
-        super()._apply(fn, recurse)
-        check_dtype(self.dtype)
-        restore_dtypes(self, narrow)
+        _settle(self)
+        dtype = fn(self.margin_factor).dtype
+        if self._placement.away:
+            check(dtype == self.dtype, "dtype", dtype, f"{self.dtype}, where rows are not moved")
+            with staying_away(self):
+                super()._apply(fn, recurse)
+        else:
+            narrow = narrow_dtypes(self)
+            super()._apply(fn, recurse)
+            check_dtype(self.dtype)
+            restore_dtypes(self, narrow)
         self._start_over()
         return self
 
+    def __getattr__(self, name: str) -> Any:
+        """Rows that are looked at have all that the steps so far have changed in them."""
+        if name in ROWS and "_fetcher" in self.__dict__:
+            _settle(self)
+        return super().__getattr__(name)
+
     def __getstate__(self) -> dict[str, Any]:
         """For copies: without what is recorded, or waits for `step`."""
+        _settle(self)
         state = self.__dict__.copy()
-        for name in ("backend", "_arithmetic", "_workspaces", "_micro", "_graphs", "_update"):
+        gone = ("backend", "_arithmetic", "_workspaces", "_micro", "_graphs", "_update", "_fetcher")
+        for name in gone:
             del state[name]
         return state
 
@@ -289,6 +341,23 @@ class PartialFC(nn.Module):
         """The classes of this rank in the last training forward, until `step`."""
         return self._update.sample if self._update else None
 
+    def announce(self, labels: Tensor, *, ahead: int = 1) -> None:
+        """Say which labels a coming step will have, so that its rows are fetched beside this one.
+
+        For centers that are not kept on the device; elsewhere it does nothing. Nobody needs to:
+        what was not announced, or turns out otherwise, is fetched when its step comes.
+
+        Args:
+            labels: (G,) int64 of the global batch, in the order of the ranks; best on the host.
+            ahead: how many steps after the next one, at most `prefetch`.
+
+        Raises:
+            ValueError: labels of another shape or dtype.
+        """
+        if self._fetcher:
+            check_announced(labels)
+            self._fetcher.announce(labels.to("cpu"), self.sampling, step=self.steps, ahead=ahead)
+
     def begin_step(self, labels: Tensor) -> None:
         """Announce a step of several micro-batches, whose gradients are to be added up.
 
@@ -307,7 +376,8 @@ class PartialFC(nn.Module):
         """
         check_micro_batches(labels)
         self._drop_step()
-        sample = self._draw(self.ranks.all_gather(labels.contiguous()).flatten())
+        self._fetch(labels)
+        sample = self._sample(self.ranks.all_gather(labels.contiguous()).flatten())
         if self._micro is None or not self._micro.fits(labels, sample):
             self._graphs.renew(adding=True)
             classes = self.shard.num_local if sample.rows is None else len(sample.rows)
@@ -386,6 +456,8 @@ class PartialFC(nn.Module):
         if skip is not None:
             apply = apply & ~skip
         self._graphs.update(self._update_centers, lr, apply, adding=self._adding)
+        if self._fetcher:
+            self._fetcher.write_back()
         self.steps += 1
         self.nonfinite_steps += ~finite
         self._drop_step()
@@ -399,7 +471,7 @@ class PartialFC(nn.Module):
         if self._micro and self._adding:
             return self._add_forward(self._micro, embeddings, labels)
         batch = self._arithmetic.gather(embeddings, labels, self.dtype)
-        sample = self._draw(batch.labels)
+        sample = self._sample(batch.labels)
         index = torch.arange(len(batch.labels), device=labels.device)
         first = self._first_pass(batch, sample, self.margin_state, index)
         gradients = self._arithmetic.second_pass(batch, first, share=1.0, into=None)
@@ -424,7 +496,8 @@ class PartialFC(nn.Module):
     def _first_pass(self, batch: Batch, sample: Sample, state: Tensor, index: Tensor) -> FirstPass:
         context = self._context(state, index)
         workspace = self._workspaces[self._adding]
-        return self._arithmetic.first_pass(self.stored_centers, batch, sample, context, workspace)
+        centers, _, sample = self._at_hand(sample)
+        return self._arithmetic.first_pass(centers, batch, sample, context, workspace)
 
     @torch.no_grad()
     def _eval_forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -436,9 +509,31 @@ class PartialFC(nn.Module):
     def _context(self, state: Tensor, index: Tensor) -> StepContext:
         return StepContext(self.margin_factor, state, self.margin_key(), index, self.learned)
 
-    def _draw(self, labels: Tensor) -> Sample:
-        key = counter.step_key(self.seed, self.steps, _SAMPLING)
-        return self.sampling.draw(labels, self.shard, key)
+    def _sample(self, labels: Tensor) -> Sample:
+        """The classes of this step, for the labels of the global batch."""
+        if self._fetcher:
+            return self._fetcher.sample
+        return _draw(self.steps, labels, self.sampling, shard=self.shard, seed=self.seed)
+
+    def _fetch(self, labels: Tensor) -> None:
+        """Bring this step's rows to the device, where they are not kept there.
+
+        The host waits for the labels, once a step, and ranks exchange them: what was announced may
+        be wrong. No graph records it.
+        """
+        if self._fetcher:
+            labels = self.ranks.all_gather(labels.contiguous()).flatten()
+            known = torch.cat([labels, self.steps.view(1)]).to("cpu")
+            self._fetcher.fetch(known[:-1], self.sampling, step=int(known[-1]))
+
+    def _at_hand(self, sample: Sample) -> tuple[Stored, Stored | None, Sample]:
+        """Centers and velocity for the arithmetic, and the sample as places among their rows."""
+        rows = kept_rows(self)
+        if self._fetcher:
+            rows, sample = self._fetcher.rows, sample._replace(rows=None)
+        centers = stored_rows(rows, CENTERS)
+        assert centers is not None
+        return centers, stored_rows(rows, VELOCITY), sample
 
     def _update_centers(self, lr: Tensor, apply: Tensor) -> None:
         """The last forward's update, where `apply` (0-d bool) holds."""
@@ -449,9 +544,7 @@ class PartialFC(nn.Module):
             key = counter.step_key(self.seed, self.steps, _ROUNDING)
             noise = Noise(key, update.sample.classes(self.shard))
         self.backend.update_rows(
-            self.stored_centers,
-            stored_rows(self, VELOCITY),
-            update.sample,
+            *self._at_hand(update.sample),
             update.gradient,
             lr=lr,
             momentum=self.momentum,
@@ -476,6 +569,8 @@ class PartialFC(nn.Module):
         micro = self._micro if self._adding else None
         if micro:
             micro.check(labels, forwards=self._forwards)
+        else:
+            self._fetch(labels)
         result = self._graphs.forward(
             self._train_forward,
             embeddings,
@@ -504,6 +599,20 @@ class PartialFC(nn.Module):
         )
 
 
+def _draw(
+    step: Tensor | int, labels: Tensor, sampling: Sampling, *, shard: Shard, seed: int
+) -> Sample:
+    key = counter.step_key(seed, torch.as_tensor(step), _SAMPLING)
+    return sampling.draw(labels, shard, key)
+
+
+def _settle(head: PartialFC, *_: Any) -> None:
+    """Have all that was changed in the kept rows."""
+    if head._fetcher:
+        head._fetcher.settle()
+
+
 def _forget_gradients(head: PartialFC, *_: Any) -> None:
     """Those of other centers must not meet the ones that are loaded."""
+    _settle(head)
     head._drop_step()

@@ -150,6 +150,18 @@ class Loader:
         batches = self._through_dali if self.uses_dali else self._from_threads
         return batches(epoch * self.steps_per_epoch + step)
 
+    def global_labels(self, at: int) -> torch.Tensor:
+        """(G,) int64 labels of all ranks' batches in global step `at`, counted through the epochs.
+
+        In the order of the ranks, on the host. Images that turn out bad later, or have on other
+        ranks, are not taken into account.
+        """
+        epoch, step = divmod(at, self.steps_per_epoch)
+        first = step * self._global_batch
+        records = self._order(np.arange(first, first + self._global_batch), epoch)
+        self._bad.replace(records)
+        return torch.from_numpy(self._collection.labels(records))
+
     def _from_threads(self, first: int) -> Generator[Batch, None, None]:
         with closing(self._prepared(first)) as prepared:
             for inputs in prepared:

@@ -49,13 +49,21 @@ class _Stream:
         """Everything is in order on a CPU."""
 
 
+class _Event:
+    def record(self, stream: _Stream) -> None:
+        """What was asked for is done by now."""
+
+    def synchronize(self) -> None:
+        """The same."""
+
+
 class RecordedGraphs:
     """Stands in for torch.cuda. recordings: how many began.
 
     failure: what recording fails with, from the first to the last-th of them.
     """
 
-    CUDAGraph, Stream = RecordedGraph, _Stream
+    CUDAGraph, Stream, Event = RecordedGraph, _Stream, _Event
 
     def __init__(self, failure: str = "", *, last: int = 0) -> None:
         self.failure, self.last, self.recordings = failure, last, 0

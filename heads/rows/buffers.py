@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -18,19 +21,35 @@ def register_rows(head: nn.Module, centers: Stored, velocity: Stored | None) -> 
         head.register_buffer(name, tensor)
 
 
-def stored_rows(head: nn.Module, names: tuple[str, str]) -> Stored | None:
+def kept_rows(head: nn.Module) -> dict[str, Tensor]:
+    """Those that there are, as they are now."""
+    return {name: head._buffers[name] for name in ROWS if head._buffers[name] is not None}
+
+
+def stored_rows(rows: Mapping[str, Tensor], names: tuple[str, str]) -> Stored | None:
     """Those of CENTERS or VELOCITY."""
-    values, scales = (getattr(head, name) for name in names)
+    values, scales = (rows.get(name) for name in names)
     return None if values is None else Stored(values, scales)
+
+
+@contextmanager
+def staying_away(head: nn.Module) -> Iterator[None]:
+    """Inside, rows are no buffers: a head that moves leaves them where they are."""
+    rows = {name: head._buffers.pop(name) for name in ROWS}
+    try:
+        yield
+    finally:
+        others = head._buffers.copy()
+        head._buffers.clear()
+        head._buffers.update(rows | others)
 
 
 def narrow_dtypes(head: nn.Module) -> dict[str, torch.dtype]:
     """Of the buffers that keep theirs whatever the arithmetic's is."""
-    rows = {name: getattr(head, name) for name in ROWS}
     return {
         name: tensor.dtype
-        for name, tensor in rows.items()
-        if isinstance(tensor, Tensor) and (tensor.dtype in NARROW or name.endswith("scales"))
+        for name, tensor in kept_rows(head).items()
+        if tensor.dtype in NARROW or name.endswith("scales")
     }
 
 

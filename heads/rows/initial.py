@@ -6,6 +6,7 @@ import torch
 
 from heads.centers import initial_pieces
 from heads.passes.workspace import Workspace
+from heads.rows.placement import Placement
 from heads.rows.stored import Stored, write_rows, zero_rows
 from heads.sampling import Shard
 
@@ -17,7 +18,7 @@ def begin_rows(
     subcenters: int,
     seed: int | None,
     dtype: torch.dtype,
-    device: torch.device | str | None,
+    placement: Placement,
 ) -> Stored:
     """A rank's centers, as `initial_pieces` draws them, rounded to the nearest of `dtype`.
 
@@ -25,7 +26,9 @@ def begin_rows(
         seed: None: zeros, which momentum begins with.
     """
     width = subcenters * embedding_dim
-    rows = zero_rows(shard.num_local, width, subcenters=subcenters, dtype=dtype, device=device)
+    rows = zero_rows(
+        shard.num_local, width, subcenters=subcenters, dtype=dtype, placement=placement
+    )
     if seed is None:
         return rows
     workspace = Workspace(rows.values.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from heads import counter
 from heads.passes.workspace import Workspace
+from heads.rows.placement import Placement
 from heads.rows.rounding import FLOAT8, from_float8, round_to_bfloat16, round_to_float8
 
 # What rows can be kept in, by the names in settings; the narrow ones beside the arithmetic's dtype.
@@ -61,17 +62,13 @@ class Noise(NamedTuple):
 
 
 def zero_rows(
-    count: int,
-    width: int,
-    *,
-    subcenters: int,
-    dtype: torch.dtype,
-    device: torch.device | str | None,
+    count: int, width: int, *, subcenters: int, dtype: torch.dtype, placement: Placement
 ) -> Stored:
     """`count` rows of K·D = `width` zeros."""
-    values = torch.zeros(count, width, dtype=dtype, device=device)
-    scales = torch.ones(count, subcenters, device=device) if dtype == FLOAT8 else None
-    return Stored(values, scales)
+    values = placement.zeros((count, width), dtype)
+    if dtype != FLOAT8:
+        return Stored(values)
+    return Stored(values, placement.zeros((count, subcenters), torch.float32).fill_(1))
 
 
 def row_bytes(width: int, subcenters: int, dtype: torch.dtype) -> int:

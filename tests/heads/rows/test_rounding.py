@@ -14,10 +14,12 @@ from torch import Tensor
 
 from heads import counter
 from heads.passes.workspace import Workspace
+from heads.rows.placement import Placement
 from heads.rows.rounding import FLOAT8, column_keys
 from heads.rows.stored import NARROW, Noise, Stored, read_rows, write_rows, zero_rows
 
 CPU = torch.device("cpu")
+ON_CPU = Placement("device", None, CPU)
 dtypes = pytest.mark.parametrize("dtype", NARROW, ids=["bfloat16", "float8"])
 
 # Any scale of rows, subnormal numbers and zeros among them.
@@ -38,7 +40,7 @@ def keys(count: int, *, step: int = 0) -> Tensor:
 
 
 def store(rows: Tensor, dtype: torch.dtype, *, step: int | None = 0, subcenters: int = 2) -> Stored:
-    kept = zero_rows(*rows.shape, subcenters=subcenters, dtype=dtype, device=CPU)
+    kept = zero_rows(*rows.shape, subcenters=subcenters, dtype=dtype, placement=ON_CPU)
     key = None if step is None else keys(len(rows), step=step)
     write_rows(kept, slice(None), rows, key, workspace=Workspace(CPU))
     return kept
