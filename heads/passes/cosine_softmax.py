@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from heads.negatives import Negatives
+from heads.passes.value_range import bound_targets, coefficient_gain, is_finite, reach_of
 from heads.passes.workspace import Workspace, pieces
 from heads.rows.stored import Stored, collect, read_rows
 from heads.sampling import EVERYONE, Sample
@@ -36,6 +37,7 @@ _CHUNK_BYTES = 2 << 20
 _MIN_CHUNK = 1024
 # What the first pass keeps of its products for the second, whatever the number of classes.
 KEPT_BYTES = 40 << 20
+_LN2 = math.log(2)
 
 
 class ShardGradients(NamedTuple):
@@ -92,55 +94,11 @@ def chunk_size(global_batch: int, dtype: torch.dtype) -> int:
 
 def inverse_norms(rows: Tensor) -> Tensor:
     """(N, D) → (N, 1) reciprocal lengths; 0 for rows of zeros, which then neither pull nor move."""
-    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return torch.where(norms < torch.finfo(rows.dtype).tiny, 0.0, 1 / norms)
+    return _reciprocal(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
 
 
-def coefficient_gain(global_batch: int, compute_dtype: torch.dtype) -> float:
-    """A power of two that lifts small probabilities out of float16's subnormals, else 1.
-
-    A product over the batch adds up to `global_batch` probabilities of at most 1, with the 8 to
-    spare for target terms, which `bound_targets` makes fit.
-    """
-    if compute_dtype != torch.float16:
-        return 1.0
-    return 2.0 ** min(5, math.floor(math.log2(torch.finfo(torch.float16).max / global_batch / 8)))
-
-
-def bound_targets(
-    target: Tensor, positions: Tensor, *, gain: float, compute_dtype: torch.dtype
-) -> Tensor:
-    """(G,) target terms, in float16 bounded so that no class's own rows pass half of its range.
-
-    Slopes reach thousands where a row lies on its center or opposite to it, and a center's product
-    adds up all rows of its class: unbounded, one such row would cost the whole step. A row alone in
-    its class is cut at a slope of 1,000 or more, as far from the center's axis as rounding moves
-    it.
-
-    Args:
-        positions: as in Sample.
-    """
-    if compute_dtype != torch.float16:
-        return target
-    ordered = positions.sort().values
-    first = torch.searchsorted(ordered, positions)
-    rows = torch.searchsorted(ordered, positions, right=True) - first  # (G,) of the row's class
-    most = torch.finfo(compute_dtype).max / (2 * gain) / rows
-    return target.clamp(-most, most)
-
-
-def is_finite(gradient: CenterGradient, reach: Tensor, dtype: torch.dtype) -> Tensor:
-    """0-d bool, without looking at the product: `reach` (0-d) bounds its elements.
-
-    No element exceeds the sum of its coefficients' magnitudes, as the embeddings are of unit
-    length; NaN and inf show in that sum.
-
-    Args:
-        dtype: the narrowest that the product went through.
-    """
-    fits = reach <= torch.finfo(dtype).max
-    largest = reach * gradient.pull + gradient.drift.abs()
-    return fits & torch.isfinite(largest.sum())
+def _reciprocal(norms: Tensor) -> Tensor:
+    return torch.where(norms < torch.finfo(norms.dtype).tiny, 0.0, 1 / norms)
 
 
 class ChunkedSoftmax:
@@ -166,6 +124,7 @@ class ChunkedSoftmax:
     ) -> None:
         self._embeddings, self._sample, self._negatives = embeddings, sample, negatives
         self._scale, self._subcenters = scale, subcenters
+        self._scale2 = scale / _LN2
         self._dtype, self._compute_dtype = embeddings.dtype, compute_dtype
         self._workspace = workspace
         self._centers = centers
@@ -198,11 +157,11 @@ class ChunkedSoftmax:
         self._read_rows()
         for start, stop in self._bounds():
             chunk = self._chunk_of(start, stop, again=False)
-            logits = self._bend(self._nearest(chunk)[0], chunk)[0].mul_(self._scale)  # (G, n)
+            logits = self._bend(self._nearest(chunk)[0], chunk)[0].mul_(self._scale2)  # (G, n)
             # The row's own class leaves the sum.
             _overwrite(logits, *self._own(chunk), -math.inf)
-            total = torch.logaddexp(total, _logsumexp_inplace(logits))
-        return total
+            total = torch.logaddexp2(total, _logsumexp2_inplace(logits))
+        return total * _LN2
 
     def gradients(
         self, terms: Terms, *, share: float, into: CenterGradient | None
@@ -219,29 +178,32 @@ class ChunkedSoftmax:
         gain = coefficient_gain(self._global_batch, self._compute_dtype)
         # The products read d loss / d cosine times gain · G / scale; `unit` undoes that.
         unit = share * self._scale / (self._global_batch * gain)
-        shift = (terms.log_partition - math.log(gain)).unsqueeze(1)  # (G, 1)
+        # In powers of two, which CPUs raise four times as fast as e's.
+        shift = (math.log2(gain) - terms.log_partition / _LN2).unsqueeze(1)  # (G, 1)
         target = bound_targets(
             terms.target, self._sample.positions, gain=gain, compute_dtype=self._compute_dtype
         )
-        target = (gain * target).unsqueeze(1)  # (G, 1)
+        target = gain * target
 
         centers = into or self._new_gradient()
         centers.pull.fill_(unit)
         if self._reads_unit:
             centers.pull.mul_(self._inverse)
         embedding_grad = torch.zeros_like(self._embeddings)
-        reach, total = self._inverse.new_zeros(2)
+        total, steepest = self._inverse.new_zeros(()), self._inverse.new_ones(())
         for start, stop in self._bounds():
             chunk = self._chunk_of(start, stop, again=True)
             rows = self._columns(start, stop)
-            coefficients = self._coefficients(chunk, shift, target, terms.subcenter)  # (G, n·K)
+            coefficients, slope = self._coefficients(
+                chunk, shift, target.unsqueeze(1), terms.subcenter
+            )
             if self._negatives.threshold is not None:
                 total += coefficients.sum()
+            if slope is not None:
+                steepest = torch.maximum(steepest, slope.abs().amax())
             along = chunk.cosine.mul_(coefficients).sum(0).unsqueeze(1)  # (n·K, 1)
             drift = along.mul_(self._inverse[rows]).mul_(self._inverse[rows]).mul_(-unit)
-            coefficients.mul_(self._factor[rows].T)
-            reach = torch.maximum(reach, chunk.cosine.copy_(coefficients).abs_().sum(0).amax())
-            read = coefficients.to(self._compute_dtype)
+            read = coefficients.mul_(self._factor[rows].T).to(self._compute_dtype)  # (G, n·K)
             _add_product(embedding_grad, read, chunk.rows)
             # The rows have been read for the last time: the product may take their place.
             if into is None:
@@ -251,10 +213,11 @@ class ChunkedSoftmax:
                 _add_product(centers.product[rows], read.T, self._read_embeddings)
                 centers.drift[rows] += drift
         embedding_grad.mul_(unit)
+        reach = reach_of(self._factor, gain * steepest, target, self._sample.positions)
         return ShardGradients(
             embedding_grad,
             centers,
-            is_finite(centers, reach, self._compute_dtype),
+            is_finite(centers.pull, centers.drift, reach, self._compute_dtype),
             None if self._negatives.threshold is None else total * (-unit / self._scale),
         )
 
@@ -288,7 +251,7 @@ class ChunkedSoftmax:
                     collect(self._centers.values, picked, out=rows.view(stop - start, -1))
                 if rows.dtype != self._dtype:
                     rows = self._scratch("row piece", rows.shape, self._dtype).copy_(rows)
-                self._inverse[columns] = inverse_norms(rows)
+                torch.linalg.vector_norm(rows, dim=1, keepdim=True, out=self._inverse[columns])
                 continue
             rows = read_rows(
                 self._centers,
@@ -297,8 +260,10 @@ class ChunkedSoftmax:
                 workspace=self._workspace,
                 name="chunk: row piece",
             ).view(-1, self._dim)  # (n·K, D)
-            self._inverse[columns] = inverse = inverse_norms(rows)
-            self._rows[columns] = rows * inverse if self._reads_unit else rows
+            norms = self._inverse[columns]
+            torch.linalg.vector_norm(rows, dim=1, keepdim=True, out=norms)
+            self._rows[columns] = rows * _reciprocal(norms) if self._reads_unit else rows
+        self._inverse.copy_(_reciprocal(self._inverse))
 
     def _chunk_of(self, start: int, stop: int, *, again: bool) -> _Chunk:
         """Multiply with the rows of a chunk, or take what is kept of that from the first time."""
@@ -359,12 +324,16 @@ class ChunkedSoftmax:
 
     def _coefficients(
         self, chunk: _Chunk, shift: Tensor, target: Tensor, subcenter: Tensor
-    ) -> Tensor:
-        """(G, n·K) gain · G / scale · d loss / d cosine."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """(G, n·K) gain · G / scale · d loss / d cosine, and the hook's slopes (G, n) in it."""
         cosine, which = self._nearest(chunk)
         bent, slope = self._bend(cosine, chunk)
         out = self._shaped(self._scratch("coefficients", bent.shape, self._dtype), bent.shape[1])
-        coefficients = out.copy_(bent).mul_(self._scale).sub_(shift).exp_()  # (G, n)
+        if out.is_contiguous():
+            torch.add(shift, bent, alpha=self._scale2, out=out)
+        else:  # torch.compile wants the memory in its own order
+            torch.add(shift.T, bent.T, alpha=self._scale2, out=out.T)
+        coefficients = out.exp2_()  # (G, n)
         if slope is not None:
             coefficients.mul_(slope)
         inside, column = self._own(chunk)
@@ -375,7 +344,7 @@ class ChunkedSoftmax:
             coefficients = spread.flatten(1)
             column = column * self._subcenters + subcenter.unsqueeze(1)
         _overwrite(coefficients, inside, column, target)
-        return coefficients
+        return coefficients, slope
 
 
 def _overwrite(matrix: Tensor, where: Tensor, column: Tensor, value: Tensor | float) -> None:
@@ -383,11 +352,12 @@ def _overwrite(matrix: Tensor, where: Tensor, column: Tensor, value: Tensor | fl
     matrix.scatter_(1, column, torch.where(where, value, matrix.gather(1, column)))
 
 
-def _logsumexp_inplace(logits: Tensor) -> Tensor:
-    """(G, n) → (G,), leaving the logits overwritten; -inf where all of them are."""
+def _logsumexp2_inplace(logits: Tensor) -> Tensor:
+    """(G, n) → (G,) log2 of the sum of powers of two, leaving the logits overwritten; -inf where
+    all of them are."""
     # A finite stand-in for a maximum of -inf, from which -inf may be subtracted.
     largest = logits.amax(1, keepdim=True).clamp_min(torch.finfo(logits.dtype).min)
-    return logits.sub_(largest).exp_().sum(1).log_() + largest.squeeze(1)
+    return logits.sub_(largest).exp2_().sum(1).log2_() + largest.squeeze(1)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

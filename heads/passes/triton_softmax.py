@@ -13,14 +13,8 @@ from torch import Tensor
 
 from heads.negatives import Negatives
 from heads.passes import kernels
-from heads.passes.cosine_softmax import (
-    CenterGradient,
-    ShardGradients,
-    Terms,
-    bound_targets,
-    coefficient_gain,
-    is_finite,
-)
+from heads.passes.cosine_softmax import CenterGradient, ShardGradients, Terms
+from heads.passes.value_range import bound_targets, coefficient_gain, is_finite
 from heads.passes.workspace import Workspace
 from heads.rows.stored import Noise, Stored
 from heads.sampling import NOBODY, Sample
@@ -101,7 +95,7 @@ class TritonSoftmax:
             into.drift.add_(drift)
             centers = into
         most = reach.amax() if reach.numel() else reach.sum()
-        finite = is_finite(centers, most, product.dtype)
+        finite = is_finite(centers.pull, centers.drift, most, product.dtype)
         threshold = None
         if self._classes["negatives"].threshold is not None:
             # Of all coefficients only the targets' are negative; these as the products read them.

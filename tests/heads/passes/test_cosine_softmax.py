@@ -15,13 +15,8 @@ from heads import ArcFace, CosFace, CurricularFace, Margin, Softmax, SphereFace
 from heads.distributed_loss import Loss, combine, target_cosines
 from heads.negatives import Negatives
 from heads.passes import cosine_softmax
-from heads.passes.cosine_softmax import (
-    CenterGradient,
-    ChunkedSoftmax,
-    bound_targets,
-    chunk_size,
-    coefficient_gain,
-)
+from heads.passes.cosine_softmax import CenterGradient, ChunkedSoftmax, chunk_size
+from heads.passes.value_range import bound_targets, coefficient_gain
 from heads.passes.workspace import Workspace
 from heads.rows.stored import Stored
 from heads.sampling import EVERYONE, NOBODY, Sample
