@@ -16,6 +16,7 @@ from heads.sampling import AllClasses, RandomClasses
 
 ROOT = Path(__file__).parents[2]
 BATCH = 128
+FLOAT32 = ("float32", "float32")  # centers and momentum
 
 # A head of its own process: what it holds once built, and at its peak in three steps.
 MEASURE = """
@@ -23,7 +24,7 @@ import json, sys, torch
 from pathlib import Path
 from heads import ArcFace, PartialFC
 
-classes, dim, rate, compute_dtype = json.loads(sys.argv[1])
+classes, dim, rate, compute_dtype, centers_dtype, momentum_dtype = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 
 def status(key):
@@ -39,9 +40,17 @@ def train(head, classes):
 
 def build(classes):
     head = PartialFC(
-        classes, dim, ArcFace(), sample_rate=rate, compute_dtype=getattr(torch, compute_dtype)
+        classes,
+        dim,
+        ArcFace(),
+        sample_rate=rate,
+        compute_dtype=getattr(torch, compute_dtype),
+        centers_dtype=getattr(torch, centers_dtype),
+        momentum_dtype=getattr(torch, momentum_dtype or "float32"),
+        momentum=0.9 if momentum_dtype else 0.0,
     )
-    head.velocity.fill_(0)  # zeros take no memory before they are written
+    if head.velocity is not None:
+        head.velocity.fill_(0)  # zeros take no memory before they are written
     return head
 
 train(build(1000), 1000)  # the libraries' own memory
@@ -58,28 +67,32 @@ print(json.dumps([built - empty, status("VmHWM") - built]))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    ("classes", "dim", "rate", "compute_dtype"),
+    ("classes", "dim", "rate", "compute_dtype", "kept_in"),
     [
-        (2_000_000, 16, 1.0, "float32"),
-        (2_000_000, 16, 0.1, "bfloat16"),
-        (2_000_000, 16, 0.001, "float32"),
-        (50_000, 512, 1.0, "bfloat16"),
-        (100_000, 512, 0.1, "float32"),
+        (2_000_000, 16, 1.0, "float32", FLOAT32),
+        (2_000_000, 16, 0.1, "bfloat16", FLOAT32),
+        (2_000_000, 16, 0.001, "float32", FLOAT32),
+        (50_000, 512, 1.0, "bfloat16", FLOAT32),
+        (100_000, 512, 0.1, "float32", FLOAT32),
+        (100_000, 512, 0.3, "bfloat16", ("bfloat16", "bfloat16")),
+        (100_000, 512, 0.1, "float32", ("float8_e4m3fn", "bfloat16")),
+        (50_000, 512, 1.0, "bfloat16", ("float8_e4m3fn", None)),
     ],
 )
-def test_a_step_stays_within_the_memory_predicted(classes, dim, rate, compute_dtype):
-    output = subprocess.check_output(
-        [sys.executable, "-c", MEASURE, json.dumps([classes, dim, rate, compute_dtype])],
-        text=True,
-        cwd=ROOT,
-    )
+def test_a_step_stays_within_the_memory_predicted(classes, dim, rate, compute_dtype, kept_in):
+    settings = json.dumps([classes, dim, rate, compute_dtype, *kept_in])
+    output = subprocess.check_output([sys.executable, "-c", MEASURE, settings], text=True, cwd=ROOT)
     held, grown = json.loads(output)
+    centers_dtype, momentum_dtype = kept_in
     predicted = predict_memory(
         shard_of(classes, rank=0, world_size=1),
         dim,
         AllClasses() if rate == 1 else RandomClasses(rate),
         global_batch=BATCH,
         compute_dtype=getattr(torch, compute_dtype),
+        centers_dtype=getattr(torch, centers_dtype),
+        momentum_dtype=getattr(torch, momentum_dtype or "float32"),
+        momentum=momentum_dtype is not None,
     )
     mebi = 1 << 20
     assert abs(held - predicted.centers - predicted.momentum) < 16 * mebi
