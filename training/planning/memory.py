@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from heads import GroupClasses
 from heads.centers import shard_of
-from heads.memory import predict_memory
+from heads.memory import HeadMemory, predict_memory
 from heads.rows.stored import DTYPES
 from heads.sampling import Sampling, sampling_at
 from models import normalize
@@ -116,18 +116,7 @@ def predict(
         backbone = create_network(config)
     freeze(backbone, config)
     rate_factors(backbone, config.optim)  # before anything is allocated
-    head = predict_memory(
-        shard_of(num_classes, rank=0, world_size=world.world_size),
-        config.model.embedding_dim,
-        _sampling(config, num_classes),
-        global_batch=config.data.global_batch // micro_batches,
-        subcenters=config.head.subcenters,
-        compute_dtype=precision.head_dtype,
-        centers_dtype=DTYPES[config.head.centers_dtype],
-        momentum_dtype=DTYPES[config.head.momentum_dtype],
-        momentum=config.centers_momentum > 0,
-        adding=micro_batches > 1,
-    )
+    head = predict_head(config, world, precision, num_classes=num_classes)
     size, on_cpu = config.data.image_size, world.device.type == "cpu"
     held = _activations
     if config.model.fused:
@@ -164,6 +153,25 @@ def predict(
         loader=_batches_ahead(config.data, world.device, world.local_world_size)
         * batch
         * (3 * config.data.image_size**2 + torch.int64.itemsize),
+    )
+
+
+def predict_head(
+    config: Config, world: World, precision: Precision, *, num_classes: int
+) -> HeadMemory:
+    """Of it what the head takes."""
+    micro_batches = config.step.micro_batches
+    return predict_memory(
+        shard_of(num_classes, rank=0, world_size=world.world_size),
+        config.model.embedding_dim,
+        _sampling(config, num_classes),
+        global_batch=config.data.global_batch // micro_batches,
+        subcenters=config.head.subcenters,
+        compute_dtype=precision.head_dtype,
+        centers_dtype=DTYPES[config.head.centers_dtype],
+        momentum_dtype=DTYPES[config.head.momentum_dtype],
+        momentum=config.centers_momentum > 0,
+        adding=micro_batches > 1,
     )
 
 
