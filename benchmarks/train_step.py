@@ -4,11 +4,11 @@
 
 A step takes a batch from a .rec file, embeds it, computes loss and gradients over 100,000 classes
 at a sample rate of 0.1, and updates backbone and centers. Ours does so in the dtype that it
-chooses for this machine, once as it is and once with model.compile; arcface_torch's in float32 and
-NCHW, with its head (see baselines.py), its clipping and torch's SGD, fed by a torch DataLoader with
-two workers. They take turns in one process; medians and their ratios count. Each case runs under
-glibc's default allocator, which gives large tensors fresh pages at every step, and under one told
-not to. Results go to benchmarks/results/.
+chooses for this machine, once as it is, once with model.compile and once with model.winograd, too;
+arcface_torch's in float32 and NCHW, with its head (see baselines.py), its clipping and torch's SGD,
+fed by a torch DataLoader with two workers. They take turns in one process; medians and their ratios
+count. Each case runs under glibc's default allocator, which gives large tensors fresh pages at
+every step, and under one told not to. Results go to benchmarks/results/.
 
 Beside each time stands the share that the limit has of it: the products of network and head at the
 rate of a large one here, then what is between the convolutions, each BatchNorm one with what
@@ -58,13 +58,11 @@ CASES = [("iresnet50", 16), ("iresnet18", 32)]
 WARM_UP = 2
 
 
-def our_step(
-    world: World, rec: Path, model: str, batch: int, *, compiled: bool
-) -> Callable[[], None]:
-    """The trainer's step and stream."""
+def our_step(world: World, rec: Path, model: str, batch: int, **how: bool) -> Callable[[], None]:
+    """The trainer's step and stream; `how` are settings of the model."""
     config = Config(
         data=DataConfig(train=str(rec), global_batch=batch),
-        model=ModelConfig(name=model, embedding_dim=DIM, compile=compiled),
+        model=ModelConfig(name=model, embedding_dim=DIM, **how),
         head=HeadConfig(
             sample_rate=RATE, num_classes=CLASSES, loss_args={"gradient": "straight_through"}
         ),
@@ -146,8 +144,9 @@ def compare(*, rec: str, model: str, batch: int, repeats: int) -> dict[str, Any]
     path, world = Path(rec), join_world("cpu")
     steps = {
         "arcface_torch": their_step(path, model, batch),
-        "ours": our_step(world, path, model, batch, compiled=False),
-        "ours, compiled": our_step(world, path, model, batch, compiled=True),
+        "ours": our_step(world, path, model, batch),
+        "ours, compiled": our_step(world, path, model, batch, compile=True),
+        "ours, winograd": our_step(world, path, model, batch, compile=True, winograd=True),
     }
     return {
         "limit": limit_of(model, batch, choose_precision(world.device).compute_dtype),

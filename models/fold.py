@@ -14,6 +14,7 @@ from models.batch_norm import FusedBatchNorm2d
 from models.lora import merge_low_rank
 from models.prelu import PReLU
 from models.shifted_conv import ShiftedConv2d
+from models.winograd import WinogradConv2d
 
 _NORMS = (nn.BatchNorm2d, FusedBatchNorm2d, nn.SyncBatchNorm)
 
@@ -57,7 +58,7 @@ def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
     yield from getattr(module, "folds", ())
     if type(module) is nn.Sequential:  # of others it is not known what they do
         for (name, layer), (norm_name, norm) in pairwise(module._modules.items()):
-            plain = type(layer) is nn.Conv2d and not layer._forward_hooks
+            plain = type(layer) in (nn.Conv2d, WinogradConv2d) and not layer._forward_hooks
             # Not a class of its own that does something more, such as timm's with an activation.
             if plain and type(norm) in _NORMS and norm.track_running_stats:
                 yield name, norm_name

@@ -22,7 +22,7 @@ def agree(
     """
     model, files = config.as_dict()["model"], _files(config)
     options = model.pop("options")
-    for how in ("compile", "checkpointing", "fused"):
+    for how in ("compile", "checkpointing", "fused", "winograd"):
         del model[how]  # the same network, however it runs
     facts = {
         "dataset": data.fingerprint,

@@ -22,6 +22,7 @@ class ModelConfig:
     compile: bool = False  # fuse what stands between the convolutions; a minute at the start
     checkpointing: bool = False  # less memory for a third more work: blocks run again in backward
     fused: bool = False  # BatchNorm and what follows in one kernel; some networks, NVIDIA GPUs
+    winograd: bool = False  # with compile, on CPUs: 3x3 convolutions by fewer products, less exact
     lora_rank: CountOrZero = 0  # of low-rank updates, which alone learn of the backbone; 0: none
     lora_alpha: Positive = 16.0  # their products count lora_alpha / lora_rank times
     lora_layers: tuple[str, ...] = ("*",)  # by names: those layers, and no others, have updates
@@ -33,6 +34,8 @@ class ModelConfig:
         check(not (self.fused and self.sync_bn), "model.fused", True, "false with model.sync_bn")
         # Which fuses as much by itself.
         check(not (self.fused and self.compile), "model.fused", True, "false with model.compile")
+        alone = self.winograd and not self.compile
+        check(not alone, "model.winograd", True, "false without model.compile, which makes it fast")
         both = self.compile and self.checkpointing
         # Compilers take no BatchNorm whose statistics change in one run of a block and not in two.
         check(not both, "model.checkpointing", True, "false with model.compile")

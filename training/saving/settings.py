@@ -26,7 +26,7 @@ FREE = {
         *("train", "identity_map", "leave_out", "labels"),
         *("decode", "threads", "max_bad_fraction"),
     ),
-    "model": ("compile", "checkpointing", "fused"),
+    "model": ("compile", "checkpointing", "fused", "winograd"),
     "head": ("num_classes", "backend"),  # how many there are is one of the facts
     "optim": ("backend",),
     "step": ("precision", "micro_batches", "cuda_graph", "compress_gradients"),  # only to rounding

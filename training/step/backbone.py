@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.batch_norm import fuse_batch_norm
 from models.checkpointing import checkpoint_blocks
 from models.kernels.batch_norm import obstacle
+from models.winograd import use_winograd
 from training.config import Config, ConfigError
 from training.distributed import World
 from training.step.compile import compile_backbone
@@ -39,6 +40,8 @@ def create_backbone(config: Config, world: World, precision: Precision) -> tuple
         raise ConfigError("model.sync_bn=True: expected a GPU, torch has no such layer for CPUs")
     if model.fused and (reason := obstacle(world.device)):
         raise ConfigError(f"model.fused=True: expected false, because {reason}")
+    if model.winograd and world.device.type != "cpu":
+        raise ConfigError("model.winograd=True: expected false on a GPU, whose libraries choose")
     torch.manual_seed(config.run.seed)
     backbone = create_network(config).to(world.device)
     if model.sync_bn:
@@ -52,12 +55,15 @@ def create_backbone(config: Config, world: World, precision: Precision) -> tuple
     about = [describe_learning(backbone, config)]
     if model.fused:
         about.append("BatchNorm fused")
+    if model.winograd:
+        about.append(_with_winograd(backbone, config))
     if model.checkpointing:
         about.append("blocks run again in backward")
     if model.compile:
         batch = config.data.global_batch // world.world_size // config.step.micro_batches
         size = config.data.image_size
-        alone = world.world_size == 1
+        # With Winograd's products the code of a whole network would take a quarter of an hour.
+        alone = world.world_size == 1 and not model.winograd
         about.append(
             compile_backbone(
                 backbone,
@@ -72,6 +78,16 @@ def create_backbone(config: Config, world: World, precision: Precision) -> tuple
         backbone, averaging = _average_gradients(backbone, config, world, precision)
         about.append(averaging)
     return backbone, ", ".join(about)
+
+
+def _with_winograd(backbone: nn.Module, config: Config) -> str:
+    found = use_winograd(backbone)
+    if not found:
+        raise ConfigError(
+            f"model.winograd=True: expected false with model.name={config.model.name}, none of "
+            "whose convolutions that learn is 3x3, of stride 1, and has 128 channels or more"
+        )
+    return f"{found} convolutions by Winograd's products"
 
 
 def _average_gradients(
