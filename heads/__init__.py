@@ -1,5 +1,13 @@
 """Embeddings and labels → loss: margin-softmax heads over very many classes."""
 
+from heads.extra_terms import (
+    EXTRA_TERMS,
+    ExtraTerm,
+    SampleToSample,
+    TermInput,
+    TermShare,
+    create_extra_terms,
+)
 from heads.margins import (
     MARGINS,
     OWN_MARGINS,
@@ -24,6 +32,7 @@ from heads.partial_fc import PartialFC
 from heads.sampling import GroupClasses
 
 __all__ = [
+    "EXTRA_TERMS",
     "MARGINS",
     "OWN_MARGINS",
     "AdaFace",
@@ -33,15 +42,20 @@ __all__ = [
     "CurricularFace",
     "ElasticArcFace",
     "ElasticCosFace",
+    "ExtraTerm",
     "GroupClasses",
     "MagFace",
     "Margin",
     "PartialFC",
+    "SampleToSample",
     "Softmax",
     "SphereFace",
     "StepContext",
     "Target",
+    "TermInput",
+    "TermShare",
     "UniFace",
+    "create_extra_terms",
     "create_margin",
     "register_margin",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from facestream import UserError
+from heads.extra_terms import ExtraTerm
 from heads.margins import Margin
 from heads.rows.stored import NARROW
 from heads.sampling import GroupClasses
@@ -25,6 +26,7 @@ def check_head(
     num_classes: int,
     embedding_dim: int,
     margin: Margin,
+    extra_terms: Sequence[ExtraTerm],
     group_sampling: GroupClasses | None,
     subcenters: int,
     momentum: float,
@@ -44,6 +46,8 @@ def check_head(
     by_groups = group_sampling is None or isinstance(group_sampling, GroupClasses)
     check(by_groups, "group_sampling", group_sampling, "GroupClasses(...) or None")
     check(isinstance(margin, Margin), "margin", margin, "a Margin, such as ArcFace()")
+    for term in extra_terms:
+        check(isinstance(term, ExtraTerm), "extra_terms", term, "terms, such as SampleToSample()")
     check(0 <= momentum < 1, "momentum", momentum, "in [0, 1)")
     check(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "finite and at least 0")
     check(0 <= seed < 1 << 63, "seed", seed, "in [0, 2**63)")
@@ -99,12 +103,18 @@ def check_announced(labels: Tensor) -> None:
         )
 
 
-def check_micro_batches(labels: Tensor) -> None:
-    """Raises ValueError unless labels are (k, B) int64."""
+def check_micro_batches(labels: Tensor, extra_terms: Sequence[ExtraTerm]) -> None:
+    """Raises ValueError unless labels are (k, B) int64 and the terms can be computed in k parts."""
     if labels.dtype != torch.int64 or labels.dim() != 2 or 0 in labels.shape:
         raise ValueError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected torch.int64 "
             "of shape (k, B), a row for each micro-batch"
+        )
+    whole = [type(term).__name__ for term in extra_terms if term.needs_whole_batch]
+    if whole and labels.shape[0] > 1:
+        raise UserError(
+            f"{', '.join(whole)} compares the images of the whole batch: found {labels.shape[0]} "
+            "micro-batches, expected one; do without gradient accumulation or without the term"
         )
 
 

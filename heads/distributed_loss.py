@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from heads.extra_terms import ExtraTerm, TermInput, add_up
+from heads.learned import LearnedStep
 from heads.margins import Margin, StepContext, Target
 from heads.negatives import Negatives, Threshold
 from heads.passes.backend import Backend
@@ -21,6 +23,7 @@ from heads.passes.workspace import Workspace
 from heads.ranks import Ranks
 from heads.rows.stored import Stored, read_rows
 from heads.sampling import AllClasses, Sample, Shard
+from heads.unit import reciprocal, through_normalization
 
 # Classes of a rank that evaluation looks at together.
 _EVALUATED_AT_ONCE = 1 << 14
@@ -54,21 +57,25 @@ class FirstPass(NamedTuple):
     loss: Loss
     softmax: Any  # for the second pass; None where there will be none
     margin_state: Tensor  # the margin's running values after the step
+    cosine: Tensor  # (G,) to the own class, before the margin
+    learned: Tensor  # (k,) the head's before the step
 
 
 class BatchGradients(NamedTuple):
-    """The gradients of the mean loss, all multiplied by the share that was asked for.
+    """The mean loss, extra terms added, and its gradients, multiplied by the share asked for.
 
     Attributes:
-        embeddings: (B, D) d mean / d this rank's embeddings.
+        loss: 0-d.
+        embeddings: (B, D) d loss / d this rank's embeddings.
         finite: 0-d bool, alike on all ranks.
-        learned: (k,) of what the margin learns, alike on all ranks.
+        learned: alike on all ranks.
     """
 
+    loss: Tensor
     embeddings: Tensor
     centers: CenterGradient
     finite: Tensor
-    learned: Tensor
+    learned: LearnedStep
 
 
 @dataclass(frozen=True)
@@ -81,13 +88,14 @@ class DistributedLoss:
     backend: Backend
     subcenters: int
     compute_dtype: torch.dtype
+    extra_terms: tuple[ExtraTerm, ...] = ()
 
     def gather(self, embeddings: Tensor, labels: Tensor, dtype: torch.dtype) -> Batch:
         """The batches of all ranks, normalized in `dtype`: one collective (all_gather)."""
         rows, labels = self.ranks.gather_batch(embeddings, labels)
         rows = rows.to(dtype)
         norms = torch.linalg.vector_norm(rows, dim=1)
-        return Batch(norms, rows * _reciprocal(norms).unsqueeze(1), labels)
+        return Batch(norms, rows * reciprocal(norms).unsqueeze(1), labels)
 
     def first_pass(
         self,
@@ -132,7 +140,7 @@ class DistributedLoss:
     def second_pass(
         self, batch: Batch, first: FirstPass, *, share: float, into: CenterGradient | None
     ) -> BatchGradients:
-        """Gradients of `share` times the mean: one collective, two where the margin learns.
+        """Gradients of `share` times the mean: one collective, two where more is learned or added.
 
         into: as in ChunkedSoftmax.
         """
@@ -143,17 +151,22 @@ class DistributedLoss:
         grad = self.ranks.reduce_scatter(torch.where(finite, found.embeddings, math.nan))  # (B, D)
         finite = torch.isfinite(first.loss.mean) & torch.isfinite(grad.sum())
 
-        # Through the normalization: (g - (g·e) e) / |x|, with e = x / |x|.
         mine = slice(self.ranks.rank * len(grad), (self.ranks.rank + 1) * len(grad))
-        unit, norms = batch.unit[mine], batch.norms[mine].unsqueeze(1)
-        along = (grad * unit).sum(1, keepdim=True)  # (B, 1)
-        grad = (grad - along * unit) * _reciprocal(norms)
+        unit = batch.unit[mine]
+        grad = through_normalization(grad, unit, batch.norms[mine])
         if first.loss.norm_grad is not None:
             grad += share * first.loss.norm_grad[mine].unsqueeze(1) * unit
-        learned = grad.new_empty(0)
-        if found.threshold is not None:
-            learned = self.ranks.all_gather(found.threshold.view(1)).sum(0)
-        return BatchGradients(grad, found.centers, finite, learned)
+
+        loss = first.loss.mean if share == 1 else share * first.loss.mean
+        if not self.extra_terms and found.threshold is None:
+            return BatchGradients(loss, grad, found.centers, finite, LearnedStep.of_nothing(grad))
+        given = TermInput(*batch, mine=mine, target=first.cosine, learned=first.learned)
+        threshold = grad.new_empty(0) if found.threshold is None else found.threshold.view(1)
+        extra = add_up(self.extra_terms, given, threshold, share=share, ranks=self.ranks)
+        if self.extra_terms:
+            loss, finite = loss + extra.loss, finite & torch.isfinite(extra.loss)
+            grad = torch.where(finite, grad + extra.embeddings, math.nan)
+        return BatchGradients(loss, grad, found.centers, finite, extra.learned)
 
     def _loss(
         self,
@@ -178,7 +191,8 @@ class DistributedLoss:
             cosine = self._known(cosines.sum(0), batch.labels)  # only the owner's is not 0
         target = margin(cosine, batch.norms, context)
         loss = combine(negative.logsumexp(0), target, subcenter, margin.scale, negatives.threshold)
-        return FirstPass(loss, softmax, context.state if target.state is None else target.state)
+        state = context.state if target.state is None else target.state
+        return FirstPass(loss, softmax, state, cosine, context.learned)
 
     def _known(self, cosine: Tensor, labels: Tensor) -> Tensor:
         """(G,) cosines, NaN where a label is no class."""
@@ -271,9 +285,3 @@ def combine(
     if norm_grad is not None:
         norm_grad = norm_grad / negative.shape[0]
     return Loss(losses.mean(), terms, norm_grad)
-
-
-def _reciprocal(norms: Tensor) -> Tensor:
-    """1 / norms, 0 for 0, and NaN for a length that overflowed: such a row has no direction."""
-    reciprocal = torch.where(norms < torch.finfo(norms.dtype).tiny, 0.0, 1 / norms)
-    return torch.where(torch.isposinf(norms), math.nan, reciprocal)

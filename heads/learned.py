@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+
+class LearnedStep(NamedTuple):
+    """What a step does to the learned values; (k,) each.
+
+    Attributes:
+        gradient: d loss / d value.
+        start: what a value that is exactly 0 becomes instead, where this is finite.
+    """
+
+    gradient: Tensor
+    start: Tensor
+
+    @classmethod
+    def of_nothing(cls, like: Tensor) -> LearnedStep:
+        """Of no values, on the device of `like`."""
+        return cls(like.new_empty(0), like.new_empty(0))
 
 
 def keep_learned(head: nn.Module, start: Sequence[float], *, like: Tensor) -> None:
@@ -18,23 +36,18 @@ def keep_learned(head: nn.Module, start: Sequence[float], *, like: Tensor) -> No
         head.register_buffer(name, held, persistent=len(start) > 0)
 
 
-def descend(
-    values: Tensor,
-    velocity: Tensor,
-    gradient: Tensor,
-    *,
-    lr: Tensor,
-    momentum: float,
-    weight_decay: float,
-    apply: Tensor,
-) -> None:
-    """Momentum SGD as that of the centers, in place.
+def descend(head: Any, step: LearnedStep, *, lr: Tensor, apply: Tensor) -> None:
+    """Momentum SGD on a head's `learned`, in place, as on its centers; what has not started starts.
 
     Args:
-        values, velocity, gradient: (k,) of one dtype; k may be 0.
         lr: 0-d.
         apply: 0-d bool; where it is false nothing changes, bit for bit.
     """
-    moved = momentum * velocity + gradient + weight_decay * values
+    values, velocity = head.learned, head.learned_velocity
+    if not len(values):
+        return
+    starts = (values == 0) & step.start.isfinite()
+    moved = head.momentum * velocity + step.gradient + head.weight_decay * values
     torch.where(apply, moved, velocity, out=velocity)
-    torch.where(apply, values - lr.to(values.dtype) * velocity, values, out=values)
+    moved = torch.where(starts, step.start, values - lr.to(values.dtype) * velocity)
+    torch.where(apply, moved, values, out=values)

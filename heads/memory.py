@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
+from heads.extra_terms import ExtraTerm
 from heads.passes.cosine_softmax import KEPT_BYTES, chunk_size
 from heads.passes.workspace import PIECE_BYTES
 from heads.rows.stored import NARROW, row_bytes
@@ -37,6 +39,8 @@ def predict_memory(
     momentum_dtype: torch.dtype | None = None,
     momentum: bool = True,
     adding: bool = False,
+    extra_terms: Sequence[ExtraTerm] = (),
+    world_size: int = 1,
 ) -> HeadMemory:
     """An upper bound for heads.passes.cosine_softmax; the Triton kernels take less.
 
@@ -45,6 +49,7 @@ def predict_memory(
         centers_dtype, momentum_dtype: as PartialFC's.
         momentum: whether there is any.
         adding: whether steps are made of several forwards (gradient accumulation, `begin_step`).
+        world_size: into how many the global batch is split.
     """
     width = subcenters * embedding_dim
     size = sampling.size(shard, global_batch)
@@ -67,6 +72,8 @@ def predict_memory(
     if any(one in NARROW for one in held_in[: 1 + momentum]):
         per_row += size * 6 * 8  # keys of the rounding
         buffers += 5 * PIECE_BYTES
+    own = global_batch // world_size
+    extra = sum(term.scratch(own, global_batch) for term in extra_terms) * wide
     centers, velocity = (shard.num_local * row_bytes(width, subcenters, one) for one in held_in)
-    step = rows + per_row + kept + scratch + batch + buffers
+    step = rows + per_row + kept + scratch + batch + extra + buffers
     return HeadMemory(centers, velocity if momentum else 0, step)

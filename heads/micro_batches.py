@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from heads.learned import LearnedStep
 from heads.passes.cosine_softmax import CenterGradient
 from heads.sampling import Sample
 
@@ -17,7 +18,7 @@ class MicroBatches:
         sample: drawn for all forwards of all ranks together, its positions in the order of
             (rank, forward, row).
         rows: the sub-centers that take part.
-        state, learned: the margin's; the former of the gradients' dtype and device.
+        state, learned: the head's; the former of the gradients' dtype and device.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class MicroBatches:
         )
         self.finite = torch.ones((), dtype=torch.bool, device=labels.device)
         self.margin_state = state.clone()
-        self.learned = torch.zeros_like(learned)  # the gradient
+        self.learned = LearnedStep(torch.zeros_like(learned), torch.zeros_like(learned))
         self._done = torch.zeros((), dtype=torch.int64, device=labels.device)
 
     @property
@@ -59,7 +60,7 @@ class MicroBatches:
 
     def rewind(self, state: Tensor) -> None:
         """Back to before the first forward."""
-        for part in (self.gradient.product, self.gradient.drift, self.learned, self._done):
+        for part in (self.gradient.product, self.gradient.drift, self.learned.gradient, self._done):
             part.zero_()
         self.finite.fill_(True)
         self.margin_state.copy_(state)
@@ -96,11 +97,12 @@ class MicroBatches:
             row_groups=None if groups is None else groups[index],
         )
 
-    def finish(self, finite: Tensor, state: Tensor, learned: Tensor) -> None:
-        """A forward is done: whether all was finite, the margin's values after it, and the gradient
-        of what it learns."""
+    def finish(self, finite: Tensor, state: Tensor, learned: LearnedStep) -> None:
+        """A forward is done: whether all was finite, the margin's values after it, and what is to
+        be learned."""
         self.finite &= finite
-        self.learned += learned
+        self.learned.gradient.add_(learned.gradient)
+        self.learned.start.copy_(learned.start)
         self.margin_state.copy_(state)
         # Around: rehearsals of a recording call this more often than there are forwards.
         self._done.add_(1).remainder_(self.count)

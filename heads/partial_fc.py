@@ -2,14 +2,14 @@
 
 It owns this rank's centers, their momentum and their update (PartialFC, An et al., 2022,
 arXiv:2203.15565). The arithmetic is heads.distributed_loss's, with three collectives a step, four
-with CurricularFace; `begin_step` adds one.
+with CurricularFace, UniFace or extra terms; `begin_step` adds one.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,9 +29,10 @@ from heads.checks import (
     check_step_inputs,
 )
 from heads.distributed_loss import Batch, DistributedLoss, FirstPass
+from heads.extra_terms import ExtraTerm
 from heads.graph import HeadGraphs
 from heads.known_gradient import KnownGradient
-from heads.learned import descend, keep_learned
+from heads.learned import LearnedStep, descend, keep_learned
 from heads.margins import Margin, StepContext
 from heads.micro_batches import MicroBatches
 from heads.passes.backend import Backend, choose_backend
@@ -68,7 +69,7 @@ class _Update(NamedTuple):
     gradient: CenterGradient
     finite: Tensor  # 0-d bool, the same on every rank
     margin_state: Tensor
-    learned: Tensor  # (k,) the gradient of what the margin learns
+    learned: LearnedStep
 
 
 class _Forward(NamedTuple):
@@ -98,6 +99,7 @@ class PartialFC(nn.Module):
         group_sampling: instead of a rate, contiguous groups of classes (multi-head sampling).
         subcenters: K centers a class, of which the nearest one counts (Sub-center ArcFace, Deng et
             al., 2020).
+        extra_terms: what is added to the margin's loss in training, from heads.extra_terms.
         momentum, weight_decay: of the centers' SGD, applied as torch.optim.SGD applies them, but to
             the sampled rows only. Without momentum there is no velocity.
         seed: of the initial centers and of all draws, in [0, 2**63); the same on every rank.
@@ -128,7 +130,8 @@ class PartialFC(nn.Module):
         steps: 0-d int64, the number of `step` calls so far, from which each step's draws are made.
         nonfinite_steps: 0-d int64, how many of them changed nothing for that reason.
         margin_state: the margin's running values.
-        learned, learned_velocity: (k,) what the margin learns beside the centers.
+        learned, learned_velocity: (k,) what is learned beside the centers: by the margin, then by
+            each extra term.
         margin_factor: 0-d in [0, 1], the share of the margin in force.
 
     Raises:
@@ -155,6 +158,7 @@ class PartialFC(nn.Module):
         *,
         group_sampling: GroupClasses | None = None,
         subcenters: int = 1,
+        extra_terms: Sequence[ExtraTerm] = (),
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         seed: int = 0,
@@ -175,6 +179,7 @@ class PartialFC(nn.Module):
             num_classes=num_classes,
             embedding_dim=embedding_dim,
             margin=margin,
+            extra_terms=extra_terms,
             group_sampling=group_sampling,
             subcenters=subcenters,
             momentum=momentum,
@@ -187,6 +192,7 @@ class PartialFC(nn.Module):
         self.num_classes = num_classes
         self.embedding_dim = embedding_dim
         self.margin = margin
+        self.extra_terms = tuple(extra_terms)
         self.subcenters = subcenters
         self.momentum = momentum
         self.weight_decay = weight_decay
@@ -213,7 +219,9 @@ class PartialFC(nn.Module):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("margin_state", state, persistent=state.numel() > 0)
         classes = max(1.0, num_classes * (sample_rate or 1.0))
-        keep_learned(self, margin.initial_learned(classes), like=state)
+        learned = [margin.initial_learned(classes)]
+        learned += [term.initial_learned(embedding_dim) for term in extra_terms]
+        keep_learned(self, sum(learned, ()), like=state)
         self.register_buffer("margin_factor", state.new_ones(()), persistent=False)
         keep_shard(self)
         self.register_load_state_dict_pre_hook(_forget_gradients)
@@ -241,6 +249,7 @@ class PartialFC(nn.Module):
             self.backend,
             subcenters=self.subcenters,
             compute_dtype=self.compute_dtype,
+            extra_terms=self.extra_terms,
         )
         # One for steps of a single forward, one for steps that add several up: a recorded graph
         # needs its memory to stay as it is.
@@ -372,9 +381,10 @@ class PartialFC(nn.Module):
                 must come with these labels in this order (else their loss is NaN).
 
         Raises:
-            ValueError: labels of another shape or dtype.
+            ValueError: labels of another shape or dtype, or an extra term that has to see the whole
+                batch.
         """
-        check_micro_batches(labels)
+        check_micro_batches(labels, self.extra_terms)
         self._drop_step()
         self._fetch(labels)
         sample = self._sample(self.ranks.all_gather(labels.contiguous()).flatten())
@@ -401,7 +411,7 @@ class PartialFC(nn.Module):
         this rank's embeddings: what the loss is multiplied by reaches these, but not the centers.
         DDP averages gradients over ranks: multiply the loss by world_size before backward.
 
-        In evaluation mode the loss is over all centers and carries no gradient.
+        In evaluation mode the loss is the margin's over all centers and carries no gradient.
 
         Args:
             embeddings: this rank's (B, D), of any floating dtype; they are normalized here, in
@@ -478,7 +488,7 @@ class PartialFC(nn.Module):
         update = _Update(
             sample, gradients.centers, gradients.finite, first.margin_state, gradients.learned
         )
-        return _Forward(first.loss.mean, gradients.embeddings, update)
+        return _Forward(gradients.loss, gradients.embeddings, update)
 
     def _add_forward(self, micro: MicroBatches, embeddings: Tensor, labels: Tensor) -> _Forward:
         """The same for one of several forwards, whose sums so far are in `micro`."""
@@ -491,7 +501,7 @@ class PartialFC(nn.Module):
         gradients = self._arithmetic.second_pass(batch, first, share=share, into=micro.gradient)
         micro.finish(gradients.finite, first.margin_state, gradients.learned)
         update = _Update(sample, gradients.centers, micro.finite, micro.margin_state, micro.learned)
-        return _Forward(share * first.loss.mean, gradients.embeddings, update)
+        return _Forward(gradients.loss, gradients.embeddings, update)
 
     def _first_pass(self, batch: Batch, sample: Sample, state: Tensor, index: Tensor) -> FirstPass:
         context = self._context(state, index)
@@ -554,15 +564,7 @@ class PartialFC(nn.Module):
             workspace=self._workspaces[self._adding],
         )
         torch.where(apply, update.margin_state, self.margin_state, out=self.margin_state)
-        descend(
-            self.learned,
-            self.learned_velocity,
-            update.learned,
-            lr=lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            apply=apply,
-        )
+        descend(self, update.learned, lr=lr, apply=apply)
 
     def _compute(self, embeddings: Tensor, labels: Tensor) -> _Forward:
         """`_train_forward`, replayed from a graph where there is one; counts towards `step`."""

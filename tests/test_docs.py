@@ -17,6 +17,7 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
+from heads.extra_terms import EXTRA_TERMS
 from heads.margins import MARGINS, Margin
 from training.config import Config, DataConfig, load_config, override
 
@@ -170,3 +171,16 @@ def test_the_defaults_that_all_losses_have_are_true():
     text = (ROOT / "docs/heads.md").read_text()
     (scale,) = re.findall(r"^All take `scale` \((\d+)\)", text, re.MULTILINE)
     assert {margin().scale for margin in MARGINS.values()} == {float(scale)}
+
+
+def test_the_defaults_of_the_extra_terms_are_true():
+    _, _, after = (ROOT / "docs/heads.md").read_text().partition("| `head.extra_terms` |")
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", after.partition("\n\n")[0], re.MULTILINE)
+    written = {
+        name: {key: yaml.safe_load(value) for key, value in re.findall(r"`(\w+)` ([\d.]+)", text)}
+        for name, text in rows
+    }
+    assert written == {
+        name: {field.name: field.default for field in fields(term)}
+        for name, term in EXTRA_TERMS.items()
+    }

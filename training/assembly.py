@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from heads import GroupClasses, PartialFC, create_margin
+from heads import GroupClasses, PartialFC, create_extra_terms, create_margin
 from heads.rows.stored import DTYPES
 from pipeline import counter
 from pipeline.dali_decode import choose_decode_device
@@ -256,6 +256,7 @@ def create_head(
         num_classes=num_classes,
         embedding_dim=config.model.embedding_dim,
         margin=create_margin(head.loss, **head.loss_args),
+        extra_terms=create_extra_terms(head.extra_terms),
         sample_rate=head.sample_rate_at(0, num_classes=num_classes),
         group_sampling=groups,
         subcenters=head.subcenters,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from heads.centers import shard_of
+from heads.extra_terms import SampleToSample
 from heads.memory import predict_memory
 from heads.sampling import AllClasses, RandomClasses
 
@@ -111,6 +112,13 @@ def test_parts_grow_with_what_they_are_for():
     half = predict_memory(shard, 512, AllClasses(), global_batch=512, compute_dtype=torch.bfloat16)
     adding = predict_memory(shard, 512, AllClasses(), global_batch=512, adding=True)
     assert tenth.step < half.step < whole.step < adding.step
+    pairs = predict_memory(
+        *(shard, 512, AllClasses()),
+        global_batch=512,
+        extra_terms=(SampleToSample(),),
+        world_size=4,
+    )
+    assert pairs.step - whole.step == 6 * 4 * 128 * 512
     assert predict_memory(shard, 512, AllClasses(), global_batch=512, subcenters=3).total > 2 * (
         whole.total
     )

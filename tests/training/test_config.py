@@ -56,6 +56,10 @@ def test_overrides_reach_every_kind_of_value():
         ("head.loss=arcfase", "head.loss.*arcfase.*cosface"),
         ("head.loss_args.angle=0.5", "head.loss_args: .*angle"),
         ("head.loss_args.name=0.5", "head.loss_args: .*name"),
+        ("head.extra_terms={pairs: {}}", "head.extra_terms: unknown extra term 'pairs'"),
+        ("head.extra_terms={sample_to_sample: 2}", "found 2, expected its parameters"),
+        ("head.extra_terms={sample_to_sample: {s: 2}}", "has no parameter s; it has weight, mar"),
+        ("head.extra_terms={sample_to_sample: {weight: 0}}", "weight=0, expected a finite number"),
         ("optim.lr=-1", r"optim\.lr=-1.0: expected above 0"),
         (
             "head.sample_rate_from={3: 1.5}",
@@ -117,6 +121,13 @@ def test_arguments_of_the_command_line_go_with_its_loss_in_any_order(reverse):
 def test_a_mapping_given_whole_replaces_the_files():
     assert override(ARCFACE, ["head.loss_args={}"]).head.loss_args == {}
     assert override(ARCFACE, ["head.loss_args={margin: 0.3}"]).head.loss_args == {"margin": 0.3}
+
+
+def test_a_term_over_the_whole_batch_is_refused_with_micro_batches():
+    terms = "head.extra_terms={sample_to_sample: {weight: 2}}"
+    assert override(BASE, [terms]).head.extra_terms == {"sample_to_sample": {"weight": 2}}
+    with pytest.raises(ConfigError, match=r"step\.micro_batches=2: expected 1 with SampleToSample"):
+        override(BASE, [terms, "step.micro_batches=2"])
     rates = ["head.sample_rate_from={3: 0.5}", "head.sample_rate_from={4: 0.6}"]
     assert override(ARCFACE, rates).head.sample_rate_from == {4: 0.6}
 

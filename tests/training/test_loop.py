@@ -287,13 +287,21 @@ HEAD_SCHEDULES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["adaface", pytest.param("uniface", marks=pytest.mark.slow)])
-def test_the_heads_schedules_and_statistics_survive_an_interruption(loss, data, world, tmp_path):
-    """Rate, share of the margin, AdaFace's statistics and UniFace's threshold are those of the
-    step, resumed or not."""
+@pytest.mark.parametrize(
+    ("loss", "terms"),
+    [
+        ("adaface", "{}"),
+        pytest.param("uniface", "{sample_to_sample: {}}", marks=pytest.mark.slow),
+    ],
+)
+def test_the_heads_schedules_and_statistics_survive_an_interruption(
+    loss, terms, data, world, tmp_path
+):
+    """Rate, share of the margin, AdaFace's statistics and what is learned are those of the step,
+    resumed or not."""
 
     def run(output: Path, *overrides: str) -> tuple[Trainer, list[tuple[float, float]]]:
-        settings = [*HEAD_SCHEDULES, f"head.loss={loss}", *overrides]
+        settings = [*HEAD_SCHEDULES, f"head.loss={loss}", f"head.extra_terms={terms}", *overrides]
         config = override(tiny.config(data, output), settings)
         trainer, seen = build(config, world), []
         head, train_on = trainer.step.head, trainer.train_on

@@ -27,6 +27,7 @@ class HeadConfig:
 
     loss: str = "arcface"  # a margin of docs/heads.md
     loss_args: dict[str, Any] = field(default_factory=dict)  # e.g. margin, scale, gradient
+    extra_terms: dict[str, Any] = field(default_factory=dict)  # of docs/heads.md, with their values
     margin_warmup_epochs: Amount = 0.0  # over which the margin grows from nothing to the whole
     sample_rate: Fraction = 1.0  # share of the centers in a step; 0: those of the batch's classes
     sample_rate_from: dict[CountOrZero, Fraction] = field(default_factory=dict)  # by first epoch

@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 from facestream import UserError
-from heads import create_margin
+from heads import create_extra_terms, create_margin
 from pipeline.named_path import as_name
 from training.config.checks import ConfigError
 from training.config.renamed import RENAMED, renamed
@@ -71,6 +71,16 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         create_margin(overridden.head.loss, **overridden.head.loss_args)
     except UserError as error:
         raise ConfigError(f"head.loss, head.loss_args: {error}") from error
+    try:
+        terms = create_extra_terms(overridden.head.extra_terms)
+    except UserError as error:
+        raise ConfigError(f"head.extra_terms: {error}") from error
+    whole = [type(term).__name__ for term in terms if term.needs_whole_batch]
+    if whole and overridden.step.micro_batches > 1:
+        raise ConfigError(
+            f"step.micro_batches={overridden.step.micro_batches}: expected 1 with "
+            f"{', '.join(whole)} of head.extra_terms, which compares the images of a whole batch"
+        )
     return overridden
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heads import GroupClasses
+from heads import GroupClasses, create_extra_terms
 from heads.centers import shard_of
 from heads.memory import HeadMemory, predict_memory
 from heads.rows.stored import DTYPES
@@ -172,6 +172,8 @@ def predict_head(
         momentum_dtype=DTYPES[config.head.momentum_dtype],
         momentum=config.centers_momentum > 0,
         adding=micro_batches > 1,
+        extra_terms=create_extra_terms(config.head.extra_terms),
+        world_size=world.world_size,
     )
 
 

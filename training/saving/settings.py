@@ -44,8 +44,8 @@ BINDING = {
         *("lora_rank", "lora_alpha", "lora_layers"),
     ),
     "head": (
-        *("loss", "loss_args", "margin_warmup_epochs", "subcenters", "lr", "weight_decay"),
-        *("momentum", "centers_dtype", "momentum_dtype"),
+        *("loss", "loss_args", "extra_terms", "margin_warmup_epochs", "subcenters"),
+        *("lr", "weight_decay", "momentum", "centers_dtype", "momentum_dtype"),
         *("sample_rate", "sample_rate_from", "sample_count"),
         *("sample_groups", "random_groups", "groups_scope"),
     ),
