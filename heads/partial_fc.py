@@ -204,7 +204,7 @@ class PartialFC(nn.Module):
         state = torch.tensor(margin.initial_state(), dtype=dtype, device=device)
         self._placement = Placement(place, place_path, state.device)
         check(isinstance(prefetch, int) and prefetch >= 0, "prefetch", prefetch, "an integer >= 0")
-        self.prefetch = prefetch
+        self.place, self.prefetch = place, prefetch
         begin = partial(
             begin_rows,
             self.shard,

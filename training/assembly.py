@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from training.data import (
 from training.distill.distillation import Distillation, create_distillation
 from training.distributed import World, require_agreement, together
 from training.facts import agree
+from training.named_files import check_named_files
 from training.planning.memory import Prediction, predict
 from training.planning.out_of_memory import memory_explained, require_memory
 from training.scored_sets import ScoredSet
@@ -148,6 +150,13 @@ class Assembly:
         step = self.graphed or self.step
         return step(batch.images, batch.labels, lr, lap, targets)
 
+    def announce(self, at: int) -> None:
+        """Tell a head that fetches its centers what comes after the batch of global step `at`."""
+        head = self.step.head
+        if head.place != "device":
+            for ahead in range(1, head.prefetch + 1):
+                head.announce(self.plan.loader.global_labels(at + ahead), ahead=ahead)
+
     def settings(self) -> dict[str, Any]:
         """Every setting as it is in force, what was automatic decided."""
         settings = self.plan.config.settings()
@@ -242,6 +251,7 @@ def create_step(
     return step, about
 
 
+@settings_named("head.place", "head.place_path")
 def create_head(
     config: Config, world: World, *, num_classes: int, precision: Precision
 ) -> PartialFC:
@@ -267,9 +277,24 @@ def create_head(
         centers_dtype=DTYPES[head.centers_dtype],
         momentum_dtype=DTYPES[head.momentum_dtype],
         backend=head.backend,
+        place=head.place,
+        place_path=place_folder(config) if head.place == "disk" else None,
+        prefetch=head.prefetch,
         cuda_graph=config.step.cuda_graph == "head",
         device=world.device,
     )
+
+
+def place_folder(config: Config) -> Path:
+    """Where head.place=disk has its file: run.output, or what there is of the way to it.
+
+    Raises PathError for a head.place_path that is no folder.
+    """
+    if config.head.place_path:
+        check_named_files(config, "head.place_path")
+        return Path(config.head.place_path)
+    output = Path(config.run.output).absolute()
+    return next(folder for folder in (output, *output.parents) if folder.is_dir())
 
 
 def create_loader(config: Config, world: World, training: TrainingData) -> tuple[Loader, str]:

@@ -286,6 +286,7 @@ class Trainer:
     def train_on(self, batch: Batch, lap: Lap) -> StepResult:
         """The next step, on this rank's batch."""
         factor = self.rollback.factor
+        self.assembly.announce(self.steps_done)
         result = self.assembly.train(self.steps_done, batch, lap, rate_factor=factor)
         self.steps_done += 1
         return result

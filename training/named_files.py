@@ -23,6 +23,9 @@ _SETTINGS = {
     "data.train": _Expected("a .rec file, or the folder of its train.rec", folder=True),
     "data.identity_map": _Expected("a .csv with the columns file, label, identity, or a .json"),
     "data.leave_out": _Expected("a text file of identities and records"),
+    "head.place_path": _Expected(
+        "a folder on a local disk with room for the centers", file=False, folder=True
+    ),
     "eval.sets": _Expected(
         f"a verification set such as lfw.bin, {', '.join(k.form for k in KINDS.values())}, or "
         "eval.sets=[] for none"

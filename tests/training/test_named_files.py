@@ -12,6 +12,7 @@ from evaluation.pair_set import PairSetError, read_bin
 from tests.pipeline.test_named_path import REASONS, forbid, spoil
 from tests.training import tiny
 from training import named_files
+from training.assembly import place_folder
 from training.config import Config, ConfigError, load_config, override
 from training.data import open_training_data
 from training.distill.teacher import load_teacher
@@ -32,6 +33,7 @@ NO_FILES = {
     "model.name",
     "model.lora_layers",
     "head.loss",
+    "head.place",
     "head.groups_scope",
     "head.backend",
     "optim.name",
@@ -58,6 +60,8 @@ def fail_in_its_room(config: Config, world: World, setting: str) -> None:
         warm_start(config, world, step=None, data=None, precision=precision)
     elif setting == "distill.teacher":
         load_teacher(config, device=world.device, precision=precision)
+    elif setting == "head.place_path":
+        place_folder(config)
     elif setting == "eval.sets":
         check_named_files(config, setting)
     else:

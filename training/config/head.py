@@ -41,6 +41,9 @@ class HeadConfig:
     momentum: Remainder | None = None  # of the centers, 0: none is kept; None: optim.momentum
     centers_dtype: RowDtype = "float32"  # what they are kept in, rounded stochastically
     momentum_dtype: RowDtype = "float32"  # the same of their momentum
+    place: Literal["device", "host", "disk"] = "device"  # where centers are kept
+    place_path: str = ""  # place=disk: a folder on that disk; empty: that of run.output
+    prefetch: Annotated[int, Range(0, 4)] = 2  # steps that centers of another place come ahead
     num_classes: Count | None = None  # None: the largest label of the data + 1
     backend: Literal["auto", "torch", "triton"] = "auto"  # triton: our kernels, Ampere and later
 

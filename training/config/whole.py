@@ -64,6 +64,12 @@ class Config:
             "off or head with model.checkpointing, which looks at the state of random numbers",
         )
         check(
+            self.head.place == "device" or self.step.cuda_graph != "full",
+            "step.cuda_graph",
+            self.step.cuda_graph,
+            f"off or head with head.place={self.head.place}, whose centers come between graphs",
+        )
+        check(
             self.optim.freeze_epochs <= self.run.epochs,
             "optim.freeze_epochs",
             self.optim.freeze_epochs,

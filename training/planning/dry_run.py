@@ -103,7 +103,9 @@ def _rehearse(planned: Plan, about_sets: Sequence[str], console: Console) -> _Re
             run, noise, warm_up=warm_up_steps(config), name="synthetic", console=console
         )
         with closing(stream_batches(planned.loader)) as stream:
-            real = _measure(run, stream, warm_up=WARM_UP, name="real", console=console)
+            real = _measure(
+                run, stream, warm_up=WARM_UP, name="real", console=console, announced=True
+            )
     finally:
         run.forget_graphs()
     findings = diagnose(real, run.settings())
@@ -126,9 +128,18 @@ def _ask_for_room(run: Assembly) -> Room:
 
 
 def _measure(
-    run: Assembly, batches: Iterator[Batch], *, warm_up: int, name: str, console: Console
+    run: Assembly,
+    batches: Iterator[Batch],
+    *,
+    warm_up: int,
+    name: str,
+    console: Console,
+    announced: bool = False,
 ) -> Reading:
-    """The pace of steps on these batches; `console` shows how far it is."""
+    """The pace of steps on these batches; `console` shows how far it is.
+
+    announced: whether they are the loader's first, which the head can be told ahead.
+    """
     # Batches come in rounds of the loader's threads: fewer steps might see none of its waits.
     counted = max(STEPS - WARM_UP, run.plan.loader.threads)
     stopwatch = Stopwatch(run.plan.world.device)
@@ -137,6 +148,8 @@ def _measure(
             stopwatch.laps()  # forgets what was before
         batch = next(batches)
         stopwatch.lap("data")
+        if announced:
+            run.announce(step)
         run.train(0, batch, stopwatch.lap)  # the first again and again: a run may be shorter
     global_batch = run.plan.config.data.global_batch
     return pace(stopwatch.laps(), steps=counted, images=global_batch, steps_left=0)

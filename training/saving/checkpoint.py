@@ -23,10 +23,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from facestream import VERSION
+from heads.rows.buffers import ROWS
 from pipeline.whole_file import replace
 from training.config import Config
 from training.own_parts import own_parts
@@ -68,7 +70,8 @@ class Saver:
     A save that fails is logged, the checkpoint before it stays, and training goes on.
 
     Build it on every rank, and call `close` on every rank before the process group ends. Its copy
-    takes as much of the host's memory as the state takes of the device's.
+    takes as much of the host's memory as the state takes of the device's. A head's rows on a disk
+    are not copied: they are written from there, while training waits.
 
     Args:
         output: the run's folder.
@@ -108,7 +111,7 @@ class Saver:
         Not for the optimizer's state, which may not be there yet.
         """
         backbone, head = unwrapped(self._train_step.backbone), self._train_step.head
-        self._copy({BACKBONE: backbone.state_dict(), HEAD: head.state_dict()})
+        self._copy({BACKBONE: backbone.state_dict(), HEAD: self._copied(head.state_dict())})
 
     def save(self, step: int, *, counters: Mapping[str, int] | None = None) -> Path:
         """Copy the state after `step` steps and begin to write it; returns where it will be.
@@ -118,7 +121,7 @@ class Saver:
             counters: what the run has counted.
         """
         self.wait()
-        state = self._copy(read_state(self._train_step))
+        state = self._snapshot()
         self._pending = self._thread.submit(
             write,
             self._output,
@@ -133,7 +136,20 @@ class Saver:
         self._pending.add_done_callback(_report)
         self._pending.add_done_callback(self._announce)
         self._thread.submit(self._add_scores).add_done_callback(_report)
+        if self._train_step.head.place == "disk":
+            self.wait()
         return files.folder_of(self._output, step)
+
+    def _snapshot(self) -> State:
+        """The state as it is now, for the thread to write."""
+        state = read_state(self._train_step)
+        copied = self._copy(state | {HEAD: self._copied(state[HEAD])})
+        return copied | {HEAD: state[HEAD] | copied[HEAD]}
+
+    def _copied(self, head: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is copied of a head: not the rows that are on a disk for want of memory."""
+        on_disk = ROWS if self._train_step.head.place == "disk" else ()
+        return {name: tensor for name, tensor in head.items() if name not in on_disk}
 
     def add_scores(self, step: int, scores: Scores) -> None:
         """Add what the verification of the state after `step` steps found to its checkpoint.

@@ -27,7 +27,10 @@ FREE = {
         *("decode", "threads", "max_bad_fraction"),
     ),
     "model": ("compile", "checkpointing", "fused", "winograd"),
-    "head": ("num_classes", "backend"),  # how many there are is one of the facts
+    "head": (
+        *("num_classes", "backend"),  # how many there are is one of the facts
+        *("place", "place_path", "prefetch"),
+    ),
     "optim": ("backend",),
     "step": ("precision", "micro_batches", "cuda_graph", "compress_gradients"),  # only to rounding
     "eval": ("sets", "every", "every_steps", "batch_size"),
