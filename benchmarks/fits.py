@@ -81,13 +81,13 @@ def configured(network: str, images: int, head: HeadConfig) -> Config:
 
 
 def others() -> str:
-    """What other networks and batches take beyond that of the table."""
+    """What other networks and batches take, beyond those of the table."""
     first = backbone(*NETWORKS[0])
     parts = [
-        f"{network} with {images} images {(backbone(network, images) - first) / 1e9:.1f}"
+        f"{network} with {images} images {(backbone(network, images) - first) / 1e9:.1f} GB"
         for network, images in NETWORKS[1:]
     ]
-    return f"GB more: {', '.join(parts)}"
+    return f"Others take more: {', '.join(parts)}."
 
 
 def _cell(total: float) -> str:
