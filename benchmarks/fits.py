@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ SAMPLINGS = {
     "`head.sample_count=1000000`": HeadConfig(sample_count=1_000_000),
 }
 # Centers and momentum.
-KEPT = {
+KEPT: dict[str, dict[str, Any]] = {
     "float32, float32": {},
     "bfloat16, bfloat16": {"centers_dtype": "bfloat16", "momentum_dtype": "bfloat16"},
     "bfloat16, none": {"centers_dtype": "bfloat16", "momentum": 0.0},
