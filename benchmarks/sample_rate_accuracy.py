@@ -29,7 +29,11 @@ from benchmarks.short_training import configured, train
 from training.config import HeadConfig
 
 RATES, SEEDS, EPOCHS = (1.0, 0.3, 0.1, 0.03, 0.01), (0, 1, 2), 2
-NEIGHBORS = (0.0, 0.5)  # head.hard_negatives
+# Of the head: half of a step's negatives are near its classes, as found every 150 of 1,250 steps.
+NEIGHBORS: tuple[dict[str, Any], ...] = (
+    {"hard_negatives": 0.0},
+    {"hard_negatives": 0.5, "neighbors_every": 150},
+)
 FIGURES = {"accuracy": "accuracy", "tar": "TAR@FAR=1%", "loss": "loss"}  # the latter of all classes
 PICTURE = ROOT / "docs" / "sample_rate.svg"
 
@@ -37,20 +41,19 @@ PICTURE = ROOT / "docs" / "sample_rate.svg"
 def cells() -> list[dict[str, Any]]:
     """At a rate of 1 there is nothing to choose, so no neighbors either."""
     return [
-        {"rate": rate, "hard_negatives": neighbors, "seed": seed, "epochs": EPOCHS}
+        {"rate": rate, "seed": seed, "epochs": EPOCHS, **neighbors}
         for neighbors in NEIGHBORS
         for seed in SEEDS
         for rate in RATES
-        if not (neighbors and rate == 1)
+        if not (neighbors["hard_negatives"] and rate == 1)
     ]
 
 
 def measure(
-    faces: Faces, *, rate: float, hard_negatives: float, seed: int, epochs: int
+    faces: Faces, *, rate: float, seed: int, epochs: int, **neighbors: Any
 ) -> dict[str, Any]:
     """One cell."""
-    neighbors: dict[str, Any] = {"hard_negatives": hard_negatives} if hard_negatives else {}
-    head = HeadConfig(sample_rate=rate, **neighbors)
+    head = HeadConfig(sample_rate=rate, **{k: v for k, v in neighbors.items() if v})
     return train(configured(head, seed=seed, epochs=epochs), faces)
 
 
@@ -58,7 +61,12 @@ def report(lines: Sequence[Cell]) -> None:
     """Mean and standard deviation over the seeds."""
     columns = ("sample rate", "neighbors", "seeds", *FIGURES.values())
     rows = [
-        (f"{rate:g}", f"{neighbors:g}", str(len(alike)), *(shown(alike, one) for one in FIGURES))
+        (
+            f"{rate:g}",
+            f"{neighbors['hard_negatives']:g}",
+            str(len(alike)),
+            *(shown(alike, one) for one in FIGURES),
+        )
         for rate in RATES
         for neighbors in NEIGHBORS
         if (alike := _alike(lines, rate, neighbors))
@@ -76,7 +84,7 @@ def draw(lines: Sequence[Cell], path: Path) -> None:
         measured = {rate: alike for rate in RATES if (alike := _alike(lines, rate, neighbors))}
         found = [mean_and_deviation(alike, "accuracy") for alike in measured.values()]
         means, deviations = [mean for mean, _ in found], [deviation for _, deviation in found]
-        name = f"head.hard_negatives={neighbors:g}"
+        name = f"head.hard_negatives={neighbors['hard_negatives']:g}"
         axes.errorbar(
             [*measured], means, deviations, color=color, capsize=3, marker="o", label=name
         )
@@ -90,9 +98,8 @@ def draw(lines: Sequence[Cell], path: Path) -> None:
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 
-def _alike(lines: Sequence[Cell], rate: float, neighbors: float) -> list[Cell]:
-    settings = {"rate": rate, "hard_negatives": neighbors, "epochs": EPOCHS}
-    return [line for line in lines if is_of(line, settings)]
+def _alike(lines: Sequence[Cell], rate: float, neighbors: Cell) -> list[Cell]:
+    return [line for line in lines if is_of(line, {"rate": rate, "epochs": EPOCHS, **neighbors})]
 
 
 def main() -> None:

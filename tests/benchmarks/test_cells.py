@@ -11,9 +11,11 @@ import pytest
 
 from benchmarks import kept_faces
 from benchmarks.cells import do_missing, finished, mean_and_deviation
-from benchmarks.kept_faces import SIZE, drawn_faces
+from benchmarks.kept_faces import SIZE, drawn_faces, real_faces
 from benchmarks.short_training import configured, train
-from synthetic import make_pairs, render
+from evaluation.pair_set import write_bin
+from pipeline.records.write_set import write_set
+from synthetic import encode_jpeg, make_pairs, render
 from training.config import HeadConfig
 
 
@@ -57,6 +59,21 @@ def test_drawn_faces_are_those_of_their_labels_and_pairs_of_others(faces, tmp_pa
         "drawn.npy",
         "drawn_pairs.npy",
     ]
+
+
+def test_real_faces_are_those_of_the_record_file_made_smaller(tmp_path):
+    source = tmp_path / "set"
+    shots = [(who, image) for who in (3, 4) for image in range(2)]
+    encoded = [encode_jpeg(render(*shot, size=96)) for shot in shots]
+    write_set(source, [[(7.0, image) for image in encoded[:2]], [(9.0, encoded[2])]])
+    write_bin(source / "val.bin", encoded, [True, True])
+    found = real_faces(source, tmp_path / "faces")
+    assert found.images.shape == (3, SIZE, SIZE, 3)
+    assert found.pairs.shape == (4, SIZE, SIZE, 3)
+    assert found.labels.tolist() == [0, 0, 1]
+    assert found.same.tolist() == [True, True]
+    assert abs(found.images[2] - render(*shots[2], size=SIZE).astype(float)).mean() < 8
+    np.testing.assert_array_equal(found.pairs[:3], found.images)
 
 
 @pytest.mark.slow
