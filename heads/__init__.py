@@ -2,6 +2,7 @@
 
 from heads.extra_terms import (
     EXTRA_TERMS,
+    Classifiability,
     ExtraTerm,
     SampleToSample,
     TermInput,
@@ -37,6 +38,7 @@ __all__ = [
     "OWN_MARGINS",
     "AdaFace",
     "ArcFace",
+    "Classifiability",
     "Combined",
     "CosFace",
     "CurricularFace",

@@ -58,6 +58,7 @@ class FirstPass(NamedTuple):
     softmax: Any  # for the second pass; None where there will be none
     margin_state: Tensor  # the margin's running values after the step
     cosine: Tensor  # (G,) to the own class, before the margin
+    largest: Tensor | None  # (G,) cosine to another class, where an extra term uses it
     learned: Tensor  # (k,) the head's before the step
 
 
@@ -107,11 +108,15 @@ class DistributedLoss:
     ) -> FirstPass:
         """The loss over the sampled classes: one collective."""
 
+        largest = None
+        if any(term.uses_largest_negative for term in self.extra_terms):
+            largest = batch.norms.new_full(batch.norms.shape, -math.inf)
+
         def sums(negatives: Negatives) -> tuple[Tensor, Any]:
             softmax = self._softmax(centers, batch, sample, negatives, workspace)
-            return softmax.logsumexp(), softmax
+            return softmax.logsumexp(largest), softmax
 
-        return self._loss(centers, batch, sample, context, sums)
+        return self._loss(centers, batch, sample, context, sums, largest)
 
     def evaluate(self, centers: Stored, batch: Batch, context: StepContext) -> Tensor:
         """0-d, the mean loss over all classes, a piece at a time, wherever they are kept."""
@@ -160,7 +165,7 @@ class DistributedLoss:
         loss = first.loss.mean if share == 1 else share * first.loss.mean
         if not self.extra_terms and found.threshold is None:
             return BatchGradients(loss, grad, found.centers, finite, LearnedStep.of_nothing(grad))
-        given = TermInput(*batch, mine=mine, target=first.cosine, learned=first.learned)
+        given = TermInput(*batch, mine, first.cosine, first.largest, first.learned)
         threshold = grad.new_empty(0) if found.threshold is None else found.threshold.view(1)
         extra = add_up(self.extra_terms, given, threshold, share=share, ranks=self.ranks)
         if self.extra_terms:
@@ -175,8 +180,12 @@ class DistributedLoss:
         sample: Sample,
         context: StepContext,
         sums: Callable[[Negatives], tuple[Tensor, Any]],
+        largest: Tensor | None = None,
     ) -> FirstPass:
-        """`sums` gives (G,) log-sum-exps over this rank's negatives, and the passes, if any."""
+        """`sums` gives (G,) log-sum-exps over this rank's negatives, and the passes, if any.
+
+        largest: (G,) that `sums` fills with the largest cosine of this rank's negatives.
+        """
         margin = self.margin
         cosine, subcenter = target_cosines(batch.unit, centers, sample, self.subcenters)
         if margin.uses_target_for_negatives:
@@ -184,15 +193,18 @@ class DistributedLoss:
             cosine = self._known(self.ranks.all_gather(cosine).sum(0), batch.labels)
         negatives = margin.negatives(cosine, context)
         negative, softmax = sums(negatives)
-        if margin.uses_target_for_negatives:
-            negative = self.ranks.all_gather(negative)
-        else:
-            negative, cosines = self.ranks.all_gather(torch.stack((negative, cosine))).unbind(1)
-            cosine = self._known(cosines.sum(0), batch.labels)  # only the owner's is not 0
+        parts = [negative] if margin.uses_target_for_negatives else [negative, cosine]
+        if largest is not None:
+            parts.append(largest)
+        negative, *parts = self.ranks.all_gather(torch.stack(parts)).unbind(1)
+        if not margin.uses_target_for_negatives:
+            cosine = self._known(parts[0].sum(0), batch.labels)  # only the owner's is not 0
+        if largest is not None:
+            largest = parts[-1].amax(0)
         target = margin(cosine, batch.norms, context)
         loss = combine(negative.logsumexp(0), target, subcenter, margin.scale, negatives.threshold)
         state = context.state if target.state is None else target.state
-        return FirstPass(loss, softmax, state, cosine, context.learned)
+        return FirstPass(loss, softmax, state, cosine, largest, context.learned)
 
     def _known(self, cosine: Tensor, labels: Tensor) -> Tensor:
         """(G,) cosines, NaN where a label is no class."""

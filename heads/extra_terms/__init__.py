@@ -8,11 +8,13 @@ from typing import Any
 
 from facestream import UserError
 from heads.extra_terms.base import ExtraTerm, TermInput, TermShare
+from heads.extra_terms.classifiability import Classifiability
 from heads.extra_terms.sample_to_sample import SampleToSample
 from heads.extra_terms.total import add_up
 
 __all__ = [
     "EXTRA_TERMS",
+    "Classifiability",
     "ExtraTerm",
     "SampleToSample",
     "TermInput",
@@ -21,7 +23,10 @@ __all__ = [
     "create_extra_terms",
 ]
 
-EXTRA_TERMS: dict[str, type[ExtraTerm]] = {"sample_to_sample": SampleToSample}
+EXTRA_TERMS: dict[str, type[ExtraTerm]] = {
+    "sample_to_sample": SampleToSample,
+    "classifiability": Classifiability,
+}
 
 
 def create_extra_terms(wanted: Mapping[str, Any]) -> tuple[ExtraTerm, ...]:

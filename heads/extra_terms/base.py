@@ -37,6 +37,8 @@ class TermInput(NamedTuple):
         labels: (G,) int64 global class ids.
         mine: which B rows are this rank's.
         target: (G,) cosine to the own class's center, before the margin.
+        largest_negative: (G,) largest cosine to another class's center that the row sees in this
+            step, on any rank; -inf where it sees none. None unless a term `uses_largest_negative`.
         learned: (k,) what the term learns.
     """
 
@@ -45,6 +47,7 @@ class TermInput(NamedTuple):
     labels: Tensor
     mine: slice
     target: Tensor
+    largest_negative: Tensor | None
     learned: Tensor
 
 
@@ -78,6 +81,7 @@ class ExtraTerm(ABC):
 
     weight: float = 1.0
 
+    uses_largest_negative: ClassVar[bool] = False
     # True where a batch in parts would have another loss, which gradient accumulation then refuses.
     needs_whole_batch: ClassVar[bool] = False
 

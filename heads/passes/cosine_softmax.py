@@ -150,14 +150,25 @@ class ChunkedSoftmax:
         self._kept = min(self._count, KEPT_BYTES // (per_class * compute_dtype.itemsize))
         self._products = workspace.take("products", (self._kept * per_class,), compute_dtype)
 
-    def logsumexp(self) -> Tensor:
+    def logsumexp(self, largest: Tensor | None = None) -> Tensor:
         """First pass: (G,) log-sum-exp of `scale · cosine` over this rank's classes but the row's
-        own; -inf where there are none."""
+        own; -inf where there are none.
+
+        Args:
+            largest: (G,) that begins at -inf and receives the largest cosine of these classes,
+                before the hook has bent it.
+        """
         total = self._embeddings.new_full((self._global_batch,), -math.inf)
         self._read_rows()
         for start, stop in self._bounds():
             chunk = self._chunk_of(start, stop, again=False)
-            logits = self._bend(self._nearest(chunk)[0], chunk)[0].mul_(self._scale2)  # (G, n)
+            cosine = self._nearest(chunk)[0]
+            logits = self._bend(cosine, chunk)[0]  # (G, n)
+            if largest is not None:
+                seen = torch.where(logits > -math.inf, cosine, -math.inf)
+                _overwrite(seen, *self._own(chunk), -math.inf)
+                torch.maximum(largest, seen.amax(1), out=largest)
+            logits.mul_(self._scale2)
             # The row's own class leaves the sum.
             _overwrite(logits, *self._own(chunk), -math.inf)
             total = torch.logaddexp2(total, _logsumexp2_inplace(logits))

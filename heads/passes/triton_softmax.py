@@ -19,6 +19,10 @@ from heads.passes.workspace import Workspace
 from heads.rows.stored import Noise, Stored
 from heads.sampling import NOBODY, Sample
 
+# A log-sum-exp at this scale, over it, is the maximum: two equal cosines raise it by 4e-5, which is
+# less than half-precision products are off.
+_SHARP = 2.0**14
+
 
 class TritonSoftmax:
     """What ChunkedSoftmax is, for centers in float32 and products in float16 or bfloat16."""
@@ -50,8 +54,15 @@ class TritonSoftmax:
             "subcenters": subcenters,
         }
 
-    def logsumexp(self) -> Tensor:
-        """As ChunkedSoftmax.logsumexp."""
+    def logsumexp(self, largest: Tensor | None = None) -> Tensor:
+        """As ChunkedSoftmax.logsumexp; `largest` takes another product over the classes."""
+        if largest is not None:
+            plain = Negatives(filter_above=self._classes["negatives"].filter_above)
+            sharp = self._classes | {"negatives": plain, "scale": _SHARP}
+            found = kernels.negative_logsumexp(
+                self._embeddings, self._centers, self._inverse, **sharp
+            )
+            largest.copy_(found / _SHARP)
         return kernels.negative_logsumexp(
             self._embeddings, self._centers, self._inverse, **self._classes
         )

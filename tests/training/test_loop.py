@@ -291,7 +291,9 @@ HEAD_SCHEDULES = [
     ("loss", "terms"),
     [
         ("adaface", "{}"),
-        pytest.param("uniface", "{sample_to_sample: {}}", marks=pytest.mark.slow),
+        pytest.param(
+            "uniface", "{sample_to_sample: {}, classifiability: {}}", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_heads_schedules_and_statistics_survive_an_interruption(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heads.extra_terms import SampleToSample
+from heads.extra_terms import Classifiability, SampleToSample
 
 
 class TermReference(NamedTuple):
@@ -53,6 +53,55 @@ def scalar_sample_to_sample(
                 grad[j][d] += by_logit * term.scale * (a - cosine * b) / lengths[j]
         start += math.log(sum(map(math.exp, others))) / count if others else -math.inf
     return TermReference(*map(_double, (loss, grad, [by_threshold], [start])))
+
+
+def scalar_classifiability(
+    term: Classifiability,
+    embeddings: Tensor,
+    centers: Tensor,
+    positions: Tensor,
+    learned: Tensor,
+    *,
+    visible: Tensor,
+    subcenters: int = 1,
+    filter_above: float = math.inf,
+) -> TermReference:
+    """centers: (S·K, D) of the classes in the step. positions: (G,) each row's own among these S.
+    visible: (G, S) bool, the others it sees. The start is NaN throughout."""
+    rows, columns = embeddings.double().tolist(), centers.double().tolist()
+    *weights, bias = learned.double().tolist()
+    count, root = len(rows), math.sqrt(len(weights))
+    loss, by_bias, by_weights = 0.0, 0.0, [0.0] * len(weights)
+    grad = [[0.0] * len(weights) for _ in rows]
+    for i, (row, own) in enumerate(zip(rows, positions.tolist())):
+        cosines = [
+            sum(x * w for x, w in zip(row, column))
+            / math.sqrt(sum(x * x for x in row) * sum(w * w for w in column))
+            for column in columns
+        ]
+        starts = range(0, len(columns), subcenters)
+        nearest = [max(cosines[start : start + subcenters]) for start in starts]
+        others = [
+            cosine
+            for c, cosine in enumerate(nearest)
+            if c != own and visible[i, c] and cosine <= filter_above
+        ]
+        if not others:
+            continue
+        quality = sum(x * w for x, w in zip(row, weights)) / root + bias
+        error = quality - nearest[own] / (1 + 1e-9 + max(others))
+        if abs(error) < term.beta:
+            loss += term.weight / count * error**2 / (2 * term.beta)
+            by_quality = term.weight / count * error / term.beta
+        else:
+            loss += term.weight / count * (abs(error) - term.beta / 2)
+            by_quality = term.weight / count * math.copysign(1, error)
+        by_bias += by_quality
+        for d, (x, w) in enumerate(zip(row, weights)):
+            by_weights[d] += by_quality * x / root
+            grad[i][d] += by_quality * w / root
+    unknown = [math.nan] * len(learned)
+    return TermReference(*map(_double, (loss, grad, [*by_weights, by_bias], unknown)))
 
 
 def _double(values: object) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from heads import AdaFace, ArcFace, CosFace, CurricularFace, GroupClasses, PartialFC, UniFace
+from heads.extra_terms import Classifiability
 from heads.negatives import Negatives, Threshold
 from heads.passes import kernels
 from tests.graph_safety import GraphSafety
@@ -422,6 +423,7 @@ HEADS: list[tuple[int, dict[str, Any]]] = [
     ),
     (2, {"margin": CosFace(), "subcenters": 2, "sample_rate": 0.3}),
     (2, {"margin": UniFace(), "sample_rate": 0.3}),
+    (2, {"margin": ArcFace(), "extra_terms": (Classifiability(),), "sample_rate": 0.3}),
 ]
 
 
