@@ -15,15 +15,24 @@ from heads.sampling import AllClasses, Sampling, Shard
 
 
 class HeadMemory(NamedTuple):
-    """Bytes on one rank. step: beyond the other two, at the peak of a step in PyTorch."""
+    """Bytes on one rank.
+
+    Attributes:
+        centers, momentum: wherever they are kept.
+        step: beyond them, at the peak of a step in PyTorch.
+        rows: those of a step as they are kept, and which they are: what centers that are not kept
+            on the device take there besides.
+    """
 
     centers: int
     momentum: int
     step: int
+    rows: int
 
     @property
     def total(self) -> int:
-        return sum(self)
+        """All that is on the device where centers are kept there."""
+        return self.centers + self.momentum + self.step
 
 
 def predict_memory(
@@ -62,7 +71,7 @@ def predict_memory(
     if not isinstance(sampling, AllClasses):
         per_row += size * 6 * 8
     per_class = global_batch * subcenters
-    kept = min(KEPT_BYTES, size * per_class * narrow)
+    products = min(KEPT_BYTES, size * per_class * narrow)
     chunk = min(size, chunk_size(global_batch, dtype) // subcenters + 1)
     # Cosines, coefficients, a narrow copy, and what a hook or sub-centers make of them.
     scratch = chunk * per_class * (6 * wide + narrow)
@@ -74,6 +83,8 @@ def predict_memory(
         buffers += 5 * PIECE_BYTES
     own = global_batch // world_size
     extra = sum(term.scratch(own, global_batch) for term in extra_terms) * wide
-    centers, velocity = (shard.num_local * row_bytes(width, subcenters, one) for one in held_in)
-    step = rows + per_row + kept + scratch + batch + extra + buffers
-    return HeadMemory(centers, velocity if momentum else 0, step)
+    kept = [row_bytes(width, subcenters, one) for one in held_in[: 1 + momentum]]
+    centers, velocity = (shard.num_local * one for one in (*kept, 0)[:2])
+    step = rows + per_row + products + scratch + batch + extra + buffers
+    numbers = 4 * torch.int64.itemsize  # of a row: which it is, twice sorted, and its class
+    return HeadMemory(centers, velocity, step, size * (sum(kept) + numbers))

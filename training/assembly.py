@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +26,9 @@ from training.data import (
 from training.distill.distillation import Distillation, create_distillation
 from training.distributed import World, require_agreement, together
 from training.facts import agree
-from training.named_files import check_named_files
 from training.planning.memory import Prediction, predict
 from training.planning.out_of_memory import memory_explained, require_memory
+from training.planning.row_places import place_folder
 from training.scored_sets import ScoredSet
 from training.setting_names import settings_named
 from training.step.backbone import create_backbone, unwrapped
@@ -283,18 +282,6 @@ def create_head(
         cuda_graph=config.step.cuda_graph == "head",
         device=world.device,
     )
-
-
-def place_folder(config: Config) -> Path:
-    """Where head.place=disk has its file: run.output, or what there is of the way to it.
-
-    Raises PathError for a head.place_path that is no folder.
-    """
-    if config.head.place_path:
-        check_named_files(config, "head.place_path")
-        return Path(config.head.place_path)
-    output = Path(config.run.output).absolute()
-    return next(folder for folder in (output, *output.parents) if folder.is_dir())
 
 
 def create_loader(config: Config, world: World, training: TrainingData) -> tuple[Loader, str]:

@@ -7,7 +7,6 @@ import torch
 
 from heads.rows.fetcher import RowFetcher
 from tests.training import tiny
-from training.assembly import place_folder
 from training.config import Config, ConfigError, override
 from training.distributed import World
 from training.faults.agreement import Reason
@@ -106,11 +105,3 @@ def test_a_graph_of_the_whole_step_is_refused(data, tmp_path):
     config = tiny.config(data, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"step.cuda_graph.*off or head with head.place=host"):
         override(config, ["head.place=host", "step.cuda_graph=full"])
-
-
-def test_the_file_is_on_the_disk_of_the_run(data, tmp_path):
-    config = tiny.config(data, tmp_path / "not" / "yet" / "run")
-    assert place_folder(config) == tmp_path
-    (tmp_path / "scratch").mkdir()
-    elsewhere = override(config, [f"head.place_path={tmp_path / 'scratch'}"])
-    assert place_folder(elsewhere) == tmp_path / "scratch"

@@ -12,12 +12,12 @@ from evaluation.pair_set import PairSetError, read_bin
 from tests.pipeline.test_named_path import REASONS, forbid, spoil
 from tests.training import tiny
 from training import named_files
-from training.assembly import place_folder
 from training.config import Config, ConfigError, load_config, override
 from training.data import open_training_data
 from training.distill.teacher import load_teacher
 from training.distributed import World
 from training.named_files import check_named_files
+from training.planning.row_places import place_folder
 from training.saving.resume import choose_checkpoint
 from training.step.precision import choose_precision
 from training.weights.warm_start import warm_start

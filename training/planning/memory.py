@@ -30,6 +30,7 @@ from pipeline.dali_decode import PREFETCH
 from pipeline.dali_loader import choose_threads
 from training.config import Config, DataConfig, OptimConfig
 from training.distributed import World
+from training.planning.row_places import place_rows
 from training.saving.files import CheckpointError, split_choice
 from training.saving.reading import open_weights
 from training.saving.weight_file import WeightsError
@@ -72,21 +73,29 @@ class Prediction:
     teacher: int  # weights, and what its forward takes beyond the activations
     checkpoint: int  # on a CPU: the copy of the state that is written while training goes on
     verification: int  # folded backbone, a batch beyond the activations, on a CPU its embeddings
+    fetched: int = 0  # rows of single steps, with head.place=host or disk
+    # Not of the device: with head.place=host or disk, what a rank takes of the host's memory beside
+    # an accelerator, and of the disk.
+    host: int = 0
+    disk: int = 0
 
     @property
     def total(self) -> int:
-        """All parts together."""
+        """All parts of the device together."""
         return sum(self.parts.values())
 
     @property
     def parts(self) -> dict[str, int]:
         """Bytes by part."""
-        return asdict(self)
+        elsewhere = ("host", "disk") if self.fetched else ("fetched", "host", "disk")
+        return {name: size for name, size in asdict(self).items() if name not in elsewhere}
 
     def __str__(self) -> str:
         """In 10^6 bytes, for the log."""
         parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in self.parts.items())
-        return f"{self.total / 1e6:,.0f} MB a rank: {parts}"
+        places = {"of the host's memory": self.host, "of the disk": self.disk}
+        besides = [f"; {size / 1e6:,.0f} MB {where}" for where, size in places.items() if size]
+        return f"{self.total / 1e6:,.0f} MB a rank: {parts}{''.join(besides)}"
 
 
 def predict(
@@ -139,20 +148,24 @@ def predict(
         if on_cpu:
             verification += _TO_VERIFY + _TO_JUDGE * scored_images * config.model.embedding_dim
     states = _state_bytes(backbone, config.optim)
+    rows = place_rows(head, place=config.head.place, prefetch=config.head.prefetch, on_cpu=on_cpu)
     return Prediction(
         libraries=_library_bytes(config.data) if on_cpu else 0,
         backbone=_backbone_bytes(backbone, config.optim),
         activations=sum(activations)
         + (activations.small // _IN_PIECES if config.model.checkpointing and on_cpu else 0),
-        centers=head.centers,
-        momentum=head.momentum,
+        centers=rows.centers,
+        momentum=rows.momentum,
         transients=head.step,
         teacher=teacher,
-        checkpoint=states + head.centers + head.momentum if on_cpu else 0,
+        checkpoint=states + rows.copied if on_cpu else 0,
         verification=verification,
         loader=_batches_ahead(config.data, world.device, world.local_world_size)
         * batch
         * (3 * config.data.image_size**2 + torch.int64.itemsize),
+        fetched=rows.fetched,
+        host=rows.host,
+        disk=rows.disk,
     )
 
 

@@ -10,13 +10,15 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from facestream import UserError
 from training.config import Config
-from training.distributed import World, of_all_ranks
+from training.distributed import World, of_all_ranks, together
 from training.planning.memory import Prediction, available_memory
+from training.planning.row_places import lack_on_disk
 
 _SIGNS = re.compile(
     r"out of memory|(can't|cannot|unable to) allocate|not enough memory|bad_?alloc|alloc_cpu"
@@ -30,8 +32,9 @@ _SHARED = re.compile(r"/dev/shm|shared memory|shm_open", re.IGNORECASE)
 _WAYS = {
     "backbone": ("model.name",),
     "activations": ("step.micro_batches", "model.checkpointing", "data.global_batch"),
-    "centers": ("ranks",),
-    "momentum": ("ranks",),
+    "centers": ("ranks", "head.place"),
+    "momentum": ("ranks", "head.place"),
+    "fetched": ("head.prefetch", "sample"),
     "transients": ("sample", "data.global_batch"),
     "loader": ("data.threads", "data.global_batch"),
     "checkpoint": ("ranks",),
@@ -48,6 +51,19 @@ def require_memory(config: Config, world: World, prediction: Prediction) -> None
     available = least_available(world)
     if max(of_all_ranks(prediction.total)) > available:
         raise OutOfMemoryError(does_not_fit(config, prediction, available=available))
+    if prediction.host:
+        host = replace(world, device=torch.device("cpu"))
+        available = least_available(host)
+        if prediction.host > available:
+            raise OutOfMemoryError(
+                f"head.place={config.head.place}: {prediction.host / 1e6:,.0f} MB of the host's "
+                f"memory predicted for each rank, {available / 1e6:,.0f} MB available. Try "
+                "head.place=disk, fewer head.prefetch, or more machines, which share the centers"
+            )
+    if prediction.disk:
+        lack = together(lambda: lack_on_disk(config, prediction.disk * world.local_world_size))
+        if lacks := [lack for lack in of_all_ranks(lack) if lack]:
+            raise OutOfMemoryError(lacks[0])
 
 
 def does_not_fit(config: Config, prediction: Prediction, *, available: int) -> str:
@@ -110,6 +126,8 @@ def less_memory(config: Config, prediction: Prediction | None = None) -> str:
         "data.threads": f"fewer data.threads={config.data.threads}",
         "model.name": f"a smaller model.name={config.model.name}",
         "model.checkpointing": "model.checkpointing=true",
+        "head.place": f"another head.place={head.place}, such as disk",
+        "head.prefetch": f"a smaller head.prefetch={head.prefetch}",
         "ranks": "more ranks, which share the centers",
     }
     parts = prediction.parts if prediction else {}
@@ -119,6 +137,8 @@ def less_memory(config: Config, prediction: Prediction | None = None) -> str:
     chosen = list(dict.fromkeys([*list(first)[:3], *usual]))
     if head.sample_rate == 0:  # the smallest there is
         chosen.remove("sample")
+    if head.place == "disk" and "head.place" in chosen:
+        chosen.remove("head.place")
     model, stages = config.model, config.architecture.family.stages
     if "model.checkpointing" in chosen and (model.checkpointing or model.compile or not stages):
         chosen.remove("model.checkpointing")
