@@ -29,6 +29,7 @@ from heads.margins import (
     create_margin,
     register_margin,
 )
+from heads.neighbors.table import HardNegatives
 from heads.partial_fc import PartialFC
 from heads.sampling import GroupClasses
 
@@ -46,6 +47,7 @@ __all__ = [
     "ElasticCosFace",
     "ExtraTerm",
     "GroupClasses",
+    "HardNegatives",
     "MagFace",
     "Margin",
     "PartialFC",

@@ -11,6 +11,8 @@ from torch import Tensor
 from facestream import UserError
 from heads.extra_terms import ExtraTerm
 from heads.margins import Margin
+from heads.neighbors.search import LARGEST_DIM
+from heads.neighbors.table import HardNegatives
 from heads.rows.stored import NARROW
 from heads.sampling import GroupClasses
 
@@ -28,6 +30,7 @@ def check_head(
     margin: Margin,
     extra_terms: Sequence[ExtraTerm],
     group_sampling: GroupClasses | None,
+    hard_negatives: HardNegatives | None,
     subcenters: int,
     momentum: float,
     weight_decay: float,
@@ -45,6 +48,12 @@ def check_head(
         check(isinstance(count, int) and count >= 1, name, count, "an integer of at least 1")
     by_groups = group_sampling is None or isinstance(group_sampling, GroupClasses)
     check(by_groups, "group_sampling", group_sampling, "GroupClasses(...) or None")
+    if hard_negatives is not None:
+        alone = isinstance(hard_negatives, HardNegatives) and group_sampling is None
+        expected = "HardNegatives(...) without group_sampling, or None"
+        check(alone, "hard_negatives", hard_negatives, expected)
+        expected = f"at most {LARGEST_DIM} with hard_negatives"
+        check(embedding_dim <= LARGEST_DIM, "embedding_dim", embedding_dim, expected)
     check(isinstance(margin, Margin), "margin", margin, "a Margin, such as ArcFace()")
     for term in extra_terms:
         check(isinstance(term, ExtraTerm), "extra_terms", term, "terms, such as SampleToSample()")

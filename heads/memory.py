@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from heads.extra_terms import ExtraTerm
+from heads.neighbors.search import search_bytes
 from heads.passes.cosine_softmax import KEPT_BYTES, chunk_size
 from heads.passes.workspace import PIECE_BYTES
 from heads.rows.stored import NARROW, row_bytes
@@ -22,17 +23,19 @@ class HeadMemory(NamedTuple):
         step: beyond them, at the peak of a step in PyTorch.
         rows: those of a step as they are kept, and which they are: what centers that are not kept
             on the device take there besides.
+        neighbors: the tables of hard negatives, and the centers that one is built from.
     """
 
     centers: int
     momentum: int
     step: int
     rows: int
+    neighbors: int = 0
 
     @property
     def total(self) -> int:
         """All that is on the device where centers are kept there."""
-        return self.centers + self.momentum + self.step
+        return self.centers + self.momentum + self.step + self.neighbors
 
 
 def predict_memory(
@@ -50,6 +53,7 @@ def predict_memory(
     adding: bool = False,
     extra_terms: Sequence[ExtraTerm] = (),
     world_size: int = 1,
+    neighbors: int = 0,
 ) -> HeadMemory:
     """An upper bound for heads.passes.cosine_softmax; the Triton kernels take less.
 
@@ -59,6 +63,7 @@ def predict_memory(
         momentum: whether there is any.
         adding: whether steps are made of several forwards (gradient accumulation, `begin_step`).
         world_size: into how many the global batch is split.
+        neighbors: of each class in the table of hard negatives; 0: there is none.
     """
     width = subcenters * embedding_dim
     size = sampling.size(shard, global_batch)
@@ -87,4 +92,9 @@ def predict_memory(
     centers, velocity = (shard.num_local * one for one in (*kept, 0)[:2])
     step = rows + per_row + products + scratch + batch + extra + buffers
     numbers = 4 * torch.int64.itemsize  # of a row: which it is, twice sorted, and its class
-    return HeadMemory(centers, velocity, step, size * (sum(kept) + numbers))
+    table = 0
+    if neighbors:
+        table, searching = search_bytes(shard.num_local, width=width, neighbors=neighbors)
+        # What is looked up and sorted for the draw.
+        step += searching + global_batch * neighbors * 8 * 8
+    return HeadMemory(centers, velocity, step, size * (sum(kept) + numbers), table)

@@ -2,7 +2,8 @@
 
 It owns this rank's centers, their momentum and their update (PartialFC, An et al., 2022,
 arXiv:2203.15565). The arithmetic is heads.distributed_loss's, with three collectives a step, four
-with CurricularFace, UniFace or extra terms; `begin_step` adds one.
+with CurricularFace, UniFace or extra terms; `begin_step` adds one, hard negatives theirs
+(heads.neighbors).
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from heads.known_gradient import KnownGradient
 from heads.learned import LearnedStep, descend, keep_learned
 from heads.margins import Margin, StepContext
 from heads.micro_batches import MicroBatches
+from heads.neighbors.classes import sampling_near
+from heads.neighbors.table import HardNegatives, NeighborTable
 from heads.passes.backend import Backend, choose_backend
 from heads.passes.cosine_softmax import CenterGradient
 from heads.passes.workspace import Workspace
@@ -97,6 +100,8 @@ class PartialFC(nn.Module):
             batch's own classes always do, and at 0 they alone (see heads.sampling.BatchClasses).
             May be set to another value between steps.
         group_sampling: instead of a rate, contiguous groups of classes (multi-head sampling).
+        hard_negatives: where the rate is in (0, 1), how many of a step's classes are neighbors of
+            the batch's own.
         subcenters: K centers a class, of which the nearest one counts (Sub-center ArcFace, Deng et
             al., 2020).
         extra_terms: what is added to the margin's loss in training, from heads.extra_terms.
@@ -157,6 +162,7 @@ class PartialFC(nn.Module):
         sample_rate: float = 1.0,
         *,
         group_sampling: GroupClasses | None = None,
+        hard_negatives: HardNegatives | None = None,
         subcenters: int = 1,
         extra_terms: Sequence[ExtraTerm] = (),
         momentum: float = 0.9,
@@ -181,6 +187,7 @@ class PartialFC(nn.Module):
             margin=margin,
             extra_terms=extra_terms,
             group_sampling=group_sampling,
+            hard_negatives=hard_negatives,
             subcenters=subcenters,
             momentum=momentum,
             weight_decay=weight_decay,
@@ -223,8 +230,14 @@ class PartialFC(nn.Module):
         learned += [term.initial_learned(embedding_dim) for term in extra_terms]
         keep_learned(self, sum(learned, ()), like=state)
         self.register_buffer("margin_factor", state.new_ones(()), persistent=False)
+        self.neighbors: NeighborTable | None = None
+        if hard_negatives:
+            check(place == "device", "place", place, "device with hard_negatives")
+            self.neighbors = NeighborTable(
+                hard_negatives, self.shard, self.ranks, self.centers, subcenters=subcenters
+            )
         keep_shard(self)
-        self.register_load_state_dict_pre_hook(_forget_gradients)
+        self.register_load_state_dict_pre_hook(_forget_step)
         self.register_state_dict_pre_hook(_settle)
 
         self._backend_wanted, self._cuda_graph = backend, cuda_graph
@@ -273,6 +286,12 @@ class PartialFC(nn.Module):
         self._update: _Update | None = None
         self._adding = False  # whether this step is one of several forwards
         self._forwards = 0
+
+    def forget_step(self) -> None:
+        """For when the state is replaced: other centers' gradients must not meet those to come."""
+        self._drop_step()
+        if self.neighbors:
+            self.neighbors.forget_step()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
         """Moving to another device or dtype: what is not in a buffer does not come along."""
@@ -341,7 +360,8 @@ class PartialFC(nn.Module):
         if rate != self._sample_rate:
             if self._adding or self._update:
                 raise RuntimeError("sample_rate changed while gradients wait: call step() first")
-            self.sampling = self._group_sampling or sampling_at(float(rate))
+            sampling = self._group_sampling or sampling_at(float(rate))
+            self.sampling = sampling_near(sampling, self.neighbors)
             self._sample_rate = rate
             self.forget_graphs()
 
@@ -465,6 +485,8 @@ class PartialFC(nn.Module):
         apply = finite & torch.isfinite(lr)
         if skip is not None:
             apply = apply & ~skip
+        if self.neighbors:
+            self.neighbors.advance(self.steps, self.centers)
         self._graphs.update(self._update_centers, lr, apply, adding=self._adding)
         if self._fetcher:
             self._fetcher.write_back()
@@ -614,7 +636,6 @@ def _settle(head: PartialFC, *_: Any) -> None:
         head._fetcher.settle()
 
 
-def _forget_gradients(head: PartialFC, *_: Any) -> None:
-    """Those of other centers must not meet the ones that are loaded."""
+def _forget_step(head: PartialFC, *_: Any) -> None:
     _settle(head)
-    head._drop_step()
+    head.forget_step()

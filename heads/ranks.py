@@ -1,4 +1,4 @@
-"""The two collectives a head needs, over a process group or over this process alone."""
+"""The collectives a head needs, over a process group or over this process alone."""
 
 from __future__ import annotations
 
@@ -64,6 +64,18 @@ class Ranks:
         packed = self.all_gather(packed).flatten(0, 1)
         labels = packed[:, :8].contiguous().view(torch.int64).squeeze(1)
         return packed[:, 8:].contiguous().view(embeddings.dtype), labels
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Each element's largest over the ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+        return tensor
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Each element's sum over the ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, group=self._group)
+        return tensor
 
     def reduce_scatter(self, shares: Tensor) -> Tensor:
         """(G, D) on every rank → the sum over ranks of this rank's (G / world_size, D)."""

@@ -92,7 +92,7 @@ class AllClasses(Sampling):
         return shard.num_local
 
     def draw(self, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
-        return Sample(None, _local_rows(labels, shard))
+        return Sample(None, local_rows(labels, shard))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class RandomClasses(Sampling):
         return min(shard.num_local, max(round(self.rate * shard.num_local), num_labels))
 
     def draw(self, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
-        return _draw(self.size(shard, labels.shape[0]), labels, shard, key)
+        return draw_rows(self.size(shard, labels.shape[0]), labels, shard, key)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class BatchClasses(Sampling):
 
     def draw(self, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
         size = self.size(shard, labels.shape[0])
-        sample = _draw(size, labels, shard, key)
+        sample = draw_rows(size, labels, shard, key)
         # One slot past the last one takes the labels that are not here, and is cut off.
         column_groups = torch.full((size + 1,), NOBODY, dtype=torch.int32, device=labels.device)
         here = torch.where(sample.positions >= 0, sample.positions, size)
@@ -205,7 +205,7 @@ class GroupClasses(Sampling):
 
     def draw(self, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
         width, first_group, count = self._local_groups(shard)
-        size, local = self.size(shard, labels.shape[0]), _local_rows(labels, shard)
+        size, local = self.size(shard, labels.shape[0]), local_rows(labels, shard)
         known = (labels >= 0) & (labels < shard.num_classes)
         row_groups = torch.where(known, labels // width, EVERYONE).int()  # (N,)
         if count == 0:
@@ -253,7 +253,7 @@ class GroupClasses(Sampling):
         return torch.where(wanted, numbers.int(), columns)
 
 
-def _draw(size: int, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
+def draw_rows(size: int, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
     """`size` rows at random, those of the labels' classes among them; all rows where it is so many.
 
     The cost is O(S + N log N), whatever num_local is. The rows, in a rotation drawn at each step,
@@ -263,7 +263,7 @@ def _draw(size: int, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
     longer. The positives that no run gave then take the slots of negatives, at even distances. They
     do not take those of their own runs: their neighbors would then hardly ever be their negatives.
     """
-    total, local = shard.num_local, _local_rows(labels, shard)
+    total, local = shard.num_local, local_rows(labels, shard)
     if size == total:
         return Sample(None, local)
     key = counter.mix(key + shard.first_class)
@@ -299,7 +299,7 @@ def _draw(size: int, labels: Tensor, shard: Shard, key: Tensor) -> Sample:
     return Sample((drawn[:size] + rotation) % total, torch.where(local >= 0, slot, -1))
 
 
-def _local_rows(labels: Tensor, shard: Shard) -> Tensor:
+def local_rows(labels: Tensor, shard: Shard) -> Tensor:
     """(N,) rows of this rank, -1 where the label's class is not here."""
     local = labels - shard.first_class
     return torch.where((local >= 0) & (local < shard.num_local), local, -1)

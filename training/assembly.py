@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 
-from heads import GroupClasses, PartialFC, create_extra_terms, create_margin
+from heads import (
+    GroupClasses,
+    HardNegatives,
+    PartialFC,
+    create_extra_terms,
+    create_margin,
+)
 from heads.rows.stored import DTYPES
 from pipeline import counter
 from pipeline.dali_decode import choose_decode_device
@@ -261,6 +267,11 @@ def create_head(
         groups = GroupClasses(
             head.sample_groups, random_groups=head.random_groups, scope=head.groups_scope
         )
+    near = None
+    if head.hard_negatives:
+        near = HardNegatives(
+            share=head.hard_negatives, neighbors=head.neighbors, every=head.neighbors_every
+        )
     return PartialFC(
         num_classes=num_classes,
         embedding_dim=config.model.embedding_dim,
@@ -268,6 +279,7 @@ def create_head(
         extra_terms=create_extra_terms(head.extra_terms),
         sample_rate=head.sample_rate_at(0, num_classes=num_classes),
         group_sampling=groups,
+        hard_negatives=near,
         subcenters=head.subcenters,
         momentum=config.centers_momentum,
         weight_decay=optim.weight_decay if head.weight_decay is None else head.weight_decay,

@@ -23,9 +23,11 @@ FLOAT32 = ("float32", "float32")  # centers and momentum
 MEASURE = """
 import json, sys, torch
 from pathlib import Path
-from heads import ArcFace, PartialFC
+from heads import ArcFace, HardNegatives, PartialFC
 
-classes, dim, rate, compute_dtype, centers_dtype, momentum_dtype, place = json.loads(sys.argv[1])
+classes, dim, rate, compute_dtype, centers_dtype, momentum_dtype, place, every = json.loads(
+    sys.argv[1]
+)
 torch.set_num_threads(1)
 
 def status(key):
@@ -48,6 +50,7 @@ def build(classes):
         dim,
         ArcFace(),
         sample_rate=rate,
+        hard_negatives=HardNegatives(share=0.5, every=every) if every else None,
         compute_dtype=getattr(torch, compute_dtype),
         centers_dtype=getattr(torch, centers_dtype),
         momentum_dtype=getattr(torch, momentum_dtype or "float32"),
@@ -57,6 +60,8 @@ def build(classes):
     )
     if head.velocity is not None:
         head.velocity.fill_(0)  # zeros take no memory before they are written
+    if every:
+        head.neighbors.kept.fill_(0)
     return head
 
 train(build(1000), 1000)  # the libraries' own memory
@@ -70,9 +75,9 @@ print(json.dumps([built - empty, status("VmHWM") - built]))
 """
 
 
-def measure(settings: list) -> list[int]:
+def measure(settings: list, *, every: int = 0) -> list[int]:
     """Bytes that a head takes when it is built, and that its steps take beyond them."""
-    command = [sys.executable, "-c", MEASURE, json.dumps(settings)]
+    command = [sys.executable, "-c", MEASURE, json.dumps([*settings, every])]
     return json.loads(subprocess.check_output(command, text=True, cwd=ROOT))
 
 
@@ -130,6 +135,19 @@ def test_a_step_stays_within_the_memory_predicted(classes, dim, rate, compute_dt
     assert predicted.step <= grown + 64 * mebi, "nor is it a bound that says nothing"
     # The promise of the issue of this head, in its own words.
     assert grown <= 64 * mebi + max(BATCH, round(classes * rate)) * dim * 8
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_tables_of_neighbors_take_what_was_predicted():
+    """One piece of 49 at every step."""
+    held, grown = measure([50_000, 256, 0.03, "float32", *FLOAT32, "device"], every=49)
+    shard = shard_of(50_000, rank=0, world_size=1)
+    predicted = predict_memory(*(shard, 256, RandomClasses(0.03)), global_batch=BATCH, neighbors=16)
+    mebi = 1 << 20
+    assert abs(held - predicted.centers - predicted.momentum - predicted.neighbors) < 8 * mebi
+    assert grown <= predicted.step + 8 * mebi
+    assert predicted.step <= grown + 64 * mebi
 
 
 def test_parts_grow_with_what_they_are_for():

@@ -35,6 +35,9 @@ class HeadConfig:
     sample_groups: CountOrZero = 0  # instead of a rate: of so many groups, those of the labels
     random_groups: CountOrZero = 0  # and so many others
     groups_scope: Literal["batch", "sample"] = "batch"  # who sees a group: all samples, or its own
+    hard_negatives: Fraction = 0.0  # share of a sample that is near the batch's classes; 0: random
+    neighbors: Annotated[int, Range(1, 1000)] = 16  # each class's nearest, of which they are taken
+    neighbors_every: Count = 1000  # steps in which these are searched again
     subcenters: Annotated[int, Range(1, 1000)] = 1  # centers a class, of which the nearest counts
     lr: Positive | None = None  # of the centers, for a global batch of 512; None: optim.lr
     weight_decay: Decay | None = None  # of the centers; None: optim.weight_decay
@@ -55,12 +58,20 @@ class HeadConfig:
             self.random_groups,
             "0 without head.sample_groups",
         )
-        rated = {self.sample_rate, *self.sample_rate_from.values()} != {1.0}
+        rates = {self.sample_rate, *self.sample_rate_from.values()}
         for name in ("sample_count", "sample_groups"):
             value = getattr(self, name)
-            check(not value or not rated, f"head.{name}", value, "0 with a sample rate")
+            check(not value or rates == {1.0}, f"head.{name}", value, "0 with a sample rate")
         both = self.sample_count and self.sample_groups
         check(not both, "head.sample_count", self.sample_count, "0 with head.sample_groups")
+
+        away = self.hard_negatives and self.place != "device"
+        check(not away, "head.place", self.place, "device with head.hard_negatives")
+        sampled = self.sample_count or (0.0 not in rates and rates != {1.0})
+        expected = "0 without head.sample_count or a head.sample_rate above 0 and below 1"
+        check(
+            not self.hard_negatives or sampled, "head.hard_negatives", self.hard_negatives, expected
+        )
 
     def sample_rate_at(self, epoch: int, *, num_classes: int) -> float:
         """The share of the class centers that takes part in the steps of an epoch."""

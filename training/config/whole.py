@@ -70,6 +70,12 @@ class Config:
             f"off or head with head.place={self.head.place}, whose centers come between graphs",
         )
         check(
+            not self.head.hard_negatives or self.step.cuda_graph != "full",
+            "step.cuda_graph",
+            self.step.cuda_graph,
+            "off or head with head.hard_negatives, whose table is built between graphs",
+        )
+        check(
             self.optim.freeze_epochs <= self.run.epochs,
             "optim.freeze_epochs",
             self.optim.freeze_epochs,

@@ -68,6 +68,7 @@ class Prediction:
     activations: int
     centers: int
     momentum: int  # of the centers
+    neighbors: int  # the tables of hard negatives, and the centers one is built from
     transients: int  # of the head's step
     loader: int  # batches made ahead, in memory that torch does not see on an accelerator
     teacher: int  # weights, and what its forward takes beyond the activations
@@ -156,9 +157,10 @@ def predict(
         + (activations.small // _IN_PIECES if config.model.checkpointing and on_cpu else 0),
         centers=rows.centers,
         momentum=rows.momentum,
+        neighbors=head.neighbors,
         transients=head.step,
         teacher=teacher,
-        checkpoint=states + rows.copied if on_cpu else 0,
+        checkpoint=states + rows.copied + head.neighbors if on_cpu else 0,
         verification=verification,
         loader=_batches_ahead(config.data, world.device, world.local_world_size)
         * batch
@@ -187,6 +189,7 @@ def predict_head(
         adding=micro_batches > 1,
         extra_terms=create_extra_terms(config.head.extra_terms),
         world_size=world.world_size,
+        neighbors=config.head.neighbors if config.head.hard_negatives else 0,
     )
 
 

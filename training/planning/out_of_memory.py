@@ -35,6 +35,7 @@ _WAYS = {
     "centers": ("ranks", "head.place"),
     "momentum": ("ranks", "head.place"),
     "fetched": ("head.prefetch", "sample"),
+    "neighbors": ("ranks",),
     "transients": ("sample", "data.global_batch"),
     "loader": ("data.threads", "data.global_batch"),
     "checkpoint": ("ranks",),

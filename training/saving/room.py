@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from heads.rows.buffers import ROWS
 from training.config import Config
 from training.saving.files import CheckpointError, checkpoints, least_kept
+from training.saving.state import SHARDED
 from training.step.backbone import unwrapped
 from training.step.train_step import TrainStep
 
@@ -84,7 +84,7 @@ def checkpoint_bytes(train_step: TrainStep) -> int:
         *unwrapped(train_step.backbone).state_dict().values(),
         *(value for state in kept for value in state.values() if isinstance(value, Tensor)),
     ]
-    rows = sum(rows[:1].nbytes for name, rows in head.state_dict().items() if name in ROWS)
+    rows = sum(rows[:1].nbytes for name, rows in head.state_dict().items() if name in SHARDED)
     return sum(tensor.nbytes for tensor in shared) + head.num_classes * rows
 
 

@@ -51,6 +51,7 @@ BINDING = {
         *("lr", "weight_decay", "momentum", "centers_dtype", "momentum_dtype"),
         *("sample_rate", "sample_rate_from", "sample_count"),
         *("sample_groups", "random_groups", "groups_scope"),
+        *("hard_negatives", "neighbors", "neighbors_every"),
     ),
     "optim": (
         *("name", "lr", "momentum", "betas", "weight_decay", "decay_norm_and_bias", "clip"),

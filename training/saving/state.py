@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from heads import PartialFC
+from heads.neighbors.table import TABLES
 from heads.rows.buffers import ROWS
 from heads.shard_state import SHARD_ENTRIES
 from training.saving.names import BACKBONE, HEAD, OPTIMIZER, SCALER
@@ -25,6 +26,8 @@ from training.step.backbone import unwrapped
 from training.step.train_step import TrainStep
 
 State = dict[str, Any]  # nested; leaves are tensors and plain values
+
+SHARDED = (*ROWS, *TABLES)  # of the head: a row a class, split over the ranks
 
 
 def read_state(train_step: TrainStep) -> State:
@@ -53,6 +56,7 @@ def put_state(state: State, train_step: TrainStep) -> None:
         model_state_dict=state[BACKBONE],
         optim_state_dict=state[OPTIMIZER] | {"param_groups": optimizer["param_groups"]},
     )
+    train_step.head.forget_step()
     if SCALER in state:
         train_step.scaler.load_state_dict(state[SCALER])
 
@@ -67,7 +71,7 @@ def share_head(state: State, head: PartialFC, mesh: DeviceMesh) -> State:
     rows = {
         name: share_rows(tensor, head.num_classes, mesh)
         for name, tensor in state[HEAD].items()
-        if name in ROWS
+        if name in SHARDED
     }
     return state | {HEAD: state[HEAD] | rows}
 

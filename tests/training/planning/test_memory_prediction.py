@@ -150,6 +150,15 @@ def test_centers_and_momentum_are_those_of_the_head():
     assert (found.centers, found.momentum) == (head.centers.nbytes, head.velocity.nbytes)
 
 
+def test_tables_of_neighbors_are_those_of_the_head():
+    config = configured("head.sample_count=100", "head.hard_negatives=0.5", "head.subcenters=2")
+    head = create_head(config, ALONE, num_classes=CLASSES, precision=FP32)
+    found, without = predicted(config), predicted(configured("head.subcenters=2"))
+    assert found.neighbors == nbytes(head.neighbors.buffers())
+    assert found.checkpoint - without.checkpoint == found.neighbors
+    assert without.neighbors == 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "sampling", "forwards"),
     [
@@ -208,6 +217,7 @@ def test_it_is_told_in_one_line():
         activations=620_000_000,
         centers=200_000_000,
         momentum=200_000_000,
+        neighbors=0,
         transients=1_600_000,
         loader=0,
         teacher=30_000_000,
@@ -216,7 +226,7 @@ def test_it_is_told_in_one_line():
     )
     assert str(found) == (
         "2,732 MB a rank: libraries 500, backbone 350, activations 620, centers 200, momentum 200, "
-        "transients 2, loader 0, teacher 30, checkpoint 750, verification 80"
+        "neighbors 0, transients 2, loader 0, teacher 30, checkpoint 750, verification 80"
     )
     assert found.total == sum(found.parts.values())
 

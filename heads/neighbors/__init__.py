@@ -1,0 +1,1 @@
+"""Hard negatives: beside random classes, those whose centers are near the batch's."""

@@ -1,0 +1,112 @@
+"""A run with hard negatives: it goes on in the middle of a table, at any number of ranks."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from heads.neighbors.classes import NeighborClasses
+from tests.ranks import run_ranks
+from tests.training import tiny
+from training.config import Config, ConfigError, override
+from training.distributed import World
+from training.loop import Trainer
+from training.reporting.stopwatch import Stopwatch
+from training.step.precision import choose_precision
+
+# Tables are begun at the steps 0, 4, 8, … and in force four steps later.
+SETTINGS = (
+    *("head.num_classes=61", "head.sample_count=24", "head.hard_negatives=0.5"),
+    *("head.neighbors=3", "head.neighbors_every=4"),
+)
+
+
+def build(config: Config, world: World) -> Trainer:
+    return Trainer(config, world, precision=choose_precision(world.device, "fp32"))
+
+
+def advance(trainer: Trainer, world: World, steps: int) -> None:
+    stream = trainer.loader.stream(*divmod(trainer.steps_done, trainer.loader.steps_per_epoch))
+    stopwatch = Stopwatch(world.device)
+    for _ in range(steps):
+        trainer.train_on(next(stream), stopwatch.lap)
+
+
+def test_a_resumed_run_goes_on_in_the_middle_of_a_table_bit_for_bit(data, world, tmp_path):
+    """At step 10 a table is in force and half of the next one is built."""
+    config = override(tiny.config(data, tmp_path / "run"), [*SETTINGS])
+    whole = build(config, world)
+    whole.run()
+    head = whole.step.head
+    assert isinstance(head.sampling, NeighborClasses)
+    assert head.sampling.rate == 24 / 61
+    assert (head.neighbors.ids >= 0).all()
+
+    [last] = (tmp_path / "run" / "checkpoints").glob("step_*15")
+    shutil.rmtree(last)
+    resumed = build(config, world)
+    assert resumed.steps_done == 10
+    resumed.run()
+    for (name, found), expected in zip(
+        resumed.step.head.state_dict().items(), head.state_dict().values(), strict=True
+    ):
+        assert torch.equal(found, expected), name
+
+
+def tables(trainer: Trainer) -> list[Tensor]:
+    """Of all ranks: in force, being built, and the centers for it."""
+    buffers = [None] * dist.get_world_size()
+    dist.all_gather_object(buffers, list(trainer.step.head.neighbors.buffers()))
+    return [torch.cat(parts) for parts in zip(*buffers, strict=True)]
+
+
+def save_in_the_middle(world: World, config: Config) -> tuple[list[Tensor], list[Tensor]]:
+    trainer = build(config, world)
+    advance(trainer, world, 6)
+    trainer.save()
+    saved = tables(trainer)
+    advance(trainer, world, 2)
+    trainer.close()
+    return saved, tables(trainer)
+
+
+def go_on(world: World, config: Config) -> tuple[list[Tensor], list[Tensor]]:
+    trainer = build(config, world)
+    assert trainer.steps_done == 6
+    found = tables(trainer)
+    advance(trainer, world, 2)
+    trainer.close()
+    return found, tables(trainer)
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_finishes_the_same_table(data, tmp_path):
+    """What is built from step 4 on is in force at step 8, whoever built which half of it."""
+    config = override(tiny.config(data, tmp_path / "run"), [*SETTINGS])
+    saved, finished = run_ranks(save_in_the_middle, config, world_size=2, folder=tmp_path)[0]
+    assert not torch.equal(saved[0], finished[0]), "another table"
+    for world_size in (1, 3):
+        found, then = run_ranks(go_on, config, world_size=world_size, folder=tmp_path)[0]
+        assert all(torch.equal(a, b) for a, b in zip(found, saved, strict=True))
+        assert torch.equal(then[0], finished[0]), "the table, bit for bit"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["head.sample_rate=1"], r"head\.hard_negatives=0.5: expected 0 without"),
+        (["head.sample_rate=0"], r"head\.hard_negatives=0.5: expected 0 without"),
+        (["head.sample_rate=0.1", "head.sample_rate_from={2: 0}"], r"head\.hard_negatives=0.5"),
+        (["head.sample_groups=10"], r"head\.hard_negatives=0.5: expected 0 without"),
+        (["head.sample_count=9", "head.place=host"], r"head\.place='host': expected device with"),
+        (["head.sample_count=9", "step.cuda_graph=full"], r"step\.cuda_graph='full': expected off"),
+    ],
+)
+def test_what_goes_not_together_with_them_is_refused(data, tmp_path, settings, message):
+    config = tiny.config(data, tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        override(config, ["head.hard_negatives=0.5", *settings])
