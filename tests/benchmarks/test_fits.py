@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import fits
+from training.config import HeadConfig
+from training.planning.memory import predict
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,6 +20,22 @@ def test_the_table_of_what_fits_is_what_is_predicted():
     assert expected in written, f"put this into docs/heads.md:\n{expected}"
 
 
-def test_what_does_not_fit_is_not_said_to():
-    assert fits._cell(fits.ROOM) == "**80**"
-    assert fits._cell(fits.ROOM + 1) == "80"
+def test_only_what_fits_is_bold(monkeypatch):
+    head = HeadConfig(sample_count=1_000_000, place="host")
+    fitting = fits.cell(0, head, 10_000_000)
+    assert fitting.startswith("**")
+    gpu, host = fitting.strip("*").split(" + ")
+    monkeypatch.setattr(fits, "ROOM", (int(gpu) - 1) * 1e9)
+    assert fits.cell(0, head, 10_000_000) == f"{gpu} + {host}"
+    monkeypatch.undo()
+    monkeypatch.setattr(fits, "HOST_ROOM", (int(host) - 1) * 1e9)
+    assert fits.cell(0, head, 10_000_000) == f"{gpu} + {host}"
+
+
+@pytest.mark.slow
+def test_a_cell_is_what_a_run_would_be_told():
+    head = HeadConfig(sample_rate=0.1, centers_dtype="bfloat16", momentum=0.0, place="host")
+    config = fits.configured("iresnet50", 128, head)
+    whole = predict(config, fits.RANK, fits.BF16, num_classes=80_000_000)
+    shown = fits.cell(fits.backbone("iresnet50", 128), head, 80_000_000)
+    assert shown.strip("*") == f"{whole.total / 1e9:.0f} + {8 * whole.host / 1e9:.0f}"
