@@ -38,6 +38,7 @@ from training.saving.files import CheckpointError, Digest, Scores, checkpoints, 
 from training.saving.lock import Lock
 from training.saving.metadata import load_state, read_metadata
 from training.saving.names import BACKBONE, HEAD, OPTIMIZER, SCALER
+from training.saving.pieces import PiecewisePlanner
 from training.saving.resume import claim
 from training.saving.state import (
     HostCopy,
@@ -238,7 +239,12 @@ def write(
     try:
         still_ours()
         _on_main(lambda: files.clear(final), group)
-        dcp.save(state | {"step": step}, storage_writer=writer, process_group=group)
+        dcp.save(
+            state | {"step": step},
+            storage_writer=writer,
+            planner=PiecewisePlanner(),
+            process_group=group,
+        )
         everyone: list[dict[str, Digest]] = [{} for _ in range(dist.get_world_size(group))]
         dist.all_gather_object(everyone, written, group=group)
         digests = {name: digest for theirs in everyone for name, digest in theirs.items()}
