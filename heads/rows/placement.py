@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Placement:
                 "disk with room for the centers: place=disk keeps them there"
             )
         self.place, self._folder, self._device = place, folder, device
-        self._files: dict[int, int] = {}  # descriptors by the address of the first byte
+        self._files: dict[int, IO[bytes]] = {}  # by the address of the first byte
 
     @property
     def away(self) -> bool:
@@ -55,10 +56,6 @@ class Placement:
         """A copy's rows are in the host's memory: the files stay with the original."""
         place = "host" if self.place == "disk" else self.place
         return Placement, (place, None, self._device)
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A matrix of zeros, with its memory reserved.
@@ -83,10 +80,10 @@ class Placement:
 
         A row that is met when it is read costs a wait of its own, and 128 KB beside it.
         """
-        descriptor = self._files.get(matrix.data_ptr())
-        if descriptor is None or not hasattr(os, "posix_fadvise"):
+        file = self._files.get(matrix.data_ptr())
+        if file is None or not hasattr(os, "posix_fadvise"):
             return
-        size = matrix.stride(0) * matrix.element_size()
+        descriptor, size = file.fileno(), matrix.stride(0) * matrix.element_size()
         for row in rows.tolist():
             os.posix_fadvise(descriptor, row * size, size, os.POSIX_FADV_WILLNEED)
 
@@ -97,10 +94,13 @@ class Placement:
             raise UserError(self._no_room(size, free))
         try:
             with tempfile.TemporaryFile(dir=self._folder) as file:
-                # A hole in the file would end the process where the disk is full later on.
-                os.posix_fallocate(file.fileno(), 0, size)
+                if hasattr(os, "posix_fallocate"):  # all but macOS
+                    # A hole in the file would end the process where the disk is full later on.
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
                 memory = mmap.mmap(file.fileno(), size)
-                descriptor = os.dup(file.fileno())
+                kept = os.fdopen(os.dup(file.fileno()), "rb")
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise UserError(self._no_room(size, free)) from error
@@ -109,7 +109,7 @@ class Placement:
                 f"({error}): expected a folder on a local disk"
             ) from error
         tensor = torch.frombuffer(memory, dtype=torch.uint8)
-        self._files[tensor.data_ptr()] = descriptor
+        self._files[tensor.data_ptr()] = kept
         return tensor
 
     def _no_room(self, size: int, free: int) -> str:

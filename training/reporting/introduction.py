@@ -5,6 +5,11 @@ from __future__ import annotations
 from training.assembly import Assembly
 from training.data import shuffle_report
 
+_CENTERS = {
+    "host": "in the host's memory; those of a step are fetched",
+    "disk": "in a file without a name; those of a step are fetched",
+}
+
 
 def introduce(run: Assembly) -> list[str]:
     """Lines for the log, each with what it is about in front; the memory has its own."""
@@ -21,6 +26,7 @@ def introduce(run: Assembly) -> list[str]:
         f"model      {plan.config.model.name}, {run.about_backbone}",
         f"head       {head.margin}, {head.num_classes} classes, {head.sampling}; "
         f"{head.backend.name}, because {head.backend.reason}",
+        *([f"centers    {_CENTERS[head.place]}"] if head.place in _CENTERS else []),
         f"rate       {plan.schedule}",
     ]
     if run.step.distillation:

@@ -24,8 +24,8 @@ def test_rows_on_a_disk_are_zeros_that_can_be_written(tmp_path, dtype):
     matrix[4999] = torch.ones(3, dtype=dtype)
     on_disk.will_need(matrix, torch.tensor([0, 4999]))
     assert matrix.float().sum() == 3
-    (descriptor,) = on_disk._files.values()
-    last = os.pread(descriptor, 3 * dtype.itemsize, 4999 * 3 * dtype.itemsize)
+    (file,) = on_disk._files.values()
+    last = os.pread(file.fileno(), 3 * dtype.itemsize, 4999 * 3 * dtype.itemsize)
     assert last == matrix[4999].view(torch.uint8).numpy().tobytes(), "it is the file's memory"
     assert not list(tmp_path.iterdir()), "nothing to be left behind"
 
@@ -34,8 +34,8 @@ def test_room_is_taken_before_it_is_needed(tmp_path):
     """A hole that cannot be filled later on would end the process."""
     on_disk = Placement("disk", tmp_path, CPU)
     matrix = on_disk.zeros((1000, 1024), torch.float32)
-    (descriptor,) = on_disk._files.values()
-    assert os.fstat(descriptor).st_blocks * 512 >= matrix.nbytes
+    (file,) = on_disk._files.values()
+    assert os.fstat(file.fileno()).st_blocks * 512 >= matrix.nbytes
 
 
 def test_no_rows_take_no_file(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from facestream import UserError
 from heads import AdaFace, ArcFace, CurricularFace, GroupClasses, PartialFC, graph
+from tests.clock import LIMIT
 from tests.ranks import run_ranks
 from tests.recorded_graph import RecordedGraphs
 from training.distributed import World
@@ -183,6 +185,17 @@ def test_copies_go_their_own_way(tmp_path):
     twin = copy.deepcopy(away)
     expected = train(away, range(3, 6))
     assert same(train(twin, range(3, 6)), expected)
+
+
+def test_a_head_that_is_let_go_ends_its_thread():
+    away = build("host", sample_rate=0.3)
+    train(away, range(2))
+    (thread,) = away._fetcher._thread._threads
+    gone = weakref.ref(away)
+    del away
+    assert gone() is None, "nothing holds it in a circle"
+    thread.join(LIMIT)
+    assert not thread.is_alive()
 
 
 def test_a_head_moves_without_its_rows(tmp_path):
