@@ -25,6 +25,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from heads.centers import initial_centers
+from heads.passes.workspace import Workspace
+from heads.rows.stored import Stored, in_float32, write_rows
 from pipeline.collection import Collection
 from training.command import command
 from training.config import load_config
@@ -34,7 +36,7 @@ from training.planning.out_of_memory import OutOfMemoryError, asked_for, is_shor
 from training.saving.checkpoint import create_writer
 from training.saving.files import complete, read_about
 from training.saving.metadata import load_state, read_metadata
-from training.saving.names import CENTERS, VELOCITY
+from training.saving.names import CENTERS, SCALES
 from training.saving.reading import SavedCheckpoint, open_weights
 from training.saving.resume import FILES
 from training.saving.weight_file import WeightsError
@@ -68,17 +70,19 @@ def grow_head(checkpoint: str | Path, rec: Path, output: Path, *, init: str, wor
     people = _who(source, held, records)
     state = _read_with_room(source, records.num_classes)
     config = saved.config.as_dict()
-    centers = state[CENTERS]
-    new = initial_centers(held, records.num_classes, centers.shape[1], seed=config["run"]["seed"])
+    centers = Stored(state[CENTERS], state.get(SCALES[CENTERS]))
+    width = centers.values.shape[1]
+    new = initial_centers(held, records.num_classes, width, seed=config["run"]["seed"])
     if init == "mean":
         dim = architecture.embedding_dim
-        norm = float(centers[:held].view(-1, dim).norm(dim=1).mean())
+        norm = float(in_float32(centers.part(slice(held))).view(-1, dim).norm(dim=1).mean())
         directions = _directions(saved, config, records, world)
         new, left = aim_centers(new, directions, embedding_dim=dim, norm=norm)
         if left:
             print(f"at random     {left} identities: no image of theirs can be embedded")
-    centers[held:] = new
-    documents = _documents(source, config, people, records, count=len(centers))
+    workspace = Workspace(new.device)
+    write_rows(centers, slice(held, held + len(new)), new, None, workspace=workspace)
+    documents = _documents(source, config, people, records, count=held + len(new))
     _write(output, state, documents)
     *before, last = config["data"]["train"]
     train = ",".join([*(before or ["OLD.rec"]), last])
@@ -118,7 +122,7 @@ def _read_with_room(source: Path, rows: int) -> dict[str, Any]:
     for name, entry in read_metadata(source).state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
             state[name] = None  # a plain value
-        elif name in (CENTERS, VELOCITY):
+        elif name in (*SCALES, *SCALES.values()):
             held, width = entry.size
             whole[name] = torch.zeros(held + rows, width, dtype=entry.properties.dtype)
             state[name] = whole[name][:held]

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from heads.rows.stored import NARROW, Stored
+from heads.rows.stored import NARROW, Stored, dtype_name
 
 # A row a class.
 CENTERS, VELOCITY = ("centers", "center_scales"), ("velocity", "velocity_scales")
 ROWS = (*CENTERS, *VELOCITY)
+_ARGUMENTS = {CENTERS: "centers_dtype", VELOCITY: "momentum_dtype"}  # of PartialFC
 
 
 def register_rows(head: nn.Module, centers: Stored, velocity: Stored | None) -> None:
-    """Make them buffers of these names; what there is not is None."""
+    """Make them buffers of these names; what there is not is None.
+
+    `load_state_dict` then raises RuntimeError where rows are kept in another dtype: bits would be
+    lost unsaid, and float8 means nothing without its scales.
+    """
     for name, tensor in zip(ROWS, (*centers, *(velocity or (None, None)))):
         head.register_buffer(name, tensor)
+    head.register_load_state_dict_pre_hook(_refuse_other_dtypes)
 
 
 def kept_rows(head: nn.Module) -> dict[str, Tensor]:
@@ -57,3 +64,22 @@ def restore_dtypes(head: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
     """After a conversion to the dtype of another arithmetic, in which nothing was lost."""
     for name, dtype in dtypes.items():
         setattr(head, name, getattr(head, name).to(dtype))
+
+
+def _refuse_other_dtypes(head: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for names in (CENTERS, VELOCITY):
+        rows, saved = stored_rows(kept_rows(head), names), state.get(prefix + names[0])
+        if rows is None:
+            for name in names:  # of a state with momentum, which is left out here
+                state.pop(prefix + name, None)
+        elif saved is not None and _loses_bits(saved.dtype, rows.values.dtype):
+            there, here = dtype_name(saved.dtype), dtype_name(rows.values.dtype)
+            raise RuntimeError(
+                f"{names[0]} is {there} in this state and {here} in this head: build the head with "
+                f"{_ARGUMENTS[names]}={there}, or put rows of {here} into the state, which "
+                "heads.rows.stored reads and rounds"
+            )
+
+
+def _loses_bits(one: torch.dtype, other: torch.dtype) -> bool:
+    return one != other and (one in NARROW or other in NARROW)

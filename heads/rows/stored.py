@@ -18,6 +18,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8_e4m3": F
 NARROW = (torch.bfloat16, FLOAT8)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As DTYPES has it, and torch the others."""
+    names = {one: name for name, one in DTYPES.items()}
+    return names.get(dtype, str(dtype).removeprefix("torch."))
+
+
 class Stored(NamedTuple):
     """Centers or their momentum: sub-center k of row r is `scales[r, k] · values[r, k·D:(k+1)·D]`.
 
@@ -112,6 +118,14 @@ def read_rows(
             return values
     out = workspace.take(name, values.shape, dtype)
     return out.copy_(values) if scales is None else from_float8(values, scales, out, workspace)
+
+
+def in_float32(stored: Stored) -> Tensor:
+    """All rows, read into float32 where they are kept in fewer bits, else as they are."""
+    if stored.values.dtype not in NARROW:
+        return stored.values
+    workspace = Workspace(stored.values.device)
+    return read_rows(stored, slice(None), torch.float32, workspace=workspace, name="rows")
 
 
 def write_rows(

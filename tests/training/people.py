@@ -23,6 +23,7 @@ from training.distributed import World
 from training.step.backbone import unwrapped
 from training.step.precision import choose_precision
 from training.step.train_step import TrainStep
+from training.weights.center_transfer import put_centers
 from training.weights.identities import Identities, write_identities
 
 
@@ -70,7 +71,8 @@ def save_run(config: Config, world: World, *, known: bool = True) -> tuple[Path,
             tensor += 0.01 * torch.rand(tensor.shape)
     everyone = torch.randn(step.head.num_classes, step.head.centers.shape[1])
     first = step.head.shard.first_class
-    step.head.centers.copy_(everyone[first : first + step.head.shard.num_local])
+    own = everyone[first : first + step.head.shard.num_local]
+    put_centers(step.head, torch.arange(len(own)), own)
     step.head.velocity.fill_(0.5)
     output = Path(config.run.output)
     saved = save(

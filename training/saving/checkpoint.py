@@ -7,6 +7,7 @@ resumes from for resume.py.
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import os
 import platform
@@ -35,6 +36,7 @@ from training.own_parts import own_parts
 from training.provenance import provenance
 from training.saving import files
 from training.saving.files import CheckpointError, Digest, Scores, checkpoints, newest
+from training.saving.head_rows import convert, kept_otherwise
 from training.saving.lock import Lock
 from training.saving.metadata import load_state, read_metadata
 from training.saving.names import BACKBONE, HEAD, OPTIMIZER, SCALER
@@ -283,6 +285,9 @@ def load(path: Path, *, train_step: TrainStep) -> int:
     Call it on every rank, and while no `Saver` is at work on this folder. Checksums are
     `resume.choose_checkpoint`'s to check.
 
+    A head that keeps its rows in another dtype than the checkpoint gets them rounded to the
+    nearest; whether that is asked for is `resume.require_settings`'s to say.
+
     Raises CheckpointError when shapes or names do not fit.
     """
     head = train_step.head
@@ -292,14 +297,21 @@ def load(path: Path, *, train_step: TrainStep) -> int:
     if not any(key.startswith(f"{SCALER}.") for key in saved):
         state.pop(SCALER, None)  # the run so far needed no loss scaling
     _require_momentum(path, [*state[OPTIMIZER]["state"]], saved)
+    others = kept_otherwise(saved, head)
+    for name in itertools.chain(*others):
+        state[HEAD].pop(name, None)
     try:
         load_state(state, path)
+        converted = [convert(path, head, names) for names in others]
     except CheckpointException as error:
         raise CheckpointError(
             f"{path} does not fit this run: {_causes(error)}. Choose another run.output, or "
             "restore the configuration that it was saved with"
         ) from error
     put_state(state, train_step)
+    if dist.get_rank() == 0:
+        for line in converted:
+            logging.warning(line)
     _tell_of_other_versions(path)
     return state["step"]
 

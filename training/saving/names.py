@@ -8,6 +8,8 @@ T = TypeVar("T")
 
 BACKBONE, OPTIMIZER, HEAD, SCALER = "backbone", "optimizer", "head", "scaler"
 CENTERS, VELOCITY = f"{HEAD}.centers", f"{HEAD}.velocity"
+# Beside the values of rows that are kept in float8.
+SCALES = {CENTERS: f"{HEAD}.center_scales", VELOCITY: f"{HEAD}.velocity_scales"}
 MOMENTUM = (f"{OPTIMIZER}.state.", ".momentum_buffer")  # round the name of a parameter
 
 

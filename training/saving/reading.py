@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from facestream import UserError
+from heads.rows.stored import Stored, in_float32
 from models import Architecture, is_network
 from models.lora import FACTORS, merged_tensors
 from models.recognize import Recognized, recognize
@@ -30,7 +31,7 @@ from training.config import Config, ConfigError
 from training.distributed import together
 from training.saving import files
 from training.saving.metadata import FILE, load_state, read_metadata
-from training.saving.names import BACKBONE, under
+from training.saving.names import BACKBONE, SCALES, under
 from training.saving.weight_file import (
     ONNX,
     SUFFIXES,
@@ -104,13 +105,14 @@ class SavedCheckpoint:
     def shapes(self) -> dict[str, torch.Size]:
         """Of what `tensors` gives, by the names of training/saving/names.py."""
         saved = self._tensors_saved.items()
-        return {name: entry.size for name, entry in saved if not _is_factor(name)}
+        hidden = {name for name, _ in saved if _is_factor(name)} | {*SCALES.values()}
+        return {name: entry.size for name, entry in saved if name not in hidden}
 
     def tensors(self, *sections: str) -> dict[str, Tensor]:
         """Its tensors of some sections, whole and on the CPU, by name.
 
         Low-rank updates are merged into the backbone's weights: the state that learned them is for
-        the run itself to read.
+        the run itself to read. Rows of the head that are kept in fewer bits come in float32.
         """
         prefixes = tuple(f"{section}." for section in sections)
         tensors = {
@@ -119,6 +121,9 @@ class SavedCheckpoint:
             if name.startswith(prefixes)
         }
         load_state(tensors, self.path, alone=not dist.is_initialized())
+        for values, scales in SCALES.items():
+            if values in tensors:
+                tensors[values] = in_float32(Stored(tensors[values], tensors.pop(scales, None)))
         if not any(map(_is_factor, tensors)):
             return tensors
         merged = merged_tensors(tensors, scale=self.config.model.lora_scale)

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
 
 from heads import PartialFC
 from heads.centers import shard_of
+from heads.passes.workspace import Workspace
+from heads.rows.buffers import CENTERS
+from heads.rows.stored import Stored, in_float32, read_rows, write_rows
 from training.distributed import World
-from training.saving.metadata import load_state
-from training.saving.names import HEAD
+from training.saving.head_rows import load_rows
 from training.saving.state import rank_mesh
 
 _PIECE = 1 << 15  # rows that travel together
@@ -42,27 +43,24 @@ def take_centers(
     Returns:
         The mean norm of all centers in the checkpoint, to the bit the same at any world size.
     """
-    width, ours = head.centers.shape[1], owned_rows(head)
+    ours = owned_rows(head)
     wanted = rows[ours.start : ours.stop]
     shard = shard_of(held, rank=world.rank, world_size=world.world_size)
-    own = torch.empty(shard.num_local, width)
-    spread = DTensor.from_local(
-        own, rank_mesh("cpu"), [Shard(0)], shape=torch.Size((held, width)), stride=(width, 1)
-    )
-    load_state({HEAD: {"centers": spread}}, checkpoint)
+    own = load_rows(checkpoint, CENTERS, shard, rank_mesh("cpu"))
+    assert own is not None, "a checkpoint with a head"
     norms = []
     for first in range(0, held, _PIECE):
         piece = _gather_rows(own, first, min(first + _PIECE, held), held=held, world=world)
         norms.append(piece.view(-1, head.embedding_dim).norm(dim=1))
         places = np.flatnonzero((wanted >= first) & (wanted < first + len(piece)))
         taken = piece[torch.from_numpy(wanted[places] - first)]
-        head.centers[torch.from_numpy(places)] = taken.to(head.centers)
+        put_centers(head, torch.from_numpy(places), taken)
     return float(torch.cat(norms).mean())
 
 
-def _gather_rows(own: Tensor, first: int, stop: int, *, held: int, world: World) -> Tensor:
-    """Rows [first, stop) of the checkpoint on every rank, from those that read them."""
-    piece = torch.empty(stop - first, own.shape[1])
+def _gather_rows(own: Stored, first: int, stop: int, *, held: int, world: World) -> Tensor:
+    """Rows [first, stop) of the checkpoint on every rank in float32, from those that read them."""
+    piece = torch.empty(stop - first, own.values.shape[1])
     for rank in range(world.world_size):
         theirs = shard_of(held, rank=rank, world_size=world.world_size)
         low = max(first, theirs.first_class)
@@ -70,9 +68,32 @@ def _gather_rows(own: Tensor, first: int, stop: int, *, held: int, world: World)
         if low < high:
             part = piece[low - first : high - first]
             if rank == world.rank:
-                part.copy_(own[low - theirs.first_class : high - theirs.first_class])
+                mine = slice(low - theirs.first_class, high - theirs.first_class)
+                part.copy_(in_float32(own.part(mine)))
             dist.broadcast(part, src=rank)
     return piece
+
+
+def centers_at(head: PartialFC, places: Tensor) -> Tensor:
+    """(m, K·D) centers of a head's own rows in the dtype of its arithmetic; a copy."""
+    kept = head.stored_centers
+    workspace = Workspace(kept.values.device)
+    return read_rows(
+        kept, places.to(kept.values.device), head.dtype, workspace=workspace, name="centers"
+    )
+
+
+def put_centers(head: PartialFC, places: Tensor, centers: Tensor) -> None:
+    """Replace centers of a head's own rows, rounded to the nearest of what it keeps."""
+    kept = head.stored_centers
+    device = kept.values.device
+    write_rows(
+        kept,
+        places.to(device),
+        centers.to(device, head.dtype),
+        None,
+        workspace=Workspace(device),
+    )
 
 
 def aim_centers(

@@ -27,7 +27,13 @@ from training.saving.weight_file import WeightsError, some
 from training.step.backbone import unwrapped
 from training.step.precision import Precision
 from training.step.train_step import TrainStep
-from training.weights.center_transfer import aim_centers, owned_rows, take_centers
+from training.weights.center_transfer import (
+    aim_centers,
+    centers_at,
+    owned_rows,
+    put_centers,
+    take_centers,
+)
 from training.weights.identities import Identities, read_identities
 from training.weights.mean_embeddings import IMAGES, mean_embeddings
 from training.weights.statistics import measure_statistics, some_images
@@ -93,9 +99,9 @@ def warm_start(
     )
     places = torch.from_numpy(classes[owned] - ours.start).to(world.device)
     aimed, untouched = aim_centers(
-        head.centers[places], directions, embedding_dim=head.embedding_dim, norm=norm
+        centers_at(head, places), directions, embedding_dim=head.embedding_dim, norm=norm
     )
-    head.centers[places] = aimed
+    put_centers(head, places, aimed)
     left = torch.tensor(untouched)
     dist.all_reduce(left)
     lines.append(
