@@ -16,6 +16,7 @@ from heads.passes.cosine_softmax import CenterGradient, ChunkedSoftmax
 from heads.passes.row_update import update_rows
 from heads.passes.workspace import Workspace
 from heads.rows.buffers import ROWS
+from heads.rows.placement import Placement
 from heads.rows.rounding import FLOAT8, column_keys
 from heads.rows.stored import NARROW, Noise, Stored, in_float32, write_rows, zero_rows
 from heads.sampling import NOBODY, Sample
@@ -25,6 +26,7 @@ from tests.ranks import run_ranks
 from training.distributed import World
 
 CPU = torch.device("cpu")
+ON_CPU = Placement("device", None, CPU)
 CLASSES, DIM, BATCH = 40, 8, 6
 KEPT = [
     {"centers_dtype": torch.bfloat16, "momentum": 0.0},
@@ -127,7 +129,7 @@ def test_products_read_bfloat16_centers_as_they_are_kept(rate):
 def test_centers_start_at_the_nearest_to_those_of_float32(dtype):
     head = build(centers_dtype=dtype, dtype=torch.float32)
     drawn = initial_centers(0, CLASSES, DIM, seed=2)
-    nearest = zero_rows(CLASSES, DIM, subcenters=1, dtype=dtype, device=CPU)
+    nearest = zero_rows(CLASSES, DIM, subcenters=1, dtype=dtype, placement=ON_CPU)
     write_rows(nearest, slice(None), drawn, None, workspace=Workspace(CPU))
     assert torch.equal(in_float32(head.stored_centers), in_float32(nearest))
     assert not in_float32(Stored(head.velocity)).any()
@@ -153,7 +155,7 @@ def test_the_update_is_that_of_scalar_loops(dtype):
     torch.manual_seed(3)
     count, first, lr, momentum = 9, 70, 0.25, 0.5
     centers, velocity = (
-        zero_rows(20, 2 * DIM, subcenters=2, dtype=dtype, device=CPU) for _ in range(2)
+        zero_rows(20, 2 * DIM, subcenters=2, dtype=dtype, placement=ON_CPU) for _ in range(2)
     )
     for rows in (centers, velocity):
         drawn = torch.randint(-256, 257, (20, 2 * DIM)) / 16
@@ -212,7 +214,7 @@ def test_an_update_has_the_same_bits_however_the_rows_are_split(dtype, sampled):
             order = torch.randperm(len(own)) if sampled else torch.arange(len(own))
             kept = []
             for rows in start:
-                held = zero_rows(len(own), DIM, subcenters=1, dtype=dtype, device=CPU)
+                held = zero_rows(len(own), DIM, subcenters=1, dtype=dtype, placement=ON_CPU)
                 write_rows(held, order, rows[own], None, workspace=Workspace(CPU))
                 kept.append(held)
             update_rows(
