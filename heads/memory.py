@@ -77,6 +77,9 @@ def predict_memory(
         per_row += size * 6 * 8
     per_class = global_batch * subcenters
     products = min(KEPT_BYTES, size * per_class * narrow)
+    reads_centers = isinstance(sampling, AllClasses) and compute_dtype == (centers_dtype or dtype)
+    if reads_centers and global_batch <= embedding_dim:
+        products = 0  # they wait where their gradients will be
     chunk = min(size, chunk_size(global_batch, dtype) // subcenters + 1)
     # Cosines, coefficients, a narrow copy, and what a hook or sub-centers make of them.
     scratch = chunk * per_class * (6 * wide + narrow)

@@ -6,9 +6,9 @@ The (G, classes) logits never exist. A rank's part of one step is two passes ove
     negative = softmax.logsumexp()        # per row, over this rank's classes but the row's own
     gradients = softmax.gradients(...)    # once the ranks have exchanged their sums
 
-The second pass needs the products of the first again: as many of them as fit a fixed budget are
-kept, the others are computed again. heads.passes.kernels does the same on GPUs. Nothing here
-communicates or waits for the device.
+The second pass needs the products of the first again: all are kept where the gradients' memory has
+room for them, else as many as fit a fixed budget, and the others are computed again.
+heads.passes.kernels does the same on GPUs. Nothing here communicates or waits for the device.
 
 G is the global batch, D the embedding size, S the rank's classes in this step, K the sub-centers of
 a class (1 as a rule). The statistics have the embeddings' dtype, float32 or float64, whatever the
@@ -19,7 +19,7 @@ results are rounded to it too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -147,8 +147,14 @@ class ChunkedSoftmax:
 
         per_class = self._global_batch * subcenters
         self._chunk = max(1, chunk_size(self._global_batch, self._dtype) // subcenters)
-        self._kept = min(self._count, KEPT_BYTES // (per_class * compute_dtype.itemsize))
-        self._products = workspace.take("products", (self._kept * per_class,), compute_dtype)
+        if not self._copied and self._global_batch <= self._dim:
+            # All products wait where the gradients will be, which `gradients` goes through
+            # backwards: they lie further to the front and have been read before.
+            self._kept = self._count
+            self._products = workspace.take("rows", (count, self._dim), compute_dtype).view(-1)
+        else:
+            self._kept = min(self._count, KEPT_BYTES // (per_class * compute_dtype.itemsize))
+            self._products = workspace.take("products", (self._kept * per_class,), compute_dtype)
 
     def logsumexp(self, largest: Tensor | None = None) -> Tensor:
         """First pass: (G,) log-sum-exp of `scale · cosine` over this rank's classes but the row's
@@ -202,7 +208,7 @@ class ChunkedSoftmax:
             centers.pull.mul_(self._inverse)
         embedding_grad = torch.zeros_like(self._embeddings)
         total, steepest = self._inverse.new_zeros(()), self._inverse.new_ones(())
-        for start, stop in self._bounds():
+        for start, stop in reversed(self._bounds()):
             chunk = self._chunk_of(start, stop, again=True)
             rows = self._columns(start, stop)
             coefficients, slope = self._coefficients(
@@ -242,9 +248,9 @@ class ChunkedSoftmax:
             product, take("pull", shape, self._dtype), take("drift", shape, self._dtype)
         )
 
-    def _bounds(self) -> Iterator[tuple[int, int]]:
-        for start in range(0, self._count, self._chunk):
-            yield start, min(start + self._chunk, self._count)
+    def _bounds(self) -> list[tuple[int, int]]:
+        starts = range(0, self._count, self._chunk)
+        return [(start, min(start + self._chunk, self._count)) for start in starts]
 
     def _columns(self, start: int, stop: int) -> slice:
         """The sub-centers of classes start … stop − 1."""

@@ -110,6 +110,7 @@ def test_rows_kept_elsewhere_take_their_place_for_some_steps(kept_in):
         (2_000_000, 16, 0.1, "bfloat16", FLOAT32),
         (2_000_000, 16, 0.001, "float32", FLOAT32),
         (50_000, 512, 1.0, "bfloat16", FLOAT32),
+        (50_000, 512, 1.0, "float32", FLOAT32),
         (100_000, 512, 0.1, "float32", FLOAT32),
         (100_000, 512, 0.3, "bfloat16", ("bfloat16", "bfloat16")),
         (100_000, 512, 0.1, "float32", ("float8_e4m3fn", "bfloat16")),

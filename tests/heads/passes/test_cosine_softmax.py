@@ -196,9 +196,11 @@ def test_without_a_margin_it_is_cross_entropy_of_the_cosines():
 
 @pytest.mark.parametrize("kept_classes", [0, 3, 7, 11])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 10, 11])
-def test_neither_the_chunk_nor_what_is_kept_matters(chunk, kept_classes, classes_a_chunk):
-    """Also with one class a chunk, where a chunk's only class is the row's own and leaves."""
-    embeddings, centers, labels = problem()
+@pytest.mark.parametrize("batch", [6, 8, 9])
+def test_neither_the_chunk_nor_what_is_kept_matters(batch, chunk, kept_classes, classes_a_chunk):
+    """Also with one class a chunk, where a chunk's only class is the row's own and leaves; and with
+    no more rows than dimensions, where all products wait in the gradients' memory."""
+    embeddings, centers, labels = problem(batch=batch)
     at_once = run(embeddings, whole(centers, labels), ArcFace())
     classes_a_chunk(chunk, kept_bytes=kept_classes * len(embeddings) * 8)
     chunked = run(embeddings, whole(centers, labels), ArcFace())
