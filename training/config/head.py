@@ -67,7 +67,7 @@ class HeadConfig:
 
         away = self.hard_negatives and self.place != "device"
         check(not away, "head.place", self.place, "device with head.hard_negatives")
-        sampled = self.sample_count or (0.0 not in rates and rates != {1.0})
+        sampled = self.sample_count > 0 or (0.0 not in rates and rates != {1.0})
         expected = "0 without head.sample_count or a head.sample_rate above 0 and below 1"
         check(
             not self.hard_negatives or sampled, "head.hard_negatives", self.hard_negatives, expected
