@@ -14,7 +14,15 @@ from heads.rows.fetcher import RowFetcher
 from heads.rows.meeting import SortedRows, gather, meeting, scatter
 from heads.rows.placement import Placement
 from heads.rows.working_set import WorkingSet
-from heads.sampling import AllClasses, Sample, Sampling
+from heads.sampling import (
+    AllClasses,
+    BatchClasses,
+    GroupClasses,
+    RandomClasses,
+    Sample,
+    Sampling,
+    Shard,
+)
 from tests.recorded_graph import RecordedGraphs
 
 CPU = torch.device("cpu")
@@ -169,3 +177,24 @@ def test_an_error_of_writing_back_ends_the_next_step(monkeypatch):
     one.double([1, 2])
     with pytest.raises(OSError, match="the disk is gone"):
         one.fetcher.settle()
+
+
+@pytest.mark.parametrize(
+    "sampling", [AllClasses(), RandomClasses(0.3), BatchClasses(), GroupClasses(2)], ids=str
+)
+def test_a_rank_without_classes_fetches_none(sampling):
+    nothing = Shard(num_classes=2, first_class=2, num_local=0)
+    fetcher = RowFetcher(
+        {"centers": torch.zeros(0, 8)},
+        lambda step, labels, _: sampling.draw(labels, nothing, torch.tensor(step)),
+        placement=Placement("host", None, CPU),
+        working_set=WorkingSet(CPU, fixed=False),
+        depth=2,
+    )
+    labels = torch.tensor([0, 1])
+    for step in range(3):
+        fetcher.announce(labels, sampling, step=torch.tensor(step), ahead=1)
+        fetcher.fetch(labels, sampling, step=step)
+        assert fetcher.rows["centers"].shape == (0, 8)
+        fetcher.write_back()
+    fetcher.settle()
