@@ -66,7 +66,7 @@ class Classifiability(ExtraTerm):
         weight = self.weight / len(given.unit)
         loss = weight * smooth_l1_loss(found, wanted, beta=self.beta, reduction="sum")
         pull = weight * ((found - wanted) / self.beta).clamp(-1, 1)  # (B,) d loss / d quality
-        by_weights = pull @ embeddings / math.sqrt(dim)
+        by_weights = embeddings.T @ pull / math.sqrt(dim)
         return TermShare(
             loss=loss,
             embeddings=pull.unsqueeze(1) * given.learned[:-1] / math.sqrt(dim),

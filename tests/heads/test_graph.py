@@ -12,6 +12,7 @@ from torch import Tensor
 from heads import (
     AdaFace,
     ArcFace,
+    Classifiability,
     CurricularFace,
     ElasticArcFace,
     GroupClasses,
@@ -30,6 +31,7 @@ OPTIONS = [
     {"sample_rate": 0.0},
     {"group_sampling": GroupClasses(groups=20, scope="sample")},
     {"subcenters": 2},
+    {"sample_rate": 0.3, "extra_terms": (Classifiability(),)},
 ]
 
 
