@@ -85,6 +85,19 @@ def test_a_table_is_of_the_centers_at_its_start_and_counts_from_the_next_start_o
     assert not torch.equal(centers[0], centers[-1])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_centers_kept_in_fewer_bits_have_the_table_of_what_they_are(dtype):
+    """A float8 row's scale changes no cosine."""
+    head = build(centers_dtype=dtype, momentum=0.0, subcenters=2)
+    train(head, range(2 * EVERY))
+    begun = head.centers.float()
+    scales = getattr(head, "center_scales", None)
+    if scales is not None:
+        begun = (begun.view(CLASSES, 2, DIM) * scales.unsqueeze(2)).view(CLASSES, -1)
+    train(head, range(2 * EVERY, 3 * EVERY))
+    assert torch.equal(head.neighbors.ids, searched(begun, subcenters=2))
+
+
 def test_the_sample_of_a_step_has_neighbors_of_its_classes():
     head = build(sample_rate=0.3)
     train(head, range(EVERY))
@@ -176,6 +189,8 @@ def test_they_are_kept_from_groups_and_from_a_rate_of_zero():
         build(sample_rate=1.0, group_sampling=GroupClasses(3))
     with pytest.raises(ValueError, match=r"sample_rate=0, expected above 0 with hard_negatives"):
         build(sample_rate=0)
+    with pytest.raises(ValueError, match="place='host', expected device with hard_negatives"):
+        build(place="host")
     with pytest.raises(ValueError, match="embedding_dim=4000, expected at most 1980 with hard_neg"):
         PartialFC(3, 4000, ArcFace(), 0.5, hard_negatives=HardNegatives(share=0.5))
     head = build(sample_rate=1.0)
