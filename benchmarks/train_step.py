@@ -58,7 +58,7 @@ CASES = [("iresnet50", 16), ("iresnet18", 32)]
 WARM_UP = 2
 
 
-def our_step(world: World, rec: Path, model: str, batch: int, **how: bool) -> Callable[[], None]:
+def our_step(world: World, rec: Path, model: str, batch: int, **how: Any) -> Callable[[], None]:
     """The trainer's step and stream; `how` are settings of the model."""
     config = Config(
         data=DataConfig(train=str(rec), global_batch=batch),
