@@ -11,8 +11,6 @@ is kept. Results go to benchmarks/results/.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +20,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.harness import about_cpu, save, show
+from benchmarks.harness import about_cpu, run_ours, save, show
 from evaluation.result import read_evaluation
 from pipeline.record_filter import read_filter
 from pipeline.records.index import RecordIndex, open_index
 from pipeline.records.write_set import write_set
 
-ROOT = Path(__file__).resolve().parents[1]
 SHARE, SEED = 0.1, 7
 FIGURES = ("accuracy", "auc", "tar@far=0.01", "eer")
 
@@ -75,7 +72,7 @@ def train(output: Path, *, data: Path, tests: Path, epochs: int, leave_out: Path
         *(f"run.epochs={epochs}", f"run.save_every={epochs}", f"eval.every={epochs}"),
         *([f"data.leave_out={leave_out}"] if leave_out else []),
     ]
-    _run("train_dist.py", "configs/lfw_dev.py", *overrides, OMP_NUM_THREADS="1")
+    run_ours("train_dist.py", "configs/lfw_dev.py", *overrides, OMP_NUM_THREADS="1")
 
 
 def judge(found: Path, data: Path, wrong: np.ndarray) -> dict[str, Any]:
@@ -106,11 +103,6 @@ def figures(results: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return by_run, compared
 
 
-def _run(script: str, *arguments: object, **variables: str) -> None:
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | variables)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
     parser.add_argument("faces", type=Path, help="a folder with train.rec and lfw_dev_val.bin")
@@ -128,9 +120,11 @@ def main() -> None:
         run = output / "runs" / name
         train(run, data=noisy, tests=tests, epochs=arguments.epochs, leave_out=leave_out)
         if name == "noisy" and not (found / "leave_out.txt").exists():
-            _run("tools/clean.py", noisy, "--model", run, "-o", found)
+            run_ours("tools/clean.py", noisy, "--model", run, "-o", found)
     models = [output / "runs" / name for name in runs]
-    _run("tools/evaluate.py", *models, "--sets", tests, "-o", output / "results", "--no-pictures")
+    run_ours(
+        "tools/evaluate.py", *models, "--sets", tests, "-o", output / "results", "--no-pictures"
+    )
     cleaning = judge(found, noisy, wrong)
     by_run, compared = figures(output / "results" / "results.json")
     show(("cleaning", ""), [(name, f"{value:.4g}") for name, value in cleaning.items()])

@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.harness import RESULTS, about_cpu, show
+from benchmarks.harness import RESULTS, about_cpu, run_ours, show
 from evaluation.pair_set import read_bin, write_bin
 from pipeline.whole_file import write_whole
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZE, PEOPLE, NEW, SEEDS = 64, 370, 70, (0, 1, 2)
 FIGURES = ("accuracy", "auc")
 FIRST_EPOCHS, TUNED_EPOCHS = 14, 8
@@ -59,7 +56,7 @@ WAYS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
 def prepare(faces: Path, output: Path) -> None:
     """The faces at 64 pixels, and for each seed who is left out of which training."""
     if not (output / "faces64" / "train.rec").exists():
-        _run("tools/pack_rec.py", faces, output / "faces64", "--resize", str(SIZE))
+        run_ours("tools/pack_rec.py", faces, output / "faces64", "--resize", str(SIZE))
     if not (output / "val64.bin").exists():
         pairs = read_bin(faces / "lfw_dev_val.bin")
         write_bin(output / "val64.bin", [_resized(image) for image in pairs.images], pairs.same)
@@ -77,7 +74,7 @@ def first_network(output: Path, seed: int) -> Path:
         run = output / f"base_{seed}"
         epochs = (f"run.epochs={FIRST_EPOCHS}", f"run.save_every={FIRST_EPOCHS}", "eval.every=7")
         train(AS_TRAINED, run, output, seed=seed, leave_out="new", settings=epochs)
-        _run("tools/export_onnx.py", run, "-o", onnx)
+        run_ours("tools/export_onnx.py", run, "-o", onnx)
     return onnx
 
 
@@ -104,7 +101,7 @@ def train(
     config: str, run: Path, output: Path, *, seed: int, leave_out: str, settings: tuple[str, ...]
 ) -> None:
     """One process on one core, as other work may go on beside it."""
-    _run(
+    run_ours(
         *("train_dist.py", config, f"data.train={output / 'faces64'}", f"data.image_size={SIZE}"),
         *(f"data.leave_out={output / f'{leave_out}_{seed}.txt'}", "data.labels=dense"),
         *("data.threads=1", f"run.output={run}", f"run.seed={seed}"),
@@ -143,11 +140,6 @@ def _resized(image: bytes) -> bytes:
         smaller = decoded.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     smaller.save(file, "PNG")
     return file.getvalue()
-
-
-def _run(script: str, *arguments: object, **variables: str) -> None:
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | variables)
 
 
 def main() -> None:

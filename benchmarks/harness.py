@@ -21,7 +21,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 from facestream import VERSION
 
@@ -101,6 +102,13 @@ def in_own_process(script: str, settings: dict[str, Any], variables: dict[str, s
     """What ``python script --one SETTINGS`` prints as JSON, under these environment variables."""
     command = [sys.executable, script, "--one", json.dumps(settings)]
     return json.loads(subprocess.check_output(command, text=True, env=os.environ | variables))
+
+
+def run_ours(script: str, *arguments: object, **variables: str) -> None:
+    """Run ``python script arguments`` from the root, under these environment variables; raises
+    subprocess.CalledProcessError where it fails."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | variables)
 
 
 def about_cpu() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,12 @@ def write_predicted(
         columns["labels"] = labels
     if quality is not None:
         columns["quality"] = quality
-    write = {"npy": _write_npy, "parquet": _write_parquet, "safetensors": _write_safetensors}
-    files = write[form](folder, features, names, about, columns)
+    write = {
+        "npy": _write_npy,
+        "parquet": partial(_write_parquet, names=names),  # which has them beside the embeddings
+        "safetensors": _write_safetensors,
+    }
+    files = write[form](folder, features, about, columns)
     if identities is not None:
         files.append(_write_lines(folder / IDENTITIES, identities))
     files.append(_write_lines(folder / _NAMES, names))
@@ -194,11 +199,7 @@ def _write_lines(path: Path, lines: Sequence[str]) -> Path:
 
 
 def _write_npy(
-    folder: Path,
-    features: Features,
-    names: Sequence[str],
-    about: About,
-    columns: Mapping[str, np.ndarray],
+    folder: Path, features: Features, about: About, columns: Mapping[str, np.ndarray]
 ) -> list[Path]:
     with writing_whole(folder / _ROWS) as file:
         header = {
@@ -218,11 +219,7 @@ def _write_npy(
 
 
 def _write_safetensors(
-    folder: Path,
-    features: Features,
-    names: Sequence[str],
-    about: About,
-    columns: Mapping[str, np.ndarray],
+    folder: Path, features: Features, about: About, columns: Mapping[str, np.ndarray]
 ) -> list[Path]:
     count, dimension = features.embeddings.shape
     ends = count * dimension * np.dtype(about.dtype).itemsize
@@ -256,9 +253,10 @@ def _write_safetensors(
 def _write_parquet(
     folder: Path,
     features: Features,
-    names: Sequence[str],
     about: About,
     columns: Mapping[str, np.ndarray],
+    *,
+    names: Sequence[str],
 ) -> list[Path]:
     try:
         import pyarrow as pa
