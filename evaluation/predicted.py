@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -118,7 +118,7 @@ def write_predicted(
         columns["labels"] = labels
     if quality is not None:
         columns["quality"] = quality
-    write = {
+    write: dict[str, Callable[..., list[Path]]] = {
         "npy": _write_npy,
         "parquet": partial(_write_parquet, names=names),  # which has them beside the embeddings
         "safetensors": _write_safetensors,

@@ -27,7 +27,7 @@ from training.config import Config, load_config
 from training.data import open_training_data
 from training.distill.embedding_cache import EmbeddingCacheError, open_embeddings, write_embeddings
 from training.distill.teacher import Teacher, load_teacher, name_teacher
-from training.distributed import World, join_world, leave_world
+from training.distributed import World, joined_world
 from training.planning.out_of_memory import memory_explained
 from training.step.precision import choose_precision
 
@@ -96,12 +96,8 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     with command("cache_teacher"):
         config = load_config(arguments.config, arguments.overrides)
-        world = join_world(config.run.device)
-        try:
-            with memory_explained(config, world):
-                cache_teacher(config, world, batch=arguments.batch)
-        finally:
-            leave_world()
+        with joined_world(config.run.device) as world, memory_explained(config, world):
+            cache_teacher(config, world, batch=arguments.batch)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,12 @@ from evaluation.people.cleaning import Cleaning, clean
 from evaluation.people.cleaning_report import Report
 from evaluation.people.training_images import training_images
 from evaluation.people.twins import RATE
-from facestream import UserError
 from pipeline.ahead import cores
 from pipeline.records.index import RecordIndex, open_index
 from pipeline.whole_file import write_whole
 from training.command import command, share, whole_number
 from training.config import load_config
-from training.distributed import World, join_world, leave_world
+from training.distributed import World, joined_world
 from training.frozen.model import ONNX, open_model
 from training.saving.names import CENTERS, HEAD
 from training.saving.reading import SavedCheckpoint, open_weights
@@ -153,13 +152,8 @@ def main() -> None:
     with command("clean"):
         if arguments.config:
             load_config(arguments.config)
-        world = join_world(arguments.device)
-        try:
-            if world.world_size > 1:
-                raise UserError("clean works in one process: start it without torchrun")
+        with joined_world(arguments.device, alone="clean") as world:
             look_through(arguments, world)
-        finally:
-            leave_world()
 
 
 if __name__ == "__main__":

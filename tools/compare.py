@@ -32,7 +32,7 @@ from tools.sources.named_images import files_of, named_images
 from tools.sources.named_model import add_model_options, open_named_model
 from tools.sources.pair_lists import PlaceOf, read_pairs
 from training.command import command, share, whole_number
-from training.distributed import World, join_world, leave_world
+from training.distributed import World, joined_world
 from training.frozen.card import read_card, space_of
 from training.frozen.model import OpenedModel
 from training.frozen.translator_file import TranslatorFile, read_translator
@@ -296,14 +296,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parser().parse_args()
-    with command("compare"):
-        world = join_world(arguments.device)
-        try:
-            if world.world_size > 1:
-                raise UserError("compare works in one process: start it without torchrun")
-            compare(arguments, world)
-        finally:
-            leave_world()
+    with command("compare"), joined_world(arguments.device, alone="compare") as world:
+        compare(arguments, world)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ from evaluation.result import Evaluation, Model, Result
 from evaluation.translation import Fit, fit
 from facestream import UserError
 from pipeline.whole_file import write_whole
-from tools.sources.named_model import add_model_options, open_named_models
+from tools.sources.named_model import add_judging_options, add_model_options, open_named_models
 from tools.sources.people_images import PeopleImages, people_images
 from training.allocator import keep_pages
 from training.command import command, whole_number
-from training.distributed import World, join_world, leave_world
+from training.distributed import World, joined_world
 from training.frozen.card import space_of
 from training.frozen.model import OpenedModel
 from training.frozen.translator_file import TranslatorFile, write_translator
@@ -253,28 +253,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"that --fit takes at most, of people who are drawn (default {_MOST})",
     )
-    add("--skip-damaged", action="store_true", help="leave damaged images out")
-    add(
-        "--draws",
-        type=whole_number(0, 1_000_000),
-        default=1000,
-        help="of the bootstrap for intervals (default 1000; 0 for no intervals)",
-    )
-    add("--seed", type=whole_number(0, 1 << 31), default=0, help="of all that is drawn (default 0)")
+    add_judging_options(found)
     add_model_options(found)
     return found
 
 
 def main() -> None:
     arguments = parser().parse_args()
-    with command("compat"):
-        world = join_world(arguments.device)
-        try:
-            if world.world_size > 1:
-                raise UserError("compat works in one process: start it without torchrun")
-            compat(arguments, world)
-        finally:
-            leave_world()
+    with command("compat"), joined_world(arguments.device, alone="compat") as world:
+        compat(arguments, world)
 
 
 if __name__ == "__main__":

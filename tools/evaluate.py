@@ -41,10 +41,10 @@ from pipeline.faces.crops import Cropper
 from pipeline.named_path import as_text
 from pipeline.whole_file import write_whole
 from tools.sources.cropping import add_crop_options, open_cropper, take_crop_options
-from tools.sources.named_model import add_model_options, open_named_models
+from tools.sources.named_model import add_judging_options, add_model_options, open_named_models
 from training.allocator import keep_pages
 from training.command import command, whole_number
-from training.distributed import World, join_world, leave_world
+from training.distributed import World, joined_world
 from training.saving.weight_file import SUFFIXES
 from training.shipping.hub_folder import HubFolderError, prepare, require_free
 from training.shipping.operating_points import add_results, require_files
@@ -249,16 +249,9 @@ def parser() -> argparse.ArgumentParser:
         help="with --card: make a folder as huggingface_hub.upload_folder takes it",
     )
     add("--no-pictures", action="store_true", help="no face in the report")
-    add("--skip-damaged", action="store_true", help="leave damaged images out, and say how many")
+    add_judging_options(found)
     add("--folds", type=whole_number(2, 1000), default=10, help="of the accuracy (default 10)")
     add("--disjoint-folds", action="store_true", help="no person in two folds")
-    add(
-        "--draws",
-        type=whole_number(0, 1_000_000),
-        default=1000,
-        help="of the bootstrap for intervals (default 1000; 0 for no intervals)",
-    )
-    add("--seed", type=whole_number(0, 1 << 31), default=0, help="of all that is drawn (default 0)")
     add("--keep", type=Path, metavar="DIR", help="for embeddings (default OUT/embeddings)")
     add("--threads", type=whole_number(1, 4096), help="to compute in (default: torch's)")
     return found
@@ -268,15 +261,11 @@ def main() -> None:
     arguments = parser().parse_args()
     with command("evaluate"):
         if arguments.threads:
-            torch.set_num_threads(
-                min(arguments.threads, cores())
-            )  # more would wait for one another
+            # More than there are cores would wait for one another.
+            torch.set_num_threads(min(arguments.threads, cores()))
         made = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        world = join_world(arguments.device)
-        try:
+        with joined_world(arguments.device) as world:
             judge(arguments, world, made=made)
-        finally:
-            leave_world()
 
 
 if __name__ == "__main__":

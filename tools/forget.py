@@ -29,7 +29,7 @@ from tools.sources.person_in_sets import (
 )
 from tools.sources.traces import DELETE, LOOK, TRAIN_AGAIN, find_traces
 from training.command import command, whole_number
-from training.distributed import World, join_world, leave_world
+from training.distributed import World, joined_world
 
 _RUNS = Path("runs")
 
@@ -141,14 +141,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parser().parse_args()
-    with command("forget"):
-        world = join_world(arguments.device)
-        try:
-            if world.world_size > 1:
-                raise UserError("forget works in one process: start it without torchrun")
-            forget(arguments, world)
-        finally:
-            leave_world()
+    with command("forget"), joined_world(arguments.device, alone="forget") as world:
+        forget(arguments, world)
 
 
 if __name__ == "__main__":

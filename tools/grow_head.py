@@ -31,7 +31,7 @@ from pipeline.collection import Collection
 from training.command import command
 from training.config import load_config
 from training.data import open_shared_index
-from training.distributed import World, join_world, leave_world
+from training.distributed import World, joined_world
 from training.planning.out_of_memory import OutOfMemoryError, asked_for, is_shortage
 from training.saving.checkpoint import create_writer
 from training.saving.files import complete, read_about
@@ -199,15 +199,15 @@ def main() -> None:
     with command("grow_head"):
         if arguments.config:
             load_config(arguments.config)
-        world = join_world()
         try:
-            grow_head(
-                arguments.checkpoint,
-                arguments.rec,
-                arguments.output,
-                init=arguments.init,
-                world=world,
-            )
+            with joined_world() as world:
+                grow_head(
+                    arguments.checkpoint,
+                    arguments.rec,
+                    arguments.output,
+                    init=arguments.init,
+                    world=world,
+                )
         except (MemoryError, RuntimeError) as error:
             if not is_shortage(error):
                 raise
@@ -215,8 +215,6 @@ def main() -> None:
                 f"memory has run out: asked for {asked_for(error)}. It takes the whole head, and "
                 "with --init mean a batch of 128 images beside it: try --init random"
             ) from error
-        finally:
-            leave_world()
 
 
 if __name__ == "__main__":

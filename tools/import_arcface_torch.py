@@ -26,7 +26,7 @@ from training.arcface_torch.run import TheirRun, find_config, their_run
 from training.arcface_torch.settings import Translation, translate
 from training.arcface_torch.weights import ArcFaceTorchError, Weights
 from training.command import command, whole_number
-from training.distributed import join_world, leave_world
+from training.distributed import joined_world
 from training.weights.imported_run import write_imported
 
 CONFIG = "config.py"  # of the run that is written
@@ -148,19 +148,15 @@ def main() -> None:
         "--gpus", type=whole_number(1, 1 << 16), help="that it had (default: its ranks)"
     )
     arguments = parser.parse_args()
-    with command("import_arcface_torch"):
-        join_world("cpu")
-        try:
-            import_arcface_torch(
-                arguments.source,
-                arguments.output,
-                num_classes=arguments.num_classes,
-                head=arguments.head,
-                config=arguments.config,
-                gpus=arguments.gpus,
-            )
-        finally:
-            leave_world()
+    with command("import_arcface_torch"), joined_world("cpu"):
+        import_arcface_torch(
+            arguments.source,
+            arguments.output,
+            num_classes=arguments.num_classes,
+            head=arguments.head,
+            config=arguments.config,
+            gpus=arguments.gpus,
+        )
 
 
 if __name__ == "__main__":

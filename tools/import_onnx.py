@@ -29,7 +29,7 @@ from tools.sources.cropping import CropOptions
 from tools.sources.named_images import named_images
 from training.arcface_torch.weights import Weights
 from training.command import command, whole_number
-from training.distributed import join_world, leave_world
+from training.distributed import joined_world
 from training.frozen.card import Card, TrainingData, read_card, space_of, write_card
 from training.frozen.model import digest_of_weights
 from training.frozen.onnx_file import digest_of_file
@@ -177,12 +177,8 @@ def main() -> None:
     add("--origin", default=UNKNOWN, help="where the data is from that it was trained on")
     add("--license", default=UNKNOWN, help="of that data, such as cc-by-nc-4.0")
     arguments = parser.parse_args()
-    with command("import_onnx"):
-        join_world("cpu")
-        try:
-            import_model(arguments)
-        finally:
-            leave_world()
+    with command("import_onnx"), joined_world("cpu"):
+        import_model(arguments)
 
 
 if __name__ == "__main__":

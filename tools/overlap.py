@@ -30,13 +30,12 @@ from evaluation.people.centers import find_centers
 from evaluation.people.shared import RATE, SharedPeople, find_shared_people
 from evaluation.people.training_images import sizes_found, training_images
 from evaluation.protocols.sets import SetError, kinds, open_set
-from facestream import UserError
 from pipeline.ahead import cores
 from pipeline.records.index import RecordIndex, open_index
 from pipeline.whole_file import write_whole
 from training.command import command, share, whole_number
 from training.config import load_config
-from training.distributed import World, join_world, leave_world
+from training.distributed import World, joined_world
 from training.frozen.model import OpenedModel, open_model
 from training.step.precision import choose_precision
 
@@ -215,13 +214,8 @@ def main() -> None:
     with command("overlap"):
         if arguments.config:
             load_config(arguments.config)
-        world = join_world(arguments.device)
-        try:
-            if world.world_size > 1:
-                raise UserError("overlap works in one process: start it without torchrun")
+        with joined_world(arguments.device, alone="overlap") as world:
             check(arguments, world)
-        finally:
-            leave_world()
 
 
 if __name__ == "__main__":

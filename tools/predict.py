@@ -32,7 +32,7 @@ from tools.sources.named_model import add_model_options, open_named_model
 from tools.sources.stored import NO_LABEL, Labels
 from training.allocator import keep_pages
 from training.command import command
-from training.distributed import World, join_world, leave_world
+from training.distributed import World, joined_world
 from training.frozen.card import space_of
 from training.frozen.model import OpenedModel
 
@@ -187,12 +187,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parser().parse_args()
-    with command("predict"):
-        world = join_world(arguments.device)
-        try:
-            predict(arguments, world)
-        finally:
-            leave_world()
+    with command("predict"), joined_world(arguments.device) as world:
+        predict(arguments, world)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from training.assembly import create_loader, stream_batches
 from training.command import command, whole_number
 from training.config import Config, load_config
 from training.data import TrainingData, open_training_data
-from training.distributed import World, join_world, leave_world
+from training.distributed import World, joined_world
 
 _BORDER = 2  # white pixels between images
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -47,8 +47,7 @@ def preview(config: Config, *, images: int, epochs: int) -> np.ndarray:
             f"--images {images} --epochs {epochs} make {width} × {height} pixels: expected at most "
             f"{_LARGEST_SIDE} a side, fewer of them"
         )
-    world = join_world(config.run.device)
-    try:
+    with joined_world(config.run.device) as world:
         data = open_training_data(config, world)
         batch = max(images, 2)  # none is smaller
         if batch > data.epoch_records:
@@ -58,8 +57,6 @@ def preview(config: Config, *, images: int, epochs: int) -> np.ndarray:
         augmented = _epochs(config, world, shown, augment=config.data.augment)
         with closing(originals), closing(augmented):
             columns = [next(originals), *islice(augmented, epochs)]
-    finally:
-        leave_world()
     grid = np.stack(columns, axis=1)[:images]  # (images, 1 + epochs, size, size, 3)
     margins = ((0, 0), (0, 0), (_BORDER, _BORDER), (_BORDER, _BORDER), (0, 0))
     tiles = np.pad(grid, margins, constant_values=255)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -82,6 +83,22 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
 def leave_world() -> None:
     """End the process group `join_world` began."""
     dist.destroy_process_group()
+
+
+@contextmanager
+def joined_world(device: str = "auto", *, alone: str = "") -> Iterator[World]:
+    """Around what is done between `join_world` and `leave_world`; raises what they do.
+
+    Args:
+        alone: the name of a command that works in one process: UserError where there are several.
+    """
+    world = join_world(device)
+    try:
+        if alone and world.world_size > 1:
+            raise UserError(f"{alone} works in one process: start it without torchrun")
+        yield world
+    finally:
+        leave_world()
 
 
 def of_all_ranks(value: T) -> list[T]:

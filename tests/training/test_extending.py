@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -102,8 +103,7 @@ def test_a_network_trains_and_whoever_opens_its_run_needs_the_file(
     assert read_about(trainer.last_checkpoint)["own"] == {"model.name=plain": f"Plain of {path}"}
 
     more = write_people(tmp_path / "more", ("eve", "fay"))
-    monkeypatch.setattr(grow_head, "join_world", lambda: world)
-    monkeypatch.setattr(grow_head, "leave_world", lambda: None)
+    monkeypatch.setattr(grow_head, "joined_world", lambda: nullcontext(world))
     for tool, arguments in (
         (export_weights, [str(run), "-o", str(tmp_path / "export")]),
         (grow_head, [str(run), "--rec", str(more), "-o", str(tmp_path / "grown")]),

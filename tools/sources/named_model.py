@@ -34,6 +34,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=whole_number(1, 1 << 16), default=128, help="images at a time")
 
 
+def add_judging_options(parser: argparse.ArgumentParser) -> None:
+    """Of those who judge models by sets: what is drawn, and what becomes of damaged images."""
+    add = parser.add_argument
+    add("--skip-damaged", action="store_true", help="leave damaged images out, and say how many")
+    add(
+        "--draws",
+        type=whole_number(0, 1_000_000),
+        default=1000,
+        help="of the bootstrap for intervals (default 1000; 0 for no intervals)",
+    )
+    add("--seed", type=whole_number(0, 1 << 31), default=0, help="of all that is drawn (default 0)")
+
+
 def open_named_model(
     model: str, arguments: argparse.Namespace, world: World
 ) -> tuple[OpenedModel, Embedder]:
