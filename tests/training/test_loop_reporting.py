@@ -86,3 +86,11 @@ def test_run_log_says_what_the_run_is_and_why_it_ended(config, world, tmp_path, 
     shown = [line[21:] for line in capsys.readouterr().out.splitlines()]
     assert [line for line in shown if line in config.lines()] == 2 * config.changes()
     assert set(lines) - set(shown) <= {*config.lines(), "RuntimeError: a bug"}
+
+
+@pytest.mark.slow
+def test_a_run_shorter_than_log_every_shows_its_last_step(config, world, capsys):
+    run(override(config, ["log.every=50"]), world, at=-1, disturb=lambda: None)
+    told = [line for line in capsys.readouterr().out.splitlines() if "Loss" in line]
+    assert len(told) == 1
+    assert "Global Step: 10/10 " in told[0]
