@@ -42,26 +42,70 @@ _AGAIN: dict[Any, tuple[int, ...]] = {
     _ours.batch_norm.default: (0,),
     _ours.batch_norm_backward.default: (0, 1),
 }
+# New memory, which nothing reads or writes yet.
+_NEW = (
+    _aten.empty,
+    _aten.empty_like,
+    _aten.empty_strided,
+    _aten.new_empty,
+    _aten.new_empty_strided,
+)
+# Inputs that are not read: written over whole, or alike in shape alone.
+_UNREAD: dict[Any, tuple[int, ...]] = {
+    _aten.copy_: (0,),
+    _aten.fill_: (0,),
+    _aten.zero_: (0,),
+    _aten.full_like: (0,),
+    _aten.ones_like: (0,),
+    _aten.zeros_like: (0,),
+    _aten.new_full: (0,),
+    _aten.new_ones: (0,),
+    _aten.new_zeros: (0,),
+}
+# Of these only what the indices name is touched, as much as the other side of the copy holds.
+_PICKING = (_aten.index_select, _aten.gather)
+_PUTTING = (_aten.index_copy_, _aten.scatter_)
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes read and written by what runs inside, by operation; views and new memory are none."""
+    """Bytes read and written by what runs inside, by operation; views and new memory are none.
+
+    Attributes:
+        bytes, calls: by the operation's name.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if func.namespace != "prim" and not (
-            func.is_view or func.overloadpacket in (_aten.empty, _aten.empty_like)
-        ):
-            again = [args[place] for place in _AGAIN.get(func, ())]
+        if func.namespace != "prim" and not (func.is_view or func.overloadpacket in _NEW):
             name = func.overloadpacket.__name__
-            self.bytes[name] += sum(map(_size, (*inputs, *outputs, *again)))
+            self.calls[name] += 1
+            self.bytes[name] += _moved(func, args, kwargs or {}, result)
         return result
+
+
+def _moved(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Bytes that a kernel for this operation reads and writes."""
+    outputs = sum(map(_size, _tensors(result)))
+    if func.overloadpacket in _PICKING:
+        return sum(map(_size, _tensors(args[1:]))) + 2 * outputs
+    if func.overloadpacket in _PUTTING:
+        index, source = args[2:4]
+        put = _size(source) if isinstance(source, Tensor) else index.numel() * args[0].itemsize
+        return _size(index) + 2 * put
+    unread = _UNREAD.get(func.overloadpacket, ())
+    read = [arg for place, arg in enumerate(args) if place not in unread]
+    inputs = {name: value for name, value in kwargs.items() if name != "out"}
+    again = [args[place] for place in _AGAIN.get(func, ())]
+    return outputs + sum(map(_size, _tensors((read, inputs, again))))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _size(tensor: Tensor) -> int:

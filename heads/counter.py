@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+_WORD = 1 << 64
 # splitmix64 (Steele, Lea and Flood, 2014), its unsigned constants as the int64 that torch has.
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST_MULTIPLIER = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -19,7 +20,8 @@ _SECOND_MULTIPLIER = 0x94D049BB133111EB - (1 << 64)
 
 def step_key(seed: int, step: Tensor, stream: int) -> Tensor:
     """A 0-d int64 key for the draws of one kind (`stream`) at one step (0-d int64 tensor)."""
-    return mix(mix(mix(torch.full_like(step, seed)) + stream) + step * _GOLDEN)
+    # What no step changes is computed on the host: on a GPU each operation is a kernel.
+    return mix(step * _GOLDEN + _mix_number(_mix_number(seed) + stream))
 
 
 def bits(key: Tensor, index: Tensor) -> Tensor:
@@ -51,6 +53,14 @@ def mix(state: Tensor) -> Tensor:
     state = (state ^ _shift_right(state, 30)) * _FIRST_MULTIPLIER
     state = (state ^ _shift_right(state, 27)) * _SECOND_MULTIPLIER
     return state ^ _shift_right(state, 31)
+
+
+def _mix_number(state: int) -> int:
+    """`mix` of a number, which is taken modulo 2**64."""
+    state = (state ^ (state % _WORD >> 30)) * _FIRST_MULTIPLIER
+    state = (state ^ (state % _WORD >> 27)) * _SECOND_MULTIPLIER
+    state = (state ^ (state % _WORD >> 31)) % _WORD
+    return state - _WORD if state >= _WORD // 2 else state
 
 
 def _shift_right(bits: Tensor, count: int) -> Tensor:

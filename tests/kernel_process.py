@@ -34,10 +34,10 @@ def run_python(*command: str, interpreted: bool = False, **environment: str) -> 
     return done.stdout
 
 
-def run_cases(path: Path, *, interpreted: bool) -> None:
-    """Run the tests of a file under Triton's interpreter, or compiled where there is a GPU."""
+def run_cases(*paths: Path, interpreted: bool) -> None:
+    """Run the tests of files under Triton's interpreter, or compiled where there is a GPU."""
     output = run_python(
-        *("-m", "pytest", str(path), "-p", "no:cacheprovider", "--tb=short"),
+        *("-m", "pytest", *map(str, paths), "-p", "no:cacheprovider", "--tb=short"),
         interpreted=interpreted,
     )
     assert " passed" in output

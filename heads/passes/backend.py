@@ -44,9 +44,9 @@ def choose_backend(
         raise UserError(f"backend={requested!r}, expected one of {', '.join(BACKENDS)}")
     if requested == "torch":
         return Backend("torch", "asked for", ChunkedSoftmax, update_rows)
-    from heads.passes import kernels, triton_softmax
+    from heads.passes import kernel_launch, triton_softmax
 
-    obstacle = kernels.available(device, embedding_dim, compute_dtype)
+    obstacle = kernel_launch.available(device, embedding_dim, compute_dtype)
     if narrow_rows:
         obstacle = obstacle or "its kernels read centers and momentum in float32"
     if obstacle is None:

@@ -6,35 +6,21 @@ without what it would decide. Upper-case numbers are sizes. Without triton the m
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from heads.passes.kernel_launch import jit, tl
 
 
-def _jit(function: Callable[..., None]) -> Any:
-    return function if triton is None else triton.jit(function)
+@jit
+def _load(pointers, d, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Values at dimensions d, 0 past the last; without a mask where blocks divide D."""
+    mask = None if D % BLOCK == 0 else d < D
+    other = None if D % BLOCK == 0 else 0.0
+    return tl.load(pointers, mask=mask, other=other)
 
 
-@_jit
-def _row(rows, j, inside):
-    """(n,) int64 rows of the centers at slots j; wide, as a row's offset may pass 2^31."""
-    row = j.to(tl.int64)
-    if rows is not None:
-        row = tl.load(rows + j, mask=inside, other=0)
-    return row
-
-
-@_jit
+@jit
 def _cosines(
     embeddings,
-    centers,
-    inverse,
-    row,
+    unit,
     j,
     k,
     i,
@@ -49,39 +35,25 @@ def _cosines(
     """(BLOCK_G, BLOCK_C) float32 cosines of batch rows i to sub-center k of classes j.
 
     The batch is on the left, so that a thread holds few of its rows, and what is kept for each of
-    them takes few registers. Out of range is 0.
+    them takes few registers. Out of range the last row or class is repeated: the loads then need no
+    mask.
     """
-    length = tl.load(inverse + j * K + k, mask=j < S, other=0.0)  # (BLOCK_C,)
-    left = embeddings + (i * D)[:, None]
-    right = centers + (row * (K * D) + k * D)[None, :]
+    left = embeddings + (tl.minimum(i, G - 1) * D)[:, None]
+    right = unit + ((tl.minimum(j, S - 1).to(tl.int64) * K + k) * D)[None, :]
     cosine = tl.zeros((BLOCK_G, BLOCK_C), tl.float32)
     for first in range(0, D, BLOCK_D):
         d = first + tl.arange(0, BLOCK_D)
-        e = tl.load(left + d[None, :], mask=(i < G)[:, None] & (d < D)[None, :], other=0.0)
-        w = tl.load(right + d[:, None], mask=(d < D)[:, None] & (j < S)[None, :], other=0.0)
-        cosine = tl.dot(e, (w * length[None, :]).to(e.dtype), cosine)
+        e = _load(left + d[None, :], d[None, :], D, BLOCK_D)
+        w = _load(right + d[:, None], d[:, None], D, BLOCK_D)
+        cosine = tl.dot(e, w, cosine)
     return cosine
 
 
-@_jit
-def _negatives(
-    cosine,
-    column_groups,
-    row_groups,
-    filter_above,
-    hard_above,
-    easing,
-    threshold,
-    scale_log2,
-    j,
-    i,
-    G,
-    S,
-    own,
-):
-    """Bent cosines, their slopes, and which of them count; all (BLOCK_G, BLOCK_C).
+@jit
+def _bend(cosine, filter_above, hard_above, easing, threshold, scale_log2, i, G):
+    """heads.negatives.Negatives.bend: bent cosines, and slopes.
 
-    heads.negatives.Negatives.bend, and the groups. NaN stays and counts: `a > b` is false for it.
+    NaN stays: `a > b` is false for it.
     """
     bent = cosine
     slope = tl.full(cosine.shape, 1.0, tl.float32)
@@ -105,42 +77,21 @@ def _negatives(
         slope = tl.where(far, 1 / ((1 + power) * series), share / (soft * 0.6931471805599453))
     if filter_above is not None:
         bent = tl.where(cosine > filter_above, float("-inf"), bent)
-    counts = (i < G)[:, None] & (j < S)[None, :] & (own[:, None] != j[None, :])
-    if column_groups is not None:
-        column = tl.load(column_groups + j, mask=j < S, other=-2)[None, :]
-        row = tl.load(row_groups + i, mask=i < G, other=-2)[:, None]
-        counts = counts & ((column == -1) | ((column == row) & (column != -2)))
-    return bent, slope, counts
+    return bent, slope
 
 
-@_jit
-def inverse_norms_kernel(
-    centers,
-    rows,
-    inverse,
-    columns,
-    D: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Reciprocal lengths of BLOCK_R whole sub-centers a program."""
-    jk = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    d = tl.arange(0, BLOCK_D)
-    inside = jk < columns
-    at = (_row(rows, jk // K, inside) * (K * D) + jk % K * D)[:, None] + d[None, :]
-    w = tl.load(centers + at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-    norm = tl.sqrt(tl.sum(w * w, 1))
-    # Below the smallest normal float32 a row counts as zeros; NaN is not below it.
-    tl.store(inverse + jk, tl.where(norm < 1.1754944e-38, 0.0, 1.0 / norm), mask=inside)
+@jit
+def _seen(column_groups, row_groups, j, i, S, G):
+    """Which classes count for which rows; (BLOCK_G, BLOCK_C)."""
+    column = tl.load(column_groups + j, mask=j < S, other=-2)[None, :]
+    row = tl.load(row_groups + i, mask=i < G, other=-2)[:, None]
+    return (column == -1) | ((column == row) & (column != -2))
 
 
-@_jit
+@jit
 def logsumexp_kernel(
     embeddings,
-    centers,
-    inverse,
-    rows,
+    unit,
     positions,
     column_groups,
     row_groups,
@@ -154,6 +105,7 @@ def logsumexp_kernel(
     scale_log2,
     D: tl.constexpr,
     K: tl.constexpr,
+    BOUNDED: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -165,6 +117,8 @@ def logsumexp_kernel(
 
     Args:
         partial: (n, G), which the host combines.
+        BOUNDED: the sum of the exponentials fits in float32 as it is, whatever the cosines are: no
+            running maximum is kept.
     """
     i = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)
     own = tl.load(positions + i, mask=i < G, other=-1).to(tl.int32)
@@ -173,46 +127,34 @@ def logsumexp_kernel(
     total = tl.zeros((BLOCK_G,), tl.float32)
     for tile in range(tl.program_id(1), tl.cdiv(S, BLOCK_C), tl.num_programs(1)):
         j = tile * BLOCK_C + tl.arange(0, BLOCK_C)
-        row = _row(rows, j, j < S)
-        cosine = _cosines(
-            embeddings, centers, inverse, row, j, 0, i, G, S, D, K, BLOCK_C, BLOCK_G, BLOCK_D
-        )
+        cosine = _cosines(embeddings, unit, j, 0, i, G, S, D, K, BLOCK_C, BLOCK_G, BLOCK_D)
         for k in range(1, K):
-            other = _cosines(
-                embeddings, centers, inverse, row, j, k, i, G, S, D, K, BLOCK_C, BLOCK_G, BLOCK_D
-            )
+            other = _cosines(embeddings, unit, j, k, i, G, S, D, K, BLOCK_C, BLOCK_G, BLOCK_D)
             # tl.maximum would drop NaN.
             cosine = tl.where((other > cosine) | (other != other), other, cosine)
-        bent, _, counts = _negatives(
-            cosine,
-            column_groups,
-            row_groups,
-            filter_above,
-            hard_above,
-            easing,
-            threshold,
-            scale_log2,
-            j,
-            i,
-            G,
-            S,
-            own,
-        )
-        logit = tl.where(counts, bent * scale_log2, float("-inf"))
-        # Whether or not these maxima keep a NaN, the sum does.
-        peak = tl.maximum(largest, tl.max(logit, 1))
-        total = total * tl.exp2(largest - peak) + tl.sum(tl.exp2(logit - peak[:, None]), 1)
-        largest = peak
-    natural = (largest + tl.log2(total)) * 0.6931471805599453  # ln 2
+        bent, _ = _bend(cosine, filter_above, hard_above, easing, threshold, scale_log2, i, G)
+        # What is past the last class is left out in the multiplication's own addition.
+        logit = bent * scale_log2 + tl.where(j < S, 0.0, float("-inf"))[None, :]
+        logit = tl.where(own[:, None] == j[None, :], float("-inf"), logit)
+        if column_groups is not None:
+            logit = tl.where(_seen(column_groups, row_groups, j, i, S, G), logit, float("-inf"))
+        if BOUNDED:
+            total += tl.sum(tl.exp2(logit), 1)
+        else:
+            # Whether or not these maxima keep a NaN, the sum does.
+            peak = tl.maximum(largest, tl.max(logit, 1))
+            total = total * tl.exp2(largest - peak) + tl.sum(tl.exp2(logit - peak[:, None]), 1)
+            largest = peak
+    natural = tl.log2(total) * 0.6931471805599453  # ln 2
+    if not BOUNDED:
+        natural += largest * 0.6931471805599453
     tl.store(partial + tl.program_id(1) * G + i, natural, mask=i < G)
 
 
-@_jit
+@jit
 def coefficients_kernel(
     embeddings,
-    centers,
-    inverse,
-    rows,
+    unit,
     positions,
     column_groups,
     row_groups,
@@ -224,12 +166,11 @@ def coefficients_kernel(
     target,
     target_subcenter,
     coefficients,
-    partial,
+    sums,
     G,
     S,
     start,
     pitch,
-    chunk_columns,
     scale_log2,
     D: tl.constexpr,
     K: tl.constexpr,
@@ -237,120 +178,114 @@ def coefficients_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One tile of the coefficients of a chunk, which begins at class `start`, and its two sums.
+    """One tile of the coefficients of a chunk, which begins at class `start`.
 
     Args:
-        coefficients: (chunk_columns, pitch), class-major; the pitch's padding becomes 0.
-        partial: (batch tiles, 2, chunk_columns), Σ c · cosine and Σ |c| over the tile's batch rows,
-            of the narrowed coefficients: what the products read.
+        coefficients: (columns of a chunk, pitch), class-major; the pitch is whole tiles, and
+            becomes 0 past the batch.
+        sums: (batch tiles, tiles of all classes), of each tile without the rows' own classes.
     """
     i = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)
     slot = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     j = start + slot
-    row = _row(rows, j, j < S)
     own = tl.load(positions + i, mask=i < G, other=-1).to(tl.int32)
-    is_own = own[:, None] == j[None, :]
-    own_place = tl.load(target_subcenter + i, mask=i < G, other=0).to(tl.int32)[:, None]
+    own_place = tl.load(target_subcenter + i, mask=i < G, other=0).to(tl.int32)
 
-    # The one sub-center of a class that has a coefficient: the largest, or the own class's target.
-    cosine = _cosines(
-        embeddings, centers, inverse, row, j, 0, i, G, S, D, K, BLOCK_C, BLOCK_G, BLOCK_D
-    )
+    # The one sub-center of a class that has a coefficient: the largest.
+    cosine = _cosines(embeddings, unit, j, 0, i, G, S, D, K, BLOCK_C, BLOCK_G, BLOCK_D)
     place = tl.zeros((BLOCK_G, BLOCK_C), tl.int32)
     for k in range(1, K):
-        other = _cosines(
-            embeddings, centers, inverse, row, j, k, i, G, S, D, K, BLOCK_C, BLOCK_G, BLOCK_D
-        )
-        better = tl.where(is_own, own_place == k, (other > cosine) | (other != other))
+        other = _cosines(embeddings, unit, j, k, i, G, S, D, K, BLOCK_C, BLOCK_G, BLOCK_D)
+        better = (other > cosine) | (other != other)
         cosine = tl.where(better, other, cosine)
         place = tl.where(better, k, place)
 
-    bent, slope, counts = _negatives(
-        cosine,
-        column_groups,
-        row_groups,
-        filter_above,
-        hard_above,
-        easing,
-        threshold,
-        scale_log2,
-        j,
-        i,
-        G,
-        S,
-        own,
-    )
-    offset = tl.load(shift + i, mask=i < G, other=0.0)[:, None]
-    own_value = tl.load(target + i, mask=i < G, other=0.0)[:, None]
-    value = tl.where(counts, tl.exp2(bent * scale_log2 - offset) * slope, 0.0)
-    value = tl.where(is_own, own_value, value).to(embeddings.dtype.element_ty)
-    read = value.to(tl.float32)
+    # Past the last row everything is shifted to 0; what is past the last class is not stored.
+    offset = tl.load(shift + i, mask=i < G, other=float("inf"))[:, None]
+    bent, slope = _bend(cosine, filter_above, hard_above, easing, threshold, scale_log2, i, G)
+    value = tl.exp2(bent * scale_log2 - offset)
+    if hard_above is not None or threshold is not None:
+        value *= slope
+    if column_groups is not None:
+        value = tl.where(_seen(column_groups, row_groups, j, i, S, G), value, 0.0)
+    value = value.to(embeddings.dtype.element_ty)
+    if sums is not None:
+        counts = (own[:, None] != j[None, :]) & (j < S)[None, :]
+        total = tl.sum(tl.sum(tl.where(counts, value.to(tl.float32), 0.0), 1), 0)
+        tile = start // BLOCK_C + tl.program_id(1)
+        tl.store(sums + tl.program_id(0) * tl.cdiv(S, BLOCK_C) + tile, total)
 
-    inside = j < S
-    sums = partial + tl.program_id(0) * 2 * chunk_columns + slot * K
     stored = coefficients + (slot.to(tl.int64) * (K * pitch))[None, :] + i[:, None]
     for k in range(K):
-        here = place == k
-        kept = tl.where(here, read, 0.0)
-        tl.store(sums + k, tl.sum(tl.where(here, read * cosine, 0.0), 0), mask=inside)
-        tl.store(sums + chunk_columns + k, tl.sum(tl.abs(kept), 0), mask=inside)
-        tl.store(
-            stored + k * pitch,
-            kept.to(value.dtype),
-            mask=(i < pitch)[:, None] & inside[None, :],
-        )
+        tl.store(stored + k * pitch, tl.where(place == k, value, 0.0), mask=(j < S)[None, :])
+
+    # The row's own class has one sub-center with a coefficient, too, put over what was just stored.
+    slot = own - start
+    here = (slot >= tl.program_id(1) * BLOCK_C) & (slot < (tl.program_id(1) + 1) * BLOCK_C)
+    tl.debug_barrier()
+    own_value = tl.load(target + i, mask=here, other=0.0).to(value.dtype)
+    stored = coefficients + slot.to(tl.int64) * (K * pitch) + i
+    for k in range(K):
+        tl.store(stored + k * pitch, tl.where(own_place == k, own_value, 0.0), mask=here)
 
 
-@_jit
+@jit
 def product_kernel(
     coefficients,
     embeddings,
+    unit,
     product,
+    along,
     G,
     pitch,
     columns,
+    all_columns,
     D: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One tile of a chunk's center gradients: (columns, G) coefficients · (G, D) embeddings."""
+    """One tile of a chunk's center gradients: (columns, G) coefficients · (G, D) embeddings.
+
+    Args:
+        product: may be `unit`, as each program reads its own tile of that before it writes.
+        along: (width tiles, all_columns), the tile's part of the gradient along the unit center,
+            without what was there before.
+    """
     d = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     jk = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    left = coefficients + (jk.to(tl.int64) * pitch)[:, None]
+    # Past the end the last row is repeated: the pitch's padding is 0, other rows are not stored.
+    left = coefficients + (tl.minimum(jk, columns - 1).to(tl.int64) * pitch)[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, G, BLOCK_K):
         i = first + tl.arange(0, BLOCK_K)
-        c = tl.load(
-            left + i[None, :], mask=(jk < columns)[:, None] & (i < pitch)[None, :], other=0.0
-        )
-        e = tl.load(
-            embeddings + (i * D)[:, None] + d[None, :],
-            mask=(i < G)[:, None] & (d < D)[None, :],
-            other=0.0,
-        )
-        total = tl.dot(c, e, total)
-    out = product + (jk.to(tl.int64) * D)[:, None] + d[None, :]
-    mask = (jk < columns)[:, None] & (d < D)[None, :]
+        c = tl.load(left + i[None, :])
+        right = embeddings + (tl.minimum(i, G - 1) * D)[:, None] + d[None, :]
+        total = tl.dot(c, _load(right, d[None, :], D, BLOCK_N), total)
+    inside = jk < columns
+    at = (jk.to(tl.int64) * D)[:, None] + d[None, :]
+    mask = inside[:, None] & (d < D)[None, :]
     if ACCUMULATE:
-        total += tl.load(out, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out, total.to(product.dtype.element_ty), mask=mask)
+        stored = total + tl.load(product + at, mask=mask, other=0.0)
+    else:
+        # What is kept is rounded: where that overflows, the sum shows it.
+        stored = total.to(product.dtype.element_ty)
+        total = stored.to(tl.float32)
+    w = tl.load(unit + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(along + tl.program_id(0) * all_columns + jk, tl.sum(total * w, 1), mask=inside)
+    tl.store(product + at, stored, mask=mask)
 
 
-@_jit
+@jit
 def embedding_grad_kernel(
     coefficients,
-    centers,
-    inverse,
-    rows,
+    unit,
     partial,
     G,
     pitch,
-    start,
     columns,
     D: tl.constexpr,
-    K: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -363,69 +298,16 @@ def embedding_grad_kernel(
     """
     d = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     i = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for tile in range(tl.program_id(2), tl.cdiv(columns, BLOCK_K), tl.num_programs(2)):
-        jk = tile * BLOCK_K + tl.arange(0, BLOCK_K)
-        inside = jk < columns
-        row = _row(rows, start + jk // K, inside)
-        length = tl.load(inverse + start * K + jk, mask=inside, other=0.0)
-        w = tl.load(
-            centers + (row * (K * D) + jk % K * D)[:, None] + d[None, :],
-            mask=inside[:, None] & (d < D)[None, :],
-            other=0.0,
-        )
-        c = tl.load(
-            coefficients + (jk.to(tl.int64) * pitch)[:, None] + i[None, :],
-            mask=inside[:, None] & (i < pitch)[None, :],
-            other=0.0,
-        )
-        total = tl.dot(tl.trans(c), (w * length[:, None]).to(c.dtype), total)
     out = partial + ((tl.program_id(2) * G + i).to(tl.int64) * D)[:, None] + d[None, :]
     mask = (i < G)[:, None] & (d < D)[None, :]
     if ACCUMULATE:
-        total += tl.load(out, mask=mask, other=0.0)
+        total = tl.load(out, mask=mask, other=0.0)
+    else:
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for tile in range(tl.program_id(2), tl.cdiv(columns, BLOCK_K), tl.num_programs(2)):
+        jk = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+        right = unit + (tl.minimum(jk, columns - 1).to(tl.int64) * D)[:, None] + d[None, :]
+        left = coefficients + (jk.to(tl.int64) * pitch)[:, None] + i[None, :]
+        c = tl.load(left, mask=(jk < columns)[:, None], other=0.0)
+        total = tl.dot(tl.trans(c), _load(right, d[None, :], D, BLOCK_N), total)
     tl.store(out, total, mask=mask)
-
-
-@_jit
-def update_kernel(
-    centers,
-    velocity,
-    rows,
-    product,
-    pull,
-    drift,
-    active,
-    apply,
-    lr,
-    momentum,
-    weight_decay,
-    columns,
-    D: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """The step of BLOCK_R whole sub-centers; where it does not apply nothing is read or written."""
-    jk = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    d = tl.arange(0, BLOCK_D)
-    # apply is 0 or 1.
-    moves = jk < columns * tl.load(apply).to(tl.int32)
-    row = _row(rows, jk // K, moves)
-    if active is not None:
-        moves = moves & (tl.load(active + jk // K, mask=moves, other=0) != 0)
-    mask = moves[:, None] & (d < D)[None, :]
-    at = (row * (K * D) + jk % K * D)[:, None] + d[None, :]
-    w = tl.load(centers + at, mask=mask, other=0.0)
-    gradient = tl.load(
-        product + (jk.to(tl.int64) * D)[:, None] + d[None, :], mask=mask, other=0.0
-    ).to(tl.float32)
-    pulled = tl.load(pull + jk, mask=moves, other=0.0)[:, None] * gradient
-    decayed = (tl.load(drift + jk, mask=moves, other=0.0) + weight_decay)[:, None] * w
-    v = pulled
-    if velocity is not None:
-        v = momentum * tl.load(velocity + at, mask=mask, other=0.0) + pulled
-    v += decayed
-    if velocity is not None:
-        tl.store(velocity + at, v, mask=mask)
-    tl.store(centers + at, w - tl.load(lr) * v, mask=mask)

@@ -1,7 +1,8 @@
-"""One step's passes over a rank's classes by the kernels of heads.passes.kernels, for GPUs.
+"""One step's passes over a rank's classes by Triton kernels, for GPUs.
 
-The same face as heads.passes.cosine_softmax and heads.passes.row_update. Nothing is collected or
-narrowed beforehand: the kernels read the sampled rows where they are.
+The same face as heads.passes.cosine_softmax and heads.passes.row_update. The sampled rows are read
+twice in a step, where and as they are kept: once into unit rows of the compute dtype, which all
+products read and which the gradients then take the place of, and once by the update.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 
 from heads.negatives import Negatives
-from heads.passes import kernels
+from heads.passes import kernels, row_kernels
 from heads.passes.cosine_softmax import CenterGradient, ShardGradients, Terms
-from heads.passes.value_range import bound_targets, coefficient_gain, is_finite
+from heads.passes.value_range import bound_targets, coefficient_gain
 from heads.passes.workspace import Workspace
 from heads.rows.stored import Noise, Stored
 from heads.sampling import NOBODY, Sample
@@ -40,11 +41,12 @@ class TritonSoftmax:
         workspace: Workspace,
     ) -> None:
         self._embeddings = embeddings.to(compute_dtype)  # (G, D)
-        self._centers, self._scale, self._subcenters = centers.values, scale, subcenters
-        self._workspace = workspace
-        self._inverse = kernels.inverse_norms(centers.values, sample.rows, subcenters=subcenters)
+        self._scale = scale
+        count = centers.values.shape[0] if sample.rows is None else sample.rows.shape[0]
+        shape = (count * subcenters, embeddings.shape[1])
+        self._unit = workspace.take("rows", shape, compute_dtype)
+        self._inverse = row_kernels.unit_rows(centers.values, sample.rows, self._unit)
         self._classes: dict[str, Any] = {
-            "rows": sample.rows,
             "positions": sample.positions,
             "groups": None
             if sample.column_groups is None
@@ -59,19 +61,15 @@ class TritonSoftmax:
         if largest is not None:
             plain = Negatives(filter_above=self._classes["negatives"].filter_above)
             sharp = self._classes | {"negatives": plain, "scale": _SHARP}
-            found = kernels.negative_logsumexp(
-                self._embeddings, self._centers, self._inverse, **sharp
-            )
+            found = kernels.negative_logsumexp(self._embeddings, self._unit, **sharp)
             largest.copy_(found / _SHARP)
-        return kernels.negative_logsumexp(
-            self._embeddings, self._centers, self._inverse, **self._classes
-        )
+        return kernels.negative_logsumexp(self._embeddings, self._unit, **self._classes)
 
     def gradients(
         self, terms: Terms, *, share: float, into: CenterGradient | None
     ) -> ShardGradients:
         """As ChunkedSoftmax.gradients."""
-        global_batch, dim = self._embeddings.shape
+        global_batch = len(self._embeddings)
         gain = coefficient_gain(global_batch, self._embeddings.dtype)
         unit = share * self._scale / (global_batch * gain)
         target = bound_targets(
@@ -80,39 +78,35 @@ class TritonSoftmax:
             gain=gain,
             compute_dtype=self._embeddings.dtype,
         )
-        if into is None:
-            shape = (self._inverse.shape[0], dim)
-            product = self._workspace.take("rows", shape, self._embeddings.dtype)
-        else:
-            product = into.product
-        embedding_grad, along, reach = kernels.gradients(
+        embedding_grad, along, negatives = kernels.gradients(
             self._embeddings,
-            self._centers,
-            self._inverse,
+            self._unit,
             **self._classes,
             log_partition=terms.log_partition,
             target=target,
             target_subcenter=terms.subcenter,
             gain=gain,
-            product=product,
-            accumulate=into is not None,
+            into=None if into is None else into.product,
         )
         pull = (self._inverse * unit).unsqueeze(1)
         drift = (along * self._inverse * self._inverse * -unit).unsqueeze(1)
         if into is None:
-            centers = CenterGradient(product, pull, drift)
+            centers = CenterGradient(self._unit, pull, drift)
         else:
             into.pull.copy_(pull)
             into.drift.add_(drift)
             centers = into
-        most = reach.amax() if reach.numel() else reach.sum()
-        finite = is_finite(centers.pull, centers.drift, most, product.dtype)
+        # Overflow and NaN show in `along`, so in the drift. What is left is too large a `pull`. No
+        # product passes the sum of its coefficients: of negatives, at most 1 and bent at most
+        # threefold, and of targets.
+        most = gain * (3 * global_batch + target.abs().sum())
+        finite = torch.isfinite((most * pull + centers.drift.abs()).sum())
         threshold = None
-        if self._classes["negatives"].threshold is not None:
-            # Of all coefficients only the targets' are negative; these as the products read them.
+        if negatives is not None:
+            # The targets' as the products read them.
             own = (gain * target).to(self._embeddings.dtype).float()
             own = torch.where(self._classes["positions"] >= 0, own, 0.0).sum()
-            threshold = (reach.sum() + 2 * own) * (-unit / self._scale)
+            threshold = (negatives + own) * (-unit / self._scale)
         return ShardGradients(embedding_grad.mul_(unit), centers, finite, threshold)
 
 
@@ -130,7 +124,7 @@ def update_rows(
     workspace: Workspace,
 ) -> None:
     """As heads.passes.row_update.update_rows, with no scratch memory."""
-    kernels.update_rows(
+    row_kernels.update_rows(
         centers.values,
         None if velocity is None else velocity.values,
         rows=sample.rows,

@@ -44,6 +44,14 @@ def test_bits_are_the_generators_upper_63_of_key_and_index(key, index):
     assert found.tolist() == [splitmix((key + index * 0x9E3779B97F4A7C15) % 2**64) >> 1]
 
 
+@given(SEEDS, st.integers(0, 2**40), st.integers(0, 9))
+def test_a_steps_key_is_mixed_of_seed_stream_and_step(seed, step, stream):
+    """The first two on the host."""
+    begin = splitmix((splitmix(seed) + stream) % 2**64)
+    expected = splitmix((begin + step * 0x9E3779B97F4A7C15) % 2**64)
+    assert key(seed, step, stream).item() % 2**64 == expected
+
+
 def test_bits_are_never_negative_and_each_is_set_half_of_the_time():
     drawn = bits(key(), INDEX)
     assert drawn.dtype == torch.int64

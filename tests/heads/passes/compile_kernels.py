@@ -1,4 +1,4 @@
-"""Compiles, without a GPU, every kernel that heads.passes.kernels would launch; prints JSON.
+"""Compiles, without a GPU, every kernel that heads.passes would launch; prints JSON.
 
     python tests/heads/passes/compile_kernels.py 80:512:float16:3:hooks ...
 
@@ -18,9 +18,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
+from benchmarks.compiled_kernels import Launch, compile_steps, recorded_launches
 from heads.negatives import Negatives, Threshold
-from heads.passes import kernels
-from tests.compiled_kernels import Launch, compile_steps, recorded_launches
+from heads.passes import kernels, row_kernels
 
 
 def record_step(capability: int, dim: str, dtype: str, subcenters: str, kind: str) -> list[Launch]:
@@ -39,7 +39,7 @@ def record_step(capability: int, dim: str, dtype: str, subcenters: str, kind: st
 def _step(
     capability: int, *, dim: int, dtype: torch.dtype, subcenters: int, kind: str, batch: int = 512
 ) -> None:
-    kernels._hardware = lambda _: (divmod(capability, 10), 100)
+    kernels.hardware = lambda _: (divmod(capability, 10), 100)
     # Several chunks, the last a part of one: the first stores what the others add to.
     kernels._SCRATCH_BYTES = 0
     count, hooks = 3000, kind == "hooks"
@@ -49,41 +49,39 @@ def _step(
 
     centers = meta(2 * count, subcenters * dim)
     embeddings = meta(batch, dim, dtype=dtype)
+    unit = meta(count * subcenters, dim, dtype=dtype)
     negatives = Negatives(0.9, meta(batch), meta()) if hooks else Negatives()
     if kind == "threshold":
         negatives = Negatives(threshold=Threshold(meta(), 64.0, 1.0))
     rows = meta(count, dtype=torch.int64)
-    product = meta(count * subcenters, dim, dtype=torch.float32 if hooks else dtype)
+    into = meta(count * subcenters, dim) if hooks else None
     groups = (meta(count, dtype=torch.int32), meta(batch, dtype=torch.int32))
     common = {
-        "rows": rows,
         "positions": meta(batch, dtype=torch.int64),
         "groups": groups if hooks else None,
         "negatives": negatives,
         "scale": 64.0,
         "subcenters": subcenters,
     }
-    inverse = kernels.inverse_norms(centers, rows, subcenters=subcenters)
-    kernels.negative_logsumexp(embeddings, centers, inverse, **common)
-    _, along, reach = kernels.gradients(
+    row_kernels.unit_rows(centers, rows, unit)
+    kernels.negative_logsumexp(embeddings, unit, **common)
+    _, along, _ = kernels.gradients(
         embeddings,
-        centers,
-        inverse,
+        unit,
         **common,
         log_partition=meta(batch),
         target=meta(batch),
         target_subcenter=meta(batch, dtype=torch.int64),
         gain=16.0,
-        product=product,
-        accumulate=hooks,
+        into=into,
     )
-    kernels.update_rows(
+    row_kernels.update_rows(
         centers,
         meta(*centers.shape),
         rows=rows,
-        product=product,
+        product=unit if into is None else into,
         pull=along,
-        drift=reach,
+        drift=along,
         lr=meta(),
         momentum=0.9,
         weight_decay=5e-4,

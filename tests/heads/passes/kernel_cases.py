@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from heads import AdaFace, ArcFace, CosFace, CurricularFace, GroupClasses, PartialFC, UniFace
 from heads.extra_terms import Classifiability
 from heads.negatives import Negatives, Threshold
-from heads.passes import kernels
+from heads.passes import kernel_launch, kernels, row_kernels
 from tests.graph_safety import GraphSafety
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -128,7 +128,6 @@ class Step:
     @property
     def common(self) -> dict[str, Any]:
         return {
-            "rows": self.rows,
             "positions": self.positions,
             "groups": self.groups,
             "negatives": self.negatives,
@@ -136,32 +135,33 @@ class Step:
             "subcenters": self.case.subcenters,
         }
 
-    def first_pass(self) -> Tensor:
-        inverse = kernels.inverse_norms(self.centers, self.rows, subcenters=self.case.subcenters)
-        return kernels.negative_logsumexp(self.embeddings, self.centers, inverse, **self.common)
-
-    def second_pass(
-        self, product: Tensor | None = None, accumulate: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The product, then what `gradients` returns."""
+    def unit_rows(self) -> Tensor:
         count, parts, dim = self.unit.shape
-        if product is None:
-            # Whatever the buffer held must not matter.
-            product = self.embeddings.new_full((count * parts, dim), math.nan)
-        inverse = kernels.inverse_norms(self.centers, self.rows, subcenters=parts)
+        if self.rows is not None:
+            count = len(self.rows)
+        # Whatever the memory held must not matter.
+        unit = self.embeddings.new_full((count * parts, dim), math.nan)
+        row_kernels.unit_rows(self.centers, self.rows, unit)
+        return unit
+
+    def first_pass(self) -> Tensor:
+        return kernels.negative_logsumexp(self.embeddings, self.unit_rows(), **self.common)
+
+    def second_pass(self, into: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The product, then what `gradients` returns."""
+        unit = self.unit_rows()
         rest = kernels.gradients(
             self.embeddings,
-            self.centers,
-            inverse,
+            unit,
             **self.common,
             log_partition=self.log_partition,
             target=self.target,
             target_subcenter=self.target_subcenter,
             gain=GAIN,
-            product=product,
-            accumulate=accumulate,
+            into=into,
         )
-        return product, *rest
+        self.negatives_sum = rest[2]
+        return unit if into is None else into, *rest[:2]
 
     def masks(self) -> tuple[Tensor, Tensor]:
         """(G, S) each: the classes a row sees beside its own, and its own."""
@@ -201,13 +201,12 @@ class Step:
         mine = own.unsqueeze(2) & (places == self.target_subcenter.view(-1, 1, 1))
         return torch.where(mine, GAIN * self.target.double().view(-1, 1, 1), coefficients)
 
-    def expected_gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def expected_gradients(self) -> tuple[Tensor, Tensor, Tensor]:
         coefficients = self.expected_coefficients()
         return (
             torch.einsum("gsk,gd->skd", coefficients, self.embeddings.double()).flatten(0, 1),
             torch.einsum("gsk,skd->gd", coefficients, self.unit),
             (coefficients * self.cosines).sum(0).flatten(),
-            coefficients.abs().sum(0).flatten(),
         )
 
 
@@ -234,8 +233,8 @@ def _same_bits(found: Tensor, expected: Tensor) -> bool:
 
 
 def test_available_where_the_cases_run() -> None:
-    assert kernels.available(DEVICE, 512, torch.float16) is None
-    obstacle = kernels.available(DEVICE, 512, torch.bfloat16)
+    assert kernel_launch.available(DEVICE, 512, torch.float16) is None
+    obstacle = kernel_launch.available(DEVICE, 512, torch.bfloat16)
     assert "interpreter" in obstacle if INTERPRETED else obstacle is None
 
 
@@ -251,6 +250,10 @@ def test_both_passes(case: Case) -> None:
     )
     for found, expected in zip(gradients, step.expected_gradients()):
         _assert_close(found, expected, case.dtype)
+    if step.negatives.threshold is not None:
+        own = step.masks()[1].unsqueeze(2)
+        expected = torch.where(own, 0.0, step.expected_coefficients()).sum()
+        _assert_close(step.negatives_sum, expected, case.dtype)
     for first, second in zip(gradients, step.second_pass()):
         assert torch.equal(first, second), "two runs differ"
 
@@ -265,24 +268,28 @@ def test_chunks_of_classes(monkeypatch: pytest.MonkeyPatch, subcenters: int) -> 
 
 
 def test_accumulates_over_micro_batches() -> None:
+    """Each with the gradient along the centers of its own share."""
     first = Step(Case((9, 12, 20)), seed=1)
-    steps = [first, Step(Case((9, 12, 20)), seed=2, centers=first.centers)]
-    product = torch.full((20, 12), math.nan, device=DEVICE)
-    for number, step in enumerate(steps):
-        step.second_pass(product, accumulate=number > 0)
-    expected = sum(step.expected_gradients()[0] for step in steps)
-    _assert_close(product, expected, torch.float16)
+    product = torch.zeros(20, 12, device=DEVICE)
+    expected = torch.zeros(20, 12, dtype=torch.float64, device=DEVICE)
+    for step in (first, Step(Case((9, 12, 20)), seed=2, centers=first.centers)):
+        found = step.second_pass(product)
+        share, *rest = step.expected_gradients()
+        expected += share
+        for one, other in zip(found, (expected, *rest)):
+            _assert_close(one, other, torch.float16)
 
 
 def test_no_classes() -> None:
     step = Step(Case((3, 8, 4), own=False))
     step.rows = torch.empty(0, dtype=torch.int64, device=DEVICE)
     assert step.first_pass().tolist() == [-math.inf] * 3
-    product, grad, along, reach = step.second_pass(step.embeddings.new_empty(0, 8))
+    product, grad, along = step.second_pass()
     assert torch.equal(grad, torch.zeros(3, 8, device=DEVICE))
-    assert along.shape == reach.shape == (0,)
+    assert product.shape == (0, 8)
+    assert along.shape == (0,)
     before = step.centers.clone()
-    _update(step.centers, before, rows=step.rows, product=product, pull=along, drift=reach)
+    _update(step.centers, before, rows=step.rows, product=product, pull=along, drift=along)
     assert torch.equal(step.centers, before)
 
 
@@ -291,10 +298,25 @@ def test_nothing_to_see_but_the_own_class() -> None:
     nobody = torch.full((20,), -2, dtype=torch.int32, device=DEVICE)
     step.groups = (nobody, torch.full((6,), -2, dtype=torch.int32, device=DEVICE))
     assert step.first_pass().tolist() == [-math.inf] * 6
-    reach = step.second_pass()[3]
-    expected = torch.zeros(21, device=DEVICE)
-    expected.index_add_(0, step.positions.remainder(21), -GAIN * step.target)
-    torch.testing.assert_close(reach, expected[:20], rtol=1e-3, atol=0)
+    expected = torch.zeros(21, 8, device=DEVICE)
+    pulls = GAIN * step.target.unsqueeze(1) * step.embeddings.float()
+    expected.index_add_(0, step.positions.remainder(21), pulls)
+    torch.testing.assert_close(step.second_pass()[0].float(), expected[:20], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("scale", [64.0, 90.0])
+def test_cosines_from_one_end_to_the_other(scale: float) -> None:
+    """Rows that see nothing but their opposite or their like; 90 is too much without a maximum."""
+    step = Step(Case((4, 16, 1), own=False))
+    for sign in (-1, 1):
+        step.embeddings[:] = sign * normalize(step.centers).half()
+        step.unit, step.cosines = step.dense()
+        found = kernels.negative_logsumexp(
+            step.embeddings, step.unit_rows(), **step.common | {"scale": scale}
+        )
+        assert abs(float(found[0])) > 0.99 * scale
+        expected = scale * step.cosines[:, 0, 0]
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
 
 
 def test_nan_in_an_embedding_reaches_its_row_and_every_class() -> None:
@@ -302,10 +324,10 @@ def test_nan_in_an_embedding_reaches_its_row_and_every_class() -> None:
     step.embeddings[7, 3] = math.nan
     poisoned = torch.arange(20, device=DEVICE) == 7
     assert torch.equal(step.first_pass().isnan(), poisoned)
-    product, grad, along, reach = step.second_pass()
+    product, grad, along = step.second_pass()
     assert torch.equal(grad.isnan().any(1), poisoned)
-    assert reach.view(40, 2).sum(1).isnan().sum() >= 39  # not at the row's own class
-    assert along.isnan().any()
+    # A NaN among a row's coefficients, and be it times 0, is one in the class's product.
+    assert along.view(40, 2).isnan().any(1).all()
     assert product.isnan().any()
 
 
@@ -314,9 +336,9 @@ def test_nan_in_a_center_reaches_every_row_that_sees_it(subcenter: int) -> None:
     step = Step(Case((20, 12, 40), subcenters=2, hook="hard"))
     step.centers[33, 12 * subcenter + 5] = math.nan
     assert torch.equal(step.first_pass().isnan(), step.positions != 33)
-    _, grad, _, reach = step.second_pass()
+    _, grad, along = step.second_pass()
     assert grad.isnan().all()
-    assert torch.equal(reach.isnan().nonzero().squeeze(1).cpu(), torch.tensor([66 + subcenter]))
+    assert torch.equal(along.isnan().nonzero().squeeze(1).cpu(), torch.tensor([66 + subcenter]))
 
 
 def test_extreme_logits_stay_finite_and_overflow_shows() -> None:
@@ -329,34 +351,48 @@ def test_extreme_logits_stay_finite_and_overflow_shows() -> None:
     step.log_partition.fill_(1e4)
     assert all(torch.count_nonzero(part) == 0 for part in step.second_pass())
     step.log_partition.fill_(-100.0)
-    reach = step.second_pass()[3]
-    assert reach[:8].isinf().all()
+    assert not step.second_pass()[2][:8].isfinite().any()
+
+
+def test_a_product_that_overflows_where_it_is_kept_shows() -> None:
+    """No coefficient does, but their sum: 20 rows of one class, of which float16 holds 10."""
+    step = Step(Case((20, 16, 3)))
+    step.embeddings[:] = step.embeddings[:1].clone()
+    step.positions.fill_(1)
+    step.target.fill_(65504 / GAIN / 10)
+    finite = step.second_pass()[2].isfinite()
+    assert finite.tolist() == [True, False, True]
 
 
 def test_equal_subcenters_give_the_first_one_all() -> None:
     step = Step(Case((6, 8, 10), subcenters=3, own=False))
     step.centers[:, 16:] = step.centers[:, 8:16]
-    reach = step.second_pass()[3].view(10, 3)
-    assert torch.count_nonzero(reach[:, 2]) == 0
-    assert torch.count_nonzero(reach[:, 1]) > 0
+    product = step.second_pass()[0].view(10, 3, 8)
+    assert torch.count_nonzero(product[:, 2]) == 0
+    assert torch.count_nonzero(product[:, 1]) > 0
 
 
 @pytest.mark.parametrize("subcenters", [1, 3])
-def test_inverse_norms(subcenters: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_unit_rows(subcenters: int, dtype: torch.dtype) -> None:
     centers = torch.randn(70, subcenters * 11, device=DEVICE)
     centers[4, :11] = 0.0
     centers[6, 2] = math.nan
     rows = torch.arange(69, 1, -1, device=DEVICE)
     for chosen in (None, rows):
-        found = kernels.inverse_norms(centers, chosen, subcenters=subcenters)
-        lengths = (centers if chosen is None else centers[chosen]).view(-1, 11).norm(dim=1)
+        read = (centers if chosen is None else centers[chosen]).view(-1, 11)
+        unit = torch.empty_like(read, dtype=dtype)
+        found = row_kernels.unit_rows(centers, chosen, unit)
+        lengths = read.norm(dim=1)
         expected = torch.where(lengths == 0, 0.0, 1 / lengths)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, equal_nan=True)
+        expected = (read * found.unsqueeze(1)).to(dtype)
+        torch.testing.assert_close(unit, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def _update(centers: Tensor, velocity: Tensor, **changes: Any) -> None:
     with GraphSafety():
-        kernels.update_rows(
+        row_kernels.update_rows(
             centers,
             velocity,
             **{

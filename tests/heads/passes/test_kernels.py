@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from heads.passes import kernel_code, kernels
+from heads.passes import kernel_launch, kernels
 from tests.kernel_process import SHARED, compile_kernels, run_cases, run_python
 
 _HERE = Path(__file__).parent
@@ -26,8 +26,9 @@ _PRODUCTS = {
 
 
 @pytest.mark.slow
-def test_interpreted_kernels_match_float64() -> None:
-    run_cases(_HERE / "kernel_cases.py", interpreted=True)
+def test_interpreted_kernels_match_float64_and_what_is_counted() -> None:
+    counted = _HERE.parents[1] / "benchmarks/head_traffic_cases.py"
+    run_cases(_HERE / "kernel_cases.py", counted, interpreted=True)
 
 
 @pytest.mark.gpu
@@ -38,16 +39,14 @@ def test_compiled_kernels_match_float64() -> None:
 
 
 # Compute capability, dimensions, dtype: each list is compiled by one process.
-_SIZES = [(75, 512, "float16"), (80, 512, "float16"), (90, 512, "float16")]
-_OTHER_SIZES = [(capability, dim, "bfloat16") for capability in (80, 90) for dim in (128, 1024)]
+_SIZES = [(capability, 512, "float16") for capability in (75, 80, 90, 120)]
+_OTHER_SIZES = [(card, dim, "bfloat16") for card in (80, 90) for dim in (128, 1024)]
 
 
 def _steps(capability: int, dim: int, dtype: str) -> list[str]:
-    """K is 1 and 3; before Ampere one is enough."""
-    kinds = [(1, "plain")]
-    if capability >= 80:
-        kinds = [*itertools.product((1, 3), ("plain", "hooks")), (1, "threshold")]
-    return [f"{capability}:{dim}:{dtype}:{subcenters}:{hooks}" for subcenters, hooks in kinds]
+    """Before Ampere the simplest is enough."""
+    kinds = ("1:plain", "3:hooks", "1:threshold") if capability >= 80 else ("1:plain",)
+    return [f"{capability}:{dim}:{dtype}:{kind}" for kind in kinds]
 
 
 def _compile(sizes: list[tuple[int, int, str]], config: pytest.Config) -> list[dict[str, Any]]:
@@ -103,17 +102,17 @@ def test_before_ampere_only_the_products_are_out_of_reach(compiled: list[dict[st
 def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     half = torch.float16
-    assert "float32" in kernels.available(gpu, 512, torch.float32)
-    assert "1024" in kernels.available(gpu, 1025, half)
-    assert "NVIDIA" in kernels.available(cpu, 512, half)
+    assert "float32" in kernel_launch.available(gpu, 512, torch.float32)
+    assert "1024" in kernel_launch.available(gpu, 1025, half)
+    assert "NVIDIA" in kernel_launch.available(cpu, 512, half)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert "7.5" in kernels.available(gpu, 512, half)
+    assert "7.5" in kernel_launch.available(gpu, 512, half)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     for dtype, dim in itertools.product((half, torch.bfloat16), (1, 1024)):
-        assert kernels.available(gpu, dim, dtype) is None
-    monkeypatch.setattr(kernel_code, "triton", None)
-    assert "not installed" in kernels.available(gpu, 512, half)
+        assert kernel_launch.available(gpu, dim, dtype) is None
+    monkeypatch.setattr(kernel_launch, "triton", None)
+    assert "not installed" in kernel_launch.available(gpu, 512, half)
 
 
 @pytest.mark.slow
@@ -121,8 +120,8 @@ def test_imports_without_triton() -> None:
     code = """
 import sys, torch
 sys.modules["triton"] = None
-from heads.passes import kernels
-print(kernels.available(torch.device("cuda"), 512, torch.float16))
+from heads.passes import kernel_launch, kernels, row_kernels
+print(kernel_launch.available(torch.device("cuda"), 512, torch.float16))
 """
     assert run_python("-c", code).strip() == "triton is not installed"
 
@@ -132,8 +131,8 @@ print(kernels.available(torch.device("cuda"), 512, torch.float16))
 def test_tiles_are_powers_of_two_that_divide_a_chunk(
     capability: tuple[int, int] | None, dim: int
 ) -> None:
-    sizes = kernels.tiles(capability, dim)[:5]
-    assert all(size >= 16 and size & (size - 1) == 0 for size in sizes)
+    tile = kernel_launch.tiles(capability, dim)
+    assert all(size >= 16 and size & (size - 1) == 0 for size in tile[:5])
     for pitch, subcenters in itertools.product((16, 512, 1 << 20), (1, 3)):
         chunk = kernels._chunk_size(10**7, pitch, subcenters, 2)
-        assert all(chunk % size == 0 for size in sizes)
+        assert all(chunk % size == 0 for size in (tile.classes, tile.depth, tile.block))

@@ -16,8 +16,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
+from benchmarks.compiled_kernels import Launch, compile_steps, recorded_launches
 from models.kernels import batch_norm
-from tests.compiled_kernels import Launch, compile_steps, recorded_launches
 
 
 def record_step(capability: int, channels: str, dtype: str, follows: str) -> list[Launch]:

@@ -1,6 +1,6 @@
 """Compiles Triton kernels without a GPU, as they would be launched, and reads what they need.
 
-For scripts in processes of their own, as Triton must not interpret there; see kernel_process.py.
+For processes in which Triton does not interpret its kernels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -22,9 +22,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-# Kernel, arguments, keyword arguments.
-Launch = tuple[JITFunction, tuple[Any, ...], dict[str, Any]]
-
 _TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
@@ -33,6 +30,15 @@ _TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel: its arguments by name, block sizes among them; warps and the like."""
+
+    kernel: JITFunction
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+    grid: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -53,22 +59,19 @@ def recorded_launches() -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def record(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        launches.append((kernel, args, options))
+        options.pop("debug", None)
+        named = {name: options.pop(name) for name in kernel.arg_names if name in options}
+        launches.append(Launch(kernel, dict(zip(kernel.arg_names, args)) | named, options, grid))
 
     with patch.object(JITFunction, "run", record):
         yield launches
 
 
-def compile_launch(
-    kernel: JITFunction, args: tuple[Any, ...], options: dict[str, Any], capability: int
-) -> Any:
+def compile_launch(launch: Launch, capability: int) -> Any:
     """As triton's launcher specializes it: 1 and None are constants, alignment to 16 is known."""
-    options = {name: value for name, value in options.items() if name != "debug"}
-    values = dict(zip(kernel.arg_names, args))
-    values |= {name: options.pop(name) for name in kernel.arg_names if name in options}
     signature, constants, alignment = {}, {}, {}
-    for place, parameter in enumerate(kernel.params):
-        value = values[parameter.name]
+    for place, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
         if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
             signature[parameter.name] = "constexpr"
             constants[(place,)] = value
@@ -81,8 +84,8 @@ def compile_launch(
             signature[parameter.name] = "i32"
             if value % 16 == 0:
                 alignment[(place,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, alignment)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    source = ASTSource(launch.kernel, signature, constants, alignment)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
@@ -98,6 +101,17 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(registers), int(stack)
 
 
+def needs(step: str, launch: Launch, compiled: Any) -> Compiled:
+    """What a kernel from `compile_launch` takes."""
+    return Compiled(
+        step,
+        launch.kernel.__name__,
+        compiled.metadata.shared,
+        *resources(compiled.asm["cubin"]),
+        re.search(r"\b(wgmma\.mma_async|mma\.sync)", compiled.asm["ptx"]) is not None,
+    )
+
+
 def compile_steps(steps: list[str], record: Callable[..., list[Launch]]) -> None:
     """Print, as JSON, a `Compiled` for each kernel of each step: once for a size of one GPU.
 
@@ -108,19 +122,9 @@ def compile_steps(steps: list[str], record: Callable[..., list[Launch]]) -> None
     results, seen = [], set()
     for step in steps:
         capability, *words = step.split(":")
-        for kernel, args, options in record(int(capability), *words):
-            compiled = compile_launch(kernel, args, options, int(capability))
-            if (capability, words[0], compiled.hash) in seen:
-                continue
-            seen.add((capability, words[0], compiled.hash))
-            tensor_cores = re.search(r"\b(wgmma\.mma_async|mma\.sync)", compiled.asm["ptx"])
-            results.append(
-                Compiled(
-                    step,
-                    kernel.__name__,
-                    compiled.metadata.shared,
-                    *resources(compiled.asm["cubin"]),
-                    tensor_cores is not None,
-                )
-            )
+        for launch in record(int(capability), *words):
+            compiled = compile_launch(launch, int(capability))
+            if (capability, words[0], compiled.hash) not in seen:
+                seen.add((capability, words[0], compiled.hash))
+                results.append(needs(step, launch, compiled))
     print(json.dumps([asdict(result) for result in results]))

@@ -1,0 +1,51 @@
+"""What docs/heads.md says of a step on a GPU has not grown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.head_counts import CLASSES, act_out, counted_rows
+from heads.passes import kernels
+
+DOCUMENT = Path(__file__).parents[2] / "docs/heads.md"
+
+
+def documented(first: str) -> dict[tuple[str, ...], list[float]]:
+    """The table whose first column is named so: the numbers of a row by its other cells."""
+    _, _, after = DOCUMENT.read_text().partition(f"\n| {first} |")
+    lines = after.partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {tuple(row[:3]): numbers(row[3:]) for row in rows}
+
+
+def numbers(cells: list[str]) -> list[float]:
+    return [float(cell.replace(",", "")) for cell in cells]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "sizes"), [("triton", 6), ("torch", 3)])
+def test_no_count_of_a_step_has_grown(backend: str, sizes: int) -> None:
+    """PyTorch's of the smaller S alone: the larger takes it tens of thousands of operations."""
+    known = documented("backend")
+    classes = CLASSES if backend == "triton" else CLASSES[:1]
+    rows = list(counted_rows([backend], classes))
+    assert len(rows) == sizes
+    for row in rows:
+        found, most = numbers(list(row[3:])), known[row[:3]]
+        assert all(one <= other for one, other in zip(found, most, strict=True)), (
+            f"{row[:3]} takes {found}, docs/heads.md says {most}; if it must be so, put what "
+            "`python benchmarks/head_counts.py` prints there"
+        )
+
+
+def test_a_kernel_more_a_chunk_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the scratch memory makes twice the chunks, of three kernels each."""
+    before = act_out(*CLASSES[0], 4096).counts
+    monkeypatch.setattr(kernels, "_SCRATCH_BYTES", kernels._SCRATCH_BYTES // 2)
+    after = act_out(*CLASSES[0], 4096).counts
+    assert (before.launches, after.launches) == (3 + 3 * 4, 3 + 3 * 7)
+    assert after.operations == before.operations
+    assert after.moved > before.moved
+    assert after.sent == before.sent == 4 * (512 * 512 + 2 * 4096 + 4096 * 512) + 8 * 512
