@@ -53,7 +53,7 @@ def measure(
     faces: Faces, *, rate: float, seed: int, epochs: int, **neighbors: Any
 ) -> dict[str, Any]:
     """One cell."""
-    head = HeadConfig(sample_rate=rate, **{k: v for k, v in neighbors.items() if v})
+    head = HeadConfig(sample_rate=rate, **neighbors)
     return train(configured(head, seed=seed, epochs=epochs), faces)
 
 
