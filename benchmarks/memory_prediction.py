@@ -34,6 +34,7 @@ from training.step.precision import choose_precision
 BOUNDS = (0.95, 1.10)  # of the prediction over the peak: never far under, and no empty caution
 SMALL = ("model.name=iresnet10", "model.width=0.25", "model.embedding_dim=128")
 WIDE = ("model.name=iresnet10", "model.width=1.0")
+MANY = ("head.num_classes=300000", "model.embedding_dim=256", "head.sample_count=30000")
 CASES: list[tuple[str, ...]] = [
     ("model.name=iresnet18", "head.num_classes=100000"),
     (*WIDE, "distill.teacher=TEACHER", "distill.model=iresnet18"),
@@ -55,6 +56,11 @@ CASES: list[tuple[str, ...]] = [
     (*SMALL, "head.num_classes=500000", "head.sample_rate=0.1"),
     (*SMALL, "head.num_classes=200000", "model.embedding_dim=512", "head.sample_rate=0.3"),
     (*SMALL, "head.num_classes=100000", "optim.name=adamw", "head.subcenters=2"),
+    (*SMALL, *MANY, "head.centers_dtype=bfloat16", "head.momentum_dtype=bfloat16"),
+    (*SMALL, *MANY, "head.centers_dtype=float8_e4m3", "head.momentum=0"),
+    (*SMALL, *MANY, "head.place=host"),
+    (*SMALL, *MANY, "head.place=disk", "head.centers_dtype=bfloat16", "head.momentum=0"),
+    (*SMALL, *MANY, "head.hard_negatives=0.5", "head.neighbors_every=10"),
     (*SMALL, "data.global_batch=128", "data.augment=[flip,arcface]"),
     WIDE,
     (*WIDE, "step.precision=fp32"),
