@@ -35,12 +35,16 @@ class _Fetched(NamedTuple):
 
 @dataclass
 class _Coming:
-    """A step that is announced; `job` fetches its rows, from matrices of these versions."""
+    """A step whose rows are fetched by `job`, from matrices of these versions.
+
+    patched: the last job that put later changes into them.
+    """
 
     labels: Tensor
     sampling: Sampling
     job: Future[_Fetched]
     versions: tuple[int, ...]
+    patched: Future[None] | None = None
 
     def is_for(self, labels: Tensor, sampling: Sampling) -> bool:
         return sampling == self.sampling and torch.equal(labels, self.labels)
@@ -75,7 +79,6 @@ class RowFetcher:
         self._free: list[dict[str, Tensor]] = []  # the thread's
         self._current: _Fetched | None = None
         self._coming: dict[int, _Coming] = {}  # by step
-        self._patched: Future[None] | None = None
         self._jobs: deque[Future[None]] = deque()
         self._next_step: int | None = None
 
@@ -123,8 +126,8 @@ class RowFetcher:
         found = self._coming.pop(step) if fits else self._begin(step, labels, sampling)
         self._next_step = step + 1
         self._current = found.job.result()
-        if self._patched is not None:
-            self._patched.result()
+        if found.patched is not None:
+            found.patched.result()
         parts = {
             name: part for name, part in self._current.sample._asdict().items() if part is not None
         }
@@ -135,9 +138,12 @@ class RowFetcher:
         assert self._current is not None, "fetched"
         done, self._current = self._current, None
         copied = self._working_set.unload(done.matrices)
-        ahead = [coming.job for coming in self._coming.values()]
-        self._patched = self._thread.submit(self._patch, done, copied, ahead)
-        self._jobs += (self._patched, self._thread.submit(self._write, done))
+        self._jobs.append(self._thread.submit(copied))
+        for number in sorted(self._coming):  # the next step first: it may wait for it
+            coming = self._coming[number]
+            coming.patched = self._thread.submit(self._patch, done, coming.job)
+            self._jobs.append(coming.patched)
+        self._jobs.append(self._thread.submit(self._write, done))
 
     def settle(self) -> None:
         """Wait until the matrices hold all that was written back; raises as `fetch` does."""
@@ -193,17 +199,13 @@ class RowFetcher:
             for name, matrix in self._matrices.items()
         }
 
-    def _patch(
-        self, done: _Fetched, copied: Callable[[], None], ahead: list[Future[_Fetched]]
-    ) -> None:
-        copied()
-        for job in ahead:
-            if job.cancelled() or job.exception():  # it is told where it is asked for
-                continue
-            other = job.result()
-            to, source = meeting(other.rows, done.rows)
-            for name, matrix in other.matrices.items():
-                scatter(matrix, to, done.matrices[name], source)
+    def _patch(self, done: _Fetched, job: Future[_Fetched]) -> None:
+        if job.cancelled() or job.exception():  # it is told where it is asked for
+            return
+        ahead = job.result()
+        to, source = meeting(ahead.rows, done.rows)
+        for name, matrix in ahead.matrices.items():
+            scatter(matrix, to, done.matrices[name], source)
 
     def _write(self, done: _Fetched) -> None:
         for name, matrix in self._matrices.items():
