@@ -113,7 +113,9 @@ def main() -> None:
         settings = shared | where | {"place": place, "classes": classes}
         results.append(in_own_process(__file__, settings, {}))
     _print(results, shared)
-    save("centers_in_host", about_device(torch.device(arguments.device)) | shared, results=results)
+    millions = max(one["classes"] for one in results) // 1_000_000
+    about = about_device(torch.device(arguments.device)) | shared
+    save(f"centers_in_host_{millions}m", about, results=results)
 
 
 def _print(results: list[dict[str, Any]], shared: dict[str, int]) -> None:
