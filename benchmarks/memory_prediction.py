@@ -60,7 +60,7 @@ CASES: list[tuple[str, ...]] = [
     (*SMALL, *MANY, "head.centers_dtype=float8_e4m3", "head.momentum=0"),
     (*SMALL, *MANY, "head.place=host"),
     (*SMALL, *MANY, "head.place=disk", "head.centers_dtype=bfloat16", "head.momentum=0"),
-    (*SMALL, *MANY, "head.hard_negatives=0.5", "head.neighbors_every=10"),
+    (*SMALL, *MANY, "head.hard_negatives=0.5"),
     (*SMALL, "data.global_batch=128", "data.augment=[flip,arcface]"),
     WIDE,
     (*WIDE, "step.precision=fp32"),
