@@ -168,7 +168,7 @@ def compiled_rows() -> Iterator[tuple[str, ...]]:
     """A kernel and, for each card, the most registers and KiB that one of its variants takes."""
     needed: dict[str, dict[int, list[Compiled]]] = {}
     for card in CARDS:
-        launches = act_out(*CLASSES[-1], BATCHES[-1], capability=card).launches
+        launches = act_out(*CLASSES[-1], BATCHES[0], capability=card).launches
         found = {}
         for launch in launches:
             compiled = compile_launch(launch, card)

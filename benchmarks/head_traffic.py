@@ -55,7 +55,7 @@ def moved(launch: Launch) -> Moved:
 def _unit_rows(a: Arguments, grid: Grid) -> list[_Access]:
     columns, values = a["columns"], a["columns"] * a["D"]
     return [
-        _Access(values * a["centers"].itemsize),
+        *_kept(a, "centers", "scales", written=False),
         _row_numbers(a),
         _written(values * a["unit"].itemsize),
         _written(4 * columns),
@@ -140,15 +140,34 @@ def _product(a: Arguments, grid: Grid) -> list[_Access]:
 
 def _update(a: Arguments, grid: Grid) -> list[_Access]:
     columns, values = a["columns"], a["columns"] * a["D"]
-    momentum = [] if a["velocity"] is None else [_written(values * a["velocity"].itemsize, True)]
+    keys = [
+        _Access(4 * columns // a["K"], asked=4 * columns)
+        for name in ("centers", "velocity")
+        if a[name] is not None and a[name].itemsize < 4
+    ]
+    if a["column_keys"] is not None:
+        keys.append(_Access(4 * a["K"] * a["D"], asked=4 * values))
     return [
-        _written(values * a["centers"].itemsize, True),
-        *momentum,
+        *_kept(a, "centers", "center_scales", written=True),
+        *_kept(a, "velocity", "velocity_scales", written=True),
+        *keys,
         _Access(values * a["product"].itemsize),
         _Access(2 * 4 * columns),  # pull and drift
         _row_numbers(a),
         _Access(1 + 4, asked=(1 + 4) * grid[0]),  # whether it applies, and the rate
     ]
+
+
+def _kept(a: Arguments, values: str, scales: str, *, written: bool) -> list[_Access]:
+    """Rows as they are kept: their values, and of float8 a scale for each sub-center."""
+    if a[values] is None:
+        return []
+    itemsizes = a["D"] * a[values].itemsize, 0 if a[scales] is None else a[scales].itemsize
+    found = [_Access(a["columns"] * size, read=True, written=written) for size in itemsizes]
+    if written and a[scales] is not None:
+        # The old scale is read once more where the new one is found.
+        found.append(_Access(0, asked=a["columns"] * a[scales].itemsize))
+    return found
 
 
 def _written(count: int, read: bool = False) -> _Access:

@@ -253,7 +253,6 @@ class PartialFC(nn.Module):
             device=self.device,
             embedding_dim=self.embedding_dim,
             compute_dtype=self.compute_dtype,
-            narrow_rows=bool(narrow_dtypes(self)),
         )
         self._arithmetic = DistributedLoss(
             self.margin,

@@ -26,17 +26,9 @@ class Backend:
 
 
 def choose_backend(
-    requested: str,
-    *,
-    device: torch.device,
-    embedding_dim: int,
-    compute_dtype: torch.dtype,
-    narrow_rows: bool,
+    requested: str, *, device: torch.device, embedding_dim: int, compute_dtype: torch.dtype
 ) -> Backend:
     """Triton where it runs, PyTorch elsewhere, or the one that is asked for.
-
-    Args:
-        narrow_rows: whether centers or momentum are kept in fewer bits than the arithmetic's.
 
     Raises UserError for an unknown name, and for Triton where it cannot run, with the reason.
     """
@@ -47,8 +39,6 @@ def choose_backend(
     from heads.passes import kernel_launch, triton_softmax
 
     obstacle = kernel_launch.available(device, embedding_dim, compute_dtype)
-    if narrow_rows:
-        obstacle = obstacle or "its kernels read centers and momentum in float32"
     if obstacle is None:
         return Backend(
             "triton", "it can run here", triton_softmax.TritonSoftmax, triton_softmax.update_rows

@@ -1,4 +1,7 @@
-"""Class centers read into unit rows, and moved by a step, as Triton kernels for NVIDIA GPUs."""
+"""Class centers read into unit rows, and moved by a step, as Triton kernels for NVIDIA GPUs.
+
+Rows are read and written where they are and as they are kept: in float32, bfloat16 or float8.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,18 @@ from torch import Tensor
 
 from heads.passes import row_kernel_code
 from heads.passes.kernel_launch import ceil, on_its_device
+from heads.rows.rounding import FLOAT8, column_keys
+from heads.rows.stored import NARROW, Noise, Stored
 
 
 @on_its_device
-def unit_rows(centers: Tensor, rows: Tensor | None, unit: Tensor) -> Tensor:
+def unit_rows(unit: Tensor, centers: Stored, rows: Tensor | None) -> Tensor:
     """Collect, normalize and narrow the sub-centers of the rows that take part, in one pass.
 
     Args:
-        centers: (n, K·D) float32, contiguous; sub-center k is columns k·D:(k+1)·D.
-        rows: (S,) int64 distinct rows, or None for all n of them.
         unit: (S·K, D) float16 or bfloat16, receives the sub-centers at unit length.
+        centers: of n rows, contiguous.
+        rows: (S,) int64 distinct rows, or None for all n of them.
 
     Returns:
         (S·K,) float32 reciprocal lengths, 0 for sub-centers of zeros.
@@ -26,18 +31,25 @@ def unit_rows(centers: Tensor, rows: Tensor | None, unit: Tensor) -> Tensor:
     if columns > 0:
         block = _row_block(dim)
         row_kernel_code.unit_rows_kernel[(ceil(columns, block["BLOCK_R"]),)](
-            centers, rows, unit, inverse, columns, D=dim, K=centers.shape[1] // dim, **block
+            *_kept(centers),
+            rows,
+            unit,
+            inverse,
+            columns,
+            D=dim,
+            K=centers.values.shape[1] // dim,
+            **block,
         )
     return inverse
 
 
 @on_its_device
 def update_rows(
-    centers: Tensor,
-    velocity: Tensor | None,
+    product: Tensor,
+    centers: Stored,
+    velocity: Stored | None,
     *,
     rows: Tensor | None,
-    product: Tensor,
     pull: Tensor,
     drift: Tensor,
     lr: Tensor,
@@ -45,6 +57,7 @@ def update_rows(
     weight_decay: float,
     apply: Tensor,
     active: Tensor | None,
+    noise: Noise | None,
 ) -> None:
     """Momentum SGD on the rows that take part, in place; the others are not touched.
 
@@ -53,19 +66,28 @@ def update_rows(
     Where `apply` or a class's `active` is false the class's row and velocity keep their bits.
 
     Args:
-        velocity: (n, K·D) float32; None: there is no momentum.
         product: (S·K, D).
+        velocity: of n rows; None: there is no momentum.
         pull, drift: (S·K,) float32.
         lr: 0-d float32.
         apply: 0-d bool.
         active: (S,) bool, or None for all.
+        noise: there where centers or velocity are kept in fewer bits than float32.
     """
     columns, dim = product.shape
     if columns > 0:
         block = _row_block(dim)
+        keys: tuple[Tensor | None, Tensor | None] = (None, None)
+        of_columns = None
+        if noise is not None:
+            keys = noise.row_keys()
+            of_columns = column_keys(centers.values.shape[1], product.device)
         row_kernel_code.update_kernel[(ceil(columns, block["BLOCK_R"]),)](
-            centers,
-            velocity,
+            *_kept(centers),
+            keys[0],
+            *_kept(velocity),
+            keys[1],
+            of_columns,
             rows,
             product,
             pull,
@@ -77,9 +99,19 @@ def update_rows(
             weight_decay,
             columns,
             D=dim,
-            K=centers.shape[1] // dim,
+            K=centers.values.shape[1] // dim,
             **block,
         )
+
+
+def _kept(stored: Stored | None) -> tuple[Tensor | None, Tensor | None]:
+    """Values, in fewer bits than float32 as those bits, and scales."""
+    if stored is None:
+        return None, None
+    values, scales = stored
+    if values.dtype in NARROW:
+        values = values.view(torch.uint8 if values.dtype == FLOAT8 else torch.int16)
+    return values, scales
 
 
 def _row_block(dim: int) -> dict[str, int]:

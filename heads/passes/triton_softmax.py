@@ -26,7 +26,7 @@ _SHARP = 2.0**14
 
 
 class TritonSoftmax:
-    """What ChunkedSoftmax is, for centers in float32 and products in float16 or bfloat16."""
+    """What ChunkedSoftmax is, for statistics in float32 and products in float16 or bfloat16."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class TritonSoftmax:
         count = centers.values.shape[0] if sample.rows is None else sample.rows.shape[0]
         shape = (count * subcenters, embeddings.shape[1])
         self._unit = workspace.take("rows", shape, compute_dtype)
-        self._inverse = row_kernels.unit_rows(centers.values, sample.rows, self._unit)
+        self._inverse = row_kernels.unit_rows(self._unit, centers, sample.rows)
         self._classes: dict[str, Any] = {
             "positions": sample.positions,
             "groups": None
@@ -125,10 +125,10 @@ def update_rows(
 ) -> None:
     """As heads.passes.row_update.update_rows, with no scratch memory."""
     row_kernels.update_rows(
-        centers.values,
-        None if velocity is None else velocity.values,
+        gradient.product,
+        centers,
+        velocity,
         rows=sample.rows,
-        product=gradient.product,
         pull=gradient.pull.view(-1),
         drift=gradient.drift.view(-1),
         lr=lr.to(torch.float32),
@@ -136,4 +136,5 @@ def update_rows(
         weight_decay=weight_decay,
         apply=apply,
         active=None if sample.column_groups is None else sample.column_groups != NOBODY,
+        noise=noise,
     )

@@ -76,7 +76,15 @@ def watched_launches() -> Iterator[list[tuple[Launch, Watched]]]:
         yield launches
 
 
-@pytest.mark.parametrize("options", [{}, {"sample_rate": 0.6}, {"subcenters": 2, "momentum": 0.0}])
+OPTIONS = [
+    {},
+    {"sample_rate": 0.6},
+    {"subcenters": 2, "momentum": 0.0},
+    {"subcenters": 2, "centers_dtype": torch.float8_e4m3fn, "momentum_dtype": torch.bfloat16},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("forwards", [1, 2])
 def test_every_kernel_moves_what_is_counted(forwards: int, options: dict[str, Any]) -> None:
     """In sizes that fill no tile; two forwards add their gradients up."""

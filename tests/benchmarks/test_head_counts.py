@@ -5,19 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import triton
 
 from benchmarks.head_counts import CLASSES, act_out, counted_rows
 from heads.passes import kernels
+from tests.kernel_process import run_python
 
 DOCUMENT = Path(__file__).parents[2] / "docs/heads.md"
 
 
-def documented(first: str) -> dict[tuple[str, ...], list[float]]:
-    """The table whose first column is named so: the numbers of a row by its other cells."""
+def documented(first: str) -> list[list[str]]:
+    """The rows of the table whose first column is named so."""
     _, _, after = DOCUMENT.read_text().partition(f"\n| {first} |")
-    lines = after.partition("\n\n")[0].splitlines()[2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {tuple(row[:3]): numbers(row[3:]) for row in rows}
+    return table(after.partition("\n\n")[0])
+
+
+def table(text: str) -> list[list[str]]:
+    lines = text.strip().splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def numbers(cells: list[str]) -> list[float]:
@@ -28,7 +33,7 @@ def numbers(cells: list[str]) -> list[float]:
 @pytest.mark.parametrize(("backend", "sizes"), [("triton", 6), ("torch", 3)])
 def test_no_count_of_a_step_has_grown(backend: str, sizes: int) -> None:
     """PyTorch's of the smaller S alone: the larger takes it tens of thousands of operations."""
-    known = documented("backend")
+    known = {tuple(row[:3]): numbers(row[3:]) for row in documented("backend")}
     classes = CLASSES if backend == "triton" else CLASSES[:1]
     rows = list(counted_rows([backend], classes))
     assert len(rows) == sizes
@@ -49,3 +54,24 @@ def test_a_kernel_more_a_chunk_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
     assert after.operations == before.operations
     assert after.moved > before.moved
     assert after.sent == before.sent == 4 * (512 * 512 + 2 * 4096 + 4096 * 512) + 8 * 512
+
+
+@pytest.mark.slow
+def test_no_kernel_takes_more_registers_or_shared_memory(pytestconfig: pytest.Config) -> None:
+    """As compiled by the Triton that is named there; another may need others."""
+    if f"compiled by triton {triton.__version__.rpartition('.')[0]}\n" not in DOCUMENT.read_text():
+        pytest.skip(f"docs/heads.md does not speak of triton {triton.__version__}")
+    found = run_python(
+        *("-W", "ignore", "benchmarks/head_counts.py", "--compiled"),
+        TRITON_CACHE_DIR=str(pytestconfig.cache.mkdir("triton")),
+    )
+    for row, known in zip(table(found), documented("kernel"), strict=True):
+        assert row[0] == known[0]
+        for one, other in zip(row[1:], known[1:], strict=True):
+            fits = other == "spills" or all(a <= b for a, b in zip(pair(one), pair(other)))
+            assert fits, f"{row} takes more than docs/heads.md says: {known}"
+
+
+def pair(cell: str) -> list[float]:
+    assert cell != "spills"
+    return numbers(cell.split(", "))

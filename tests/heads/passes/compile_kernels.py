@@ -3,7 +3,8 @@
     python tests/heads/passes/compile_kernels.py 80:512:float16:3:hooks ...
 
 Each argument is compute capability, dimensions, compute dtype, sub-centers, and a kind: `hooks`,
-with groups, bent negatives and accumulation, `threshold`, with UniFace's negatives, or `plain`. The
+with groups, bent negatives and accumulation, `threshold`, with UniFace's negatives and rows kept in
+fewer bits, or `plain`. The
 launches are recorded from the public functions, called with meta tensors, so that what is compiled
 is what a step compiles.
 """
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 from benchmarks.compiled_kernels import Launch, compile_steps, recorded_launches
 from heads.negatives import Negatives, Threshold
 from heads.passes import kernels, row_kernels
+from heads.rows.stored import FLOAT8, Noise, Stored
 
 
 def record_step(capability: int, dim: str, dtype: str, subcenters: str, kind: str) -> list[Launch]:
@@ -47,7 +49,13 @@ def _step(
     def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    centers = meta(2 * count, subcenters * dim)
+    shape = (2 * count, subcenters * dim)
+    centers = velocity = Stored(meta(*shape))
+    noise = None
+    if kind == "threshold":
+        centers = Stored(meta(*shape, dtype=FLOAT8), meta(2 * count, subcenters))
+        velocity = Stored(meta(*shape, dtype=torch.bfloat16))
+        noise = Noise(meta(dtype=torch.int64), meta(count, dtype=torch.int64))
     embeddings = meta(batch, dim, dtype=dtype)
     unit = meta(count * subcenters, dim, dtype=dtype)
     negatives = Negatives(0.9, meta(batch), meta()) if hooks else Negatives()
@@ -63,7 +71,7 @@ def _step(
         "scale": 64.0,
         "subcenters": subcenters,
     }
-    row_kernels.unit_rows(centers, rows, unit)
+    row_kernels.unit_rows(unit, centers, rows)
     kernels.negative_logsumexp(embeddings, unit, **common)
     _, along, _ = kernels.gradients(
         embeddings,
@@ -76,10 +84,10 @@ def _step(
         into=into,
     )
     row_kernels.update_rows(
+        unit if into is None else into,
         centers,
-        meta(*centers.shape),
+        velocity,
         rows=rows,
-        product=unit if into is None else into,
         pull=along,
         drift=along,
         lr=meta(),
@@ -87,6 +95,7 @@ def _step(
         weight_decay=5e-4,
         apply=meta(dtype=torch.bool),
         active=meta(count, dtype=torch.bool) if hooks else None,
+        noise=noise,
     )
 
 

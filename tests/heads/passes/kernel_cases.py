@@ -22,6 +22,7 @@ from heads import AdaFace, ArcFace, CosFace, CurricularFace, GroupClasses, Parti
 from heads.extra_terms import Classifiability
 from heads.negatives import Negatives, Threshold
 from heads.passes import kernel_launch, kernels, row_kernels
+from heads.rows.stored import Stored
 from tests.graph_safety import GraphSafety
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -141,7 +142,7 @@ class Step:
             count = len(self.rows)
         # Whatever the memory held must not matter.
         unit = self.embeddings.new_full((count * parts, dim), math.nan)
-        row_kernels.unit_rows(self.centers, self.rows, unit)
+        row_kernels.unit_rows(unit, Stored(self.centers), self.rows)
         return unit
 
     def first_pass(self) -> Tensor:
@@ -228,10 +229,6 @@ def _assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=limit)
 
 
-def _same_bits(found: Tensor, expected: Tensor) -> bool:
-    return torch.equal(found.view(torch.int32), expected.view(torch.int32))
-
-
 def test_available_where_the_cases_run() -> None:
     assert kernel_launch.available(DEVICE, 512, torch.float16) is None
     obstacle = kernel_launch.available(DEVICE, 512, torch.bfloat16)
@@ -288,9 +285,6 @@ def test_no_classes() -> None:
     assert torch.equal(grad, torch.zeros(3, 8, device=DEVICE))
     assert product.shape == (0, 8)
     assert along.shape == (0,)
-    before = step.centers.clone()
-    _update(step.centers, before, rows=step.rows, product=product, pull=along, drift=along)
-    assert torch.equal(step.centers, before)
 
 
 def test_nothing_to_see_but_the_own_class() -> None:
@@ -370,78 +364,6 @@ def test_equal_subcenters_give_the_first_one_all() -> None:
     product = step.second_pass()[0].view(10, 3, 8)
     assert torch.count_nonzero(product[:, 2]) == 0
     assert torch.count_nonzero(product[:, 1]) > 0
-
-
-@pytest.mark.parametrize("subcenters", [1, 3])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_unit_rows(subcenters: int, dtype: torch.dtype) -> None:
-    centers = torch.randn(70, subcenters * 11, device=DEVICE)
-    centers[4, :11] = 0.0
-    centers[6, 2] = math.nan
-    rows = torch.arange(69, 1, -1, device=DEVICE)
-    for chosen in (None, rows):
-        read = (centers if chosen is None else centers[chosen]).view(-1, 11)
-        unit = torch.empty_like(read, dtype=dtype)
-        found = row_kernels.unit_rows(centers, chosen, unit)
-        lengths = read.norm(dim=1)
-        expected = torch.where(lengths == 0, 0.0, 1 / lengths)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, equal_nan=True)
-        expected = (read * found.unsqueeze(1)).to(dtype)
-        torch.testing.assert_close(unit, expected, rtol=0, atol=0, equal_nan=True)
-
-
-def _update(centers: Tensor, velocity: Tensor, **changes: Any) -> None:
-    with GraphSafety():
-        row_kernels.update_rows(
-            centers,
-            velocity,
-            **{
-                "rows": None,
-                "lr": torch.tensor(0.1, device=DEVICE),
-                "momentum": 0.9,
-                "weight_decay": 5e-4,
-                "apply": torch.tensor(True, device=DEVICE),
-                "active": None,
-                **changes,
-            },
-        )
-
-
-@pytest.mark.parametrize("subcenters", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("sampled", [False, True])
-def test_update_moves_the_rows_that_take_part(
-    subcenters: int, dtype: torch.dtype, sampled: bool
-) -> None:
-    dim, rows = 13, torch.tensor([30, 2, 17, 8, 41], device=DEVICE) if sampled else None
-    count = 5 if sampled else 50
-    centers, velocity = (torch.randn(50, subcenters * dim, device=DEVICE) for _ in range(2))
-    product = torch.randn(count * subcenters, dim, device=DEVICE).to(dtype)
-    pull, drift = (torch.randn(count * subcenters, device=DEVICE) for _ in range(2))
-    active = torch.arange(count, device=DEVICE) != 3
-    before = centers.clone(), velocity.clone()
-    product[3 * subcenters] = math.nan  # the class that is not active
-
-    gradient = {"product": product, "pull": pull, "drift": drift, "rows": rows}
-    _update(centers, velocity, **gradient, active=active, apply=torch.tensor(False, device=DEVICE))
-    assert _same_bits(centers, before[0])
-    assert _same_bits(velocity, before[1])
-
-    _update(centers, velocity, **gradient, active=active)
-    chosen = torch.arange(50, device=DEVICE) if rows is None else rows
-    moved = chosen[active]
-    still = torch.ones(50, dtype=torch.bool, device=DEVICE).index_fill_(0, moved, False)
-    for found, old in zip((centers, velocity), before):
-        assert _same_bits(found[still], old[still])
-
-    weight, speed = (part[moved].double().view(-1, dim) for part in before)
-    taking = active.repeat_interleave(subcenters)
-    pull, drift = pull[taking].unsqueeze(1), drift[taking].unsqueeze(1)
-    speed = 0.9 * speed + pull * product[taking].double() + (drift + 5e-4) * weight
-    expected = weight - 0.1 * speed
-    for found, wanted in ((velocity, speed), (centers, expected)):
-        found = found[moved].double().view(-1, dim)
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 HEADS: list[tuple[int, dict[str, Any]]] = [

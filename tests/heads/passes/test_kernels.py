@@ -17,6 +17,7 @@ from heads.passes import kernel_launch, kernels
 from tests.kernel_process import SHARED, compile_kernels, run_cases, run_python
 
 _HERE = Path(__file__).parent
+_CASES = (_HERE / "kernel_cases.py", _HERE / "row_kernel_cases.py")
 _PRODUCTS = {
     "logsumexp_kernel",
     "coefficients_kernel",
@@ -28,14 +29,14 @@ _PRODUCTS = {
 @pytest.mark.slow
 def test_interpreted_kernels_match_float64_and_what_is_counted() -> None:
     counted = _HERE.parents[1] / "benchmarks/head_traffic_cases.py"
-    run_cases(_HERE / "kernel_cases.py", counted, interpreted=True)
+    run_cases(*_CASES, counted, interpreted=True)
 
 
 @pytest.mark.gpu
 def test_compiled_kernels_match_float64() -> None:
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("the kernels are for compute capability 8.0 and later")
-    run_cases(_HERE / "kernel_cases.py", interpreted=False)
+    run_cases(*_CASES, interpreted=False)
 
 
 # Compute capability, dimensions, dtype: each list is compiled by one process.
@@ -44,8 +45,7 @@ _OTHER_SIZES = [(card, dim, "bfloat16") for card in (80, 90) for dim in (128, 10
 
 
 def _steps(capability: int, dim: int, dtype: str) -> list[str]:
-    """Before Ampere the simplest is enough."""
-    kinds = ("1:plain", "3:hooks", "1:threshold") if capability >= 80 else ("1:plain",)
+    kinds = ("1:plain", "3:hooks", "1:threshold")
     return [f"{capability}:{dim}:{dtype}:{kind}" for kind in kinds]
 
 
