@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from facestream import UserError
+from heads.rows.huge_pages import advise_huge_pages
 
 PLACES = ("device", "host", "disk")
 
@@ -64,7 +65,9 @@ class Placement:
             UserError: the disk has no room, or cannot map files.
         """
         if self.place == "device":
-            return torch.zeros(*shape, dtype=dtype, device=self._device)
+            matrix = torch.empty(*shape, dtype=dtype, device=self._device)
+            advise_huge_pages(matrix)  # before it is written, `torch.zeros` writes at once
+            return matrix.zero_()
         size = math.prod(shape) * dtype.itemsize
         if self.place == "host" or size == 0:
             return torch.zeros(*shape, dtype=dtype, device="cpu", pin_memory=self.pins)
