@@ -36,7 +36,12 @@ from benchmarks.harness import (
 from heads import ArcFace, PartialFC
 from training.step.precision import cpu_has_bf16
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# What the products read, and what centers and momentum are kept in.
+DTYPES = {
+    "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.float32),
+    "bfloat16 kept too": (torch.bfloat16, torch.bfloat16),
+}
 CASES = [(100_000, 1.0), (100_000, 0.1), (400_000, 0.1)]
 
 
@@ -56,9 +61,18 @@ class Batches:
         return self._pairs[self._taken % len(self._pairs)]
 
 
-def our_step(classes: int, rate: float, dtype: torch.dtype, batches: Batches, dim: int) -> Callable:
+def our_step(classes: int, rate: float, dtype: str, batches: Batches, dim: int) -> Callable:
     margin = ArcFace(gradient="straight_through")
-    head = PartialFC(classes, dim, margin, sample_rate=rate, compute_dtype=dtype)
+    compute, kept = DTYPES[dtype]
+    head = PartialFC(
+        classes,
+        dim,
+        margin,
+        sample_rate=rate,
+        compute_dtype=compute,
+        centers_dtype=kept,
+        momentum_dtype=kept,
+    )
     head.velocity.fill_(0)  # zeros take no memory before they are written
 
     def step() -> None:
@@ -98,9 +112,9 @@ def compare(
     """Median seconds of each, taken in turn."""
     batches = Batches(classes, batch=batch, dim=dim)
     steps = {
-        "ours": our_step(classes, rate, DTYPES[dtype], batches, dim),
+        "ours": our_step(classes, rate, dtype, batches, dim),
         "arcface_torch": their_step(classes, rate, batches, dim),
-        "products": bare_products(round(rate * classes), DTYPES[dtype], batch=batch, dim=dim),
+        "products": bare_products(round(rate * classes), DTYPES[dtype][0], batch=batch, dim=dim),
     }
     return medians(take_turns(steps, rounds=repeats, warm_up=2))
 
@@ -111,8 +125,8 @@ def measure_transients(
     """Bytes that our steps add to the process, at their peak."""
     batches = Batches(classes, batch=batch, dim=dim)
     # The libraries' own memory, once: it is not the step's.
-    our_step(1000, 1.0, DTYPES[dtype], Batches(1000, batch=batch, dim=dim), dim)()
-    step = our_step(classes, rate, DTYPES[dtype], batches, dim)
+    our_step(1000, 1.0, dtype, Batches(1000, batch=batch, dim=dim), dim)()
+    step = our_step(classes, rate, dtype, batches, dim)
     # From here on the peak is that of the steps, not of drawing the centers.
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
