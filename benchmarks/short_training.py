@@ -64,11 +64,9 @@ class Strided(nn.Module):
             return self.features(self.fc(x.float()))
 
 
-register_network("strided", Family(build=Strided, options={"widths": [16, 32, 64]}))
-
-
 def configured(head: HeadConfig, *, seed: int, epochs: int) -> Config:
     """What all of these trainings have in common."""
+    register_network("strided", Family(build=Strided, options={"widths": [16, 32, 64]}))
     return Config(
         run=RunConfig(epochs=epochs, seed=seed, device="cpu"),
         data=DataConfig(train="in memory", global_batch=128, image_size=SIZE),

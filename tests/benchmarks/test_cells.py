@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,9 +15,20 @@ from benchmarks.cells import do_missing, finished, mean_and_deviation
 from benchmarks.kept_faces import SIZE, drawn_faces, real_faces
 from benchmarks.short_training import configured, train
 from evaluation.pair_set import write_bin
+from models import MODELS, OWN_MODELS
 from pipeline.records.write_set import write_set
 from synthetic import encode_jpeg, make_pairs, render
 from training.config import HeadConfig
+
+
+@pytest.fixture(autouse=True)
+def _no_trace_in_other_tests() -> Iterator[None]:
+    """A short training makes its network known by name."""
+    before = [(registry, dict(registry)) for registry in (MODELS, OWN_MODELS)]
+    yield
+    for registry, names in before:
+        registry.clear()
+        registry.update(names)
 
 
 @pytest.fixture

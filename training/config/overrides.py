@@ -26,6 +26,7 @@ PATH_SETTINGS = (
     "data.train",
     "data.identity_map",
     "data.leave_out",
+    "head.place_path",
     "distill.teacher",
     "eval.sets",
 )
