@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
@@ -19,8 +20,13 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemT
 PIECE_BYTES = 256 << 20
 
 
+def _alone(rows: Tensor) -> Tensor:
+    """The same memory with a storage that ends where it does: of others torch writes a copy."""
+    return torch.from_numpy(rows.view(torch.uint8).numpy()).view(rows.dtype)
+
+
 class PiecewisePlanner(DefaultSavePlanner):
-    """Writes a rank's rows of a DTensor, where they are many, in pieces of some of them."""
+    """Writes a rank's rows of a DTensor on the CPU, where they are many, in pieces of some."""
 
     def create_local_plan(self) -> SavePlan:
         plan = super().create_local_plan()
@@ -30,7 +36,7 @@ class PiecewisePlanner(DefaultSavePlanner):
 
     def lookup_object(self, index: MetadataIndex) -> Any:
         found = super().lookup_object(index)
-        return found[self._rows[index]] if index in self._rows else found
+        return _alone(found[self._rows[index]]) if index in self._rows else found
 
     def _split(self, item: WriteItem) -> Iterator[WriteItem]:
         data = item.tensor_data

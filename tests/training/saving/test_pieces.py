@@ -59,6 +59,28 @@ def test_other_ranks_find_their_rows_among_the_pieces(ranks, tmp_path):
     assert found == [True] * second
 
 
+def test_no_piece_is_copied(world, tmp_path, monkeypatch):
+    """torch copies what is part of a storage before it writes it, and holds the copy."""
+    seen = []
+
+    class Planner(pieces.PiecewisePlanner):
+        def resolve_data(self, write_item):
+            found = super().resolve_data(write_item)
+            seen.append(found)
+            return found
+
+    monkeypatch.setattr(pieces, "PIECE_BYTES", ROWS * DIM)
+    rows = rows_of(head_of(5))
+    writer, _ = checkpoint.create_writer(tmp_path / "saved")
+    checkpoint.dcp.save({"head": rows}, storage_writer=writer, planner=Planner())
+    assert len(seen) > CLASSES // ROWS
+    memory = [tensor.to_local().untyped_storage() for tensor in rows.values()]
+    for piece in seen:
+        assert piece.untyped_storage().nbytes() == piece.nbytes
+        begin = piece.data_ptr()
+        assert any(m.data_ptr() <= begin < m.data_ptr() + m.nbytes() for m in memory)
+
+
 def test_no_piece_is_larger_than_it_may_be(world, tmp_path, monkeypatch):
     """And what is small is written as ever."""
     monkeypatch.setattr(pieces, "PIECE_BYTES", ROWS * DIM)
