@@ -14,6 +14,7 @@ from heads.sampling import Shard, local_rows
 
 # In the state of a head, a row a class.
 TABLES = ("neighbors.ids", "neighbors.best", "neighbors.kept")
+ENTRIES = (*TABLES, "neighbors.begun")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ class NeighborTable(nn.Module):
     So the work of a step is the same everywhere, nothing runs beside it, no rank waits for another
     but in the collectives that all of them make at the same step, and a table is never late. What a
     buffer holds after a step follows from the centers and the number of the step alone, at any
-    world size: saved and loaded with the head's other rows, a build goes on where it was.
+    world size: saved and loaded with the head's other rows, a build goes on where it was. A table
+    whose first step was not made here, or with another n, is not built: the next one is.
 
     Args:
         centers: (rows, K·D) of this rank.
@@ -65,11 +67,13 @@ class NeighborTable(nn.Module):
             force. Its memory stays where it is, for graphs that read it.
         best: (rows, k) int64, of the table being built; see heads.neighbors.search.
         kept: (rows, K·D) int8, the centers that it is built from.
+        begun: 0-d int64, the step that these are of; -1 before the first.
     """
 
     ids: Tensor
     best: Tensor
     kept: Tensor
+    begun: Tensor
 
     def __init__(
         self,
@@ -83,11 +87,13 @@ class NeighborTable(nn.Module):
         super().__init__()
         self.settings, self._shard, self._ranks = settings, shard, ranks
         self._subcenters = subcenters
-        self._step: int | None = None  # of the next `advance`; None: its tensor is to be asked
+        self._step: int | None = None  # of the next `advance`; None: the tensors are to be asked
+        self._building = False  # whether the build under way has its beginning
         shape, device = (shard.num_local, settings.neighbors), centers.device
         self.register_buffer("ids", torch.full(shape, -1, dtype=torch.int32, device=device))
         self.register_buffer("best", torch.full(shape, NOTHING, device=device))
         self.register_buffer("kept", torch.zeros_like(centers, dtype=torch.int8))
+        self.register_buffer("begun", torch.full((), -1, device=device))
 
     def nearest(self, labels: Tensor) -> Tensor:
         """The neighbors of each label's class, by the table in force: (N, k) int32 global ids.
@@ -118,20 +124,25 @@ class NeighborTable(nn.Module):
         """A step's share of the building; call it on every rank, at every step, in order.
 
         Args:
-            step: 0-d int64, its number. It is read at the first call alone, and counted then.
+            step: 0-d int64, its number. It and `begun` are read at the first call alone.
             centers: (rows, K·D) as they are before the update of this step.
         """
-        number = int(step) if self._step is None else self._step
         every, pieces = self.settings.every, -(-self._shard.num_classes // PIECE)
-        offset = number % every
+        if self._step is None:
+            self._step = int(step)
+            self._building = int(self.begun) == self._step - self._step % every
+        offset = self._step % every
         if offset == 0:
             rounded(centers, subcenters=self._subcenters, out=self.kept)
             self.best.fill_(NOTHING)
-        for piece in range(offset * pieces // every, (offset + 1) * pieces // every):
-            self._compare_with(piece * PIECE)
-        if offset == every - 1:
-            write_ids(self.best, out=self.ids)
-        self._step = number + 1
+            self.begun.fill_(self._step)
+            self._building = True
+        if self._building:
+            for piece in range(offset * pieces // every, (offset + 1) * pieces // every):
+                self._compare_with(piece * PIECE)
+            if offset == every - 1:
+                write_ids(self.best, out=self.ids)
+        self._step += 1
 
     def _compare_with(self, first_id: int) -> None:
         """All rows of this rank with the PIECE kept centers, of whichever ranks, from an id on."""

@@ -267,3 +267,21 @@ def test_any_number_of_ranks_have_the_same_table_and_the_exact_loss(
         worker(0, *arguments)
     else:
         start(worker, arguments, nprocs=world_size)
+
+
+@pytest.mark.parametrize("every", [3, 7])
+def test_a_table_that_was_begun_with_another_n_is_not_finished_with_this_one(every):
+    """Half of it would be of no centers, or of those of two steps. The old one stays in force."""
+    head = build()
+    train(head, range(2 * EVERY + 2))
+    other = build(hard_negatives=HardNegatives(share=0.5, every=every))
+    other.load_state_dict(head.state_dict())
+    at, in_force = 2 * EVERY + 2, head.neighbors.ids.clone()
+    start = -(-at // every) * every
+    train(other, range(at, start))
+    assert torch.equal(other.neighbors.ids, in_force)
+    begun = other.centers.clone()
+    train(other, range(start, start + every - 1))
+    assert torch.equal(other.neighbors.ids, in_force)
+    train(other, range(start + every - 1, start + every))
+    assert torch.equal(other.neighbors.ids, searched(begun))
