@@ -60,7 +60,8 @@ def test_a_resumed_run_goes_on_in_the_middle_of_a_table_bit_for_bit(data, world,
 def tables(trainer: Trainer) -> list[Tensor]:
     """Of all ranks: in force, being built, and the centers for it."""
     buffers = [None] * dist.get_world_size()
-    dist.all_gather_object(buffers, list(trainer.step.head.neighbors.buffers()))
+    table = trainer.step.head.neighbors
+    dist.all_gather_object(buffers, [table.ids, table.best, table.kept])
     return [torch.cat(parts) for parts in zip(*buffers, strict=True)]
 
 
@@ -93,6 +94,28 @@ def test_another_number_of_ranks_finishes_the_same_table(data, tmp_path):
         found, then = run_ranks(go_on, config, world_size=world_size, folder=tmp_path)[0]
         assert all(torch.equal(a, b) for a, b in zip(found, saved, strict=True))
         assert torch.equal(then[0], finished[0]), "the table, bit for bit"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [[], ["head.neighbors=2"], ["head.neighbors_every=7"]])
+def test_a_run_that_goes_on_with_other_neighbors_begins_a_table_of_its_own(
+    before, data, world, tmp_path, caplog
+):
+    """From step 5 on: none is begun until step 8, and nothing is made of what is not there."""
+    first = [*SETTINGS, "head.hard_negatives=0"] if not before else [*SETTINGS, *before]
+    build(override(tiny.config(data, tmp_path / "first"), [*first, "run.epochs=1"]), world).run()
+    then = [*SETTINGS, f"run.resume={tmp_path / 'first'}"]
+    trainer = build(override(tiny.config(data, tmp_path / "then"), then), world)
+    table = trainer.step.head.neighbors
+    assert trainer.steps_done == 5
+    shape_fits = before == ["head.neighbors_every=7"]
+    assert ("the table of neighbors: not as" in caplog.text) != shape_fits
+    advance(trainer, world, 3)
+    assert (table.ids == -1).all()
+    advance(trainer, world, 4)
+    assert (table.ids >= 0).all()
+    assert table.begun == 8
+    trainer.close()
 
 
 @pytest.mark.parametrize(

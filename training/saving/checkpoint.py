@@ -42,6 +42,7 @@ from training.saving.metadata import load_state, read_metadata
 from training.saving.names import BACKBONE, HEAD, OPTIMIZER, SCALER
 from training.saving.pieces import PiecewisePlanner
 from training.saving.resume import claim
+from training.saving.starting_over import leave_out
 from training.saving.state import (
     HostCopy,
     State,
@@ -286,7 +287,8 @@ def load(path: Path, *, train_step: TrainStep) -> int:
     `resume.choose_checkpoint`'s to check.
 
     A head that keeps its rows in another dtype than the checkpoint gets them rounded to the
-    nearest; whether that is asked for is `resume.require_settings`'s to say.
+    nearest; what its neighbors or extra terms have otherwise starts over. Whether that is asked for
+    is `resume.require_settings`'s to say.
 
     Raises CheckpointError when shapes or names do not fit.
     """
@@ -300,6 +302,7 @@ def load(path: Path, *, train_step: TrainStep) -> int:
     others = kept_otherwise(saved, head)
     for name in itertools.chain(*others):
         state[HEAD].pop(name, None)
+    started = leave_out(saved, state[HEAD], path)
     try:
         load_state(state, path)
         converted = [convert(path, head, names) for names in others]
@@ -310,7 +313,7 @@ def load(path: Path, *, train_step: TrainStep) -> int:
         ) from error
     put_state(state, train_step)
     if dist.get_rank() == 0:
-        for line in converted:
+        for line in (*started, *converted):
             logging.warning(line)
     _tell_of_other_versions(path)
     return state["step"]

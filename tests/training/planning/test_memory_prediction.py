@@ -154,7 +154,8 @@ def test_tables_of_neighbors_are_those_of_the_head():
     config = configured("head.sample_count=100", "head.hard_negatives=0.5", "head.subcenters=2")
     head = create_head(config, ALONE, num_classes=CLASSES, precision=FP32)
     found, without = predicted(config), predicted(configured("head.subcenters=2"))
-    assert found.neighbors == nbytes(head.neighbors.buffers())
+    table = head.neighbors
+    assert found.neighbors == nbytes([table.ids, table.best, table.kept])
     assert found.checkpoint - without.checkpoint == found.neighbors
     assert without.neighbors == 0
 

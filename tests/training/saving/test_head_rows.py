@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from heads import ArcFace, PartialFC
+from heads.extra_terms import Classifiability, SampleToSample
 from heads.passes.workspace import Workspace
 from heads.rows.buffers import ROWS, VELOCITY, kept_rows, stored_rows
 from heads.rows.placement import Placement
@@ -111,6 +112,24 @@ def test_momentum_that_is_not_there_starts_at_zero_and_what_is_not_wanted_stays(
     checkpoint.load(path, train_step=other)
     assert torch.equal(other.head.centers, step.head.centers)
     assert "momentum" not in caplog.text
+
+
+@pytest.mark.parametrize("then", [(), (Classifiability(),)])
+def test_other_extra_terms_start_to_learn_over(then, saved, world, caplog):
+    path, step = saved(extra_terms=then)
+    torch.manual_seed(0)
+    backbone = torch.nn.Linear(3, 3)
+    head = PartialFC(CLASSES, DIM, ArcFace(), seed=9, extra_terms=(SampleToSample(),))
+    other = SimpleNamespace(
+        backbone=backbone,
+        optimizer=torch.optim.SGD(backbone.parameters(), lr=torch.tensor(0.1)),
+        head=head,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )
+    checkpoint.load(path, train_step=other)
+    assert torch.equal(head.centers, step.head.centers)
+    assert head.learned.tolist() == [0.0]
+    assert "what margin and extra terms learn: not as this run's settings" in caplog.text
 
 
 def test_a_run_that_goes_on_is_told_of_both_dtypes_and_what_to_do(saved, world):
