@@ -7,7 +7,7 @@ kernels and collectives are listed and do not run. An operation of PyTorch count
 reads its inputs and writes its outputs once; some, such as sort and cumsum, are more than that. Of
 a Triton kernel the arguments say what it reads and writes.
 
-Both tables stand in docs/heads.md. --compiled needs no GPU either, but triton.
+Both tables stand in docs/head_step.md. --compiled needs no GPU either, but triton.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def counted_rows(
     backends: Sequence[str] = ("triton", "torch"),
     sizes: Sequence[tuple[int, float]] = CLASSES,
 ) -> Iterator[tuple[str, ...]]:
-    """Those of the table in docs/heads.md."""
+    """Those of the table in docs/head_step.md."""
     for backend, (classes, rate), batch in itertools.product(backends, sizes, BATCHES):
         counts = act_out(classes, rate, batch, backend=backend).counts
         yield (

@@ -1,4 +1,4 @@
-"""What docs/heads.md says of a step on a GPU has not grown."""
+"""What docs/head_step.md says of a step on a GPU has not grown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.head_counts import CLASSES, act_out, counted_rows
 from heads.passes import kernels
 from tests.kernel_process import run_python
 
-DOCUMENT = Path(__file__).parents[2] / "docs/heads.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/head_step.md"
 
 
 def documented(first: str) -> list[list[str]]:
@@ -40,7 +40,7 @@ def test_no_count_of_a_step_has_grown(backend: str, sizes: int) -> None:
     for row in rows:
         found, most = numbers(list(row[3:])), known[row[:3]]
         assert all(one <= other for one, other in zip(found, most, strict=True)), (
-            f"{row[:3]} takes {found}, docs/heads.md says {most}; if it must be so, put what "
+            f"{row[:3]} takes {found}, docs/head_step.md says {most}; if it must be so, put what "
             "`python benchmarks/head_counts.py` prints there"
         )
 
@@ -60,7 +60,7 @@ def test_a_kernel_more_a_chunk_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_kernel_takes_more_registers_or_shared_memory(pytestconfig: pytest.Config) -> None:
     """As compiled by the Triton that is named there; another may need others."""
     if f"compiled by triton {triton.__version__.rpartition('.')[0]}\n" not in DOCUMENT.read_text():
-        pytest.skip(f"docs/heads.md does not speak of triton {triton.__version__}")
+        pytest.skip(f"docs/head_step.md does not speak of triton {triton.__version__}")
     found = run_python(
         *("-W", "ignore", "benchmarks/head_counts.py", "--compiled"),
         TRITON_CACHE_DIR=str(pytestconfig.cache.mkdir("triton")),
@@ -69,7 +69,7 @@ def test_no_kernel_takes_more_registers_or_shared_memory(pytestconfig: pytest.Co
         assert row[0] == known[0]
         for one, other in zip(row[1:], known[1:], strict=True):
             fits = other == "spills" or all(a <= b for a, b in zip(pair(one), pair(other)))
-            assert fits, f"{row} takes more than docs/heads.md says: {known}"
+            assert fits, f"{row} takes more than docs/head_step.md says: {known}"
 
 
 def pair(cell: str) -> list[float]:
