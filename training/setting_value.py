@@ -52,6 +52,8 @@ def parse_value(text: str, kind: Any, current: Any, *, inner: str = "") -> Any:
     try:
         value = text if get_origin(kind) is Literal and not inner else _from_yaml(text)
         kind = _alternative(kind, {} if inner else value)
+        if get_origin(kind) is dict and not inner and not isinstance(value, dict):
+            raise SettingValueError("expected names and values, as in {name: value}")
         if not inner:  # replaced, not merged: a mapping given whole keeps nothing of the old one
             current = MISSING
         elif get_origin(kind) is dict and not isinstance(current, dict):

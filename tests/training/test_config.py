@@ -227,7 +227,10 @@ def test_a_setting_that_has_another_name_now_is_refused_with_it(old, new, tmp_pa
         load_config(path)
 
 
-@pytest.mark.parametrize("other", ["head.sample_rate=0.1", "head.sample_rate_from={2: 0.5}"])
+@pytest.mark.parametrize(
+    "other",
+    ["head.sample_rate=0.1", "head.sample_rate_from={2: 0.5}", "head.sample_rate_from={2: 1.0}"],
+)
 @pytest.mark.parametrize("name", ["head.sample_groups", "head.sample_count"])
 def test_groups_or_a_count_and_a_rate_exclude_each_other(name, other):
     with pytest.raises(ConfigError, match=rf"{name}=10: expected 0 with a sample rate"):

@@ -84,6 +84,8 @@ def test_the_printed_lines_give_the_same_configuration():
         ("head.loss_args={margin: 12:30:45}", "base 60"),
         ("head.loss_args.margin=12:30:45", "base 60"),
         ("head.loss_args={1:30:45: 0.5}", "base 60"),
+        ("head.extra_terms=classifiability", r"expected names and values, as in \{name: value\}"),
+        ("head.extra_terms=[classifiability]", "expected names and values"),
         ("run.epochs=012", "base 8"),
         ("optim.decay_epochs=[1, 010]", "base 8"),
         (f"run.seed={'9' * 5000}", "4300 digits"),

@@ -59,14 +59,21 @@ class HeadConfig:
             "0 without head.sample_groups",
         )
         rates = {self.sample_rate, *self.sample_rate_from.values()}
+        every_class = self.sample_rate == 1.0 and not self.sample_rate_from
         for name in ("sample_count", "sample_groups"):
             value = getattr(self, name)
-            check(not value or rates == {1.0}, f"head.{name}", value, "0 with a sample rate")
+            expected = (
+                f"0 with a sample rate: head.sample_rate={self.sample_rate}, "
+                f"head.sample_rate_from={self.sample_rate_from}; set one of them"
+            )
+            check(not value or every_class, f"head.{name}", value, expected)
         both = self.sample_count and self.sample_groups
-        check(not both, "head.sample_count", self.sample_count, "0 with head.sample_groups")
+        expected = f"0 with head.sample_groups={self.sample_groups}; set one of them"
+        check(not both, "head.sample_count", self.sample_count, expected)
 
         away = self.hard_negatives and self.place != "device"
-        check(not away, "head.place", self.place, "device with head.hard_negatives")
+        expected = f"device with head.hard_negatives={self.hard_negatives}, or 0 for the latter"
+        check(not away, "head.place", self.place, expected)
         sampled = self.sample_count > 0 or (0.0 not in rates and rates != {1.0})
         expected = "0 without head.sample_count or a head.sample_rate above 0 and below 1"
         check(

@@ -7,7 +7,7 @@ from training.data import shuffle_report
 
 _CENTERS = {
     "host": "in the host's memory; those of a step are fetched",
-    "disk": "in a file without a name; those of a step are fetched",
+    "disk": "on the disk, in a scratch file that ends with the run; those of a step are fetched",
 }
 
 
