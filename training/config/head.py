@@ -64,7 +64,7 @@ class HeadConfig:
             value = getattr(self, name)
             expected = (
                 f"0 with a sample rate: head.sample_rate={self.sample_rate}, "
-                f"head.sample_rate_from={self.sample_rate_from}; take them back to 1 and {{}} for it"
+                f"head.sample_rate_from={self.sample_rate_from}; set these to 1 and {{}}"
             )
             check(not value or every_class, f"head.{name}", value, expected)
         both = self.sample_count and self.sample_groups
