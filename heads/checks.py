@@ -10,7 +10,7 @@ from torch import Tensor
 
 from facestream import UserError
 from heads.extra_terms import ExtraTerm
-from heads.margins import Margin
+from heads.margins import Margin, UniFace
 from heads.neighbors.search import LARGEST_DIM
 from heads.neighbors.table import HardNegatives
 from heads.rows.stored import NARROW
@@ -29,6 +29,8 @@ def check_head(
     embedding_dim: int,
     margin: Margin,
     extra_terms: Sequence[ExtraTerm],
+    expectation_margin: float | None,
+    place: str,
     group_sampling: GroupClasses | None,
     hard_negatives: HardNegatives | None,
     subcenters: int,
@@ -57,6 +59,12 @@ def check_head(
     check(isinstance(margin, Margin), "margin", margin, "a Margin, such as ArcFace()")
     for term in extra_terms:
         check(isinstance(term, ExtraTerm), "extra_terms", term, "terms, such as SampleToSample()")
+    if expectation_margin is not None:
+        name = "expectation_margin"
+        check(math.isfinite(expectation_margin), name, expectation_margin, "a finite number")
+        check(place == "device", "place", place, f"device with {name}")
+        expected = f"another margin than UniFace, or no {name}"
+        check(not isinstance(margin, UniFace), "margin", margin, expected)
     check(0 <= momentum < 1, "momentum", momentum, "in [0, 1)")
     check(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "finite and at least 0")
     check(0 <= seed < 1 << 63, "seed", seed, "in [0, 2**63)")
@@ -112,7 +120,9 @@ def check_announced(labels: Tensor) -> None:
         )
 
 
-def check_micro_batches(labels: Tensor, extra_terms: Sequence[ExtraTerm]) -> None:
+def check_micro_batches(
+    labels: Tensor, extra_terms: Sequence[ExtraTerm], expectation_margin: float | None
+) -> None:
     """Raises ValueError unless labels are (k, B) int64 and the terms can be computed in k parts."""
     if labels.dtype != torch.int64 or labels.dim() != 2 or 0 in labels.shape:
         raise ValueError(
@@ -120,9 +130,11 @@ def check_micro_batches(labels: Tensor, extra_terms: Sequence[ExtraTerm]) -> Non
             "of shape (k, B), a row for each micro-batch"
         )
     whole = [type(term).__name__ for term in extra_terms if term.needs_whole_batch]
+    if expectation_margin is not None:
+        whole.append("expectation_margin")
     if whole and labels.shape[0] > 1:
         raise UserError(
-            f"{', '.join(whole)} compares the images of the whole batch: found {labels.shape[0]} "
+            f"{', '.join(whole)} looks at the whole batch at once: found {labels.shape[0]} "
             "micro-batches, expected one; do without gradient accumulation or without the term"
         )
 

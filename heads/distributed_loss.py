@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from heads import expectations
 from heads.extra_terms import ExtraTerm, TermInput, add_up
 from heads.learned import LearnedStep
 from heads.margins import Margin, StepContext, Target
@@ -51,6 +52,14 @@ class Loss(NamedTuple):
     norm_grad: Tensor | None
 
 
+class BankPass(NamedTuple):
+    """The same over the expectations of the classes, where there is a penalty."""
+
+    softmax: Any
+    terms: Terms
+    moves: Tensor  # (G, D), of heads.expectations
+
+
 class FirstPass(NamedTuple):
     """What is known once the ranks have exchanged their sums."""
 
@@ -60,6 +69,7 @@ class FirstPass(NamedTuple):
     cosine: Tensor  # (G,) to the own class, before the margin
     largest: Tensor | None  # (G,) cosine to another class, where an extra term uses it
     learned: Tensor  # (k,) the head's before the step
+    bank: BankPass | None = None
 
 
 class BatchGradients(NamedTuple):
@@ -79,6 +89,13 @@ class BatchGradients(NamedTuple):
     learned: LearnedStep
 
 
+class Bank(NamedTuple):
+    """rows: (n, D) expectations of this rank's classes. workspace: for the passes over them."""
+
+    rows: Tensor
+    workspace: Workspace
+
+
 @dataclass(frozen=True)
 class DistributedLoss:
     """How a head computes; nothing here changes while it trains."""
@@ -90,6 +107,7 @@ class DistributedLoss:
     subcenters: int
     compute_dtype: torch.dtype
     extra_terms: tuple[ExtraTerm, ...] = ()
+    expectation_margin: float | None = None
 
     def gather(self, embeddings: Tensor, labels: Tensor, dtype: torch.dtype) -> Batch:
         """The batches of all ranks, normalized in `dtype`: one collective (all_gather)."""
@@ -105,6 +123,7 @@ class DistributedLoss:
         sample: Sample,
         context: StepContext,
         workspace: Workspace,
+        bank: Bank | None = None,
     ) -> FirstPass:
         """The loss over the sampled classes: one collective."""
 
@@ -116,7 +135,7 @@ class DistributedLoss:
             softmax = self._softmax(centers, batch, sample, negatives, workspace)
             return softmax.logsumexp(largest), softmax
 
-        return self._loss(centers, batch, sample, context, sums, largest)
+        return self._loss(centers, batch, sample, context, sums, largest, bank)
 
     def evaluate(self, centers: Stored, batch: Batch, context: StepContext) -> Tensor:
         """0-d, the mean loss over all classes, a piece at a time, wherever they are kept."""
@@ -150,6 +169,9 @@ class DistributedLoss:
         into: as in ChunkedSoftmax.
         """
         found = first.softmax.gradients(first.loss.terms, share=share, into=into)
+        if first.bank is not None:
+            penalty = first.bank.softmax.gradients(first.bank.terms, share=share, into=None)
+            found = found._replace(embeddings=found.embeddings + penalty.embeddings)
         # Non-finite center gradients on one rank must stop every rank's step. They ride along with
         # the embeddings' gradients instead of in a collective of their own.
         finite = found.finite & torch.isfinite(found.embeddings.sum())
@@ -181,6 +203,7 @@ class DistributedLoss:
         context: StepContext,
         sums: Callable[[Negatives], tuple[Tensor, Any]],
         largest: Tensor | None = None,
+        bank: Bank | None = None,
     ) -> FirstPass:
         """`sums` gives (G,) log-sum-exps over this rank's negatives, and the passes, if any.
 
@@ -196,15 +219,37 @@ class DistributedLoss:
         parts = [negative] if margin.uses_target_for_negatives else [negative, cosine]
         if largest is not None:
             parts.append(largest)
+        if bank is not None:
+            rows = Stored(bank.rows, None)
+            over_bank = self._softmax(
+                rows, batch, sample, Negatives(), bank.workspace, subcenters=1
+            )
+            parts.append(over_bank.logsumexp())
+            parts.append(expectations.own_cosines(batch.unit, bank.rows, sample))
         negative, *parts = self.ranks.all_gather(torch.stack(parts)).unbind(1)
         if not margin.uses_target_for_negatives:
             cosine = self._known(parts[0].sum(0), batch.labels)  # only the owner's is not 0
+        passed = None
+        if bank is not None:
+            of_bank, own = parts.pop(-2).logsumexp(0), parts.pop(-1).sum(0)
         if largest is not None:
             largest = parts[-1].amax(0)
         target = margin(cosine, batch.norms, context)
-        loss = combine(negative.logsumexp(0), target, subcenter, margin.scale, negatives.threshold)
+        negative, other = negative.logsumexp(0), None
+        if bank is not None:
+            assert self.expectation_margin is not None
+            other, terms = expectations.bank_terms(
+                of_bank,
+                own,
+                negative - margin.scale * target.cosine,
+                scale=margin.scale,
+                margin=self.expectation_margin,
+            )
+            moves = expectations.moves(batch.unit, batch.labels, bank.rows, sample)
+            passed = BankPass(over_bank, terms, moves)
+        loss = combine(negative, target, subcenter, margin.scale, negatives.threshold, other)
         state = context.state if target.state is None else target.state
-        return FirstPass(loss, softmax, state, cosine, largest, context.learned)
+        return FirstPass(loss, softmax, state, cosine, largest, context.learned, passed)
 
     def _known(self, cosine: Tensor, labels: Tensor) -> Tensor:
         """(G,) cosines, NaN where a label is no class."""
@@ -217,6 +262,8 @@ class DistributedLoss:
         sample: Sample,
         negatives: Negatives,
         workspace: Workspace,
+        *,
+        subcenters: int | None = None,
     ) -> Any:
         return self.backend.softmax(
             batch.unit,
@@ -224,7 +271,7 @@ class DistributedLoss:
             sample,
             negatives,
             scale=self.margin.scale,
-            subcenters=self.subcenters,
+            subcenters=subcenters or self.subcenters,
             compute_dtype=self.compute_dtype,
             workspace=workspace,
         )
@@ -263,6 +310,7 @@ def combine(
     subcenter: Tensor,
     scale: float,
     threshold: Threshold | None = None,
+    other: Tensor | None = None,
 ) -> Loss:
     """The loss of the global batch, from sums over every rank's classes; all inputs (G,).
 
@@ -272,13 +320,18 @@ def combine(
         negative: log-sum-exp of the logits of all classes but the row's own.
         target: the margined cosine to the row's own class.
         threshold: that of the negatives. The target's rival is it then, not the negatives.
+        other: the distance of another part, of heads.expectations, that shares the loss's
+            logarithm; not with a threshold.
     """
     target_logit = scale * target.cosine
     # -log p(target) and p(target) - 1 through the logit's distance: no cancellation as p → 1.
     distance = (negative if threshold is None else threshold.value) - target_logit
     losses = torch.logaddexp(distance, torch.zeros_like(distance))
     pull = -torch.sigmoid(distance)  # d loss / d target logit
-    if threshold is None:
+    if other is not None:
+        losses, slope = expectations.beside(distance, other)
+        pull, log_partition = -slope, target_logit + losses
+    elif threshold is None:
         log_partition = torch.logaddexp(negative, target_logit)
     else:
         losses = losses + threshold.weight * negative.exp()

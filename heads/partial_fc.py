@@ -29,7 +29,8 @@ from heads.checks import (
     check_micro_batches,
     check_step_inputs,
 )
-from heads.distributed_loss import Batch, DistributedLoss, FirstPass
+from heads.distributed_loss import Bank, Batch, DistributedLoss, FirstPass
+from heads.expectations import own_rows
 from heads.extra_terms import ExtraTerm
 from heads.graph import HeadGraphs
 from heads.known_gradient import KnownGradient
@@ -73,6 +74,7 @@ class _Update(NamedTuple):
     finite: Tensor  # 0-d bool, the same on every rank
     margin_state: Tensor
     learned: LearnedStep
+    moves: Tensor | None  # (G, D) of the expectations
 
 
 class _Forward(NamedTuple):
@@ -105,6 +107,8 @@ class PartialFC(nn.Module):
         subcenters: K centers a class, of which the nearest one counts (Sub-center ArcFace, Deng et
             al., 2020).
         extra_terms: what is added to the margin's loss in training, from heads.extra_terms.
+        expectation_margin: LVFace's penalty by expectations of the classes with this margin,
+            finite, in training; None for none. See heads.expectations.
         momentum, weight_decay: of the centers' SGD, applied as torch.optim.SGD applies them, but to
             the sampled rows only. Without momentum there is no velocity.
         seed: of the initial centers and of all draws, in [0, 2**63); the same on every rank.
@@ -132,6 +136,7 @@ class PartialFC(nn.Module):
         velocity: (rows, K·D), None without momentum.
         center_scales, velocity_scales: (rows, K) float32, with float8 alone: what the values of a
             sub-center are multiplied by.
+        expectations: (rows, D) of the classes, in `dtype`; None without expectation_margin.
         steps: 0-d int64, the number of `step` calls so far, from which each step's draws are made.
         nonfinite_steps: 0-d int64, how many of them changed nothing for that reason.
         margin_state: the margin's running values.
@@ -147,6 +152,7 @@ class PartialFC(nn.Module):
     center_scales: Tensor | None
     velocity: Tensor | None
     velocity_scales: Tensor | None
+    expectations: Tensor | None
     steps: Tensor
     nonfinite_steps: Tensor
     margin_state: Tensor
@@ -165,6 +171,7 @@ class PartialFC(nn.Module):
         hard_negatives: HardNegatives | None = None,
         subcenters: int = 1,
         extra_terms: Sequence[ExtraTerm] = (),
+        expectation_margin: float | None = None,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         seed: int = 0,
@@ -186,6 +193,8 @@ class PartialFC(nn.Module):
             embedding_dim=embedding_dim,
             margin=margin,
             extra_terms=extra_terms,
+            expectation_margin=expectation_margin,
+            place=place,
             group_sampling=group_sampling,
             hard_negatives=hard_negatives,
             subcenters=subcenters,
@@ -200,6 +209,7 @@ class PartialFC(nn.Module):
         self.embedding_dim = embedding_dim
         self.margin = margin
         self.extra_terms = tuple(extra_terms)
+        self.expectation_margin = expectation_margin
         self.subcenters = subcenters
         self.momentum = momentum
         self.weight_decay = weight_decay
@@ -222,6 +232,10 @@ class PartialFC(nn.Module):
         centers = begin(dtype=centers_dtype or dtype, seed=seed)
         velocity = begin(dtype=momentum_dtype or dtype, seed=None) if momentum else None
         register_rows(self, centers, velocity)
+        bank = None
+        if expectation_margin is not None:
+            bank = state.new_zeros(self.shard.num_local, embedding_dim)
+        self.register_buffer("expectations", bank)
         for name in ("steps", "nonfinite_steps"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("margin_state", state, persistent=state.numel() > 0)
@@ -262,10 +276,12 @@ class PartialFC(nn.Module):
             subcenters=self.subcenters,
             compute_dtype=self.compute_dtype,
             extra_terms=self.extra_terms,
+            expectation_margin=self.expectation_margin,
         )
         # One for steps of a single forward, one for steps that add several up: a recorded graph
         # needs its memory to stay as it is.
         self._workspaces = {adding: Workspace(self.device) for adding in (False, True)}
+        self._bank_workspaces = {adding: Workspace(self.device) for adding in (False, True)}
         self._micro: MicroBatches | None = None
         self.forget_graphs()
         self._fetcher: RowFetcher | None = None
@@ -319,7 +335,7 @@ class PartialFC(nn.Module):
         _settle(self)
         state = self.__dict__.copy()
         gone = ("backend", "_arithmetic", "_workspaces", "_micro", "_graphs", "_update", "_fetcher")
-        for name in gone:
+        for name in (*gone, "_bank_workspaces"):
             del state[name]
         return state
 
@@ -403,7 +419,7 @@ class PartialFC(nn.Module):
             ValueError: labels of another shape or dtype, or an extra term that has to see the whole
                 batch.
         """
-        check_micro_batches(labels, self.extra_terms)
+        check_micro_batches(labels, self.extra_terms, self.expectation_margin)
         self._drop_step()
         self._fetch(labels)
         sample = self._sample(self.ranks.all_gather(labels.contiguous()).flatten())
@@ -507,7 +523,12 @@ class PartialFC(nn.Module):
         first = self._first_pass(batch, sample, self.margin_state, index)
         gradients = self._arithmetic.second_pass(batch, first, share=1.0, into=None)
         update = _Update(
-            sample, gradients.centers, gradients.finite, first.margin_state, gradients.learned
+            sample,
+            gradients.centers,
+            gradients.finite,
+            first.margin_state,
+            gradients.learned,
+            first.bank and first.bank.moves,
         )
         return _Forward(gradients.loss, gradients.embeddings, update)
 
@@ -521,14 +542,24 @@ class PartialFC(nn.Module):
         first = self._first_pass(batch, sample, micro.margin_state, index)
         gradients = self._arithmetic.second_pass(batch, first, share=share, into=micro.gradient)
         micro.finish(gradients.finite, first.margin_state, gradients.learned)
-        update = _Update(sample, gradients.centers, micro.finite, micro.margin_state, micro.learned)
+        update = _Update(
+            sample,
+            gradients.centers,
+            micro.finite,
+            micro.margin_state,
+            micro.learned,
+            first.bank and first.bank.moves,
+        )
         return _Forward(gradients.loss, gradients.embeddings, update)
 
     def _first_pass(self, batch: Batch, sample: Sample, state: Tensor, index: Tensor) -> FirstPass:
         context = self._context(state, index)
         workspace = self._workspaces[self._adding]
         centers, _, sample = self._at_hand(sample)
-        return self._arithmetic.first_pass(centers, batch, sample, context, workspace)
+        bank = None
+        if self.expectations is not None:
+            bank = Bank(self.expectations, self._bank_workspaces[self._adding])
+        return self._arithmetic.first_pass(centers, batch, sample, context, workspace, bank)
 
     @torch.no_grad()
     def _eval_forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -584,6 +615,10 @@ class PartialFC(nn.Module):
             noise=noise,
             workspace=self._workspaces[self._adding],
         )
+        if self.expectations is not None and len(self.expectations):
+            assert update.moves is not None
+            moves = torch.where(apply, update.moves, -0.0)
+            self.expectations.index_add_(0, own_rows(update.sample), moves)
         torch.where(apply, update.margin_state, self.margin_state, out=self.margin_state)
         descend(self, update.learned, lr=lr, apply=apply)
 
