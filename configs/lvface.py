@@ -1,7 +1,8 @@
 """A vision transformer in stages, as LVFace (ICCV 2025) has them: few negatives first, all at last.
 
-Its first stage samples negatives, its last takes every center. The stage between, which steadies
-centers by a penalty, is not in this file.
+Its first stage samples negatives, its last takes every center. The stages after the first also have
+a penalty that steadies centers, `head.expectation_margin=0.4`. That is no setting by epoch: a run
+has it from the start or not at all, and this one does without.
 """
 
 from dataclasses import replace

@@ -27,6 +27,8 @@ from torch.nn.functional import softplus
 from heads.passes.cosine_softmax import Terms, inverse_norms
 from heads.sampling import Sample
 
+EXPECTATIONS = "expectations"  # the head's buffer: a row a class
+
 
 def own_cosines(unit: Tensor, bank: Tensor, sample: Sample) -> Tensor:
     """(G,) cosine to the expectation of a row's own class, inf where that has none yet.

@@ -23,6 +23,7 @@ class HeadMemory(NamedTuple):
         step: beyond them, at the peak of a step in PyTorch.
         rows: those of a step as they are kept, and which they are: what centers that are not kept
             on the device take there besides.
+        expectations: of LVFace's penalty.
         neighbors: the tables of hard negatives, and the centers that one is built from.
     """
 
@@ -31,11 +32,12 @@ class HeadMemory(NamedTuple):
     step: int
     rows: int
     neighbors: int = 0
+    expectations: int = 0
 
     @property
     def total(self) -> int:
         """All that is on the device where centers are kept there."""
-        return self.centers + self.momentum + self.step + self.neighbors
+        return self.centers + self.momentum + self.step + self.neighbors + self.expectations
 
 
 def predict_memory(
@@ -52,6 +54,7 @@ def predict_memory(
     momentum: bool = True,
     adding: bool = False,
     extra_terms: Sequence[ExtraTerm] = (),
+    expectations: bool = False,
     world_size: int = 1,
     neighbors: int = 0,
 ) -> HeadMemory:
@@ -62,6 +65,7 @@ def predict_memory(
         centers_dtype, momentum_dtype: as PartialFC's.
         momentum: whether there is any.
         adding: whether steps are made of several forwards (gradient accumulation, `begin_step`).
+        expectations: whether there is LVFace's penalty.
         world_size: into how many the global batch is split.
         neighbors: of each class in the table of hard negatives; 0: there is none.
     """
@@ -94,10 +98,16 @@ def predict_memory(
     kept = [row_bytes(width, subcenters, one) for one in held_in[: 1 + momentum]]
     centers, velocity = (shard.num_local * one for one in (*kept, 0)[:2])
     step = rows + per_row + products + scratch + batch + extra + buffers
+    bank = 0
+    if expectations:
+        bank = shard.num_local * embedding_dim * wide
+        # The passes over it have memory of their own; the step's is for K times as many rows.
+        step += rows + per_row + products + scratch + batch + 4 * PIECE_BYTES
+        step += 2 * global_batch * global_batch * 8  # which rows are of the same class
     numbers = 4 * torch.int64.itemsize  # of a row: which it is, twice sorted, and its class
     table = 0
     if neighbors:
         table, searching = search_bytes(shard.num_local, width=width, neighbors=neighbors)
         # What is looked up and sorted for the draw.
         step += searching + global_batch * neighbors * 8 * 8
-    return HeadMemory(centers, velocity, step, size * (sum(kept) + numbers), table)
+    return HeadMemory(centers, velocity, step, size * (sum(kept) + numbers), table, bank)

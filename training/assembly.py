@@ -277,6 +277,7 @@ def create_head(
         embedding_dim=config.model.embedding_dim,
         margin=create_margin(head.loss, **head.loss_args),
         extra_terms=create_extra_terms(head.extra_terms),
+        expectation_margin=head.expectation_margin,
         sample_rate=head.sample_rate_at(0, num_classes=num_classes),
         group_sampling=groups,
         hard_negatives=near,

@@ -28,6 +28,7 @@ class HeadConfig:
     loss: str = "arcface"  # a margin of docs/heads.md
     loss_args: dict[str, Any] = field(default_factory=dict)  # e.g. margin, scale, gradient
     extra_terms: dict[str, Any] = field(default_factory=dict)  # of docs/heads.md, with their values
+    expectation_margin: Fraction | None = None  # LVFace's penalty by expectations; None: without
     margin_warmup_epochs: Amount = 0.0  # over which the margin grows from nothing to the whole
     sample_rate: Fraction = 1.0  # share of the centers in a step; 0: those of the batch's classes
     sample_rate_from: dict[CountOrZero, Fraction] = field(default_factory=dict)  # by first epoch
@@ -74,6 +75,12 @@ class HeadConfig:
         away = self.hard_negatives and self.place != "device"
         expected = f"device with head.hard_negatives={self.hard_negatives}, or 0 for the latter"
         check(not away, "head.place", self.place, expected)
+        if self.expectation_margin is not None:
+            without = (
+                f"with head.expectation_margin={self.expectation_margin}, or null for the latter"
+            )
+            check(self.place == "device", "head.place", self.place, f"device {without}")
+            check(self.loss != "uniface", "head.loss", self.loss, f"another loss {without}")
         sampled = self.sample_count > 0 or (0.0 not in rates and rates != {1.0})
         expected = "0 without head.sample_count or a head.sample_rate above 0 and below 1"
         check(

@@ -77,10 +77,12 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     except UserError as error:
         raise ConfigError(f"head.extra_terms: {error}") from error
     whole = [type(term).__name__ for term in terms if term.needs_whole_batch]
+    if overridden.head.expectation_margin is not None:
+        whole.append("head.expectation_margin")
     if whole and overridden.step.micro_batches > 1:
         raise ConfigError(
             f"step.micro_batches={overridden.step.micro_batches}: expected 1 with "
-            f"{', '.join(whole)} of head.extra_terms, which compares the images of a whole batch"
+            f"{', '.join(whole)}, which looks at the whole batch at once"
         )
     return overridden
 

@@ -66,7 +66,7 @@ class Prediction:
     backbone: int  # weights, gradients, the optimizer's state, BatchNorm's statistics
     # Kept for backward, of one micro-batch; of blocks that run again what there is at most.
     activations: int
-    centers: int
+    centers: int  # and the expectations beside them, with head.expectation_margin
     momentum: int  # of the centers
     neighbors: int  # the tables of hard negatives, and the centers one is built from
     transients: int  # of the head's step
@@ -155,12 +155,12 @@ def predict(
         backbone=_backbone_bytes(backbone, config.optim),
         activations=sum(activations)
         + (activations.small // _IN_PIECES if config.model.checkpointing and on_cpu else 0),
-        centers=rows.centers,
+        centers=rows.centers + head.expectations,
         momentum=rows.momentum,
         neighbors=head.neighbors,
         transients=head.step,
         teacher=teacher,
-        checkpoint=states + rows.copied + head.neighbors if on_cpu else 0,
+        checkpoint=states + rows.copied + head.neighbors + head.expectations if on_cpu else 0,
         verification=verification,
         loader=_batches_ahead(config.data, world.device, world.local_world_size)
         * batch
@@ -188,6 +188,7 @@ def predict_head(
         momentum=config.centers_momentum > 0,
         adding=micro_batches > 1,
         extra_terms=create_extra_terms(config.head.extra_terms),
+        expectations=config.head.expectation_margin is not None,
         world_size=world.world_size,
         neighbors=config.head.neighbors if config.head.hard_negatives else 0,
     )

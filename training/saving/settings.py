@@ -47,7 +47,14 @@ BINDING = {
         *("lora_rank", "lora_alpha", "lora_layers"),
     ),
     "head": (
-        *("loss", "loss_args", "extra_terms", "margin_warmup_epochs", "subcenters"),
+        *(
+            "loss",
+            "loss_args",
+            "extra_terms",
+            "expectation_margin",
+            "margin_warmup_epochs",
+            "subcenters",
+        ),
         *("lr", "weight_decay", "momentum", "centers_dtype", "momentum_dtype"),
         *("sample_rate", "sample_rate_from", "sample_count"),
         *("sample_groups", "random_groups", "groups_scope"),

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from heads import PartialFC
+from heads.expectations import EXPECTATIONS
 from heads.neighbors.table import TABLES
 from heads.rows.buffers import ROWS
 from heads.shard_state import SHARD_ENTRIES
@@ -27,7 +28,7 @@ from training.step.train_step import TrainStep
 
 State = dict[str, Any]  # nested; leaves are tensors and plain values
 
-SHARDED = (*ROWS, *TABLES)  # of the head: a row a class, split over the ranks
+SHARDED = (*ROWS, *TABLES, EXPECTATIONS)  # of the head: a row a class, split over the ranks
 
 
 def read_state(train_step: TrainStep) -> State:

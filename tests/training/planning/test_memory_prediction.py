@@ -150,6 +150,15 @@ def test_centers_and_momentum_are_those_of_the_head():
     assert (found.centers, found.momentum) == (head.centers.nbytes, head.velocity.nbytes)
 
 
+def test_expectations_are_those_of_the_head():
+    config = configured("head.subcenters=2", "head.expectation_margin=0.4")
+    head = create_head(config, ALONE, num_classes=CLASSES, precision=FP32)
+    found, without = predicted(config), predicted(configured("head.subcenters=2"))
+    assert found.centers - without.centers == head.expectations.nbytes
+    assert found.checkpoint - without.checkpoint == head.expectations.nbytes
+    assert found.transients > without.transients
+
+
 def test_tables_of_neighbors_are_those_of_the_head():
     config = configured("head.sample_count=100", "head.hard_negatives=0.5", "head.subcenters=2")
     head = create_head(config, ALONE, num_classes=CLASSES, precision=FP32)

@@ -1,0 +1,100 @@
+"""A run with LVFace's penalty by expectations goes on from them, at any number of ranks."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.ranks import run_ranks
+from tests.training import tiny
+from training.config import Config, ConfigError, override
+from training.distributed import World
+from training.loop import Trainer
+from training.reporting.stopwatch import Stopwatch
+from training.step.precision import choose_precision
+
+SETTINGS = ("head.num_classes=61", "head.sample_rate=0.5", "head.expectation_margin=0.4")
+
+
+def build(config: Config, world: World) -> Trainer:
+    return Trainer(config, world, precision=choose_precision(world.device, "fp32"))
+
+
+def advance(trainer: Trainer, world: World, steps: int) -> None:
+    stream = trainer.loader.stream(*divmod(trainer.steps_done, trainer.loader.steps_per_epoch))
+    stopwatch = Stopwatch(world.device)
+    for _ in range(steps):
+        trainer.train_on(next(stream), stopwatch.lap)
+
+
+def test_a_resumed_run_has_the_same_expectations_bit_for_bit(data, world, tmp_path):
+    config = override(tiny.config(data, tmp_path / "run"), [*SETTINGS])
+    whole = build(config, world)
+    whole.run()
+    head = whole.step.head
+    assert head.expectations.any()
+    [last] = (tmp_path / "run" / "checkpoints").glob("step_*15")
+    shutil.rmtree(last)
+    resumed = build(config, world)
+    assert resumed.steps_done == 10
+    resumed.run()
+    for (name, found), expected in zip(
+        resumed.step.head.state_dict().items(), head.state_dict().values(), strict=True
+    ):
+        assert torch.equal(found, expected), name
+
+
+def bank(trainer: Trainer) -> Tensor:
+    """Of all ranks."""
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, trainer.step.head.expectations)
+    return torch.cat(parts)
+
+
+def save_in_the_middle(world: World, config: Config) -> Tensor:
+    trainer = build(config, world)
+    advance(trainer, world, 6)
+    trainer.save()
+    saved = bank(trainer)
+    trainer.close()
+    return saved
+
+
+def go_on(world: World, config: Config) -> tuple[Tensor, Tensor]:
+    trainer = build(config, world)
+    assert trainer.steps_done == 6
+    found = bank(trainer)
+    advance(trainer, world, 2)
+    trainer.close()
+    return found, bank(trainer)
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_goes_on_with_the_same_expectations(data, tmp_path):
+    config = override(tiny.config(data, tmp_path / "run"), [*SETTINGS])
+    saved = run_ranks(save_in_the_middle, config, world_size=2, folder=tmp_path)[0]
+    assert saved.shape[0] == 61
+    assert saved.any()
+    for world_size in (1, 3):
+        found, then = run_ranks(go_on, config, world_size=world_size, folder=tmp_path)[0]
+        assert torch.equal(found, saved)
+        assert not torch.equal(then, saved)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("head.place=host", "expected device with head.expectation_margin"),
+        ("head.loss=uniface", "expected another loss with head.expectation_margin"),
+        ("step.micro_batches=2", "expected 1 with head.expectation_margin"),
+        ("head.expectation_margin=inf", "head.expectation_margin"),
+    ],
+)
+def test_what_does_not_go_with_it_is_named(data, tmp_path, setting, message):
+    config = tiny.config(data, tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        override(config, ["head.expectation_margin=0.4", setting])
