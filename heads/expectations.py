@@ -28,6 +28,7 @@ from heads.passes.cosine_softmax import Terms, inverse_norms
 from heads.sampling import Sample
 
 EXPECTATIONS = "expectations"  # the head's buffer: a row a class
+NOT_IN_KERNELS = "the kernels are not tested with expectation_margin"
 
 
 def own_cosines(unit: Tensor, bank: Tensor, sample: Sample) -> Tensor:

@@ -30,7 +30,7 @@ from heads.checks import (
     check_step_inputs,
 )
 from heads.distributed_loss import Bank, Batch, DistributedLoss, FirstPass
-from heads.expectations import own_rows
+from heads.expectations import NOT_IN_KERNELS, own_rows
 from heads.extra_terms import ExtraTerm
 from heads.graph import HeadGraphs
 from heads.known_gradient import KnownGradient
@@ -267,6 +267,7 @@ class PartialFC(nn.Module):
             device=self.device,
             embedding_dim=self.embedding_dim,
             compute_dtype=self.compute_dtype,
+            obstacle=None if self.expectation_margin is None else NOT_IN_KERNELS,
         )
         self._arithmetic = DistributedLoss(
             self.margin,

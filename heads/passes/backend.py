@@ -26,9 +26,17 @@ class Backend:
 
 
 def choose_backend(
-    requested: str, *, device: torch.device, embedding_dim: int, compute_dtype: torch.dtype
+    requested: str,
+    *,
+    device: torch.device,
+    embedding_dim: int,
+    compute_dtype: torch.dtype,
+    obstacle: str | None = None,
 ) -> Backend:
     """Triton where it runs, PyTorch elsewhere, or the one that is asked for.
+
+    Args:
+        obstacle: a known reason against Triton.
 
     Raises UserError for an unknown name, and for Triton where it cannot run, with the reason.
     """
@@ -38,7 +46,7 @@ def choose_backend(
         return Backend("torch", "asked for", ChunkedSoftmax, update_rows)
     from heads.passes import kernel_launch, triton_softmax
 
-    obstacle = kernel_launch.available(device, embedding_dim, compute_dtype)
+    obstacle = obstacle or kernel_launch.available(device, embedding_dim, compute_dtype)
     if obstacle is None:
         return Backend(
             "triton", "it can run here", triton_softmax.TritonSoftmax, triton_softmax.update_rows

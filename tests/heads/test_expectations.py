@@ -227,3 +227,5 @@ def test_what_it_does_not_go_with_is_named():
         build().begin_step(torch.zeros(2, 4, dtype=torch.int64))
     with pytest.raises(RuntimeError, match="expectations"):
         build(expectation_margin=None).load_state_dict(build().state_dict())
+    with pytest.raises(UserError, match=r"backend='triton'.*expectation_margin"):
+        build(backend="triton")
