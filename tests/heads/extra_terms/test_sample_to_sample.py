@@ -165,7 +165,7 @@ def test_the_step_is_graph_safe():
 def test_micro_batches_are_refused_with_the_reason():
     head = build(TERM)
     labels = batch(0)[1]
-    with pytest.raises(ValueError, match=r"SampleToSample compares .* found 2 micro-batches"):
+    with pytest.raises(ValueError, match=r"SampleToSample looks at .* found 2 micro-batches"):
         head.begin_step(labels.view(2, -1))
     head.begin_step(labels.view(1, -1))
 
