@@ -335,8 +335,15 @@ class PartialFC(nn.Module):
         """For copies: without what is recorded, or waits for `step`."""
         _settle(self)
         state = self.__dict__.copy()
-        gone = ("backend", "_arithmetic", "_workspaces", "_micro", "_graphs", "_update", "_fetcher")
-        for name in (*gone, "_bank_workspaces"):
+        made_again = (
+            "backend",
+            "_arithmetic",
+            "_workspaces",
+            "_bank_workspaces",
+            "_micro",
+            "_graphs",
+        )
+        for name in (*made_again, "_update", "_fetcher"):
             del state[name]
         return state
 

@@ -11,24 +11,12 @@ from torch import Tensor
 
 from tests.ranks import run_ranks
 from tests.training import tiny
+from tests.training.steps import advance, build
 from training.config import Config, ConfigError, override
 from training.distributed import World
 from training.loop import Trainer
-from training.reporting.stopwatch import Stopwatch
-from training.step.precision import choose_precision
 
 SETTINGS = ("head.num_classes=61", "head.sample_rate=0.5", "head.expectation_margin=0.4")
-
-
-def build(config: Config, world: World) -> Trainer:
-    return Trainer(config, world, precision=choose_precision(world.device, "fp32"))
-
-
-def advance(trainer: Trainer, world: World, steps: int) -> None:
-    stream = trainer.loader.stream(*divmod(trainer.steps_done, trainer.loader.steps_per_epoch))
-    stopwatch = Stopwatch(world.device)
-    for _ in range(steps):
-        trainer.train_on(next(stream), stopwatch.lap)
 
 
 def test_a_resumed_run_has_the_same_expectations_bit_for_bit(data, world, tmp_path):

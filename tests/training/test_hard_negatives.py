@@ -12,28 +12,16 @@ from torch import Tensor
 from heads.neighbors.classes import NeighborClasses
 from tests.ranks import run_ranks
 from tests.training import tiny
+from tests.training.steps import advance, build
 from training.config import Config, ConfigError, override
 from training.distributed import World
 from training.loop import Trainer
-from training.reporting.stopwatch import Stopwatch
-from training.step.precision import choose_precision
 
 # Tables are begun at the steps 0, 4, 8, … and in force four steps later.
 SETTINGS = (
     *("head.num_classes=61", "head.sample_count=24", "head.hard_negatives=0.5"),
     *("head.neighbors=3", "head.neighbors_every=4"),
 )
-
-
-def build(config: Config, world: World) -> Trainer:
-    return Trainer(config, world, precision=choose_precision(world.device, "fp32"))
-
-
-def advance(trainer: Trainer, world: World, steps: int) -> None:
-    stream = trainer.loader.stream(*divmod(trainer.steps_done, trainer.loader.steps_per_epoch))
-    stopwatch = Stopwatch(world.device)
-    for _ in range(steps):
-        trainer.train_on(next(stream), stopwatch.lap)
 
 
 def test_a_resumed_run_goes_on_in_the_middle_of_a_table_bit_for_bit(data, world, tmp_path):
