@@ -45,7 +45,7 @@ def rounded(centers: Tensor, *, subcenters: int, out: Tensor) -> None:
         # In float64 no order of the sum of squares moves a value over the middle of two integers.
         rows = centers[part].reshape(-1, dim).double()
         scaled = rows * (_DEVIATION * math.sqrt(dim) / rows.norm(dim=1, keepdim=True))
-        whole = scaled.nan_to_num(0.0, 0.0, 0.0).round().clamp(-127, 127)
+        whole = scaled.nan_to_num_(0.0, 0.0, 0.0).round_().clamp_(-127, 127)
         out[part] = whole.view(-1, subcenters * dim).to(torch.int8)
 
 
