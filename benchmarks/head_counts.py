@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.compiled_kernels import Compiled, Launch, compile_launch, needs, recorded_launches
 from benchmarks.head_traffic import moved
-from benchmarks.traffic import Traffic
 from heads import ArcFace, PartialFC
 from heads.passes import kernel_launch, kernels
 from heads.rows import initial
+from models.traffic import Traffic
 
 RANKS, DIM = 8, 512
 # Identities and sample rate: 12,500 and 362,500 classes in a rank's step.

@@ -12,7 +12,7 @@ every step, and under one told not to. Results go to benchmarks/results/.
 
 Beside each time stands the share that the limit has of it: the products of network and head at the
 rate of a large one here, then what is between the convolutions, each BatchNorm one with what
-follows it (benchmarks/traffic.py), at the rate of a large copy. On a CPU one waits for the other.
+follows it (models/traffic.py), at the rate of a large copy. On a CPU one waits for the other.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from benchmarks.harness import (
     take_turns,
 )
 from benchmarks.loader import draw_set, torch_batches
-from benchmarks.traffic import bytes_an_image
 from models import Architecture, create_model
 from models.cost import multiply_adds
+from models.traffic import bytes_an_image
 from pipeline.dali_loader import Loader, choose_threads
 from pipeline.records.index import open_index
 from training.assembly import create_step

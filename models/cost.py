@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from models.architecture import Architecture
 
@@ -25,9 +25,14 @@ def multiply_adds(architecture: Architecture) -> int:
     with FakeTensorMode(), torch.no_grad():
         state = without_memory(network)
         images = torch.empty(1, 3, size, size)
-        with FlopCounterMode(display=False, custom_mapping=_ON_CPUS) as counter:
+        with counted_flops() as counter:
             functional_call(network, state, (images,))
     return counter.get_total_flops() // 2
+
+
+def counted_flops() -> FlopCounterMode:
+    """A context that counts those of convolutions and products, two for a multiply-add."""
+    return FlopCounterMode(display=False, custom_mapping=_ON_CPUS)
 
 
 def kept_an_image(architecture: Architecture, dtype: torch.dtype) -> int:
@@ -91,5 +96,19 @@ def _attention(
     return sdpa_flop_count(query, key, value)
 
 
-# The kernel of attention that torch does not count by itself.
-_ON_CPUS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+def _attention_backward(
+    grad: tuple[int, ...],
+    query: tuple[int, ...],
+    key: tuple[int, ...],
+    value: tuple[int, ...],
+    *_: Any,
+    **__: Any,
+) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+# The kernels of attention that torch does not count by itself.
+_ON_CPUS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}

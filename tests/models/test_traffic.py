@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.traffic import Traffic, bytes_an_image
 from models import Architecture
+from models.traffic import Traffic, bytes_an_image
 
 
 def test_reads_writes_second_reads_and_broadcasts_are_counted() -> None:
