@@ -44,26 +44,22 @@ from heads.passes.cosine_softmax import CenterGradient
 from heads.passes.workspace import Workspace
 from heads.ranks import Ranks
 from heads.rows.buffers import (
-    CENTERS,
     ROWS,
-    VELOCITY,
     kept_rows,
     narrow_dtypes,
     register_rows,
     restore_dtypes,
     staying_away,
-    stored_rows,
 )
-from heads.rows.fetcher import RowFetcher
 from heads.rows.initial import begin_rows
 from heads.rows.placement import Placement
+from heads.rows.step_rows import StepRows
 from heads.rows.stored import Noise, Stored
-from heads.rows.working_set import WorkingSet
-from heads.sampling import GroupClasses, Sample, Sampling, Shard, sampling_at
+from heads.sampling import GroupClasses, Sample, sampling_at
 from heads.shard_state import keep_shard
 
 # Kinds of draws, each with keys of its own.
-_SAMPLING, _MARGIN, _ROUNDING = 1, 2, 4  # heads.centers has 3
+_MARGIN, _ROUNDING = 2, 4  # heads.rows.step_rows has 1, heads.centers 3
 
 
 class _Update(NamedTuple):
@@ -285,16 +281,16 @@ class PartialFC(nn.Module):
         self._bank_workspaces = {adding: Workspace(self.device) for adding in (False, True)}
         self._micro: MicroBatches | None = None
         self.forget_graphs()
-        self._fetcher: RowFetcher | None = None
-        if self._placement.away:
-            recording = self._graphs.recording or self.device.type != "cpu"
-            self._fetcher = RowFetcher(
-                kept_rows(self),
-                partial(_draw, shard=self.shard, seed=self.seed),
-                placement=self._placement,
-                working_set=WorkingSet(self.device, fixed=recording),
-                depth=self.prefetch,
-            )
+        self._rows = StepRows(
+            kept_rows(self),
+            self._placement,
+            self.shard,
+            self.ranks,
+            seed=self.seed,
+            device=self.device,
+            recording=self._graphs.recording,
+            prefetch=self.prefetch,
+        )
         self._drop_step()
 
     def _drop_step(self) -> None:
@@ -327,7 +323,7 @@ class PartialFC(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """Rows that are looked at have all that the steps so far have changed in them."""
-        if name in ROWS and "_fetcher" in self.__dict__:
+        if name in ROWS and "_rows" in self.__dict__:
             _settle(self)
         return super().__getattr__(name)
 
@@ -343,7 +339,7 @@ class PartialFC(nn.Module):
             "_micro",
             "_graphs",
         )
-        for name in (*made_again, "_update", "_fetcher"):
+        for name in (*made_again, "_update", "_rows"):
             del state[name]
         return state
 
@@ -406,9 +402,8 @@ class PartialFC(nn.Module):
         Raises:
             ValueError: labels of another shape or dtype.
         """
-        if self._fetcher:
-            check_announced(labels)
-            self._fetcher.announce(labels.to("cpu"), self.sampling, step=self.steps, ahead=ahead)
+        check_announced(labels)
+        self._rows.announce(labels, self.sampling, step=self.steps, ahead=ahead)
 
     def begin_step(self, labels: Tensor) -> None:
         """Announce a step of several micro-batches, whose gradients are to be added up.
@@ -429,7 +424,7 @@ class PartialFC(nn.Module):
         """
         check_micro_batches(labels, self.extra_terms, self.expectation_margin)
         self._drop_step()
-        self._fetch(labels)
+        self._rows.fetch(labels, self.sampling, step=self.steps)
         sample = self._sample(self.ranks.all_gather(labels.contiguous()).flatten())
         if self._micro is None or not self._micro.fits(labels, sample):
             self._graphs.renew(adding=True)
@@ -511,8 +506,7 @@ class PartialFC(nn.Module):
         if self.neighbors:
             self.neighbors.advance(self.steps, self.centers)
         self._graphs.update(self._update_centers, lr, apply, adding=self._adding)
-        if self._fetcher:
-            self._fetcher.write_back()
+        self._rows.write_back()
         self.steps += 1
         self.nonfinite_steps += ~finite
         self._drop_step()
@@ -563,7 +557,7 @@ class PartialFC(nn.Module):
     def _first_pass(self, batch: Batch, sample: Sample, state: Tensor, index: Tensor) -> FirstPass:
         context = self._context(state, index)
         workspace = self._workspaces[self._adding]
-        centers, _, sample = self._at_hand(sample)
+        centers, _, sample = self._rows.at_hand(kept_rows(self), sample)
         bank = None
         if self.expectations is not None:
             bank = Bank(self.expectations, self._bank_workspaces[self._adding])
@@ -581,29 +575,7 @@ class PartialFC(nn.Module):
 
     def _sample(self, labels: Tensor) -> Sample:
         """The classes of this step, for the labels of the global batch."""
-        if self._fetcher:
-            return self._fetcher.sample
-        return _draw(self.steps, labels, self.sampling, shard=self.shard, seed=self.seed)
-
-    def _fetch(self, labels: Tensor) -> None:
-        """Bring this step's rows to the device, where they are not kept there.
-
-        The host waits for the labels, once a step, and ranks exchange them: what was announced may
-        be wrong. No graph records it.
-        """
-        if self._fetcher:
-            labels = self.ranks.all_gather(labels.contiguous()).flatten()
-            known = torch.cat([labels, self.steps.view(1)]).to("cpu")
-            self._fetcher.fetch(known[:-1], self.sampling, step=int(known[-1]))
-
-    def _at_hand(self, sample: Sample) -> tuple[Stored, Stored | None, Sample]:
-        """Centers and velocity for the arithmetic, and the sample as places among their rows."""
-        rows = kept_rows(self)
-        if self._fetcher:
-            rows, sample = self._fetcher.rows, sample._replace(rows=None)
-        centers = stored_rows(rows, CENTERS)
-        assert centers is not None
-        return centers, stored_rows(rows, VELOCITY), sample
+        return self._rows.sample(labels, self.sampling, step=self.steps)
 
     def _update_centers(self, lr: Tensor, apply: Tensor) -> None:
         """The last forward's update, where `apply` (0-d bool) holds."""
@@ -614,7 +586,7 @@ class PartialFC(nn.Module):
             key = counter.step_key(self.seed, self.steps, _ROUNDING)
             noise = Noise(key, update.sample.classes(self.shard))
         self.backend.update_rows(
-            *self._at_hand(update.sample),
+            *self._rows.at_hand(kept_rows(self), update.sample),
             update.gradient,
             lr=lr,
             momentum=self.momentum,
@@ -636,7 +608,7 @@ class PartialFC(nn.Module):
         if micro:
             micro.check(labels, forwards=self._forwards)
         else:
-            self._fetch(labels)
+            self._rows.fetch(labels, self.sampling, step=self.steps)
         result = self._graphs.forward(
             self._train_forward,
             embeddings,
@@ -665,17 +637,9 @@ class PartialFC(nn.Module):
         )
 
 
-def _draw(
-    step: Tensor | int, labels: Tensor, sampling: Sampling, *, shard: Shard, seed: int
-) -> Sample:
-    key = counter.step_key(seed, torch.as_tensor(step), _SAMPLING)
-    return sampling.draw(labels, shard, key)
-
-
 def _settle(head: PartialFC, *_: Any) -> None:
     """Have all that was changed in the kept rows."""
-    if head._fetcher:
-        head._fetcher.settle()
+    head._rows.settle()
 
 
 def _forget_step(head: PartialFC, *_: Any) -> None:
