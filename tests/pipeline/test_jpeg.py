@@ -69,6 +69,16 @@ def test_mirrored_images_are_the_others_reversed_to_the_pixel():
     assert np.array_equal(pixels[mirrored], plain[mirrored][:, :, ::-1])
 
 
+@pytest.mark.parametrize("size", [9, 10, 12, 24])
+def test_rows_of_any_width_are_mirrored(size):
+    """They are reversed in words of one, two, four or eight bytes, whatever divides a row."""
+    file = encode(0, "PNG", size=size)
+    read = [partial(bytes, file)] * 2
+    (plain, mirrored), faults = decode_batch(read, size=size, mirrored=np.array([False, True]))
+    assert not faults
+    assert np.array_equal(mirrored, plain[:, ::-1])
+
+
 def test_faults_are_named_and_the_others_decoded():
     good = encode(0)
     files = [good, good[: len(good) // 2], b"not an image", encode(1, size=30), encode(2, size=9)]
