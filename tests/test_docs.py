@@ -184,3 +184,30 @@ def test_the_defaults_of_the_extra_terms_are_true():
         name: {field.name: field.default for field in fields(term)}
         for name, term in EXTRA_TERMS.items()
     }
+
+
+# --- links ---
+
+PAGES = [*DOCUMENTS, ROOT / "AGENTS.md", ROOT / "CHANGELOG.md", ROOT / "configs/README.md"]
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).strip().replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([\w-]*)\)", page.read_text()):
+        if target.startswith(("http:", "https:")):
+            continue
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        assert not anchor or there.suffix != ".md" or anchor in anchors(there), (target, anchor)
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs/README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in index] == []
