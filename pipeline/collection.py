@@ -1,4 +1,4 @@
-"""Several .rec files as one set: their labels side by side or shared, some records left out.
+"""Several data sets as one: their labels side by side or shared, some records left out.
 
 A record's number counts the records that are kept, file after file. Nothing is rewritten: what is
 held in memory beside the files' own memory-mapped indexes is one number for each record where
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from pipeline.containers.set_index import damaged_index
 from pipeline.records.index import RecordIndex
 from pipeline.records.recordio import RecordError
-from pipeline.records.sidecar import damaged_sidecar
 
 
 class Collection:
@@ -123,7 +123,7 @@ class Collection:
     def describe(self, i: int) -> str:
         """Where a record is, for messages."""
         index, record = self.locate(i)
-        return f"{index.path}: the image of the record at offset {index.records['offset'][record]}"
+        return index.place(record)
 
 
 def stack_labels(indexes: Sequence[RecordIndex]) -> list[np.ndarray]:
@@ -158,7 +158,7 @@ def _seen(
         found = index.records["label"] if chosen is None else index.records["label"][chosen]
         if len(found) and not 0 <= found.min() <= found.max() < len(mapped):
             wrong = f"labels from {found.min()} to {found.max()}"
-            raise damaged_sidecar(index.path, f"{wrong}, expected 0 to {len(mapped) - 1}")
+            raise damaged_index(index.path, f"{wrong}, expected 0 to {len(mapped) - 1}")
         present = np.zeros(len(mapped), bool)
         present[found] = True
         seen[mapped[present]] = True

@@ -25,7 +25,8 @@ from evaluation.people.cleaning_report import Report
 from evaluation.people.training_images import training_images
 from evaluation.people.twins import RATE
 from pipeline.ahead import cores
-from pipeline.records.index import RecordIndex, open_index
+from pipeline.containers.open_records import open_records
+from pipeline.records.index import RecordIndex
 from pipeline.whole_file import write_whole
 from training.command import command, share, whole_number
 from training.config import load_config
@@ -61,7 +62,7 @@ def read_subcenters(model: str, index: RecordIndex) -> np.ndarray | None:
 
 def look_through(arguments: argparse.Namespace, world: World) -> Cleaning:
     """All that the command does."""
-    index = open_index(arguments.train)
+    index = open_records(arguments.train)
     dtype = choose_precision(world.device).compute_dtype
     subcenters = None if arguments.images else read_subcenters(arguments.model, index)
     model = open_model(

@@ -31,7 +31,8 @@ from evaluation.people.shared import RATE, SharedPeople, find_shared_people
 from evaluation.people.training_images import sizes_found, training_images
 from evaluation.protocols.sets import SetError, kinds, open_set
 from pipeline.ahead import cores
-from pipeline.records.index import RecordIndex, open_index
+from pipeline.containers.open_records import open_records
+from pipeline.records.index import RecordIndex
 from pipeline.whole_file import write_whole
 from training.command import command, share, whole_number
 from training.config import load_config
@@ -98,7 +99,7 @@ def findings(
 
 def check(arguments: argparse.Namespace, world: World) -> Overlap:
     """All that the command does."""
-    index = open_index(arguments.train)
+    index = open_records(arguments.train)
     model = _open_model(arguments, world)
     sizes = sizes_found(index)
     size = model.input.size if model else (sizes[0][0] if sizes else _USUAL)

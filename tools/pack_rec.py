@@ -27,6 +27,7 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.passed_over import PassedOver
 from pipeline.records.manifest import Provenance, read_provenance, write_manifest
 from pipeline.records.recordio import RecordError
 from pipeline.records.write_set import pack_set
@@ -40,7 +41,6 @@ from tools.sources.cropping import (
 from tools.sources.folders import read_folders
 from tools.sources.inspection import Inspection
 from tools.sources.lst import read_lst
-from tools.sources.passed_over import PassedOver
 from tools.sources.rec import BY, read_rec
 from tools.sources.sample import Identity, group
 from tools.sources.webdataset import read_webdataset

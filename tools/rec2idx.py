@@ -1,6 +1,8 @@
-"""Write the .idx and the sidecar of a .rec file:  python tools/rec2idx.py train.rec [-o DIR]
+"""Make the index of a training set:  python tools/rec2idx.py train.rec|FOLDER [-o DIR]
 
-Reads what MXNet wrote and writes what MXNet reads, without mxnet. By default a new .idx lists
+Of a .rec it writes the .idx and the sidecar: it reads what MXNet wrote and writes what MXNet reads,
+without mxnet. Of a set of another form, such as a folder of identity folders, it writes the index
+that training needs (.fsidx), and numbers the identities again. By default a new .idx lists
 images only, so that readers which take every line for an image see no header or identity records;
 one that is there and lists all of them stays so. What it replaces is kept as train.idx.old1, and
 so on.
@@ -19,14 +21,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from facestream import USER_ERROR_EXIT_CODE
+from facestream import USER_ERROR_EXIT_CODE, UserError
+from pipeline.containers.forms import EXPECTED, form_of
+from pipeline.containers.set_index import index_files
 from pipeline.records.index import RecordIndex, open_index
 from pipeline.records.manifest import read_names
 from pipeline.records.mxnet_idx import idx_lists, write_idx
+from pipeline.records.record_file import RecordFile
 from pipeline.records.repair import repair
-from pipeline.records.scan import Scan, scan_rec
+from pipeline.records.scan import Scan, Summary, scan_rec
 from pipeline.records.sidecar import output_folder, write_sidecar
 from training.command import command, whole_number
 
@@ -76,6 +83,23 @@ def rec2idx(
     return found
 
 
+def index_set(path: Path) -> RecordIndex:
+    """Look through a set that is no .rec, write its index, and say what it holds."""
+    # Importing Pillow, which looks at images, takes as long as scanning some hundred megabytes.
+    from pipeline.containers.open_records import make_index
+
+    with _progress("scan") as told:
+        index = make_index(path, told)
+    _print_counts(index.path, index.summary)
+    _print_damage(index.summary)
+    names = index.names or []
+    if names:
+        print(f"names         {names[0]} is 0, {names[-1]} is {len(names) - 1}")
+    written = [str(file) for file in index_files(path) if file.is_file()]
+    print(f"wrote         {written[0] if written else 'nothing: no place can be written'}")
+    return index
+
+
 def _readers(found: Scan, *, every_record: bool) -> str:
     """Whose readers take the .idx just written for what it is; ours need none."""
     if found.is_image.all():
@@ -121,7 +145,10 @@ def verify(index: RecordIndex, *, size: int | None = None) -> list[int]:
     wanted = f" to {size} x {size} pixels" if size else ""
     print(f"verified      {len(index)} images, {len(failures)} do not decode{wanted}")
     for offset, label, why in failures:
-        print(f"              offset {offset}, label {label}: {why}")
+        place = f"offset {offset}"
+        if not isinstance(index.file, RecordFile):
+            place = index.place(int(np.searchsorted(index.records["offset"], offset)))
+        print(f"              {place}, label {label}: {why}")
     return [failure.offset for failure in failures]
 
 
@@ -133,14 +160,14 @@ def write_repaired(index: RecordIndex, folder: Path, *, without: list[int]) -> N
 
     identities, images, sizes = repair(index, folder, without=without)
     damaged = index.summary.damaged_spans > 0
-    names = read_names(index.path, damaged=damaged)
+    names = list(index.names or ()) or read_names(index.path, damaged=damaged)
     rec = folder / "train.rec"
     if names and len(names) <= identities:
         clean = open_index(rec)
         write_manifest(
             rec,
             source=[index.path],
-            options={"format": "rec", "repair": True},
+            options={"format": form_of(index.path), "repair": True},
             # An identity that has only its record has no name either.
             names=names + [str(label) for label in range(len(names), identities)],
             images=images,
@@ -166,10 +193,7 @@ def _put_aside(idx: Path) -> Path:
 def print_summary(rec: Path, found: Scan) -> None:
     """Say what the file holds, and where it is damaged."""
     summary = found.summary
-    print(f"file          {rec} ({rec.stat().st_size} bytes)")
-    print(f"images        {summary.images}, of {summary.smallest} to {summary.largest} bytes")
-    labels = f", labels up to {summary.num_classes - 1}" if summary.images else ""
-    print(f"identities    {summary.identities}{labels}")
+    _print_counts(f"{rec} ({rec.stat().st_size} bytes)", summary)
     print(
         f"bookkeeping   {summary.header_records} header and {summary.identity_records} identity "
         "records"
@@ -178,6 +202,17 @@ def print_summary(rec: Path, found: Scan) -> None:
         print(f"split         {summary.split_records} images hold the magic word and are rejoined")
     if summary.announced_images not in (None, summary.images):
         print(f"announced     the header record speaks of {summary.announced_images} images")
+    _print_damage(summary)
+
+
+def _print_counts(file: object, summary: Summary) -> None:
+    print(f"file          {file}")
+    print(f"images        {summary.images}, of {summary.smallest} to {summary.largest} bytes")
+    labels = f", labels up to {summary.num_classes - 1}" if summary.images else ""
+    print(f"identities    {summary.identities}{labels}")
+
+
+def _print_damage(summary: Summary) -> None:
     print(f"damage        {summary.damaged_spans} spans")
     for offset, size, why in summary.damaged:
         print(f"              offset {offset}, {size} bytes: {why}")
@@ -185,7 +220,7 @@ def print_summary(rec: Path, found: Scan) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rec", type=Path, help="a .rec file, or the folder of its train.rec")
+    parser.add_argument("rec", type=Path, metavar="set", help=EXPECTED)
     parser.add_argument("-o", "--output", type=Path, help="folder for both, for other readers")
     listed = parser.add_mutually_exclusive_group()
     listed.add_argument(
@@ -217,14 +252,22 @@ def main() -> None:
         parser.error("--size goes with --verify, which looks at the images")
     undecodable: list[int] = []
     with command("rec2idx"):
-        rec = arguments.rec / "train.rec" if arguments.rec.is_dir() else arguments.rec
-        found = rec2idx(
-            rec,
-            folder=arguments.output,
-            every_record=arguments.all,
-            skip_bad_labels=arguments.repair is not None,
-        )
-        index = RecordIndex(rec, found.images, found.summary)
+        if form_of(arguments.rec) != "rec":
+            if arguments.output or arguments.all is not None:
+                raise UserError(
+                    f"{arguments.rec} is no .rec, which -o, --all and --images-only go with: leave "
+                    "them out"
+                )
+            index = index_set(arguments.rec)
+        else:
+            rec = arguments.rec / "train.rec" if arguments.rec.is_dir() else arguments.rec
+            found = rec2idx(
+                rec,
+                folder=arguments.output,
+                every_record=arguments.all,
+                skip_bad_labels=arguments.repair is not None,
+            )
+            index = RecordIndex(rec, found.images, found.summary)
         if arguments.verify:
             undecodable = verify(index, size=arguments.size)
         if arguments.repair:

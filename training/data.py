@@ -8,16 +8,18 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.collection import Collection, dense_labels, stack_labels
+from pipeline.containers.open_records import open_records
 from pipeline.identity_map import read_identity_map
 from pipeline.order import BalancedOrder, BlockOrder, GlobalOrder, Order, WeightedOrder
 from pipeline.record_filter import read_filter
 from pipeline.records.image_kind import image_size
-from pipeline.records.index import RecordIndex, open_index
+from pipeline.records.index import RecordIndex
 from pipeline.records.recordio import RecordError
 from pipeline.shuffle_report import report_shuffle
 from training.config import Config, ConfigError, DataConfig
 from training.distributed import World, together
 from training.named_files import check_named_files
+from training.reporting.scan_progress import scan_progress
 from training.setting_names import settings_named
 
 _FAR_TOO_MANY = 10  # classes for each identity that has an image
@@ -75,10 +77,11 @@ def open_training_data(config: Config, world: World) -> TrainingData:
 
 
 def open_shared_index(path: str, world: World) -> RecordIndex:
-    """Open the .rec on every rank; the first rank of each machine builds the sidecar if need be."""
+    """Open a set on every rank; the first rank of each machine makes its index if need be."""
     with settings_named(record_filter="data.leave_out"):
-        first = together(lambda: open_index(path) if world.local_rank == 0 else None)
-        return together(lambda: open_index(path) if first is None else first)
+        told = scan_progress(path)
+        first = together(lambda: open_records(path, told) if world.local_rank == 0 else None)
+        return together(lambda: open_records(path) if first is None else first)
 
 
 def _require_image_size(records: Collection, expected: int) -> None:

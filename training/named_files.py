@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evaluation.protocols.sets import KINDS, split_degradations
+from pipeline.containers.forms import EXPECTED as FORMS_EXPECTED
+from pipeline.containers.forms import form_of
 from pipeline.named_path import check_path
 from training.config import Config
 from training.saving.files import split_choice
@@ -20,7 +22,7 @@ class _Expected(NamedTuple):
 
 
 _SETTINGS = {
-    "data.train": _Expected("a .rec file, or the folder of its train.rec", folder=True),
+    "data.train": _Expected(FORMS_EXPECTED, folder=True),
     "data.identity_map": _Expected("a .csv with the columns file, label, identity, or a .json"),
     "data.leave_out": _Expected("a text file of identities and records"),
     "head.place_path": _Expected(
@@ -69,9 +71,8 @@ def check_named_files(config: Config, *settings: str) -> None:
                 if there.partition(":")[0] in KINDS:
                     continue  # looked at as it is opened
             check_path(there, called=called, expected=what, file=file, folder=folder)
-            if setting == "data.train" and Path(path).is_dir():
-                inside = Path(path) / "train.rec"
-                check_path(inside, called=f"{setting}={path}: {inside}", expected=what)
+            if setting == "data.train":
+                form_of(Path(path), called=called)
 
 
 def _paths(config: Config, setting: str) -> Iterator[str]:

@@ -29,7 +29,7 @@ class Report:
     def __init__(self, index: RecordIndex, found: Cleaning) -> None:
         self._index, self._found = index, found
         self._offsets, self._labels = index.records["offset"], index.records["label"]
-        self._names = read_names(index.path) or []
+        self._names = index.names or read_names(index.path) or []
         # Each label's images, the most typical ones first.
         typical = np.lexsort((-np.nan_to_num(found.centers.own), self._labels))
         self._by_label = typical

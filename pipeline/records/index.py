@@ -1,21 +1,20 @@
-"""Where every image of a .rec file is and whose it is.
+"""Where every image of a data set is and whose it is; for a .rec file, `open_index`.
 
-The answer lives in a sidecar, see sidecar.py, which one pass over the .rec builds. MXNet's .idx is
-not needed, but one that stands beside the .rec and is newer than the sidecar must agree with it.
+The answer for a .rec lives in a sidecar, see sidecar.py, which one pass over the .rec builds.
+MXNet's .idx is not needed, but one that stands beside the .rec and is newer than the sidecar must
+agree with it. For other forms see pipeline/containers/.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.records.mxnet_idx import check_idx
 from pipeline.records.record_file import RecordFile
-from pipeline.records.recordio import read_record, unpack_image
 from pipeline.records.scan import Progress, Summary, map_file, scan_rec
 from pipeline.records.sidecar import (
     SIDECAR_SUFFIX,
@@ -24,26 +23,34 @@ from pipeline.records.sidecar import (
     sidecar_folders,
     write_sidecar,
 )
-
-_LONGEST_HEADER = 1 << 20  # bytes before an image, labels and all: far more than any has
+from pipeline.records.store import Store
 
 _log = logging.getLogger("facestream.pipeline")
 
 
 class RecordIndex:
-    """The images of one .rec file: `records` (N,) of RECORD and `image(i)`, their bytes.
+    """The images of one data set: `records` (N,) of RECORD and `image(i)`, their bytes.
 
-    `file` reads it by position; `buffer` is all of it, memory-mapped: (bytes,) uint8.
+    Attributes:
+        path: the set, as messages call it.
+        file: what holds the images: a .rec file, or see pipeline/containers/.
+        names: of the identities by label, where the set itself says them.
     """
 
     def __init__(
-        self, path: Path, records: np.ndarray, summary: Summary, *, file: RecordFile | None = None
+        self,
+        path: Path,
+        records: np.ndarray,
+        summary: Summary,
+        *,
+        file: Store | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.path = path
         self.records = np.asarray(records)
         self.summary = summary
-        self.buffer = map_file(path)
         self.file = file or RecordFile(path)
+        self.names = names
 
     def __len__(self) -> int:
         return len(self.records)
@@ -55,31 +62,23 @@ class RecordIndex:
 
     def sources(self, i: np.ndarray) -> list[Callable[[], bytes]]:
         """For each of (N,) record numbers, what reads its encoded image."""
-        offset, length = self.spans(i)
-        sources: list[Callable[[], bytes]] = [
-            partial(self.file.read, *span) for span in zip(offset.tolist(), length.tolist())
-        ]
-        for at in np.flatnonzero(self.records["header"][i] == 0).tolist():
-            sources[at] = partial(self._rejoined, *self.records[i[at]].item()[:2])
-        return sources
+        return self.file.sources(self.records[i])
 
     def spans(self, i: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N,) record numbers to (N,) int64 offsets and lengths of their images in the file.
 
-        Those of an image that was split at the magic word are about where it is.
+        Those of an image that does not lie there as it is are about where it is.
         """
         records = self.records[i]
         return records["offset"] + records["header"], records["length"].astype(np.int64)
 
-    def _rejoined(self, offset: int, length: int) -> bytes:
-        """The image of a record that was split: every four bytes of it may have cost eight."""
-        frame = self.file.read(offset, min(2 * length + _LONGEST_HEADER, self.file.size - offset))
-        payload, _ = read_record(memoryview(frame), 0)
-        return bytes(unpack_image(payload).image)
-
     def labels(self, i: np.ndarray) -> np.ndarray:
         """(N,) record numbers to (N,) int64 identities."""
         return self.records["label"][i]
+
+    def place(self, i: int) -> str:
+        """Where the image of a record is, for messages."""
+        return self.file.place(self.records[i])
 
 
 def open_index(rec: str | Path, progress: Progress | None = None) -> RecordIndex:
@@ -118,4 +117,4 @@ def _check_idx(path: Path, index: RecordIndex) -> None:
     """A damaged .rec has lost records that its .idx rightly lists: the damage is what matters then,
     and Summary.check_damage judges it."""
     if not index.summary.damaged_spans:
-        check_idx(path, index.path, images=index.records["offset"], content=index.buffer)
+        check_idx(path, index.path, images=index.records["offset"], content=map_file(index.path))

@@ -1,4 +1,4 @@
-"""A file read by position, on any number of threads, that may lie on a network disk.
+"""Files read by position, on any number of threads, that may lie on a network disk.
 
 Reads are asked for with pread, not through a memory map: where the file has been cut off, or the
 disk fails, a read says so, while touching a map would end the process without a word.
@@ -10,13 +10,16 @@ import hashlib
 import mmap
 import os
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.records.recordio import RecordError
+from pipeline.records.recordio import RecordError, read_record, unpack_image
 
+_LONGEST_HEADER = 1 << 20  # bytes before an image, labels and all: far more than any has
 # What Linux fetches of one announcement by default; what goes beyond that is left out.
 _PIECE = 128 << 10  # bytes
 
@@ -47,10 +50,11 @@ def map_bytes(path: str | Path, *, offset: int = 0) -> np.ndarray:
     return np.frombuffer(mapped, np.uint8, offset=offset)
 
 
-class RecordFile:
+class DataFile:
     """Bytes of a file that does not change; `size` of them when it was opened.
 
-    `fingerprint` is its digest; computing it takes 64 reads, each a journey on a network disk.
+    `fingerprint` is its digest; computing it takes 64 reads, each a journey on a network disk. As a
+    Store (store.py) it has images that lie in it as they are.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,6 +79,13 @@ class RecordFile:
         if len(found) < length:
             raise RecordError(f"cannot be read: the file ends before {length} bytes from {offset}")
         return found
+
+    def sources(self, records: np.ndarray) -> list[Callable[[], bytes]]:
+        begins, lengths = records["offset"] + records["header"], records["length"]
+        return [partial(self.read, *span) for span in zip(begins.tolist(), lengths.tolist())]
+
+    def place(self, record: np.void) -> str:
+        return f"{self.path}: the image of the record at offset {record['offset']}"
 
     def will_need(self, offset: int, length: int) -> None:
         """Announce a read, so that the system fetches the bytes meanwhile, if it can do that."""
@@ -108,3 +119,20 @@ class RecordFile:
             f"{self.path} {found}, it had {self.size} bytes when the run began: put it back and "
             "start the run again, which goes on from its newest checkpoint"
         )
+
+
+class RecordFile(DataFile):
+    """A .rec file: an image that was split at the magic word is joined as it is read."""
+
+    def sources(self, records: np.ndarray) -> list[Callable[[], bytes]]:
+        sources = super().sources(records)
+        for at in np.flatnonzero(records["header"] == 0).tolist():
+            offset, length = int(records["offset"][at]), int(records["length"][at])
+            sources[at] = partial(self._rejoined, offset, length)
+        return sources
+
+    def _rejoined(self, offset: int, length: int) -> bytes:
+        """The image of a record that was split: every four bytes of it may have cost eight."""
+        frame = self.read(offset, min(2 * length + _LONGEST_HEADER, self.size - offset))
+        payload, _ = read_record(memoryview(frame), 0)
+        return bytes(unpack_image(payload).image)

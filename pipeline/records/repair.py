@@ -1,4 +1,4 @@
-"""Writes what is intact of a .rec file into a new one, in InsightFace's layout."""
+"""Writes what is intact of a data set into a new .rec, in InsightFace's layout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.records.index import RecordIndex
+from pipeline.records.record_file import RecordFile
 from pipeline.records.recordio import read_record, unpack_image
+from pipeline.records.scan import map_file
 from pipeline.records.write_set import Labels, Packed, write_set
 
 
@@ -21,7 +23,7 @@ def repair(index: RecordIndex, folder: Path, *, without: Collection[int] = ()) -
     image left keeps its number and an empty identity record: the number of classes stays.
 
     Args:
-        index: the file, opened.
+        index: the set, opened.
         folder: gets train.rec and what belongs to it (see pipeline/records/write_set.py).
         without: offsets of records to leave out.
     """
@@ -33,15 +35,21 @@ def repair(index: RecordIndex, folder: Path, *, without: Collection[int] = ()) -
     classes = max(index.summary.num_classes, index.summary.identity_records)
     starts = np.searchsorted(labels, np.arange(classes + 1))
 
+    # In a .rec an image may have more labels than its identity.
+    is_rec = isinstance(index.file, RecordFile)
+    content = memoryview(map_file(index.path)) if is_rec else None
+
     def identities() -> Iterator[list[tuple[Labels, bytes]]]:
         for first, last in pairwise(starts):
-            yield [_image(index, i) for i in order[first:last]]
+            yield [_image(index, content, i) for i in order[first:last]]
 
     return write_set(folder, identities())
 
 
-def _image(index: RecordIndex, i: int) -> tuple[Labels, bytes]:
-    payload, _ = read_record(memoryview(index.buffer), int(index.records["offset"][i]))
+def _image(index: RecordIndex, content: memoryview | None, i: int) -> tuple[Labels, bytes]:
+    if content is None:
+        return float(index.records["label"][i]), index.image(i).tobytes()
+    payload, _ = read_record(content, int(index.records["offset"][i]))
     record = unpack_image(payload)
     labels = record.labels.tolist()
     return (labels if record.vector else labels[0]), bytes(record.image)

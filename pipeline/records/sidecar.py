@@ -21,7 +21,6 @@ import numpy as np
 from pipeline.cache_folder import cache_folders
 from pipeline.named_path import MALFORMED
 from pipeline.records.record_file import RecordFile, fingerprint, map_bytes
-from pipeline.records.recordio import RecordError
 from pipeline.records.scan import RECORD, Scan, Summary
 from pipeline.sync import sync
 
@@ -150,10 +149,3 @@ def _unpack(path: Path, now: os.stat_result, content: str) -> tuple[np.ndarray, 
     said = about["summary"]
     damaged = tuple(tuple(span) for span in said.pop("damaged"))
     return body.view(RECORD), Summary(damaged=damaged, **said)
-
-
-def damaged_sidecar(rec: Path, why: str) -> RecordError:
-    """For damage that comes to light in use: samples may not have shown it."""
-    paths = [folder / (rec.stem + SIDECAR_SUFFIX) for folder in sidecar_folders(rec)]
-    found = " and ".join(str(path) for path in paths if path.is_file())
-    return RecordError(f"{found} is damaged: {why}. Remove it, it is made again from {rec}")

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.passed_over import PassedOver
 from pipeline.records.image_kind import image_kind
 from pipeline.records.index import open_index
 from pipeline.records.mxnet_idx import read_idx
@@ -23,7 +24,6 @@ from pipeline.records.scan import scan_rec
 from pipeline.records.write_set import pack_set
 from tools.pack_rec import Options, find_sources, main, pack
 from tools.sources.folders import read_folders
-from tools.sources.passed_over import PassedOver
 from tools.unpack_rec import unpack
 
 ROOT = Path(__file__).parents[2]

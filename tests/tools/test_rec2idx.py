@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.containers.open_records import open_records
 from pipeline.records.index import RecordIndex, open_index
 from pipeline.records.manifest import read_names, write_manifest
 from pipeline.records.mxnet_idx import read_idx
-from pipeline.records.recordio import RecordWriter, pack_image
+from pipeline.records.recordio import RecordError, RecordWriter, pack_image
 from pipeline.records.scan import Scan, scan_rec
 from pipeline.records.write_set import pack_set
 from tools.rec2idx import main, rec2idx, write_repaired
@@ -289,3 +290,52 @@ def test_records_whose_label_is_damaged_are_refused_but_repaired(rec, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "the label -7.5 is no identity" in done.stdout
     assert "repaired      1 images of 2 identities" in done.stdout
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two people, whose first image of three does not decode."""
+    for number, path in enumerate(("ann/1.jpg", "ann/2.jpg", "bob/1.jpg")):
+        (tmp_path / "faces" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "faces" / path).write_bytes(jpeg(number) if number else b"no image")
+    return tmp_path / "faces"
+
+
+def test_a_folder_of_people_is_indexed_verified_and_repaired(folder, tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, folder, "--verify", "--repair", tmp_path / "out") == 0
+    told = capsys.readouterr().out
+    for line in (
+        "images        3, of",
+        "identities    2, labels up to 1",
+        "names         ann is 0, bob is 1",
+        f"wrote         {folder / '.facestream.fsidx'}",
+        f"{folder / 'ann/1.jpg'}: the image, label 0: no image",
+        "repaired      2 images of 2 identities",
+    ):
+        assert line in told
+    clean = open_index(tmp_path / "out")
+    assert clean.image(1).tobytes() == (folder / "bob/1.jpg").read_bytes()
+    assert read_names(clean.path) == ["ann", "bob"]
+
+
+def run(monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["rec2idx", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def test_people_that_came_later_are_numbered_again(folder, monkeypatch, capsys):
+    assert run(monkeypatch, folder) == 0
+    (folder / "al").mkdir()
+    (folder / "al/1.jpg").write_bytes(jpeg(5))
+    with pytest.raises(RecordError, match=r"1 new \(al\)"):
+        open_records(folder)
+    assert run(monkeypatch, folder) == 0
+    assert "bob is 2" in capsys.readouterr().out
+    assert len(open_records(folder)) == 4
+
+
+def test_what_goes_with_a_rec_alone_is_refused_for_a_folder(folder, monkeypatch, capsys):
+    assert run(monkeypatch, folder, "--all") == 2
+    assert "is no .rec, which -o, --all and --images-only go with" in capsys.readouterr().err

@@ -107,10 +107,11 @@ def test_an_empty_name_among_others_is_refused(data, tmp_path):
         check_named_files(config, "eval.sets")
 
 
-def test_a_folder_without_its_set_says_which_file_is_missing(world, tmp_path):
+def test_a_folder_without_a_set_says_what_could_be_in_it(world, tmp_path):
     (tmp_path / "empty").mkdir()
     config = tiny.config(tmp_path / "empty", tmp_path / "run")
-    with pytest.raises(ValueError, match=r"data\.train=.*empty/train\.rec does not exist"):
+    told = r"data\.train=.*empty holds no train\.rec, and no folders"
+    with pytest.raises(ValueError, match=told):
         open_training_data(config, world)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pipeline.ahead import cores, map_ahead
 from pipeline.name_order import order_of
+from pipeline.passed_over import Passed, PassedOver
 from pipeline.photos import read_image
 from pipeline.records.recordio import RecordError
 from tools.sources.folder_names import name_of
-from tools.sources.passed_over import Passed, PassedOver
 from tools.sources.sample import Identity
 
 

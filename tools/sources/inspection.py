@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from facestream import UserError
 from pipeline.ahead import map_ahead
 from pipeline.faces.crops import Crop, CropError, Cropper, decoded
+from pipeline.passed_over import Passed, PassedOver
 from pipeline.photos import encode
 from pipeline.records.image_kind import UNUSUAL, image_kind, to_baseline
 from pipeline.records.recordio import RecordError
 from pipeline.records.write_set import Sizes
 from tools.sources.cropping import CropCounts
-from tools.sources.passed_over import Passed, PassedOver
 from tools.sources.reshape import ReshapeError, reshape
 from tools.sources.sample import Identity
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.passed_over import Passed, PassedOver
 from tools.sources.parquet_columns import (
     NO_IMAGE,
     check_labels,
@@ -17,7 +18,6 @@ from tools.sources.parquet_columns import (
     named_label,
     reading,
 )
-from tools.sources.passed_over import Passed, PassedOver
 from tools.sources.sample import Sample
 
 _ROWS = 256  # at a time: some MB of images

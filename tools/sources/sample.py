@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.name_order import order_of
+from pipeline.passed_over import Passed, PassedOver
 from pipeline.records.recordio import RecordError
-from tools.sources.passed_over import Passed, PassedOver
 
 
 class Sample(NamedTuple):

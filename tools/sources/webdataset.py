@@ -16,9 +16,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from pipeline.passed_over import Passed, PassedOver
 from pipeline.photos import MOST_BYTES
 from pipeline.records.recordio import RecordError
-from tools.sources.passed_over import Passed, PassedOver
 from tools.sources.sample import Sample
 from tools.sources.stored import OpenFiles, Stored, labels_of, state_of
 

@@ -13,7 +13,7 @@ from training.setting_range import Amount, Count, Fraction, Range
 class DataConfig:
     """What is read, and how it is turned into batches."""
 
-    train: Any = ""  # a .rec file, or the folder that holds train.rec; or several of them
+    train: Any = ""  # a .rec, its folder, or a folder of identity folders; or several of them
     weights: tuple[Amount, ...] = ()  # how often an epoch shows each of several; none: once
     identity_map: str = ""  # a .csv or .json: which labels of several files are one person
     leave_out: str = ""  # a text file: identities and records to leave out
@@ -37,7 +37,7 @@ class DataConfig:
             named and (several or isinstance(self.train, str)),
             "data.train",
             self.train,
-            "a .rec file or its folder, or a list of them",
+            "a .rec file or its folder, a folder of identity folders, or a list of them",
         )
         check(len(set(self.files)) == len(self.files), "data.train", self.train, "each file once")
 

@@ -19,7 +19,7 @@ from facestream import UserError
 from pipeline.collection import Collection
 from pipeline.named_path import MALFORMED
 from pipeline.records.index import RecordIndex
-from pipeline.records.record_file import fingerprint, map_bytes
+from pipeline.records.record_file import map_bytes
 from pipeline.records.sidecar import output_folder, sidecar_folders
 from pipeline.sync import sync
 
@@ -123,7 +123,7 @@ def _cache_name(index: RecordIndex, teacher: str) -> str:
 
 def _about(index: RecordIndex, teacher: str) -> dict[str, Any]:
     """What a cache must say of itself to be used for this file and this teacher."""
-    rec = fingerprint(index.path)
+    rec = index.file.fingerprint
     return {"format": _FORMAT, "rec": rec, "teacher": teacher, "records": len(index)}
 
 

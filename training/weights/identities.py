@@ -57,7 +57,8 @@ class Identities:
         for index, classes in zip(records.indexes, records.label_maps):
             content = index.file.fingerprint
             files[content] = classes
-            named = zip(classes.tolist(), read_names(index.path, content=content) or ())
+            people = index.names or read_names(index.path, content=content) or ()
+            named = zip(classes.tolist(), people)
             names |= {number: name for number, name in named if number >= 0 and not name.isdigit()}
         if identity_map:
             listed = read_identity_names(identity_map, records.indexes)

@@ -13,7 +13,7 @@ import pytest
 from pipeline.records.index import open_index
 from pipeline.records.mxnet_idx import check_idx, read_idx, write_idx
 from pipeline.records.recordio import MAGIC, RecordError, RecordWriter, pack_image
-from pipeline.records.scan import scan_rec
+from pipeline.records.scan import map_file, scan_rec
 from pipeline.records.sidecar import digest, sidecar_folders, write_sidecar
 
 ROOT = Path(__file__).parents[3]
@@ -345,7 +345,7 @@ def test_an_idx_of_all_records_or_of_images_only_agrees(small):
     idx = rec.with_suffix(".idx")
     for chosen in (range(9), range(1, 6)):
         write_idx(idx, np.array(chosen), np.array(offsets)[list(chosen)])
-        check_idx(idx, index.path, images=index.records["offset"], content=index.buffer)
+        check_idx(idx, index.path, images=index.records["offset"], content=map_file(rec))
         keys, read = read_idx(idx)
         assert (keys.tolist(), read.tolist()) == (list(chosen), [offsets[k] for k in chosen])
 

@@ -106,5 +106,4 @@ def test_a_set_is_indexed_where_nothing_can_be_mapped_shared_or_synced(tmp_path,
     for _ in range(2):
         opened = index.open_index(path)
         assert [bytes(opened.image(k)) for k in range(3)] == [b"image0", b"image1", b"image2"]
-        assert bytes(opened.buffer) == path.read_bytes()
         assert path.with_suffix(".fsidx").exists(), "or the next start would scan the file again"

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from pipeline.jpeg import decode_batch
+from pipeline.passed_over import PassedOver
 from pipeline.records.recordio import RecordError
 from tools.pack_rec import Options, pack
 from tools.sources.folders import read_folders
-from tools.sources.passed_over import PassedOver
 
 ROOT = Path(__file__).parents[3]
 FACE = np.random.default_rng(0).integers(0, 255, (112, 112, 3), np.uint8)

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from pipeline.named_path import PathError
+from pipeline.passed_over import PassedOver
 from pipeline.records.index import open_index
 from pipeline.records.recordio import RecordError
 from tests import damage
 from tools.pack_rec import Options, pack
 from tools.sources.lst import read_lst
-from tools.sources.passed_over import PassedOver
 
 
 def write_faces(folder: Path, names: list[str]) -> None:

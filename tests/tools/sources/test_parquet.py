@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.passed_over import PassedOver
 from pipeline.records.recordio import RecordError
 from tools.sources.parquet import read_parquet
-from tools.sources.passed_over import PassedOver
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 IMAGES = [{"bytes": f"image {k}".encode(), "path": f"{k}.jpg"} for k in range(5)]

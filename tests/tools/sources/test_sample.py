@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.passed_over import PassedOver
 from pipeline.records.recordio import RecordError
-from tools.sources.passed_over import PassedOver
 from tools.sources.sample import Identity, Sample, group
 
 samples = st.lists(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.passed_over import PassedOver
 from pipeline.records.recordio import RecordError
 from tools.sources import webdataset
-from tools.sources.passed_over import PassedOver
 from tools.sources.webdataset import read_webdataset, stored_webdataset
 
 
