@@ -22,6 +22,7 @@ from training.saving.weight_file import WeightsError
 from training.shipping.export import BOUNDS, export, faces_of
 from training.shipping.onnx_export import OPSET, ExportError
 from training.shipping.shipped import INPUTS, Form
+from training.weights.learned_quality import learned_quality
 
 SUFFIXES = (".onnx", ".pt2")
 
@@ -39,12 +40,28 @@ def export_model(arguments: argparse.Namespace) -> None:
     if arguments.calibrate:
         faces = faces_of(arguments.calibrate, size=size, count=arguments.images)
         print(f"faces         {len(faces)} of {arguments.calibrate}")
-    found = export(saved, output, form=form, dtype=dtype, faces=faces, sets=arguments.check_set)
+    quality = None
+    if arguments.learned_quality:
+        quality = learned_quality(saved, called=arguments.model)
+    found = export(
+        saved,
+        output,
+        form=form,
+        dtype=dtype,
+        quality=quality,
+        faces=faces,
+        sets=arguments.check_set,
+    )
     print(f"input         {as_words(form.described(size))}, {_type(form)}, any batch size")
     print(
         f"checked       an embedding differs from torch's by {found.differs:.2g} of its length at "
         f"most (allowed: {BOUNDS[dtype]:g})"
     )
+    if found.quality_differs is not None:
+        print(
+            f"checked       a quality differs from torch's by {found.quality_differs:.2g} of what "
+            f"it can be at most (allowed: {BOUNDS[dtype]:g})"
+        )
     for name, (figure, ours, theirs) in found.scores.items():
         print(f"checked       {name}: {figure} {theirs:.4f}, torch's {ours:.4f}")
     if dtype != "fp32" and not found.scores:
@@ -104,6 +121,11 @@ def main() -> None:
     )
     add("--flip-sum", action="store_true", help="add the mirror image's embedding")
     add("--normalize", action="store_true", help="embeddings of length 1")
+    add(
+        "--learned-quality",
+        action="store_true",
+        help="a second output: what head.extra_terms={classifiability: {}} has learned",
+    )
     add("--dtype", choices=tuple(BOUNDS), default="fp32", help="of weights (default fp32)")
     add("--calibrate", type=Path, metavar="REC", help="faces for int8's ranges, and to check on")
     add(

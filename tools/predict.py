@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -35,8 +36,11 @@ from training.command import command
 from training.distributed import World, joined_world
 from training.frozen.card import space_of
 from training.frozen.model import OpenedModel
+from training.saving.reading import open_weights
+from training.weights.learned_quality import LearnedQuality, learned_quality
 
 _TOLD = 5  # damaged images
+_BLOCK = 1 << 14  # embeddings at a time
 
 
 class Counted:
@@ -66,6 +70,10 @@ def predict(arguments: argparse.Namespace, world: World) -> None:
     )
     check_names(source.images.names)
     quality = _quality(arguments, source)
+    learned = None
+    if arguments.learned_quality:
+        saved = open_weights(arguments.model, checked=False)
+        learned = learned_quality(saved, called=arguments.model)
     counted = Counted(source.images)
     images = counted.images
     if world.is_main:
@@ -88,6 +96,8 @@ def predict(arguments: argparse.Namespace, world: World) -> None:
     if features is None:
         return
     about = _about(arguments, opened, images, features)
+    if learned:
+        quality = _of_features(learned, features)
     for path in write_predicted(
         arguments.output,
         features,
@@ -122,6 +132,14 @@ def _quality(arguments: argparse.Namespace, source: NamedImages) -> np.ndarray |
     from tools.sources.parquet_images import column_of
 
     return column_of(source.parquet, arguments.quality_column).astype(np.float32)
+
+
+def _of_features(learned: LearnedQuality, features: Features) -> np.ndarray:
+    """(N,) float32; NaN for a damaged image."""
+    rows = torch.from_numpy(np.array(features.embeddings)).split(_BLOCK)
+    quality = torch.cat([learned.of(block, summed=features.flip) for block in rows])
+    quality[list(features.damaged)] = torch.nan
+    return quality.numpy()
 
 
 def _about(
@@ -178,6 +196,11 @@ def parser() -> argparse.ArgumentParser:
     quality = found.add_mutually_exclusive_group()
     quality.add_argument("--quality", metavar="CSV", help="image,quality: written beside")
     quality.add_argument("--quality-column", help="of parquet files: written beside")
+    quality.add_argument(
+        "--learned-quality",
+        action="store_true",
+        help="what head.extra_terms={classifiability: {}} has learned: written beside",
+    )
     add("--image-column", help="of parquet files (default: the only one that can be)")
     add("--label-column", help="of parquet files, or key in a tar's .json (default label)")
     add_model_options(found)

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ from training.saving.reading import SavedCheckpoint, SavedFile
 from training.shipping.known import config_of, data_of
 from training.shipping.onnx_export import OPSET, ExportError, write_onnx
 from training.shipping.pt2_export import open_pt2, write_pt2
-from training.shipping.shipped import Form, Shipped
+from training.shipping.shipped import EMBEDDINGS, Form, Shipped
+from training.weights.learned_quality import LearnedQuality
 
 CHECKED = "facestream.checked"  # what the check found, as JSON
 BATCHES = (1, 2, 7, 64)
@@ -52,10 +54,13 @@ class Checked:
 
     Attributes:
         differs: the largest ‖exported - torch‖ / ‖torch‖ of an image's embedding.
+        quality_differs: the largest difference of an image's quality, as a share of what an
+            embedding of its length can have; None without one.
         scores: by test set: the name of its main figure, torch's and the file's.
     """
 
     differs: float
+    quality_differs: float | None
     scores: Mapping[str, tuple[str, float, float]]
 
 
@@ -65,6 +70,7 @@ def export(
     *,
     form: Form,
     dtype: str = "fp32",
+    quality: LearnedQuality | None = None,
     faces: np.ndarray | None = None,
     sets: Sequence[str] = (),
 ) -> Checked:
@@ -74,6 +80,7 @@ def export(
 
     Args:
         dtype: a key of BOUNDS; a .pt2 file is in fp32.
+        quality: what the weights have learned of it, for a second output.
         faces: (N, S, S, 3) uint8 RGB, from which int8 takes its ranges, and to check on.
         sets: as evaluation takes them, on which the file is compared with the network.
 
@@ -84,14 +91,15 @@ def export(
     network, architecture = saved.network().requires_grad_(False).eval(), saved.architecture
     size = architecture.image_size
     wanted = form.described(size)
-    shipped = Shipped(network, form, size)
+    shipped = Shipped(network, form, size, quality=quality)
+    said = as_words(wanted) + (f",output={EMBEDDINGS}" if quality else "")
     images = _at_least(BATCHES[-1], faces, size)
     example = as_taken(form, images[:2], size)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         path = Path(folder) / output.name
         if output.suffix == ".pt2":
-            write_pt2(shipped, path, example=example, texts={METADATA: as_words(wanted)})
-            network_there = open_pt2(path, form, size)
+            write_pt2(shipped, path, example=example, texts={METADATA: said})
+            network_there, *quality_there = open_pt2(path, form, size, outputs=shipped.outputs)
         else:
             calibration = None if faces is None else as_taken(form, _as_tensor(faces), size).numpy()
             write_onnx(
@@ -100,17 +108,27 @@ def export(
                 example=example,
                 dtype=dtype,
                 calibration=calibration,
-                metadata={METADATA: as_words(wanted)},
+                metadata={METADATA: said},
             )
-            network_there = run_onnx(open_onnx(path, device=_CPU), wanted).embed
+            file = open_onnx(path, device=_CPU)
+            network_there, *quality_there = (
+                run_onnx(file, wanted, output=output).embed for output in shipped.outputs
+            )
         reference = _in_torch(network, form)
         differs = compare(reference, network_there, images)
-        _require(differs <= BOUNDS[dtype], output, _too_far(differs, dtype))
+        far = _too_far(differs, dtype, what="an embedding", of="its length")
+        _require(differs <= BOUNDS[dtype], output, far)
+        quality_differs = None
+        if quality:
+            [its_quality] = quality_there
+            quality_differs = _compare_quality(network, form, quality, its_quality, images)
+            far = _too_far(quality_differs, dtype, what="a quality", of="what it can be")
+            _require(quality_differs <= BOUNDS[dtype], output, far)
         scores = _scores(reference, network_there, sets, size=size, flip=not form.flip_sum)
         for name, (figure, ours, theirs) in scores.items():
             worse = ours - theirs
             _require(worse <= LOSSES[dtype], output, _too_bad(name, figure, ours, theirs, dtype))
-        found, space = Checked(differs, scores), _space(saved, network)
+        found, space = Checked(differs, quality_differs, scores), _space(saved, network)
         card = Card(
             network=architecture.name,
             embedding_dim=architecture.embedding_dim,
@@ -168,6 +186,22 @@ def compare(reference: Embed, exported: Embed, images: Tensor) -> float:
         if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
             return float("inf")
         differs = (found - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-12)
+        if not bool(torch.isfinite(differs).all()):
+            return float("inf")
+        largest = max(largest, float(differs.max()))
+    return largest
+
+
+def _compare_quality(
+    network: nn.Module, form: Form, quality: LearnedQuality, exported: Embed, images: Tensor
+) -> float:
+    """As `compare`, of the qualities: bounded where the embeddings are."""
+    raw, largest = _in_torch(network, changed(form, normalized=False)), 0.0
+    for batch in BATCHES:
+        rows = raw(images[:batch])
+        expected, found = quality.of(rows, summed=form.flip_sum), exported(images[:batch])
+        reach = (quality.scale * rows.norm(dim=1) + abs(quality.bias)).clamp_min(1e-12)
+        differs = (found.squeeze(1) - expected).abs() / reach
         if not bool(torch.isfinite(differs).all()):
             return float("inf")
         largest = max(largest, float(differs.max()))
@@ -238,7 +272,7 @@ def _require(holds: bool, output: Path, reason: str) -> None:
         raise ExportError(f"{output} was not written: {reason}")
 
 
-def _too_far(differs: float, dtype: str) -> str:
+def _too_far(differs: float, dtype: str, *, what: str, of: str) -> str:
     more = {"fp32": "", "fp16": " or --dtype fp32", "int8": ", or --dtype fp16"}[dtype]
     images = (
         ". Give more images of faces like yours to --calibrate"
@@ -246,8 +280,8 @@ def _too_far(differs: float, dtype: str) -> str:
         else (". Take another version of torch or onnxruntime")
     )
     return (
-        f"in {dtype} an embedding differs from torch's by {differs:.2g} of its length, expected at "
-        f"most {BOUNDS[dtype]:g}{images}{more}"
+        f"in {dtype} {what} differs from torch's by {differs:.2g} of {of}, expected at most "
+        f"{BOUNDS[dtype]:g}{images}{more}"
     )
 
 
@@ -267,6 +301,7 @@ def _as_json(found: Checked, form: Form, dtype: str) -> str:
             "normalized": form.normalized,
             "batches": BATCHES,
             "differs": found.differs,
+            "quality_differs": found.quality_differs,
             "bound": BOUNDS[dtype],
             "scores": {
                 name: {"figure": figure, "torch": ours, "file": theirs}

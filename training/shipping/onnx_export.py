@@ -18,7 +18,7 @@ from training.shipping.shipped import Shipped
 
 OPSET = 17  # the newest that torch's exporter without onnxscript writes in full
 DTYPES = ("fp32", "fp16", "int8")
-IMAGES, EMBEDDINGS = "images", "embeddings"
+IMAGES = "images"
 _CALIBRATED_AT_A_TIME = 16  # images
 
 
@@ -70,8 +70,8 @@ def _write_float32(shipped: Shipped, path: Path, example: torch.Tensor) -> None:
             dynamo=False,
             opset_version=OPSET,
             input_names=[IMAGES],
-            output_names=[EMBEDDINGS],
-            dynamic_axes={IMAGES: {0: "batch"}, EMBEDDINGS: {0: "batch"}},
+            output_names=list(shipped.outputs),
+            dynamic_axes={name: {0: "batch"} for name in (IMAGES, *shipped.outputs)},
         )
 
 

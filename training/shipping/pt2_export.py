@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,11 +27,18 @@ def write_pt2(shipped: Shipped, path: Path, *, example: Tensor, texts: Mapping[s
     torch.export.save(program, path, extra_files=dict(texts))
 
 
-def open_pt2(path: Path, form: Form, size: int) -> Callable[[Tensor], Tensor]:
-    """What embeds (B, 3, S, S) uint8 RGB by a file that was just written here."""
+def open_pt2(
+    path: Path, form: Form, size: int, *, outputs: Sequence[str]
+) -> list[Callable[[Tensor], Tensor]]:
+    """By output, what makes it of (B, 3, S, S) uint8 RGB with a file that was just written here."""
     module = torch.export.load(path).module()
 
-    def run(images: Tensor) -> Tensor:
-        return module(images.to(torch.uint8) if form.takes_pixels else images)
+    def run(images: Tensor, place: int) -> Tensor:
+        found = module(images.to(torch.uint8) if form.takes_pixels else images)
+        return found if len(outputs) == 1 else found[place]
 
-    return on_pixels(run, device=torch.device("cpu"), prepare=form.described(size))
+    prepare, device = form.described(size), torch.device("cpu")
+    return [
+        on_pixels(partial(run, place=place), device=device, prepare=prepare)
+        for place in range(len(outputs))
+    ]

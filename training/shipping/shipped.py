@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from models import fold_batch_norm
 from models.input import Input
+from training.weights.learned_quality import LearnedQuality
 
+EMBEDDINGS, QUALITY = "embeddings", "quality"
 # What a graph may take: its words, and how it is described.
 INPUTS: dict[str, dict[str, Any]] = {
     "float": {},
@@ -49,18 +51,27 @@ class Form:
 class Shipped(nn.Module):
     """A copy of a network, with BatchNorm folded, in the form that is shipped.
 
-    Maps images as `form.described` says, float32 or uint8, to (B, D) float32.
+    Maps images as `form.described` says, float32 or uint8, to (B, D) float32; with `quality` to
+    these and (B, 1) float32.
     """
 
-    def __init__(self, network: nn.Module, form: Form, size: int) -> None:
+    def __init__(
+        self, network: nn.Module, form: Form, size: int, *, quality: LearnedQuality | None = None
+    ) -> None:
         super().__init__()
+        self._quality = quality
         # Not channels_last: exporters would write down how our PReLU walks through it.
         self.network = fold_batch_norm(network)
         self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self._form, self._input = form, form.described(size)
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What these are called."""
+        return (EMBEDDINGS,) if self._quality is None else (EMBEDDINGS, QUALITY)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self._form.takes_pixels:
             pixels = images.to(torch.float32)
             if self._input.layout == "nhwc":
@@ -73,4 +84,7 @@ class Shipped(nn.Module):
             rows = both.unflatten(0, (2, -1)).sum(0)
         else:
             rows = self.network(images)
-        return nn.functional.normalize(rows) if self._form.normalized else rows
+        given = nn.functional.normalize(rows) if self._form.normalized else rows
+        if self._quality is None:
+            return given
+        return given, self._quality.of(rows, summed=self._form.flip_sum).unsqueeze(1)
