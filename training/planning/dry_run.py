@@ -66,7 +66,7 @@ def dry_run(
     console = Console(quiet=not world.is_main, highlight=False, soft_wrap=True)
     planned = plan(config, world, precision, sets=sets)
     prediction, available = planned.prediction, least_available(world)
-    console.print(_memory_table(prediction, available))
+    console.print(memory_table(prediction, available))
     if max(of_all_ranks(prediction.total)) > available:
         console.print(does_not_fit(config, prediction, available=available))
         return USER_ERROR_EXIT_CODE
@@ -172,7 +172,8 @@ def _synthetic_batches(planned: Plan) -> Iterator[Batch]:
     return itertools.repeat(Batch(images.permute(0, 3, 1, 2), labels, np.arange(batch)))
 
 
-def _memory_table(prediction: Prediction, available: int) -> Table:
+def memory_table(prediction: Prediction, available: int) -> Table:
+    """By part, in MB a rank."""
     table = Table("memory, predicted", Column("MB a rank", justify="right"))
     for name, size in prediction.parts.items():
         table.add_row(name, _mb(size))

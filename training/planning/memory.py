@@ -6,7 +6,7 @@ import copy
 import os
 import weakref
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from pipeline.dali_decode import PREFETCH
 from pipeline.dali_loader import choose_threads
 from training.config import Config, DataConfig, OptimConfig
 from training.distributed import World
-from training.planning.row_places import place_rows
+from training.planning.row_places import RowPlaces, place_rows
 from training.saving.files import CheckpointError, split_choice
 from training.saving.reading import open_weights
 from training.saving.weight_file import WeightsError
@@ -155,20 +155,39 @@ def predict(
         backbone=_backbone_bytes(backbone, config.optim),
         activations=sum(activations)
         + (activations.small // _IN_PIECES if config.model.checkpointing and on_cpu else 0),
-        centers=rows.centers + head.expectations,
-        momentum=rows.momentum,
-        neighbors=head.neighbors,
-        transients=head.step,
         teacher=teacher,
         checkpoint=states + rows.copied + head.neighbors + head.expectations if on_cpu else 0,
         verification=verification,
         loader=_batches_ahead(config.data, world.device, world.local_world_size)
         * batch
         * (3 * config.data.image_size**2 + torch.int64.itemsize),
-        fetched=rows.fetched,
-        host=rows.host,
-        disk=rows.disk,
+        **_parts_of_head(head, rows),
     )
+
+
+def with_head(
+    prediction: Prediction, config: Config, world: World, precision: Precision, *, num_classes: int
+) -> Prediction:
+    """The same on an accelerator with the head of `config`, where all else of the run is alike.
+
+    For those who compare heads: the backbone, which takes a second, is not looked at again.
+    """
+    assert world.device.type != "cpu", "where a checkpoint's copy depends on the head"
+    head = predict_head(config, world, precision, num_classes=num_classes)
+    rows = place_rows(head, place=config.head.place, prefetch=config.head.prefetch, on_cpu=False)
+    return replace(prediction, **_parts_of_head(head, rows))
+
+
+def _parts_of_head(head: HeadMemory, rows: RowPlaces) -> dict[str, int]:
+    return {
+        "centers": rows.centers + head.expectations,
+        "momentum": rows.momentum,
+        "neighbors": head.neighbors,
+        "transients": head.step,
+        "fetched": rows.fetched,
+        "host": rows.host,
+        "disk": rows.disk,
+    }
 
 
 def predict_head(
@@ -179,7 +198,7 @@ def predict_head(
     return predict_memory(
         shard_of(num_classes, rank=0, world_size=world.world_size),
         config.model.embedding_dim,
-        _sampling(config, num_classes),
+        largest_sampling(config, num_classes),
         global_batch=config.data.global_batch // micro_batches,
         subcenters=config.head.subcenters,
         compute_dtype=precision.head_dtype,
@@ -420,7 +439,7 @@ def _teacher_bytes(config: Config, *, batch: int, precision: Precision, besides:
     return _weight_bytes(network) + forward.beyond(besides)
 
 
-def _sampling(config: Config, num_classes: int) -> Sampling:
+def largest_sampling(config: Config, num_classes: int) -> Sampling:
     """The one of a run's samplings that takes most."""
     head = config.head
     if head.sample_groups:

@@ -36,15 +36,25 @@ class Precision:
         return torch.autocast(device.type, self.compute_dtype if mixed else None, enabled=mixed)
 
 
-def choose_precision(device: torch.device, requested: str = "auto") -> Precision:
+def choose_precision(
+    device: torch.device,
+    requested: str = "auto",
+    *,
+    capability: tuple[int, int] | None = None,
+) -> Precision:
     """Decide for a device; `requested` is auto, fp32, bf16 or fp16.
+
+    Args:
+        capability: compute capability of a GPU that need not be here; None: the device has it.
 
     Raises UserError for fp16 on a CPU, where it is emulated and slower than fp32.
     """
     if requested == "fp16" and device.type == "cpu":
         raise UserError("step.precision=fp16 is for GPUs: use bf16 or fp32 on the CPU, or auto")
     on_cpu = device.type == "cpu"
-    major, minor = (0, 0) if on_cpu else torch.cuda.get_device_capability(device)
+    if capability is None:
+        capability = (0, 0) if on_cpu else torch.cuda.get_device_capability(device)
+    major, minor = capability
     if requested != "auto":
         name, reason = requested, "the configuration asks for it"
     elif on_cpu:
