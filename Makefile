@@ -10,8 +10,8 @@ NEEDED := requirements-dev.txt
 install: $(STAMP)
 
 $(STAMP): requirements.txt requirements-dev.txt $(NEEDED)
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
-	  "Python %d.%d found, 3.10 to 3.12 needed: run e.g. make PYTHON=python3.11 install" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 14) else \
+	  "Python %d.%d found, 3.10 to 3.14 needed: run e.g. make PYTHON=python3.11 install" % v)'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing what $(NEEDED) names into $(VENV). It takes 3.7 GB there with a CPU build"
 	@echo "of torch, more with CUDA, and some minutes:"

@@ -11,10 +11,8 @@ trains on all GPUs until the run is finished or the session's hours are over. Wh
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pipeline.dali_wheel import dali_wheel
+from tools.checks import packages
 
 
 class SessionError(ValueError):
@@ -29,26 +31,15 @@ class SessionError(ValueError):
 
 
 def missing_requirements(cuda: str | None) -> list[str]:
-    """The lines of requirements.txt that nothing is installed for; torch is never among them.
+    """The lines of requirements-user.txt that nothing installed meets, and a wheel of DALI.
 
-    What is installed stays as it is, whatever its version.
+    torch is never among them.
 
     Args:
         cuda: torch's, such as "12.8", by which the wheel of DALI is chosen; None: torch has none.
     """
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    wanted = [line for line in lines if line and not line.startswith(("#", "torch=="))]
-    if cuda and int(cuda.partition(".")[0]) >= 13:
-        wanted = [line.replace("dali-cuda120", "dali-cuda130") for line in wanted]
-    return [line for line in wanted if not _installed(re.split(r"[=<>;\s]", line)[0])]
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    lacking = [str(one) for one in packages.wanted() if not one.is_met()]
+    return lacking if packages.installed_dali() else [*lacking, dali_wheel(cuda)]
 
 
 def find_training_set(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from facestream import UserError
+from pipeline.dali_wheel import dali_wheel
 
 _NAMES = ("Pipeline", "fn", "math", "pipeline_def", "types")
 
@@ -34,7 +35,8 @@ def require() -> ModuleType:
         return importlib.import_module("nvidia.dali")
     except (ImportError, OSError) as error:  # not there, or without the libraries that it links to
         raise DaliMissingError(
-            f"NVIDIA DALI is needed and cannot be imported ({error}): pip install {_wheel()}; or "
+            f"NVIDIA DALI is needed and cannot be imported ({error}): "
+            f"pip install {dali_wheel(torch.version.cuda)}; or "
             "run without it, with augment=[flip] or [] and decode=hybrid or cpu"
         ) from error
 
@@ -45,9 +47,3 @@ def is_installed() -> bool:
         return importlib.util.find_spec("nvidia.dali") is not None
     except ImportError:  # not even the package that it is a part of
         return False
-
-
-def _wheel() -> str:
-    """The wheel for the CUDA that torch was built with; the older one runs on CPU-only machines."""
-    cuda = torch.version.cuda or "12"
-    return "nvidia-dali-cuda130" if int(cuda.split(".")[0]) >= 13 else "nvidia-dali-cuda120"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import session
+from tools.checks import packages
 
 
 def run_folder(folder: Path, *, finished: bool, at: int) -> Path:
@@ -23,13 +24,15 @@ def run_folder(folder: Path, *, finished: bool, at: int) -> Path:
 
 def test_only_what_is_missing_is_asked_for_and_never_torch(monkeypatch):
     assert session.missing_requirements(None) == []
-    monkeypatch.setattr(session, "_installed", lambda name: name not in ("rich", "torch"))
-    assert [line.split("==")[0] for line in session.missing_requirements("12.8")] == ["rich"]
+    monkeypatch.setattr(packages, "installed", lambda name: name not in ("rich", "torch") and "9")
+    monkeypatch.setattr(packages.Wanted, "has", lambda self, version: self.name != "pyarrow")
+    lines = session.missing_requirements("12.8")
+    assert [line.split(">=")[0] for line in lines] == ["rich", "pyarrow"]
 
 
 @pytest.mark.parametrize(("cuda", "wheel"), [("12.8", "cuda120"), ("13.0", "cuda130")])
 def test_the_wheel_of_dali_follows_the_cuda_of_torch(monkeypatch, cuda, wheel):
-    monkeypatch.setattr(session, "_installed", lambda name: False)
+    monkeypatch.setattr(packages, "installed", lambda name: "")
     named = [line for line in session.missing_requirements(cuda) if "dali" in line]
     assert len(named) == 1
     assert f"nvidia-dali-{wheel}" in named[0]
