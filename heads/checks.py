@@ -10,7 +10,7 @@ from torch import Tensor
 
 from facestream import UserError
 from heads.extra_terms import ExtraTerm
-from heads.margins import Margin, UniFace
+from heads.margins import WEIGHT, Margin, UniFace
 from heads.neighbors.search import LARGEST_DIM
 from heads.neighbors.table import HardNegatives
 from heads.rows.stored import NARROW
@@ -30,6 +30,7 @@ def check_head(
     margin: Margin,
     extra_terms: Sequence[ExtraTerm],
     expectation_margin: float | None,
+    columns: Sequence[str],
     place: str,
     group_sampling: GroupClasses | None,
     hard_negatives: HardNegatives | None,
@@ -65,6 +66,11 @@ def check_head(
         check(place == "device", "place", place, f"device with {name}")
         expected = f"another margin than UniFace, or no {name}"
         check(not isinstance(margin, UniFace), "margin", margin, expected)
+        check(WEIGHT not in columns, "columns", columns, f"no {WEIGHT} with {name}")
+    missing = [name for name in margin.columns if name not in columns]
+    expected = f"{', '.join(missing)} among them, which {type(margin).__name__} reads"
+    check(not missing and not isinstance(columns, str), "columns", columns, expected)
+    check(len(set(columns)) == len(columns), "columns", columns, "each name once")
     check(0 <= momentum < 1, "momentum", momentum, "in [0, 1)")
     check(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "finite and at least 0")
     check(0 <= seed < 1 << 63, "seed", seed, "in [0, 2**63)")
@@ -90,9 +96,16 @@ def check_dtype(dtype: torch.dtype) -> None:
 
 
 def check_batch(
-    embeddings: Tensor, labels: Tensor, *, device: torch.device, embedding_dim: int
+    embeddings: Tensor,
+    labels: Tensor,
+    columns: Tensor | None,
+    *,
+    names: Sequence[str],
+    device: torch.device,
+    embedding_dim: int,
 ) -> None:
-    """Raises ValueError unless these are (B, D) floats and (B,) int64 on the head's device."""
+    """Raises ValueError unless these are (B, D) floats, (B,) int64 and, where columns have names,
+    (B, k) float32 on the head's device."""
     shape = tuple(embeddings.shape)
     if not embeddings.is_floating_point() or len(shape) != 2 or shape[1] != embedding_dim:
         raise ValueError(
@@ -104,6 +117,18 @@ def check_batch(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected torch.int64 "
             f"of shape ({shape[0]},), one class id per embedding and at least one"
         )
+    if (columns is None) == bool(names):
+        raise ValueError(
+            f"columns are {None if columns is None else tuple(columns.shape)}, expected values of "
+            f"{list(names)}, as PartialFC was built"
+        )
+    if columns is not None:
+        found = (columns.dtype, tuple(columns.shape), columns.device)
+        if found != (torch.float32, (shape[0], len(names)), device):
+            raise ValueError(
+                f"columns are {found[0]} of shape {found[1]} on {found[2]}, expected torch.float32 "
+                f"of shape ({shape[0]}, {len(names)}) on {device}: of {', '.join(names)}"
+            )
     if embeddings.device != device or labels.device != device:
         raise ValueError(
             f"embeddings are on {embeddings.device} and labels on {labels.device}, the "

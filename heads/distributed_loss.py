@@ -6,7 +6,7 @@ What is done with them, when, and in which memory is heads.partial_fc's business
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from heads import expectations
 from heads.extra_terms import ExtraTerm, TermInput, add_up
 from heads.learned import LearnedStep
-from heads.margins import Margin, StepContext, Target
+from heads.margins import NO_COLUMNS, WEIGHT, Margin, StepContext, Target
 from heads.negatives import Negatives, Threshold
 from heads.passes.backend import Backend
 from heads.passes.cosine_softmax import CenterGradient, Terms, inverse_norms
@@ -36,6 +36,7 @@ class Batch(NamedTuple):
     norms: Tensor  # (G,) lengths of the embeddings
     unit: Tensor  # (G, D) embeddings of unit length
     labels: Tensor  # (G,) int64 global class ids
+    columns: Mapping[str, Tensor] = NO_COLUMNS  # (G,) each
 
 
 class Loss(NamedTuple):
@@ -108,13 +109,19 @@ class DistributedLoss:
     compute_dtype: torch.dtype
     extra_terms: tuple[ExtraTerm, ...] = ()
     expectation_margin: float | None = None
+    columns: tuple[str, ...] = ()
 
-    def gather(self, embeddings: Tensor, labels: Tensor, dtype: torch.dtype) -> Batch:
+    def gather(
+        self, embeddings: Tensor, labels: Tensor, columns: Tensor | None, dtype: torch.dtype
+    ) -> Batch:
         """The batches of all ranks, normalized in `dtype`: one collective (all_gather)."""
-        rows, labels = self.ranks.gather_batch(embeddings, labels)
+        rows, labels, values = self.ranks.gather_batch(embeddings, labels, columns)
         rows = rows.to(dtype)
         norms = torch.linalg.vector_norm(rows, dim=1)
-        return Batch(norms, rows * reciprocal(norms).unsqueeze(1), labels)
+        named = NO_COLUMNS
+        if values is not None:
+            named = dict(zip(self.columns, values.to(dtype).unbind(1)))
+        return Batch(norms, rows * reciprocal(norms).unsqueeze(1), labels, named)
 
     def first_pass(
         self,
@@ -187,7 +194,16 @@ class DistributedLoss:
         loss = first.loss.mean if share == 1 else share * first.loss.mean
         if not self.extra_terms and found.threshold is None:
             return BatchGradients(loss, grad, found.centers, finite, LearnedStep.of_nothing(grad))
-        given = TermInput(*batch, mine, first.cosine, first.largest, first.learned)
+        given = TermInput(
+            norms=batch.norms,
+            unit=batch.unit,
+            labels=batch.labels,
+            mine=mine,
+            target=first.cosine,
+            largest_negative=first.largest,
+            learned=first.learned,
+            columns=batch.columns,
+        )
         threshold = grad.new_empty(0) if found.threshold is None else found.threshold.view(1)
         extra = add_up(self.extra_terms, given, threshold, share=share, ranks=self.ranks)
         if self.extra_terms:
@@ -247,7 +263,15 @@ class DistributedLoss:
             )
             moves = expectations.moves(batch.unit, batch.labels, bank.rows, sample)
             passed = BankPass(over_bank, terms, moves)
-        loss = combine(negative, target, subcenter, margin.scale, negatives.threshold, other)
+        loss = combine(
+            negative,
+            target,
+            subcenter,
+            margin.scale,
+            negatives.threshold,
+            other,
+            weight=batch.columns.get(WEIGHT),
+        )
         state = context.state if target.state is None else target.state
         return FirstPass(loss, softmax, state, cosine, largest, context.learned, passed)
 
@@ -311,6 +335,8 @@ def combine(
     scale: float,
     threshold: Threshold | None = None,
     other: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
 ) -> Loss:
     """The loss of the global batch, from sums over every rank's classes; all inputs (G,).
 
@@ -322,6 +348,7 @@ def combine(
         threshold: that of the negatives. The target's rival is it then, not the negatives.
         other: the distance of another part, of heads.expectations, that shares the loss's
             logarithm; not with a threshold.
+        weight: in [0, 1], what each row's loss is multiplied by; not with another part.
     """
     target_logit = scale * target.cosine
     # -log p(target) and p(target) - 1 through the logit's distance: no cancellation as p → 1.
@@ -339,14 +366,21 @@ def combine(
         log_partition = torch.where(
             losses.isfinite(), -math.log(threshold.weight), losses.new_full((), math.nan)
         )
+    if weight is not None:
+        # exp(logit - log_partition) is then the weighted probability, at most 1 as before.
+        log_partition, pull = log_partition - weight.log(), weight * pull
     assert target.slope is not None, "a margin's call fills it in"
     terms = Terms(log_partition, pull * target.slope, subcenter)
     norm_grad = None
     if target.norm_slope is not None:
         norm_grad = scale * pull * target.norm_slope
     if target.penalty is not None:
-        losses = losses + target.penalty
-        norm_grad = target.penalty_slope + (0 if norm_grad is None else norm_grad)
+        losses, slope = losses + target.penalty, target.penalty_slope
+        assert slope is not None, "a penalty comes with its slope"
+        slope = slope if weight is None else weight * slope
+        norm_grad = slope + (0 if norm_grad is None else norm_grad)
+    if weight is not None:
+        losses = weight * losses
     if norm_grad is not None:
         norm_grad = norm_grad / negative.shape[0]
     return Loss(losses.mean(), terms, norm_grad)

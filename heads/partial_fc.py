@@ -105,6 +105,8 @@ class PartialFC(nn.Module):
         extra_terms: what is added to the margin's loss in training, from heads.extra_terms.
         expectation_margin: LVFace's penalty by expectations of the classes with this margin,
             finite, in training; None for none. See heads.expectations.
+        columns: names of values that come with each row of a batch, for the margin and the extra
+            terms; "weight", in [0, 1], multiplies the row's loss.
         momentum, weight_decay: of the centers' SGD, applied as torch.optim.SGD applies them, but to
             the sampled rows only. Without momentum there is no velocity.
         seed: of the initial centers and of all draws, in [0, 2**63); the same on every rank.
@@ -168,6 +170,7 @@ class PartialFC(nn.Module):
         subcenters: int = 1,
         extra_terms: Sequence[ExtraTerm] = (),
         expectation_margin: float | None = None,
+        columns: Sequence[str] = (),
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         seed: int = 0,
@@ -190,6 +193,7 @@ class PartialFC(nn.Module):
             margin=margin,
             extra_terms=extra_terms,
             expectation_margin=expectation_margin,
+            columns=columns,
             place=place,
             group_sampling=group_sampling,
             hard_negatives=hard_negatives,
@@ -206,6 +210,7 @@ class PartialFC(nn.Module):
         self.margin = margin
         self.extra_terms = tuple(extra_terms)
         self.expectation_margin = expectation_margin
+        self.columns = tuple(columns)
         self.subcenters = subcenters
         self.momentum = momentum
         self.weight_decay = weight_decay
@@ -274,6 +279,7 @@ class PartialFC(nn.Module):
             compute_dtype=self.compute_dtype,
             extra_terms=self.extra_terms,
             expectation_margin=self.expectation_margin,
+            columns=self.columns,
         )
         # One for steps of a single forward, one for steps that add several up: a recorded graph
         # needs its memory to stay as it is.
@@ -440,7 +446,7 @@ class PartialFC(nn.Module):
         self._micro.restart(labels, sample, self.margin_state)
         self._adding = True
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, labels: Tensor, columns: Tensor | None = None) -> Tensor:
         """The loss of the global batch: a 0-d tensor, the same on every rank.
 
         In training the gradients of the sampled centers are computed here and wait for `step`;
@@ -457,17 +463,27 @@ class PartialFC(nn.Module):
             labels: (B,) int64 global class ids in [0, num_classes). A label outside makes the loss
                 and its gradients NaN, on every rank, and the step is skipped; check the data set
                 first.
+            columns: (B, k) float32 where the head has columns, in their order; else None. NaN where
+                a value is not known.
 
         Raises:
             ValueError: wrong shapes or dtypes.
         """
-        check_batch(embeddings, labels, device=self.device, embedding_dim=self.embedding_dim)
+        check_batch(
+            embeddings,
+            labels,
+            columns,
+            names=self.columns,
+            device=self.device,
+            embedding_dim=self.embedding_dim,
+        )
+        given = (embeddings.detach(), labels, *(() if columns is None else (columns,)))
         # The precision is compute_dtype's to choose, not autocast's.
         with torch.autocast(embeddings.device.type, enabled=False):
             if not self.training:
-                return self._eval_forward(embeddings, labels)
+                return self._eval_forward(*given)
             with torch.no_grad():
-                result = self._compute(embeddings.detach(), labels)
+                result = self._compute(*given)
             return KnownGradient.apply(embeddings, result.loss, result.grad)
 
     @torch.no_grad()
@@ -515,11 +531,13 @@ class PartialFC(nn.Module):
         """0-d int64: the counter key of this step's drawn margins."""
         return counter.step_key(self.seed, self.steps, _MARGIN)
 
-    def _train_forward(self, embeddings: Tensor, labels: Tensor) -> _Forward:
+    def _train_forward(
+        self, embeddings: Tensor, labels: Tensor, columns: Tensor | None = None
+    ) -> _Forward:
         """The loss, and every gradient."""
         if self._micro and self._adding:
-            return self._add_forward(self._micro, embeddings, labels)
-        batch = self._arithmetic.gather(embeddings, labels, self.dtype)
+            return self._add_forward(self._micro, embeddings, labels, columns)
+        batch = self._arithmetic.gather(embeddings, labels, columns, self.dtype)
         sample = self._sample(batch.labels)
         index = torch.arange(len(batch.labels), device=labels.device)
         first = self._first_pass(batch, sample, self.margin_state, index)
@@ -534,11 +552,13 @@ class PartialFC(nn.Module):
         )
         return _Forward(gradients.loss, gradients.embeddings, update)
 
-    def _add_forward(self, micro: MicroBatches, embeddings: Tensor, labels: Tensor) -> _Forward:
+    def _add_forward(
+        self, micro: MicroBatches, embeddings: Tensor, labels: Tensor, columns: Tensor | None
+    ) -> _Forward:
         """The same for one of several forwards, whose sums so far are in `micro`."""
         # Poisoned before they are gathered, so that every rank hears of it.
         embeddings = torch.where(micro.announced(labels), embeddings, math.nan)
-        batch = self._arithmetic.gather(embeddings, labels, self.dtype)
+        batch = self._arithmetic.gather(embeddings, labels, columns, self.dtype)
         index = micro.index(self.ranks.world_size)
         sample, share = micro.sample(index), 1 / micro.count
         first = self._first_pass(batch, sample, micro.margin_state, index)
@@ -555,7 +575,7 @@ class PartialFC(nn.Module):
         return _Forward(gradients.loss, gradients.embeddings, update)
 
     def _first_pass(self, batch: Batch, sample: Sample, state: Tensor, index: Tensor) -> FirstPass:
-        context = self._context(state, index)
+        context = self._context(state, index, batch)
         workspace = self._workspaces[self._adding]
         centers, _, sample = self._rows.at_hand(kept_rows(self), sample)
         bank = None
@@ -564,14 +584,17 @@ class PartialFC(nn.Module):
         return self._arithmetic.first_pass(centers, batch, sample, context, workspace, bank)
 
     @torch.no_grad()
-    def _eval_forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        batch = self._arithmetic.gather(embeddings, labels, self.dtype)
+    def _eval_forward(
+        self, embeddings: Tensor, labels: Tensor, columns: Tensor | None = None
+    ) -> Tensor:
+        batch = self._arithmetic.gather(embeddings, labels, columns, self.dtype)
         index = torch.arange(len(batch.labels), device=labels.device)
-        context = self._context(self.margin_state, index)
+        context = self._context(self.margin_state, index, batch)
         return self._arithmetic.evaluate(self.stored_centers, batch, context)
 
-    def _context(self, state: Tensor, index: Tensor) -> StepContext:
-        return StepContext(self.margin_factor, state, self.margin_key(), index, self.learned)
+    def _context(self, state: Tensor, index: Tensor, batch: Batch) -> StepContext:
+        key, learned = self.margin_key(), self.learned
+        return StepContext(self.margin_factor, state, key, index, learned, batch.columns)
 
     def _sample(self, labels: Tensor) -> Sample:
         """The classes of this step, for the labels of the global batch."""
@@ -602,7 +625,7 @@ class PartialFC(nn.Module):
         torch.where(apply, update.margin_state, self.margin_state, out=self.margin_state)
         descend(self, update.learned, lr=lr, apply=apply)
 
-    def _compute(self, embeddings: Tensor, labels: Tensor) -> _Forward:
+    def _compute(self, embeddings: Tensor, labels: Tensor, *columns: Tensor) -> _Forward:
         """`_train_forward`, replayed from a graph where there is one; counts towards `step`."""
         micro = self._micro if self._adding else None
         if micro:
@@ -613,6 +636,7 @@ class PartialFC(nn.Module):
             self._train_forward,
             embeddings,
             labels,
+            *columns,
             adding=self._adding,
             undo=self._rewind_micro_batches,
         )

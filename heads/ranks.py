@@ -48,22 +48,25 @@ class Ranks:
         gather(gathered, tensor, group=self._group)
         return gathered.view(self.world_size, *tensor.shape)
 
-    def gather_batch(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Every rank's (B, D) embeddings and (B,) int64 labels, in the order of the ranks.
+    def gather_batch(
+        self, embeddings: Tensor, labels: Tensor, columns: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Every rank's (B, D) embeddings, (B,) int64 labels and (B, k) columns, where there are
+        any, in the order of the ranks.
 
-        One collective (all_gather): the labels travel beside the embeddings as bytes, and stay
-        exact.
+        One collective (all_gather): labels and columns travel beside the embeddings as bytes, and
+        stay exact.
         """
-        packed = torch.cat(
-            [
-                labels.unsqueeze(1).view(torch.uint8),  # (B, 8)
-                embeddings.contiguous().view(torch.uint8),  # (B, D · itemsize)
-            ],
-            dim=1,
+        parts = [labels.unsqueeze(1), embeddings.contiguous()]  # (B, 1), (B, D)
+        if columns is not None:
+            parts.append(columns.contiguous())
+        packed = torch.cat([part.view(torch.uint8) for part in parts], dim=1)
+        widths = [part.shape[1] * part.itemsize for part in parts]
+        gathered = self.all_gather(packed).flatten(0, 1).split(widths, dim=1)
+        labels, embeddings, *rest = (
+            bytes_of.contiguous().view(part.dtype) for bytes_of, part in zip(gathered, parts)
         )
-        packed = self.all_gather(packed).flatten(0, 1)
-        labels = packed[:, :8].contiguous().view(torch.int64).squeeze(1)
-        return packed[:, 8:].contiguous().view(embeddings.dtype), labels
+        return embeddings, labels.squeeze(1), rest[0] if rest else None
 
     def maximum(self, tensor: Tensor) -> Tensor:
         """Each element's largest over the ranks, in place."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -40,6 +40,7 @@ class TermInput(NamedTuple):
         largest_negative: (G,) largest cosine to another class's center that the row sees in this
             step, on any rank; -inf where it sees none. None unless a term `uses_largest_negative`.
         learned: (k,) what the term learns.
+        columns: (G,) of each column that the head is given, by name.
     """
 
     norms: Tensor
@@ -49,6 +50,7 @@ class TermInput(NamedTuple):
     target: Tensor
     largest_negative: Tensor | None
     learned: Tensor
+    columns: Mapping[str, Tensor]
 
 
 class TermShare(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from facestream import UserError
-from heads.margins.base import GRADIENTS, Margin, StepContext, Target
+from heads.margins.base import GRADIENTS, NO_COLUMNS, WEIGHT, Margin, StepContext, Target
 from heads.margins.curricular import CurricularFace
 from heads.margins.elastic import ElasticArcFace, ElasticCosFace
 from heads.margins.fixed import ArcFace, Combined, CosFace, Softmax, SphereFace
@@ -18,7 +18,9 @@ from heads.margins.unified import UniFace
 __all__ = [
     "GRADIENTS",
     "MARGINS",
+    "NO_COLUMNS",
     "OWN_MARGINS",
+    "WEIGHT",
     "AdaFace",
     "ArcFace",
     "Combined",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -20,6 +21,10 @@ from heads.negatives import Negatives
 
 GRADIENTS = ("exact", "straight_through")
 _NOTHING = torch.empty(0)
+
+# The column, in [0, 1], that a row's loss is multiplied by.
+WEIGHT = "weight"
+NO_COLUMNS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class StepContext(NamedTuple):
@@ -32,6 +37,8 @@ class StepContext(NamedTuple):
         key: 0-d int64, this step's counter key for heads.counter.
         index: (N,) int64, each row's place in the global batch, the same for any number of ranks.
         learned: (k,) what the margin learns beside the centers; k is len(margin.initial_learned()).
+        columns: (N,) of each column that the head is given, by name; those of the margin's own
+            `columns` are there.
     """
 
     factor: Tensor
@@ -39,11 +46,14 @@ class StepContext(NamedTuple):
     key: Tensor
     index: Tensor  # type: ignore[assignment]  # shadows the tuple's own method
     learned: Tensor = _NOTHING
+    columns: Mapping[str, Tensor] = NO_COLUMNS
 
     def to(self, dtype: torch.dtype) -> StepContext:
-        """The same with factor, state and what is learned in `dtype`."""
+        """The same with factor, state, what is learned and columns in `dtype`."""
         names = ("factor", "state", "learned")
-        return self._replace(**{name: getattr(self, name).to(dtype) for name in names})
+        columns = {name: values.to(dtype) for name, values in self.columns.items()}
+        converted = {name: getattr(self, name).to(dtype) for name in names}
+        return self._replace(**converted, columns=columns)
 
 
 class Target(NamedTuple):
@@ -96,6 +106,8 @@ class Margin(ABC):
 
     # True where negatives() reads the target cosines, which the head then gathers beforehand.
     uses_target_for_negatives: ClassVar[bool] = False
+    # Names of values of each row, such as "quality", that bend() finds in its context's columns.
+    columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check(self, "scale", lambda scale: scale > 0, "(0, inf)")
@@ -159,7 +171,10 @@ class Margin(ABC):
         least = torch.finfo(cosine.dtype).eps
         with torch.inference_mode(False), torch.enable_grad():
             # Copies, for autograd takes no tensors that inference mode has made.
-            context = StepContext(*(part.clone() for part in context))
+            names = ("factor", "state", "key", "index", "learned")
+            copies = {name: getattr(context, name).clone() for name in names}
+            columns = {name: values.clone() for name, values in context.columns.items()}
+            context = context._replace(**copies, columns=columns)
             held = cosine.clone().clamp_(least - 1, 1 - least).requires_grad_()
             bent = self.bend(held, norms.clone(), context).cosine
             (slope,) = torch.autograd.grad(bent.sum(), held)
