@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -16,7 +18,7 @@ from heads.rows.stored import DTYPES
 from models.batch_norm import fuse_batch_norm
 from models.checkpointing import checkpoint_blocks
 from models.traffic import StepCounts, count_step
-from training.config import Config, HeadConfig, check_batch
+from training.config import Config, ConfigError, HeadConfig, check_batch
 from training.distributed import World
 from training.planning.cards import HOST_ROOM, Fleet
 from training.planning.memory import Prediction, largest_sampling, predict, predict_head, with_head
@@ -36,6 +38,15 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
     "all": {"sample_rate": 1.0},
     "rate 0.1": {"sample_rate": 0.1},
     "100,000": {"sample_count": 100_000},
+}
+# What these change, as it is without them.
+_PLAIN: dict[str, Any] = {
+    "sample_rate": 1.0,
+    "sample_rate_from": {},
+    "sample_count": 0,
+    "centers_dtype": "float32",
+    "momentum_dtype": "float32",
+    "momentum": None,
 }
 _TRITON = (8, 0)  # the compute capability from which the head's kernels run
 _LARGEST_BATCH = 1 << 14  # images a GPU that are looked for
@@ -169,11 +180,9 @@ class RunPlan:
         return self.config.data.global_batch / seconds.total
 
     def choice(self, sampling: str, kept: str, place: Literal["device", "host", "disk"]) -> Choice:
-        """What is asked with another head."""
-        plain = {"sample_rate": 1.0, "sample_count": 0, "sample_rate_from": {}, "momentum": None}
-        narrow = {"centers_dtype": "float32", "momentum_dtype": "float32"}
-        settings = plain | narrow | SAMPLINGS[sampling] | KEPT[kept] | {"place": place}
-        head = replace(self.config.head, **settings)
+        """What is asked with another head. Raises ConfigError for one that a run would refuse."""
+        chosen = SAMPLINGS[sampling] | KEPT[kept] | {"place": place}
+        head = replace(self.config.head, **(_PLAIN | chosen))
         config = replace(self.config, head=head)
         memory = with_head(
             self.memory, config, self.world, self.precision, num_classes=self.num_classes
@@ -184,13 +193,12 @@ class RunPlan:
         return Choice(sampling, kept, place, memory, host, disk, fits, seconds)
 
     def choices(self) -> Iterator[Choice]:
-        """All, from what is usual to what takes least."""
-        for sampling in SAMPLINGS:
+        """Those that a run takes, from what is usual to what takes least."""
+        for sampling, place, kept in itertools.product(SAMPLINGS, PLACES, KEPT):
             if SAMPLINGS[sampling].get("sample_count", 0) >= self.num_classes:
                 continue
-            for place in PLACES:
-                for kept in KEPT:
-                    yield self.choice(sampling, kept, place)
+            with suppress(ConfigError):  # such as hard negatives of centers that are elsewhere
+                yield self.choice(sampling, kept, place)
 
     def largest_batch(self) -> int:
         """Images a GPU that fit with all else as asked, in eights; 0: none do."""

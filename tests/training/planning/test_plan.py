@@ -96,6 +96,13 @@ def test_no_sample_is_planned_that_is_as_large_as_all():
     assert {choice.sampling for choice in planned(classes=90_000).choices()} == {"all", "rate 0.1"}
 
 
+def test_what_a_run_would_refuse_is_no_choice():
+    """Hard negatives want a sample, and centers on the device."""
+    plan = planned("head.hard_negatives=0.5", "head.sample_rate=0.1")
+    found = {(choice.sampling, choice.place) for choice in plan.choices()}
+    assert found == {("rate 0.1", "device"), ("100,000", "device")}
+
+
 def test_a_step_has_the_work_of_its_images_and_of_its_head():
     plan = planned()
     work = plan.work(plan.config.head)
