@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NEEDED := requirements-dev.txt
 
-.PHONY: install demo test quick same-as check-cuda lint format bench bench-gpu wheelhouse
+.PHONY: install demo test quick same-as check-cuda lint format bench bench-gpu atlas wheelhouse
 
 install: $(STAMP)
 
@@ -55,6 +55,11 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/embedding.py
+
+# Losses and sample rates on drawn faces, 45 trainings of half a minute: see docs/atlas.md. One that
+# was stopped goes on with what is missing.
+atlas: $(STAMP)
+	$(BIN)/python benchmarks/atlas.py --faces runs/atlas
 
 # On all GPUs of this machine, in at most eight minutes: see docs/gpu.md.
 bench-gpu: $(STAMP)

@@ -35,6 +35,7 @@ from training.step.schedules import create_schedule
 
 FALSE_ACCEPT_RATE = 1e-2
 CENTERS_LR = 4.0  # ten times the network's: each center is that of an image a few times only
+MARGIN = {"margin": 0.2, "scale": 16.0}  # of ArcFace, where a head has no arguments of its own
 _AT_ONCE = 500  # images, where none is trained on
 _JUDGED = 5_000  # images that the loss over all classes is of
 
@@ -73,16 +74,18 @@ def configured(head: HeadConfig, *, seed: int, epochs: int) -> Config:
         model=ModelConfig(name="strided", embedding_dim=128),
         head=replace(
             head,
-            loss="arcface",
-            loss_args={"margin": 0.2, "scale": 16.0},
+            loss_args=head.loss_args or MARGIN,
             lr=head.lr or CENTERS_LR,
         ),
         optim=OptimConfig(lr=0.4, warmup_epochs=0.5),
     )
 
 
-def train(config: Config, faces: Faces) -> dict[str, Any]:
+def train(config: Config, faces: Faces, *, by_epoch: bool = False) -> dict[str, Any]:
     """Train and judge, on one thread.
+
+    Args:
+        by_epoch: verify after each epoch, too.
 
     Returns:
         accuracy: of ten folds of pairs of people that it has not seen.
@@ -90,6 +93,8 @@ def train(config: Config, faces: Faces) -> dict[str, Any]:
         loss: mean over training images, of the softmax over all classes, with the margin.
         sampled_loss: the mean of what the last tenth of the steps had, over the classes they took.
         seconds: of CPU time, of the training alone.
+        losses, accuracies: with `by_epoch`, one for each: the mean over its steps, of the classes
+            they took, and the accuracy after it.
     """
     torch.set_num_threads(1)
     world = join_world("cpu")
@@ -104,7 +109,9 @@ def train(config: Config, faces: Faces) -> dict[str, Any]:
         epochs=config.run.epochs,
         steps_per_epoch=per_epoch,
     )
-    losses = []
+    losses: list[Tensor] = []
+    accuracies: list[float] = []
+    aside = 0.0  # seconds
     began = time.process_time()
     for number in range(schedule.total_steps):
         epoch, place = divmod(number, per_epoch)
@@ -116,16 +123,30 @@ def train(config: Config, faces: Faces) -> dict[str, Any]:
         lr = set_learning_rate(step.optimizer, schedule(number))
         labels = torch.from_numpy(faces.labels[chosen])
         losses.append(step(_pixels(images), labels, lr, lambda phase: None).loss)
-    seconds = time.process_time() - began
+        if by_epoch and place == per_epoch - 1:
+            paused = time.process_time()
+            accuracies.append(_verify(step.backbone.eval(), faces, precision)["accuracy"])
+            step.backbone.train()
+            aside += time.process_time() - paused
+    seconds = time.process_time() - began - aside
     scores = _verify(step.backbone.eval(), faces, precision)
     loss = _loss(step.backbone, step.head.eval(), faces, precision)
     leave_world()
     last = torch.stack(losses[-len(losses) // 10 :])
-    return scores | {
-        "loss": round(loss, 4),
-        "sampled_loss": round(float(last.mean()), 4),
-        "seconds": round(seconds, 1),
-    }
+    curves: dict[str, list[float]] = {}
+    if by_epoch:
+        epochs = torch.stack(losses).split(per_epoch)
+        curves["losses"] = [round(float(part.mean()), 4) for part in epochs]
+        curves["accuracies"] = accuracies
+    return (
+        scores
+        | curves
+        | {
+            "loss": round(loss, 4),
+            "sampled_loss": round(float(last.mean()), 4),
+            "seconds": round(seconds, 1),
+        }
+    )
 
 
 def _pixels(images: np.ndarray) -> Tensor:

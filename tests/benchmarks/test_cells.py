@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import kept_faces
 from benchmarks.cells import do_missing, finished, mean_and_deviation
-from benchmarks.kept_faces import SIZE, drawn_faces, real_faces
+from benchmarks.kept_faces import SIZE, Drawn, drawn_faces, real_faces
 from benchmarks.short_training import configured, train
 from evaluation.pair_set import write_bin
 from models import MODELS, OWN_MODELS
@@ -34,10 +34,8 @@ def _no_trace_in_other_tests() -> Iterator[None]:
 @pytest.fixture
 def faces(tmp_path, monkeypatch):
     """Eight people, and four others in pairs; drawn in this process, whose cores are few."""
-    for name, value in {"IDENTITIES": 32, "IMAGES": 4, "PAIRS": 40}.items():
-        monkeypatch.setattr(kept_faces, name, value)
     monkeypatch.setattr(kept_faces.multiprocessing, "get_context", lambda kind: _InProcess)
-    return drawn_faces(tmp_path / "faces")
+    return drawn_faces(tmp_path / "faces", Drawn("drawn", identities=32, images=4, pairs=40))
 
 
 class _InProcess:
