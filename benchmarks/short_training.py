@@ -7,8 +7,9 @@ cheap stem, and the images are in memory already.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -29,13 +30,16 @@ from pipeline.order import permute
 from training.assembly import create_step
 from training.config import Config, DataConfig, HeadConfig, ModelConfig, OptimConfig, RunConfig
 from training.distributed import join_world, leave_world
+from training.reporting.meters import Meters
 from training.step.optim import set_learning_rate
 from training.step.precision import Precision, choose_precision
 from training.step.schedules import create_schedule
+from training.step.train_step import TrainStep
 
 FALSE_ACCEPT_RATE = 1e-2
 CENTERS_LR = 4.0  # ten times the network's: each center is that of an image a few times only
 MARGIN = {"margin": 0.2, "scale": 16.0}  # of ArcFace, where a head has no arguments of its own
+READINGS = 8  # an epoch, of a journal
 _AT_ONCE = 500  # images, where none is trained on
 _JUDGED = 5_000  # images that the loss over all classes is of
 
@@ -81,11 +85,19 @@ def configured(head: HeadConfig, *, seed: int, epochs: int) -> Config:
     )
 
 
-def train(config: Config, faces: Faces, *, by_epoch: bool = False) -> dict[str, Any]:
+def train(
+    config: Config,
+    faces: Faces,
+    *,
+    journal: list[dict[str, Any]] | None = None,
+    spoil: Callable[[TrainStep], object] = lambda step: None,
+) -> dict[str, Any]:
     """Train and judge, on one thread.
 
     Args:
-        by_epoch: verify after each epoch, too.
+        journal: gets what a run's metrics.jsonl has: readings, `READINGS` an epoch, and a
+            verification after each.
+        spoil: done to the step before its first.
 
     Returns:
         accuracy: of ten folds of pairs of people that it has not seen.
@@ -93,14 +105,13 @@ def train(config: Config, faces: Faces, *, by_epoch: bool = False) -> dict[str, 
         loss: mean over training images, of the softmax over all classes, with the margin.
         sampled_loss: the mean of what the last tenth of the steps had, over the classes they took.
         seconds: of CPU time, of the training alone.
-        losses, accuracies: with `by_epoch`, one for each: the mean over its steps, of the classes
-            they took, and the accuracy after it.
     """
     torch.set_num_threads(1)
     world = join_world("cpu")
     precision = choose_precision(world.device, config.step.precision)
     precision.apply()
     step, _ = create_step(config, world, num_classes=faces.num_classes, precision=precision)
+    spoil(step)
     batch, seed = config.data.global_batch, config.run.seed
     per_epoch = len(faces.labels) // batch
     schedule = create_schedule(
@@ -109,8 +120,7 @@ def train(config: Config, faces: Faces, *, by_epoch: bool = False) -> dict[str, 
         epochs=config.run.epochs,
         steps_per_epoch=per_epoch,
     )
-    losses: list[Tensor] = []
-    accuracies: list[float] = []
+    meters, losses = Meters(world.device), []
     aside = 0.0  # seconds
     began = time.process_time()
     for number in range(schedule.total_steps):
@@ -122,31 +132,39 @@ def train(config: Config, faces: Faces, *, by_epoch: bool = False) -> dict[str, 
         images[mirrored] = images[mirrored, :, ::-1]
         lr = set_learning_rate(step.optimizer, schedule(number))
         labels = torch.from_numpy(faces.labels[chosen])
-        losses.append(step(_pixels(images), labels, lr, lambda phase: None).loss)
-        if by_epoch and place == per_epoch - 1:
-            paused = time.process_time()
-            accuracies.append(_verify(step.backbone.eval(), faces, precision)["accuracy"])
+        result = step(_pixels(images), labels, lr, lambda phase: None)
+        losses.append(result.loss)
+        if journal is None:
+            continue
+        paused = time.process_time()
+        meters.add(result)
+        at = {"step": number + 1, "epoch": (number + 1) / per_epoch}
+        if (place + 1) % max(1, per_epoch // READINGS) == 0:
+            journal.append({**at, **_of_training(meters.read()), "lr": schedule(number)})
+        if place == per_epoch - 1:
+            scores = _verify(step.backbone.eval(), faces, precision)
             step.backbone.train()
-            aside += time.process_time() - paused
+            journal.append({**at, "verification": {"pairs": scores}})
+        aside += time.process_time() - paused
     seconds = time.process_time() - began - aside
     scores = _verify(step.backbone.eval(), faces, precision)
     loss = _loss(step.backbone, step.head.eval(), faces, precision)
     leave_world()
     last = torch.stack(losses[-len(losses) // 10 :])
-    curves: dict[str, list[float]] = {}
-    if by_epoch:
-        epochs = torch.stack(losses).split(per_epoch)
-        curves["losses"] = [round(float(part.mean()), 4) for part in epochs]
-        curves["accuracies"] = accuracies
-    return (
-        scores
-        | curves
-        | {
-            "loss": round(loss, 4),
-            "sampled_loss": round(float(last.mean()), 4),
-            "seconds": round(seconds, 1),
-        }
-    )
+    return scores | {
+        "loss": round(loss, 4),
+        "sampled_loss": round(float(last.mean()), 4),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _of_training(reading: dict[str, float]) -> dict[str, float | None]:
+    """What does not depend on the machine; as JSON, which has no NaN."""
+    return {
+        name: None if math.isnan(value) else round(value, 4)
+        for name, value in reading.items()
+        if name != "memory_mb"
+    }
 
 
 def _pixels(images: np.ndarray) -> Tensor:
