@@ -47,7 +47,7 @@ LOSSES: dict[str, dict[str, float]] = {
 def cells(losses: Sequence[str] = (*LOSSES,), rates: Sequence[float] = RATES) -> list[dict]:
     """Of some of them, every seed once before any comes again."""
     return [
-        {"loss": loss, "loss_args": LOSSES[loss] | {"scale": SCALE}, "rate": rate}
+        {"margin": loss, "margin_args": LOSSES[loss] | {"scale": SCALE}, "rate": rate}
         | {"seed": seed, "epochs": EPOCHS}
         for seed in SEEDS
         for rate in rates
@@ -56,10 +56,16 @@ def cells(losses: Sequence[str] = (*LOSSES,), rates: Sequence[float] = RATES) ->
 
 
 def measure(
-    faces: Faces, *, loss: str, loss_args: dict[str, float], rate: float, seed: int, epochs: int
+    faces: Faces,
+    *,
+    margin: str,
+    margin_args: dict[str, float],
+    rate: float,
+    seed: int,
+    epochs: int,
 ) -> dict[str, Any]:
     """One cell."""
-    head = HeadConfig(loss=loss, loss_args=loss_args, sample_rate=rate, lr=CENTERS_LR)
+    head = HeadConfig(loss=margin, loss_args=margin_args, sample_rate=rate, lr=CENTERS_LR)
     journal: list[dict[str, Any]] = []
     found = train(configured(head, seed=seed, epochs=epochs), faces, journal=journal)
     losses = [line["loss"] for line in journal if "loss" in line]

@@ -79,8 +79,8 @@ def draw(lines: Sequence[Cell], wanted: Sequence[Cell], path: Path) -> None:
     figure = Figure(figsize=(9.6, 5.6), layout="constrained")
     grid = figure.subplots(2, len(rates), sharex=True, sharey="row", squeeze=False)
     for column, rate in enumerate(rates):
-        for loss, color in zip(_distinct(cell["loss"] for cell in wanted), _COLORS):
-            alike = [line for line in lines if line["rate"] == rate and line["loss"] == loss]
+        for loss, color in zip(_distinct(cell["margin"] for cell in wanted), _COLORS):
+            alike = [line for line in lines if line["rate"] == rate and line["margin"] == loss]
             if not alike:
                 continue
             for axes, name in zip(grid[:, column], ("accuracies", "losses")):
@@ -111,11 +111,11 @@ def _table(done: Sequence[Cell], wanted: Sequence[Cell]) -> list[str]:
         f"{FALSE_ACCEPT_RATE:.0%} | loss at the end | seconds | command |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for loss, rate in _distinct((cell["loss"], cell["rate"]) for cell in wanted):
+    for loss, rate in _distinct((cell["margin"], cell["rate"]) for cell in wanted):
         alike = _alike(done, loss, rate)
         if not alike:
             continue
-        settings = ", ".join(f"{name} {value:g}" for name, value in alike[0]["loss_args"].items())
+        settings = ", ".join(f"{name} {value:g}" for name, value in alike[0]["margin_args"].items())
         command = f"python benchmarks/atlas.py --faces runs/atlas --losses {loss} --rates {rate:g}"
         figures = (
             _shown(alike, "accuracy", 3),
@@ -132,7 +132,7 @@ def _doubt(done: Sequence[Cell], wanted: Sequence[Cell]) -> list[str]:
     """What differences the seeds allow to see; nothing where no row has several."""
     rows = [
         alike
-        for loss, rate in _distinct((cell["loss"], cell["rate"]) for cell in wanted)
+        for loss, rate in _distinct((cell["margin"], cell["rate"]) for cell in wanted)
         if len(alike := _alike(done, loss, rate)) > 1
     ]
     if not rows:
@@ -152,12 +152,12 @@ def _doubt(done: Sequence[Cell], wanted: Sequence[Cell]) -> list[str]:
 def _missing(cells: Sequence[Cell]) -> list[str]:
     if not cells:
         return []
-    names = ", ".join(f"{cell['loss']} {cell['rate']:g} seed {cell['seed']}" for cell in cells)
+    names = ", ".join(f"{cell['margin']} {cell['rate']:g} seed {cell['seed']}" for cell in cells)
     return ["## Not finished", "", f"{names}.", ""]
 
 
 def _alike(done: Sequence[Cell], loss: str, rate: float) -> list[Cell]:
-    return [line for line in done if line["loss"] == loss and line["rate"] == rate]
+    return [line for line in done if line["margin"] == loss and line["rate"] == rate]
 
 
 def _shown(lines: Sequence[Cell], figure: str, digits: int) -> str:
