@@ -96,7 +96,7 @@ def train(
 
     Args:
         journal: gets what a run's metrics.jsonl has: readings, `READINGS` an epoch, and a
-            verification after each.
+            verification before the first and after each.
         spoil: done to the step before its first.
 
     Returns:
@@ -121,6 +121,10 @@ def train(
         steps_per_epoch=per_epoch,
     )
     meters, losses = Meters(world.device), []
+    if journal is not None:
+        scores = _verify(step.backbone.eval(), faces, precision)
+        step.backbone.train()
+        journal.append({"step": 0, "epoch": 0.0, "verification": {"pairs": scores}})
     aside = 0.0  # seconds
     began = time.process_time()
     for number in range(schedule.total_steps):
