@@ -59,13 +59,13 @@ def page(lines: Sequence[Cell], wanted: Sequence[Cell], faces: Drawn) -> str:
             "",
             "![accuracy and loss by epoch](atlas.svg)",
             "",
-            *_missing(missing),
             "These are small faces and a short training. What a loss is worth after twenty epochs "
             "of millions of",
             "photographs this cannot show; how its loss and accuracy go where all is well, it can: "
             "see",
             "[healthy.md](healthy.md).",
             "",
+            *_missing(missing),
         )
     )
 

@@ -180,8 +180,8 @@ def _stuck(course: Course, facts: Facts) -> Finding | None:
         seen=seen + (f", and accuracy stays at {accuracy[1]:.3f}" if accuracy else ""),
         meaning="Labels were shuffled against the images, name something that faces do not show, "
         "or are of another file; else margin and scale are too large to begin with",
-        remedy="Look at python tools/preview.py CONFIG -o grid.png: a row is one person. If rows "
-        "are right, try head.margin_warmup_epochs=2 or a smaller scale",
+        remedy="Look at what python tools/unpack_rec.py FILE.rec OUT makes: each folder is one "
+        "person. If they are right, try head.margin_warmup_epochs=2 or a smaller scale",
     )
 
 

@@ -11,7 +11,7 @@ from training.saving.files import main_figure
 
 _PARTS = 8  # what a run is now is the mean of the last of so many parts of its readings
 LAST_EPOCH = 0.1  # how much of an epoch a value at a moment is the mean of
-_NEAR = 0.25  # epochs within which a reading still stands for a moment
+_NEAR, _NEAR_SCORE = 0.25, 0.4  # epochs within which a reading or score stands for a moment
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,6 @@ class Course:
         return near["loss"] if near and abs(near["epoch"] - epoch) <= _NEAR else None
 
     def score_at(self, name: str, epoch: float) -> float | None:
-        """A set's main figure as it was found nearest to a moment, within a quarter of an epoch."""
+        """A set's main figure as it was found nearest to a moment, or None."""
         near = min(self.scores.get(name, ()), key=lambda found: abs(found[0] - epoch), default=None)
-        return near[2] if near and abs(near[0] - epoch) <= _NEAR else None
+        return near[2] if near and abs(near[0] - epoch) <= _NEAR_SCORE else None
