@@ -86,13 +86,13 @@ class Comparison:
 
 def expectation_of(facts: Facts) -> tuple[Expectation | None, str]:
     """What is to be expected of a run, and where that is known from; or None, and why."""
-    differing = {one: one.differences(facts) for one in known()}
-    nearest = min(differing, key=lambda one: len(differing[one]))
-    if not differing[nearest]:
+    all_known = ((one, one.differences(facts)) for one in known())
+    nearest, differing = min(all_known, key=lambda pair: len(pair[1]))
+    if not differing:
         return nearest, f"as configs/{nearest.recipe}.py: {nearest.source}"
     why = "no run with these settings is known, so nothing is expected of its figures"
-    if len(differing[nearest]) <= _NEAR_MISS:
-        why += f"; nearest is configs/{nearest.recipe}.py, with {', '.join(differing[nearest])}"
+    if len(differing) <= _NEAR_MISS:
+        why += f"; nearest is configs/{nearest.recipe}.py, with {', '.join(differing)}"
     return None, why
 
 

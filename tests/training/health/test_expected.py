@@ -1,0 +1,71 @@
+"""What is expected of a recipe is of its own settings, and a run's values are put beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from training.config import load_config
+from training.health.course import Course
+from training.health.expected import compare, expectation_of, known
+from training.health.facts import Facts
+
+ROOT = Path(__file__).parents[3]
+RECIPES = [one.recipe for one in known()]
+
+
+def facts_of(recipe: str, **changed: object) -> Facts:
+    [expected] = [one for one in known() if one.recipe == recipe]
+    config = load_config(ROOT / f"configs/{recipe}.py")
+    facts = Facts.of(config, classes=expected.classes, steps_per_epoch=expected.steps_per_epoch)
+    return replace(facts, settings={**facts.settings, **changed})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_settings_are_those_of_the_recipe(recipe: str):
+    expected, source = expectation_of(facts_of(recipe))
+    assert expected is not None
+    assert expected.recipe == recipe
+    assert f"configs/{recipe}.py" in source
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_losses_fall_from_below_that_of_knowing_nobody(recipe: str):
+    [expected] = [one for one in known() if one.recipe == recipe]
+    spans = [expected.losses[epoch] for epoch in sorted(expected.losses)]
+    highest = [high for _, high in spans]
+    assert all(low < high for low, high in spans)
+    assert highest == sorted(highest, reverse=True)
+    assert highest[0] < facts_of(recipe).blind_loss
+    assert max(expected.losses) <= facts_of(recipe).settings["run.epochs"]
+
+
+def test_with_another_setting_nothing_is_expected_and_it_is_named():
+    expected, why = expectation_of(facts_of("ms1mv3_r50", **{"optim.lr": 0.2}))
+    assert expected is None
+    assert "nearest is configs/ms1mv3_r50.py, with optim.lr=0.2 instead of 0.05" in why
+
+
+def test_with_many_other_settings_no_recipe_is_near():
+    other = {"optim.lr": 0.2, "run.epochs": 3, "model.name": "mbf", "data.augment": ["light"]}
+    _, why = expectation_of(facts_of("ms1mv3_r50", **other))
+    assert "nearest" not in why
+
+
+def test_a_runs_values_are_those_around_the_moment():
+    expected, _ = expectation_of(facts_of("ms1mv3_r50"))
+    lines = [{"step": 100 * i, "epoch": i / 10, "loss": 30.0 - i} for i in range(1, 40)]
+    lines += [{"step": 2000, "epoch": 2.0, "verification": {"lfw": {"accuracy": 0.98}}}]
+    by_moment = {(one.what, one.epoch): one for one in compare(Course.of(lines[:20]), expected)}
+    assert by_moment["loss", 1.98].found == 11.0  # the reading at 1.9
+    assert by_moment["loss", 1.98].verdict == "as expected"
+    assert by_moment["loss", 3.95].verdict == "unknown"
+    assert ("lfw", 1.98) not in by_moment  # not scored yet
+
+    scored = [*lines[:20], lines[-1]]
+    [lfw, *_] = [one for one in compare(Course.of(scored), expected) if one.what == "lfw"]
+    assert (lfw.found, lfw.verdict) == (0.98, "lower")
+    high = [{**line, "loss": 40.0} for line in lines[:20]]
+    assert compare(Course.of(high), expected)[0].verdict == "higher"
