@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from heads.rows.stored import dtype_name
 from training.command import command, whole_number
 from training.config import Config, DataConfig, ModelConfig, override
-from training.planning.cards import CARDS, Fleet, find_card
+from training.planning.cards import CARDS, HOST_ROOM, Fleet, find_card
 from training.planning.dry_run import memory_table
 from training.planning.out_of_memory import less_memory
 from training.planning.plan import Choice, RunPlan
@@ -55,7 +55,7 @@ def report(plan: RunPlan, *, images: int) -> Iterable[str | Table]:
 
 
 def _what_fits(plan: RunPlan, choices: list[Choice]) -> Iterable[str]:
-    fits = plan.memory.total <= plan.fleet.card.room
+    fits = plan.fits(plan.memory)
     yield "fits" if fits else f"does not fit. {less_memory(plan.config, plan.memory)}"
     batch = plan.largest_batch()
     yield f"largest batch: {f'{batch:,} images a GPU' if batch else 'none'} with these settings"
@@ -167,6 +167,12 @@ def main() -> None:
         help="between machines, of one, each way (100)",
     )
     parser.add_argument(
+        "--host-gb",
+        type=whole_number(1, 10**6),
+        default=int(HOST_ROOM / 1e9),
+        help="memory of a machine that its ranks may take (2,000)",
+    )
+    parser.add_argument(
         "--images", type=whole_number(1, 10**11), default=10**6, help="of an epoch (1,000,000)"
     )
     # Without a default argparse calls them required.
@@ -178,6 +184,7 @@ def main() -> None:
             arguments.gpus,
             a_machine=arguments.gpus_per_machine,
             network=arguments.network * 1e9 / 8,
+            host_room=arguments.host_gb * 1e9,
         )
         config = Config(
             data=DataConfig(train="data", global_batch=arguments.batch * arguments.gpus),

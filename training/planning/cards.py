@@ -10,8 +10,7 @@ from facestream import UserError
 
 # Of a card's memory, what is left beside CUDA and what torch's allocator holds without use.
 ROOM = 0.95
-# Of a machine's memory, where centers lie in it, what is left for them.
-HOST_ROOM = 2e12
+HOST_ROOM = 2e12  # bytes of a machine's memory, where nobody says how many
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,13 @@ CARDS = {
 }
 
 
+_ALSO = {"v100-32gb": "v100", "a100-80gb": "a100"}
+
+
 def find_card(name: str) -> Card:
     """By its key in CARDS, in any case. Raises UserError where there is none."""
     key = name.lower().removeprefix("rtx").strip(" -_")
+    key = _ALSO.get(key, key)
     if key in CARDS:
         return CARDS[key]
     near = difflib.get_close_matches(key, CARDS, n=1)
@@ -99,12 +102,14 @@ class Fleet:
         count: of all machines together.
         a_machine: of them in one machine, at most.
         network: bytes a second each way between machines, for one machine.
+        host_room: bytes of a machine's memory that its ranks may take.
     """
 
     card: Card
     count: int
     a_machine: int = 8
     network: float = 12.5e9
+    host_room: float = HOST_ROOM
 
     @property
     def machines(self) -> int:

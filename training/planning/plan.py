@@ -20,7 +20,7 @@ from models.checkpointing import checkpoint_blocks
 from models.traffic import StepCounts, count_step
 from training.config import Config, ConfigError, HeadConfig, check_batch
 from training.distributed import World
-from training.planning.cards import HOST_ROOM, Fleet
+from training.planning.cards import Fleet
 from training.planning.memory import Prediction, largest_sampling, predict, predict_head, with_head
 from training.planning.speed import Seconds, Work, step_seconds
 from training.step.learning import create_network, freeze
@@ -115,6 +115,11 @@ class RunPlan:
         """Of a rank, as the run would print it."""
         return predict(self.config, self.world, self.precision, num_classes=self.num_classes)
 
+    def fits(self, memory: Prediction) -> bool:
+        """Into the card of a rank, and into the memory of its machine."""
+        host = self.fleet.in_machine * memory.host
+        return memory.total <= self.fleet.card.room and host <= self.fleet.host_room
+
     @cached_property
     def backbone(self) -> StepCounts:
         """For each image."""
@@ -188,9 +193,8 @@ class RunPlan:
             self.memory, config, self.world, self.precision, num_classes=self.num_classes
         )
         host, disk = (self.fleet.in_machine * size for size in (memory.host, memory.disk))
-        fits = memory.total <= self.fleet.card.room and host <= HOST_ROOM
         seconds = None if place == "disk" else self.seconds(head)
-        return Choice(sampling, kept, place, memory, host, disk, fits, seconds)
+        return Choice(sampling, kept, place, memory, host, disk, self.fits(memory), seconds)
 
     def choices(self) -> Iterator[Choice]:
         """Those that a run takes, from what is usual to what takes least."""
@@ -208,7 +212,7 @@ class RunPlan:
         def fits(times: int) -> bool:
             data = replace(self.config.data, global_batch=times * each * self.fleet.count)
             asked = replace(self, config=replace(self.config, data=data))
-            return asked.memory.total <= self.fleet.card.room
+            return self.fits(asked.memory)
 
         low, high = 0, 1
         while high <= most and fits(high):

@@ -5,16 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from facestream import UserError
 from models import Architecture
 from models.traffic import bytes_an_image
+from tests.training import tiny
+from training import assembly
 from training.config import Config, DataConfig, HeadConfig, ModelConfig, override
 from training.planning.cards import CARDS, Fleet
 from training.planning.memory import predict
 from training.planning.plan import KEPT, RunPlan
+from training.step.precision import choose_precision
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = ("model.width=0.25", "model.embedding_dim=64", "data.image_size=32")
@@ -40,6 +45,19 @@ def test_every_choice_takes_what_its_run_would_predict(place, kept):
     expected = predict(config, plan.world, plan.precision, num_classes=plan.num_classes)
     assert choice.memory == expected
     assert (choice.host, choice.disk) == (8 * expected.host, 8 * expected.disk)
+
+
+def test_a_plan_says_what_a_dry_run_of_the_same_would_print(world, data, tmp_path, monkeypatch):
+    """Each part of its table, of a run that would be on a T4."""
+    config = override(tiny.config(data, tmp_path / "run"), ["head.sample_rate=0.5", "eval.sets=[]"])
+    there = replace(world, device=torch.device("cuda"))
+    precision = choose_precision(there.device, capability=CARDS["t4"].capability)
+    monkeypatch.setattr(
+        assembly, "create_loader", lambda *_: (SimpleNamespace(steps_per_epoch=9), "")
+    )
+    run = assembly.plan(config, there, precision)
+    plan = RunPlan(config, Fleet(CARDS["t4"], 1), run.num_classes)
+    assert plan.memory == run.prediction
 
 
 @pytest.mark.slow
