@@ -1,8 +1,8 @@
 """A vision transformer in stages, as LVFace (ICCV 2025) has them: few negatives first, all at last.
 
 Its first stage samples negatives, its last takes every center. The stages after the first also have
-a penalty that steadies centers, `head.expectation_margin=0.4`. That is no setting by epoch: a run
-has it from the start or not at all, and this one does without.
+a penalty that steadies centers, of which no published code says how it is computed: this recipe
+does without. `'head.expectation_margin_from={15: 0.4}'` adds it from epoch 15 on.
 """
 
 from dataclasses import replace

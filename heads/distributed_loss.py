@@ -94,6 +94,7 @@ class Bank(NamedTuple):
     """rows: (n, D) expectations of this rank's classes. workspace: for the passes over them."""
 
     rows: Tensor
+    margin: float
     workspace: Workspace
 
 
@@ -108,7 +109,6 @@ class DistributedLoss:
     subcenters: int
     compute_dtype: torch.dtype
     extra_terms: tuple[ExtraTerm, ...] = ()
-    expectation_margin: float | None = None
     columns: tuple[str, ...] = ()
 
     def gather(
@@ -253,13 +253,12 @@ class DistributedLoss:
         target = margin(cosine, batch.norms, context)
         negative, other = negative.logsumexp(0), None
         if bank is not None:
-            assert self.expectation_margin is not None
             other, terms = expectations.bank_terms(
                 of_bank,
                 own,
                 negative - margin.scale * target.cosine,
                 scale=margin.scale,
-                margin=self.expectation_margin,
+                margin=bank.margin,
             )
             moves = expectations.moves(batch.unit, batch.labels, bank.rows, sample)
             passed = BankPass(over_bank, terms, moves)

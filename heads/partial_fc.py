@@ -104,7 +104,8 @@ class PartialFC(nn.Module):
             al., 2020).
         extra_terms: what is added to the margin's loss in training, from heads.extra_terms.
         expectation_margin: LVFace's penalty by expectations of the classes with this margin,
-            finite, in training; None for none. See heads.expectations.
+            finite, in training; None for none. See heads.expectations. May be set to another value
+            between steps, and to None: then expectations stay as they are.
         columns: names of values that come with each row of a batch, for the margin and the extra
             terms; "weight", in [0, 1], multiplies the row's loss.
         momentum, weight_decay: of the centers' SGD, applied as torch.optim.SGD applies them, but to
@@ -209,7 +210,6 @@ class PartialFC(nn.Module):
         self.embedding_dim = embedding_dim
         self.margin = margin
         self.extra_terms = tuple(extra_terms)
-        self.expectation_margin = expectation_margin
         self.columns = tuple(columns)
         self.subcenters = subcenters
         self.momentum = momentum
@@ -237,6 +237,7 @@ class PartialFC(nn.Module):
         if expectation_margin is not None:
             bank = state.new_zeros(self.shard.num_local, embedding_dim)
         self.register_buffer("expectations", bank)
+        self._expectation_margin = expectation_margin
         for name in ("steps", "nonfinite_steps"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("margin_state", state, persistent=state.numel() > 0)
@@ -268,7 +269,7 @@ class PartialFC(nn.Module):
             device=self.device,
             embedding_dim=self.embedding_dim,
             compute_dtype=self.compute_dtype,
-            obstacle=None if self.expectation_margin is None else NOT_IN_KERNELS,
+            obstacle=None if self.expectations is None else NOT_IN_KERNELS,
         )
         self._arithmetic = DistributedLoss(
             self.margin,
@@ -278,7 +279,6 @@ class PartialFC(nn.Module):
             subcenters=self.subcenters,
             compute_dtype=self.compute_dtype,
             extra_terms=self.extra_terms,
-            expectation_margin=self.expectation_margin,
             columns=self.columns,
         )
         # One for steps of a single forward, one for steps that add several up: a recorded graph
@@ -389,6 +389,27 @@ class PartialFC(nn.Module):
             self.sampling = sampling_near(sampling, self.neighbors)
             self._sample_rate = rate
             self.forget_graphs()
+
+    @property
+    def expectation_margin(self) -> float | None:
+        return self._expectation_margin
+
+    @expectation_margin.setter
+    def expectation_margin(self, margin: float | None) -> None:
+        if margin == self._expectation_margin:
+            return
+        if margin is not None:
+            check(math.isfinite(margin), "expectation_margin", margin, "a finite number")
+        check(
+            self.expectations is not None,
+            "expectation_margin",
+            margin,
+            "None, as the head was built: build it with the margin to come, and set that to None",
+        )
+        if self._adding or self._update:
+            raise RuntimeError("expectation_margin changed while gradients wait: call step() first")
+        self._expectation_margin = margin
+        self.forget_graphs()
 
     @property
     def last_sample(self) -> Sample | None:
@@ -579,8 +600,10 @@ class PartialFC(nn.Module):
         workspace = self._workspaces[self._adding]
         centers, _, sample = self._rows.at_hand(kept_rows(self), sample)
         bank = None
-        if self.expectations is not None:
-            bank = Bank(self.expectations, self._bank_workspaces[self._adding])
+        if self.expectation_margin is not None:
+            assert self.expectations is not None
+            workspace_of_bank = self._bank_workspaces[self._adding]
+            bank = Bank(self.expectations, self.expectation_margin, workspace_of_bank)
         return self._arithmetic.first_pass(centers, batch, sample, context, workspace, bank)
 
     @torch.no_grad()
@@ -618,8 +641,7 @@ class PartialFC(nn.Module):
             noise=noise,
             workspace=self._workspaces[self._adding],
         )
-        if self.expectations is not None and len(self.expectations):
-            assert update.moves is not None
+        if update.moves is not None and len(self.expectations):
             moves = torch.where(apply, update.moves, -0.0)
             self.expectations.index_add_(0, own_rows(update.sample), moves)
         torch.where(apply, update.margin_state, self.margin_state, out=self.margin_state)

@@ -186,12 +186,13 @@ class Assembly:
         torch.manual_seed(counter.word(*words))
 
     def _follow_head_schedules(self, number: int) -> None:
-        """Set what of the head depends on the step alone: sample rate and share of the margin."""
+        """Set what of the head depends on the step alone: rate, penalty, share of the margin."""
         config, head = self.plan.config.head, self.step.head
         per_epoch = self.plan.loader.steps_per_epoch
         sample_rate = config.sample_rate_at(number // per_epoch, num_classes=head.num_classes)
         if sample_rate != head.sample_rate:
             head.sample_rate = sample_rate
+        head.expectation_margin = config.expectation_margin_at(number // per_epoch)
         warmup = config.margin_warmup_epochs * per_epoch
         head.margin_factor.fill_(min(1.0, (number + 1) / (warmup + 1)))
 
@@ -277,7 +278,7 @@ def create_head(
         embedding_dim=config.model.embedding_dim,
         margin=create_margin(head.loss, **head.loss_args),
         extra_terms=create_extra_terms(head.extra_terms),
-        expectation_margin=head.expectation_margin,
+        expectation_margin=next(iter(head.expectation_margins), None),
         sample_rate=head.sample_rate_at(0, num_classes=num_classes),
         group_sampling=groups,
         hard_negatives=near,

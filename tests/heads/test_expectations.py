@@ -215,6 +215,39 @@ def test_the_step_is_graph_safe():
             head.step(0.1)
 
 
+def test_without_its_margin_for_a_while_a_step_is_that_of_a_head_without_it():
+    """And expectations stay as they are, bit for bit."""
+    head, plain = trained(3), build(expectation_margin=None)
+    state = head.state_dict()
+    kept = state.pop("expectations").clone()
+    plain.load_state_dict(state)
+    assert kept.any()
+    head.expectation_margin = None
+    losses = []
+    for one in (head, plain):
+        losses.append(one(*batch(3, 8)))
+        one.step(0.1)
+    assert torch.equal(*losses)
+    assert torch.equal(head.centers, plain.centers)
+    assert torch.equal(head.expectations, kept)
+    head.expectation_margin = PENALTY
+    assert head(*batch(4, 8)) > plain(*batch(4, 8))
+    head.step(0.1)
+    assert not torch.equal(head.expectations, kept)
+
+
+def test_its_margin_changes_between_steps_alone():
+    head = build()
+    head(*batch(0, 8))
+    with pytest.raises(RuntimeError, match="changed while gradients wait"):
+        head.expectation_margin = None
+    head.expectation_margin = PENALTY  # the same
+    with pytest.raises(UserError, match="expectation_margin=nan, expected a finite number"):
+        head.expectation_margin = math.nan
+    with pytest.raises(UserError, match=r"expectation_margin=0\.2, expected None, as the head was"):
+        build(expectation_margin=None).expectation_margin = 0.2
+
+
 def test_what_it_does_not_go_with_is_named():
     for options, named in (
         ({"expectation_margin": math.inf}, "expectation_margin=inf"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from training.config.checks import check, check_ranges
 from training.setting_range import (
@@ -17,6 +18,8 @@ from training.setting_range import (
     Remainder,
 )
 
+T = TypeVar("T")
+
 # What the centers and their momentum can be kept in.
 RowDtype = Literal["float32", "bfloat16", "float8_e4m3"]
 
@@ -29,6 +32,7 @@ class HeadConfig:
     loss_args: dict[str, Any] = field(default_factory=dict)  # e.g. margin, scale, gradient
     extra_terms: dict[str, Any] = field(default_factory=dict)  # of docs/heads.md, with their values
     expectation_margin: Fraction | None = None  # LVFace's penalty by expectations; None: without
+    expectation_margin_from: dict[CountOrZero, Fraction] = field(default_factory=dict)  # by epoch
     margin_warmup_epochs: Amount = 0.0  # over which the margin grows from nothing to the whole
     sample_rate: Fraction = 1.0  # share of the centers in a step; 0: those of the batch's classes
     sample_rate_from: dict[CountOrZero, Fraction] = field(default_factory=dict)  # by first epoch
@@ -75,9 +79,11 @@ class HeadConfig:
         away = self.hard_negatives and self.place != "device"
         expected = f"device with head.hard_negatives={self.hard_negatives}, or 0 for the latter"
         check(not away, "head.place", self.place, expected)
-        if self.expectation_margin is not None:
+        if self.expectation_margins:
             without = (
-                f"with head.expectation_margin={self.expectation_margin}, or null for the latter"
+                f"with head.expectation_margin={self.expectation_margin}, "
+                f"head.expectation_margin_from={self.expectation_margin_from}; or set these to "
+                "null and {}"
             )
             check(self.place == "device", "head.place", self.place, f"device {without}")
             check(self.loss != "uniface", "head.loss", self.loss, f"another loss {without}")
@@ -91,5 +97,20 @@ class HeadConfig:
         """The share of the class centers that takes part in the steps of an epoch."""
         if self.sample_count:
             return min(1.0, self.sample_count / num_classes)
-        started = [first for first in self.sample_rate_from if first <= epoch]
-        return self.sample_rate_from[max(started)] if started else self.sample_rate
+        return _at(epoch, self.sample_rate, self.sample_rate_from)
+
+    def expectation_margin_at(self, epoch: int) -> float | None:
+        """LVFace's penalty in the steps of an epoch; None: without."""
+        return _at(epoch, self.expectation_margin, self.expectation_margin_from)
+
+    @property
+    def expectation_margins(self) -> tuple[float, ...]:
+        """All that `expectation_margin_at` gives, without None; empty where there is no penalty."""
+        margins = (self.expectation_margin, *self.expectation_margin_from.values())
+        return tuple(margin for margin in margins if margin is not None)
+
+
+def _at(epoch: int, first: T, later: Mapping[int, T]) -> T:
+    """What is set at an epoch, where `later` changes it from some epochs on."""
+    started = [start for start in later if start <= epoch]
+    return later[max(started)] if started else first

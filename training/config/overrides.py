@@ -77,7 +77,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     except UserError as error:
         raise ConfigError(f"head.extra_terms: {error}") from error
     whole = [type(term).__name__ for term in terms if term.needs_whole_batch]
-    if overridden.head.expectation_margin is not None:
+    if overridden.head.expectation_margins:
         whole.append("head.expectation_margin")
     if whole and overridden.step.micro_batches > 1:
         raise ConfigError(

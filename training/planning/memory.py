@@ -207,7 +207,7 @@ def predict_head(
         momentum=config.centers_momentum > 0,
         adding=micro_batches > 1,
         extra_terms=create_extra_terms(config.head.extra_terms),
-        expectations=config.head.expectation_margin is not None,
+        expectations=bool(config.head.expectation_margins),
         world_size=world.world_size,
         neighbors=config.head.neighbors if config.head.hard_negatives else 0,
     )

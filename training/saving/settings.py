@@ -52,6 +52,7 @@ BINDING = {
             "loss_args",
             "extra_terms",
             "expectation_margin",
+            "expectation_margin_from",
             "margin_warmup_epochs",
             "subcenters",
         ),

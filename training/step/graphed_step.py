@@ -41,8 +41,8 @@ class GraphedStep:
         """Let go of the recording: before ranks part, or when tensors were replaced."""
         self._captured: Captured | None = None
         self._lr: Tensor | None = None
-        self._eager = 0  # steps since the sample rate changed
-        self._sample_rate = self._step.head.sample_rate
+        self._eager = 0  # steps since the head was set to compute otherwise
+        self._computed = self._computes()
 
     def __call__(
         self, images: Tensor, labels: Tensor, lr: Tensor, lap: Lap, targets: Tensor | None = None
@@ -50,7 +50,7 @@ class GraphedStep:
         """As TrainStep; every batch must be alike, and `lr` the same tensor each time."""
         if self.obstacle:
             return self._step(images, labels, lr, lap, targets)
-        if self._sample_rate != self._step.head.sample_rate:
+        if self._computed != self._computes():
             self.forget()
         if self._eager < _WARM_UP:
             self._eager += 1
@@ -63,6 +63,10 @@ class GraphedStep:
         result = self._captured(*batch)
         lap("step")
         return result
+
+    def _computes(self) -> tuple[float, float | None]:
+        """What of the head changes from epoch to epoch."""
+        return self._step.head.sample_rate, self._step.head.expectation_margin
 
     def _aside(self, *arguments: Any) -> StepResult:
         """A plain step on the side stream, for the default one cannot be recorded."""

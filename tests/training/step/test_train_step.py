@@ -184,6 +184,8 @@ class Run:
         self.step.centers_alone.fill_(number < 16)  # it ends between replays
         if number == 26 and head.sample_rate < 1:
             head.sample_rate = 0.6
+        if head.expectations is not None:
+            head.expectation_margin = 0.3 if number >= 26 else None
         images, labels = batch(number)
         if number in (5, 17, 40):
             labels = labels + CLASSES  # not finite: before, during and after
@@ -199,11 +201,15 @@ class Run:
         {"margin": ElasticArcFace(plus=True), "sample_rate": 0.4, "dropout": 0.3},
         {"margin": AdaFace(), "group_sampling": GroupClasses(groups=10, scope="sample")},
         {"parts": 3, "sample_rate": 0.4},
+        {"expectation_margin": 0.3},
         {"numbers": precision(torch.bfloat16, scaled=True)},
         {"optim": OptimConfig(name="adamw", decay_norm_and_bias=False)},
         {"optim": OptimConfig(rates={"layer1.*": 0.5, "fc.*": 2.0})},
     ],
-    ids=["plain", "elastic, dropout", "groups", "parts", "scaled", "adamw", "rates"],
+    ids=[
+        *("plain", "elastic, dropout", "groups", "parts", "expectations"),
+        *("scaled", "adamw", "rates"),
+    ],
 )
 def test_a_recorded_step_replays_to_the_same_bits(options, monkeypatch):
     plain, recorded = build(**options), build(**options)
@@ -217,8 +223,8 @@ def test_a_recorded_step_replays_to_the_same_bits(options, monkeypatch):
             assert torch.equal(one, other) or (one.isnan() and other.isnan()), number
     for one, other in zip(state(plain), state(recorded), strict=True):
         assert torch.equal(one, other)
-    # After eleven steps, and again after eleven with another sample rate.
-    assert graphs.recordings == (2 if "sample_rate" in options else 1)
+    # After eleven steps, and again after eleven with another sample rate or penalty.
+    assert graphs.recordings == (2 if {"sample_rate", "expectation_margin"} & {*options} else 1)
 
 
 def test_where_nothing_can_be_recorded_steps_run_and_the_reason_is_told(caplog):
