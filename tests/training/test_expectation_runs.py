@@ -36,6 +36,7 @@ def test_a_resumed_run_has_the_same_expectations_bit_for_bit(data, world, tmp_pa
         assert torch.equal(found, expected), name
 
 
+@pytest.mark.slow
 def test_a_penalty_that_begins_at_an_epoch_is_resumed_in_the_middle_of_it(data, world, tmp_path):
     stages = ["head.sample_rate=0.5", "head.expectation_margin_from={1: 0.4, 2: 0.2}"]
     config = override(
