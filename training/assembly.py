@@ -37,6 +37,7 @@ from training.planning.out_of_memory import memory_explained, require_memory
 from training.planning.row_places import place_folder
 from training.scored_sets import ScoredSet
 from training.setting_names import settings_named
+from training.staging import use_copies
 from training.step.backbone import create_backbone, unwrapped
 from training.step.graphed_step import GraphedStep
 from training.step.learning import rate_factors
@@ -62,6 +63,7 @@ class Plan:
         loader: this rank's stream; `decoding` says where and why there it decodes.
         schedule: of the learning rate; it knows how many steps there are.
         prediction: the memory that a rank will take.
+        staged: what data.stage has of the set, in words; empty without.
     """
 
     config: Config
@@ -74,6 +76,7 @@ class Plan:
     decoding: str
     schedule: Schedule
     prediction: Prediction
+    staged: str
 
 
 def plan(
@@ -93,6 +96,7 @@ def plan(
     precision.apply()
     set_determinism(config.run.deterministic)
     data = open_training_data(config, world)
+    staged = use_copies(config, world, data.records)
     num_classes = together(lambda: count_classes(data.records, config.head.num_classes))
     together(lambda: world.is_main and warn_of_empty_classes(data.records, config.head.num_classes))
     facts = agree(config, world, precision, data, num_classes=num_classes)
@@ -120,6 +124,7 @@ def plan(
             num_classes=num_classes,
             scored_images=max((one.images for one in sets), default=0),
         ),
+        staged=staged,
     )
 
 

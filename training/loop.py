@@ -40,6 +40,7 @@ from training.saving.lock import Lock, require_free
 from training.saving.room import Room, require_room
 from training.saving.run_state import RunState, describe_silent_end
 from training.scored_sets import ScoredSet, compared
+from training.staging import copying
 from training.step.backbone import average_statistics
 from training.step.precision import Precision
 from training.step.train_step import Lap, StepResult
@@ -234,10 +235,11 @@ class Trainer:
             self.require_room()
             with self._memory_explained(), self._stops.stepping(), self._watchdog:
                 scores = self._first_scores()
-                while self.steps_done < self.schedule.total_steps:
-                    at = divmod(self.steps_done, self.loader.steps_per_epoch)
-                    with closing(stream_batches(self.loader, *at)) as stream:
-                        scores = self._run(stream, scores)
+                with self._copying():
+                    while self.steps_done < self.schedule.total_steps:
+                        at = divmod(self.steps_done, self.loader.steps_per_epoch)
+                        with closing(stream_batches(self.loader, *at)) as stream:
+                            scores = self._run(stream, scores)
                 self._require_saved()
                 self._note_end("finished", why="all steps are done", exit_code=os.EX_OK)
             if self.reporter:
@@ -258,6 +260,10 @@ class Trainer:
             raise
         finally:
             self.close()
+
+    def _copying(self) -> AbstractContextManager:
+        epoch, step = divmod(self.steps_done, self.loader.steps_per_epoch)
+        return copying(self.config, self.world, self.assembly.plan.data, epoch=epoch, step=step)
 
     def _note_end(self, status: str, *, why: str, exit_code: int) -> None:
         if self._state:

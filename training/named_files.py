@@ -25,6 +25,11 @@ _SETTINGS = {
     "data.train": _Expected(FORMS_EXPECTED, folder=True),
     "data.identity_map": _Expected("a .csv with the columns file, label, identity, or a .json"),
     "data.leave_out": _Expected("a text file of identities and records"),
+    "data.stage": _Expected(
+        "a folder on a local disk of each node, with room for the training set",
+        file=False,
+        folder=True,
+    ),
     "head.place_path": _Expected(
         "a folder on a local disk with room for the centers", file=False, folder=True
     ),

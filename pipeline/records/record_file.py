@@ -14,10 +14,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from pipeline.records.recordio import RecordError, read_record, unpack_image
+from pipeline.records.stalls import Stalls
 
 _LONGEST_HEADER = 1 << 20  # bytes before an image, labels and all: far more than any has
 # What Linux fetches of one announcement by default; what goes beyond that is left out.
@@ -50,23 +52,59 @@ def map_bytes(path: str | Path, *, offset: int = 0) -> np.ndarray:
     return np.frombuffer(mapped, np.uint8, offset=offset)
 
 
+class Copy(Protocol):
+    """A copy of a file on a nearer disk, as far as it goes: pipeline/staging/local_copy.py.
+
+    Attributes:
+        is_whole: whether all can be read there.
+        descriptor: of the open copy, for what it has.
+    """
+
+    is_whole: bool
+
+    @property
+    def descriptor(self) -> int: ...
+
+    def has(self, offset: int, length: int) -> bool:
+        """Whether these bytes can be read there."""
+
+    def read(self, offset: int, length: int) -> bytes | None:
+        """These bytes, or None where it does not have them."""
+
+    def refresh(self) -> None:
+        """Take in what was copied since the last time."""
+
+
 class DataFile:
     """Bytes of a file that does not change; `size` of them when it was opened.
 
     `fingerprint` is its digest; computing it takes 64 reads, each a journey on a network disk. As a
     Store (store.py) it has images that lie in it as they are.
+
+    Attributes:
+        copy: where it is read from as far as that goes, if there is one.
+        changed: its modification time when it was last looked at, in nanoseconds.
     """
+
+    copy: Copy | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         weakref.finalize(self, os.close, self._descriptor)
         found = os.fstat(self._descriptor)
-        self.size, self._changed = found.st_size, found.st_mtime_ns
+        self.size, self.changed = found.st_size, found.st_mtime_ns
         self.fingerprint = fingerprint(path)
+        self._stalls = Stalls(path)
 
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on; RecordError with the reason where there are none."""
+        found = self.copy.read(offset, length) if self.copy else None
+        return self.read_source(offset, length) if found is None else found
+
+    def read_source(self, offset: int, length: int) -> bytes:
+        """The same of the file itself, whatever there is of a copy."""
+        begun = self._stalls.begin()
         try:
             found = os.pread(self._descriptor, length, offset)
             while 0 < len(found) < length:  # a network disk may hand out less at a time
@@ -76,6 +114,7 @@ class DataFile:
                 found += more
         except OSError as error:
             raise RecordError(f"cannot be read: {error}") from error
+        self._stalls.end(begun, length)
         if len(found) < length:
             raise RecordError(f"cannot be read: the file ends before {length} bytes from {offset}")
         return found
@@ -93,22 +132,29 @@ class DataFile:
             return
         for begin in range(offset, offset + length, _PIECE):
             piece = min(_PIECE, offset + length - begin)
+            near = self.copy and self.copy.has(begin, piece)
+            descriptor = self.copy.descriptor if self.copy and near else self._descriptor
             with suppress(OSError):  # of a place that cannot be: to read it will say so
-                os.posix_fadvise(self._descriptor, begin, piece, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(descriptor, begin, piece, os.POSIX_FADV_WILLNEED)
 
     def check_unchanged(self) -> None:
         """Raise RecordError where the file was cut off, removed or overwritten since then.
 
-        A changed time alone is no harm: the content is looked at then, in samples.
+        A changed time alone is no harm: the content is looked at then, in samples. Once a copy has
+        all of it, nothing that becomes of the file is one.
         """
+        if self.copy:
+            self.copy.refresh()
+            if self.copy.is_whole:
+                return
         try:
             found = self.path.stat()
             if found.st_size < self.size:
                 raise self._lost(f"has shrunk to {found.st_size} bytes")
-            if found.st_mtime_ns != self._changed:
+            if found.st_mtime_ns != self.changed:
                 if found.st_size != self.size or fingerprint(self.path) != self.fingerprint:
                     raise self._lost(f"was overwritten, with {found.st_size} bytes")
-                self._changed = found.st_mtime_ns
+                self.changed = found.st_mtime_ns
         except FileNotFoundError:
             raise self._lost("is gone") from None
         except OSError as error:

@@ -19,6 +19,7 @@ from training.distributed import World
 from training.named_files import check_named_files
 from training.planning.row_places import place_folder
 from training.saving.resume import choose_checkpoint
+from training.staging import use_copies
 from training.step.precision import choose_precision
 from training.weights.warm_start import warm_start
 
@@ -60,6 +61,8 @@ def fail_in_its_room(config: Config, world: World, setting: str) -> None:
         warm_start(config, world, step=None, data=None, precision=precision)
     elif setting == "distill.teacher":
         load_teacher(config, device=world.device, precision=precision)
+    elif setting == "data.stage":
+        use_copies(config, world, open_training_data(config, world).records)
     elif setting == "head.place_path":
         place_folder(config)
     elif setting == "eval.sets":

@@ -17,6 +17,7 @@ class DataConfig:
     weights: tuple[Amount, ...] = ()  # how often an epoch shows each of several; none: once
     identity_map: str = ""  # a .csv or .json: which labels of several files are one person
     leave_out: str = ""  # a text file: identities and records to leave out
+    stage: str = ""  # a folder on a local disk of each node: what is read is copied there
     labels: Literal["stored", "dense"] = "stored"  # dense: numbered from 0 on, without gaps
     global_batch: Annotated[int, Range(2, 1 << 24)] = 512  # samples a step over all ranks
     image_size: Annotated[int, Range(16, 1024)] = 112  # pixels

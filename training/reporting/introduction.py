@@ -20,6 +20,7 @@ def introduce(run: Assembly) -> list[str]:
         f"ranks      {plan.world.world_size} on {plan.world.device.type}",
         f"precision  {mixed}, because {plan.precision.reason}",
         *(f"data       {line}" for line in plan.data.records.summary_lines()),
+        *([f"stage      {plan.staged}"] if plan.staged else []),
         f"epoch      {loader.steps_per_epoch} steps{dropped}",
         f"order      {plan.config.data.order}: {shuffle_report(plan.config, plan.data)}",
         f"decoding   {plan.decoding}",

@@ -23,7 +23,7 @@ FREE = {
     ),
     # What the paths lead to is compared by content: see facts.agree.
     "data": (
-        *("train", "identity_map", "leave_out", "labels"),
+        *("train", "identity_map", "leave_out", "labels", "stage"),
         *("decode", "threads", "max_bad_fraction"),
     ),
     "model": ("compile", "checkpointing", "fused", "winograd"),
