@@ -19,7 +19,6 @@ results are rounded to it too.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -144,6 +143,8 @@ class ChunkedSoftmax:
         # needs unit rows. `factor` times a row that is read is a unit row.
         self._reads_unit = compute_dtype == torch.float16
         self._factor = torch.ones_like(self._inverse) if self._reads_unit else self._inverse
+        self._factor_row = self._factor.T  # (1, S·K)
+        self._slots = sample.positions.unsqueeze(1)  # (G, 1)
 
         per_class = self._global_batch * subcenters
         self._chunk = max(1, chunk_size(self._global_batch, self._dtype) // subcenters)
@@ -165,8 +166,8 @@ class ChunkedSoftmax:
                 before the hook has bent it.
         """
         total = self._embeddings.new_full((self._global_batch,), -math.inf)
-        self._read_rows()
         for start, stop in self._bounds():
+            self._read_rows(start, stop)
             chunk = self._chunk_of(start, stop, again=False)
             cosine = self._nearest(chunk)[0]
             logits = self._bend(cosine, chunk)[0]  # (G, n)
@@ -202,7 +203,10 @@ class ChunkedSoftmax:
         )
         target = gain * target
 
-        centers = into or self._new_gradient()
+        # Written where the gradient's is going to be, if that is of this batch alone.
+        drift = self._workspace.take("drift", self._inverse.shape, self._dtype)
+        along = drift.squeeze(1)
+        centers = into or self._new_gradient(drift)
         centers.pull.fill_(unit)
         if self._reads_unit:
             centers.pull.mul_(self._inverse)
@@ -210,7 +214,7 @@ class ChunkedSoftmax:
         total, steepest = self._inverse.new_zeros(()), self._inverse.new_ones(())
         for start, stop in reversed(self._bounds()):
             chunk = self._chunk_of(start, stop, again=True)
-            rows = self._columns(start, stop)
+            columns = self._columns(start, stop)
             coefficients, slope = self._coefficients(
                 chunk, shift, target.unsqueeze(1), terms.subcenter
             )
@@ -218,17 +222,18 @@ class ChunkedSoftmax:
                 total += coefficients.sum()
             if slope is not None:
                 steepest = torch.maximum(steepest, slope.abs().amax())
-            along = chunk.cosine.mul_(coefficients).sum(0).unsqueeze(1)  # (n·K, 1)
-            drift = along.mul_(self._inverse[rows]).mul_(self._inverse[rows]).mul_(-unit)
-            read = coefficients.mul_(self._factor[rows].T).to(self._compute_dtype)  # (G, n·K)
+            torch.sum(chunk.cosine.mul_(coefficients), 0, out=along[columns])
+            coefficients.mul_(self._factor_row[:, columns])
+            read = coefficients.to(self._compute_dtype)  # (G, n·K)
             _add_product(embedding_grad, read, chunk.rows)
             # The rows have been read for the last time: the product may take their place.
             if into is None:
-                torch.mm(read.T, self._read_embeddings, out=centers.product[rows])
-                centers.drift[rows] = drift
+                torch.mm(read.T, self._read_embeddings, out=centers.product[columns])
             else:
-                _add_product(centers.product[rows], read.T, self._read_embeddings)
-                centers.drift[rows] += drift
+                _add_product(centers.product[columns], read.T, self._read_embeddings)
+        drift.mul_(self._inverse).mul_(self._inverse).mul_(-unit)
+        if into is not None:
+            into.drift.add_(drift)
         embedding_grad.mul_(unit)
         reach = reach_of(self._factor, gain * steepest, target, self._sample.positions)
         return ShardGradients(
@@ -238,15 +243,13 @@ class ChunkedSoftmax:
             None if self._negatives.threshold is None else total * (-unit / self._scale),
         )
 
-    def _new_gradient(self) -> CenterGradient:
+    def _new_gradient(self, drift: Tensor) -> CenterGradient:
         """Memory for gradients that are not added up: over the copied rows, if there are any."""
         shape, take = self._inverse.shape, self._workspace.take
         product = self._rows
         if not self._copied:
             product = take("rows", self._rows.shape, self._compute_dtype)
-        return CenterGradient(
-            product, take("pull", shape, self._dtype), take("drift", shape, self._dtype)
-        )
+        return CenterGradient(product, take("pull", shape, self._dtype), drift)
 
     def _bounds(self) -> list[tuple[int, int]]:
         starts = range(0, self._count, self._chunk)
@@ -256,10 +259,12 @@ class ChunkedSoftmax:
         """The sub-centers of classes start … stop − 1."""
         return slice(start * self._subcenters, stop * self._subcenters)
 
-    def _read_rows(self) -> None:
-        """Collect the rows that take part, convert them to what the products read, measure them."""
+    def _read_rows(self, first: int, last: int) -> None:
+        """Collect the rows of classes first … last − 1, convert them to what the products read,
+        which finds them in the cache, and measure them."""
         per_class = self._subcenters * self._dim * self._dtype.itemsize
-        for start, stop in pieces(self._count, per_class):
+        for offset, end in pieces(last - first, per_class):
+            start, stop = first + offset, first + end
             columns = self._columns(start, stop)
             picked = self._sample.slots(start, stop)
             if self._centers.values.dtype == self._compute_dtype:
@@ -267,7 +272,8 @@ class ChunkedSoftmax:
                 if self._copied:
                     collect(self._centers.values, picked, out=rows.view(stop - start, -1))
                 if rows.dtype != self._dtype:
-                    rows = self._scratch("row piece", rows.shape, self._dtype).copy_(rows)
+                    piece = self._workspace.take("chunk: row piece", rows.shape, self._dtype)
+                    rows = piece.copy_(rows)
                 torch.linalg.vector_norm(rows, dim=1, keepdim=True, out=self._inverse[columns])
                 continue
             rows = read_rows(
@@ -280,7 +286,8 @@ class ChunkedSoftmax:
             norms = self._inverse[columns]
             torch.linalg.vector_norm(rows, dim=1, keepdim=True, out=norms)
             self._rows[columns] = rows * _reciprocal(norms) if self._reads_unit else rows
-        self._inverse.copy_(_reciprocal(self._inverse))
+        norms = self._inverse[self._columns(first, last)]
+        norms.copy_(_reciprocal(norms))
 
     def _chunk_of(self, start: int, stop: int, *, again: bool) -> _Chunk:
         """Multiply with the rows of a chunk, or take what is kept of that from the first time."""
@@ -288,14 +295,15 @@ class ChunkedSoftmax:
         rows = self._rows[columns]
         kept = stop <= self._kept
         if kept:
-            memory = self._products[columns.start * self._global_batch :]
+            first, last = columns.start * self._global_batch, columns.stop * self._global_batch
+            product = self._products[first:last].view(self._shape(rows.shape[0]))
+            product = self._batch_first(product)
         else:
-            memory = self._scratch("product", (rows.shape[0] * self._global_batch,), rows.dtype)
-        product = self._shaped(memory, rows.shape[0])
+            product = self._scratch("product", rows.shape[0], rows.dtype)
         if not (again and kept):
             self._multiply(rows, product)
-        cosine = self._shaped(self._scratch("cosine", product.shape, self._dtype), rows.shape[0])
-        cosine.copy_(product).mul_(self._factor[columns].T)
+        cosine = self._scratch("cosine", rows.shape[0], self._dtype)
+        cosine.copy_(product).mul_(self._factor_row[:, columns])
         return _Chunk(start, stop, rows, cosine)
 
     def _multiply(self, rows: Tensor, product: Tensor) -> None:
@@ -305,18 +313,23 @@ class ChunkedSoftmax:
         else:
             torch.mm(rows, self._read_embeddings.T, out=product.T)
 
-    def _shaped(self, memory: Tensor, columns: int) -> Tensor:
-        """(G, columns) over the head of `memory`, in the order that products are fastest in.
+    def _shape(self, columns: int) -> tuple[int, int]:
+        """Of (G, columns) in memory, in the order that products are fastest in.
 
         Measured on CPUs: row-major for half types, column-major for full ones, by a quarter.
         """
-        memory = memory.view(-1)[: columns * self._global_batch]
-        if self._compute_dtype.itemsize == 2:
-            return memory.view(self._global_batch, columns)
-        return memory.view(columns, self._global_batch).T
+        shape = (self._global_batch, columns)
+        return shape if self._compute_dtype.itemsize == 2 else shape[::-1]
 
-    def _scratch(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return self._workspace.take(f"chunk: {name}", shape, dtype)
+    def _batch_first(self, matrix: Tensor) -> Tensor:
+        """(G, columns) of a matrix of `_shape`."""
+        return matrix if self._compute_dtype.itemsize == 2 else matrix.T
+
+    def _scratch(self, name: str, columns: int, dtype: torch.dtype) -> Tensor:
+        """(G, columns) of the workspace."""
+        return self._batch_first(
+            self._workspace.take(f"chunk: {name}", self._shape(columns), dtype)
+        )
 
     def _nearest(self, chunk: _Chunk) -> tuple[Tensor, Tensor | None]:
         """(G, n) cosines to each class's nearest sub-center and which that is, None where K = 1."""
@@ -335,9 +348,9 @@ class ChunkedSoftmax:
 
     def _own(self, chunk: _Chunk) -> tuple[Tensor, Tensor]:
         """Which rows have their own class in this chunk, and the nearest column to it; (G, 1)."""
-        offset = (self._sample.positions - chunk.start).unsqueeze(1)
-        last = chunk.stop - chunk.start - 1
-        return (offset >= 0) & (offset <= last), offset.clamp(0, last)
+        offset = self._slots - chunk.start
+        column = offset.clamp(0, chunk.stop - chunk.start - 1)
+        return column == offset, column
 
     def _coefficients(
         self, chunk: _Chunk, shift: Tensor, target: Tensor, subcenter: Tensor
@@ -345,7 +358,7 @@ class ChunkedSoftmax:
         """(G, n·K) gain · G / scale · d loss / d cosine, and the hook's slopes (G, n) in it."""
         cosine, which = self._nearest(chunk)
         bent, slope = self._bend(cosine, chunk)
-        out = self._shaped(self._scratch("coefficients", bent.shape, self._dtype), bent.shape[1])
+        out = self._scratch("coefficients", bent.shape[1], self._dtype)
         if out.is_contiguous():
             torch.add(shift, bent, alpha=self._scale2, out=out)
         else:  # torch.compile wants the memory in its own order

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from heads.passes.cosine_softmax import CenterGradient
-from heads.passes.workspace import Workspace, pieces
+from heads.passes.workspace import Workspace, piece_rows, pieces
 from heads.rows.stored import Noise, Stored, is_view, read_rows, write_rows
 from heads.sampling import NOBODY, Sample
 
@@ -46,8 +46,11 @@ def update_rows(
     skipped = (~apply).to(torch.float32)
     matrices = {"weight": centers} if velocity is None else {"weight": centers, "speed": velocity}
     keys = (None, None) if noise is None else noise.row_keys()
-    for start, stop in pieces(count, width * dtype.itemsize):
-        part, rows = slice(start, stop), sample.slots(start, stop)
+    row_bytes = width * dtype.itemsize
+    # All views at once: one by one each takes as long as a small operator.
+    cut = [tensor.split(piece_rows(row_bytes)) for tensor in (product, pull, decay)]
+    for (start, stop), *parts in zip(pieces(count, row_bytes), *cut):
+        rows = sample.slots(start, stop)
         moving = [
             read_rows(matrix, rows, dtype, workspace=workspace, name=f"update: {name}")
             for name, matrix in matrices.items()
@@ -55,12 +58,13 @@ def update_rows(
         weight = moving[0]
         if sample.column_groups is not None:
             before = [matrix.clone() for matrix in moving]
-        grad = workspace.take("update: gradient", product[part].shape, dtype)
+        product_part, pull_part, decay_part = parts
+        grad = workspace.take("update: gradient", product_part.shape, dtype)
         if product.dtype == dtype:
-            torch.mul(product[part], pull[part], out=grad)
+            torch.mul(product_part, pull_part, out=grad)
         else:  # widened first: an operator over two dtypes takes twice as long on CPUs
-            grad.copy_(product[part]).mul_(pull[part])
-        grad.addcmul_(weight.view_as(grad), decay[part])
+            grad.copy_(product_part).mul_(pull_part)
+        grad.addcmul_(weight.view_as(grad), decay_part)
         # One pass over all three, which does nothing where found_inf is 1.
         torch._fused_sgd_(
             [weight],
@@ -76,11 +80,15 @@ def update_rows(
             found_inf=skipped,
         )
         if sample.column_groups is not None:
-            seen = (sample.column_groups[part] != NOBODY).unsqueeze(1)
+            seen = (sample.column_groups[start:stop] != NOBODY).unsqueeze(1)
             for matrix, kept in zip(moving, before):
                 torch.where(seen, matrix, kept, out=matrix)
         for stored, matrix, key in zip(matrices.values(), moving, keys):
             if not is_view(stored, rows, dtype):
                 write_rows(
-                    stored, rows, matrix, None if key is None else key[part], workspace=workspace
+                    stored,
+                    rows,
+                    matrix,
+                    None if key is None else key[start:stop],
+                    workspace=workspace,
                 )

@@ -13,9 +13,14 @@ from torch import Tensor
 PIECE_BYTES = 2 << 20
 
 
+def piece_rows(bytes_per_row: int) -> int:
+    """Rows of a piece, but for the last one."""
+    return max(1, PIECE_BYTES // bytes_per_row)
+
+
 def pieces(count: int, bytes_per_row: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of consecutive pieces of `count` rows."""
-    rows = max(1, PIECE_BYTES // bytes_per_row)
+    rows = piece_rows(bytes_per_row)
     for start in range(0, count, rows):
         yield start, min(start + rows, count)
 
@@ -26,12 +31,18 @@ class Workspace:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+        # As they were last taken: pieces are alike, and a view costs as much as a small operator.
+        self._taken: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor of `shape` over the memory of that name and dtype, which may grow."""
+        taken = self._taken.get((name, dtype))
+        if taken is not None and taken.shape == tuple(shape):
+            return taken
         count = math.prod(shape)
         held = self._held.get((name, dtype))
         if held is None or held.numel() < count:
             held = torch.empty(count, dtype=dtype, device=self._device)
             self._held[name, dtype] = held
-        return held[:count].view(*shape)
+        taken = self._taken[name, dtype] = held[:count].view(*shape)
+        return taken
