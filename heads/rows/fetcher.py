@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heads.rows.meeting import SortedRows, gather, meeting, scatter
+from heads.rows.overlap import SortedRows, gather, overlap, scatter
 from heads.rows.placement import Placement
 from heads.rows.working_set import WorkingSet
 from heads.sampling import Sample, Sampling
@@ -203,7 +203,7 @@ class RowFetcher:
         if job.cancelled() or job.exception():  # it is told where it is asked for
             return
         ahead = job.result()
-        to, source = meeting(ahead.rows, done.rows)
+        to, source = overlap(ahead.rows, done.rows)
         for name, matrix in ahead.matrices.items():
             scatter(matrix, to, done.matrices[name], source)
 

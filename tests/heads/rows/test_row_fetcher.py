@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from heads.rows.fetcher import RowFetcher
-from heads.rows.meeting import SortedRows, gather, meeting, scatter
+from heads.rows.overlap import SortedRows, gather, overlap, scatter
 from heads.rows.placement import Placement
 from heads.rows.working_set import WorkingSet
 from heads.sampling import (
@@ -31,7 +31,7 @@ ROWS = st.lists(st.integers(0, 30), unique=True).map(lambda rows: torch.tensor(r
 
 @given(ROWS, ROWS)
 def test_two_samples_meet_where_they_have_the_same_row(one, other):
-    first, second = meeting(SortedRows.of(one), SortedRows.of(other))
+    first, second = overlap(SortedRows.of(one), SortedRows.of(other))
     assert torch.equal(one[first], other[second])
     assert set(one[first].tolist()) == set(one.tolist()) & set(other.tolist())
 

@@ -20,7 +20,7 @@ class SortedRows(NamedTuple):
         return cls(rows, *rows.sort())
 
 
-def meeting(one: SortedRows, other: SortedRows) -> tuple[Tensor, Tensor]:
+def overlap(one: SortedRows, other: SortedRows) -> tuple[Tensor, Tensor]:
     """(m,) slots in `one` and (m,) slots in `other` of the rows that both have; on the host."""
     if not len(one.rows) or not len(other.rows):
         return one.slots[:0], other.slots[:0]
