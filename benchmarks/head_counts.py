@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.compiled_kernels import Compiled, Launch, compile_launch, needs, recorded_launches
 from benchmarks.head_traffic import moved
 from heads import ArcFace, PartialFC
-from heads.passes import kernel_launch, kernels
+from heads.passes.kernels import class_kernels, kernel_launch
 from heads.rows import initial
 from models.traffic import Traffic
 
@@ -117,7 +117,7 @@ def act_out(
         stack.enter_context(patch.object(torch, "autocast", lambda *_, **__: nullcontext()))
         stack.enter_context(patch.object(kernel_launch, "available", lambda *_: None))
         hardware = divmod(capability, 10), CARDS[capability]
-        stack.enter_context(patch.object(kernels, "hardware", lambda _: hardware))
+        stack.enter_context(patch.object(class_kernels, "hardware", lambda _: hardware))
         head = PartialFC(
             *(classes, DIM, ArcFace()),
             sample_rate=rate,

@@ -20,7 +20,7 @@ from training.distributed import World, join_world, leave_world
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["training.loop", "sklearn.metrics", "torch._inductor", "heads.passes.triton_softmax"]
+    ["training.loop", "sklearn.metrics", "torch._inductor", "heads.passes.kernels.softmax"]
 )
 
 

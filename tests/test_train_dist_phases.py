@@ -181,7 +181,7 @@ def command(data, tmp_path):
             port = free.getsockname()[1]
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
-            ["train_dist", "torch._inductor", "heads.passes.triton_softmax"]
+            ["train_dist", "torch._inductor", "heads.passes.kernels.softmax"]
         )
         logs = [tmp_path / f"rank{rank}" for rank in range(world_size)]
         ranks = [

@@ -44,13 +44,11 @@ def choose_backend(
         raise UserError(f"backend={requested!r}, expected one of {', '.join(BACKENDS)}")
     if requested == "torch":
         return Backend("torch", "asked for", ChunkedSoftmax, update_rows)
-    from heads.passes import kernel_launch, triton_softmax
+    from heads.passes.kernels import kernel_launch, softmax
 
     obstacle = obstacle or kernel_launch.available(device, embedding_dim, compute_dtype)
     if obstacle is None:
-        return Backend(
-            "triton", "it can run here", triton_softmax.TritonSoftmax, triton_softmax.update_rows
-        )
+        return Backend("triton", "it can run here", softmax.TritonSoftmax, softmax.update_rows)
     if requested == "triton":
         raise UserError(f"backend='triton' cannot run here: {obstacle}; take 'auto' or 'torch'")
     return Backend("torch", obstacle, ChunkedSoftmax, update_rows)

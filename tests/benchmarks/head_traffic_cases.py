@@ -1,6 +1,6 @@
 """benchmarks.head_traffic against what the kernels do: every load and store, interpreted.
 
-tests/heads/passes/test_kernels.py runs this file in a process of its own.
+tests/heads/passes/kernels/test_kernels.py runs this file in a process of its own.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 import triton
 
 from benchmarks.head_counts import CLASSES, act_out, counted_rows
-from heads.passes import kernels
+from heads.passes.kernels import class_kernels
 from tests.kernel_process import run_python
 
 DOCUMENT = Path(__file__).parents[2] / "docs/head_step.md"
@@ -48,7 +48,7 @@ def test_no_count_of_a_step_has_grown(backend: str, sizes: int) -> None:
 def test_a_kernel_more_a_chunk_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the scratch memory makes twice the chunks, of three kernels each."""
     before = act_out(*CLASSES[0], 4096).counts
-    monkeypatch.setattr(kernels, "_SCRATCH_BYTES", kernels._SCRATCH_BYTES // 2)
+    monkeypatch.setattr(class_kernels, "_SCRATCH_BYTES", class_kernels._SCRATCH_BYTES // 2)
     after = act_out(*CLASSES[0], 4096).counts
     assert (before.launches, after.launches) == (3 + 3 * 4, 3 + 3 * 7)
     assert after.operations == before.operations

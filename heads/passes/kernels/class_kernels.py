@@ -8,7 +8,7 @@ G is the global batch, D the embedding size, S the classes taking part, K the su
 jk = j·K + k counts the S·K sub-centers. Every function here takes
 
     embeddings: (G, D) float16 or bfloat16, of unit length; its dtype is what the products read.
-    unit: (S·K, D) sub-centers of unit length in the same dtype, from heads.passes.row_kernels.
+    unit: (S·K, D) sub-centers of unit length in the same dtype, from row_kernels.py.
     positions: (G,) int64, the slot in 0..S-1 of each sample's own class, -1: not here.
     groups: None, or (S,) int32 and (G,) int32: class j counts for row i where the class's number
         equals the row's or is EVERYONE (-1), never where it is NOBODY (-2).
@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from heads.negatives import Negatives
-from heads.passes import kernel_code
-from heads.passes.kernel_launch import ceil, hardware, on_its_device, tiles
+from heads.passes.kernels import class_kernel_code
+from heads.passes.kernels.kernel_launch import ceil, hardware, on_its_device, tiles
 
 # Coefficients of a chunk of classes: enough tiles to fill a GPU, a fraction of its memory.
 _SCRATCH_BYTES = 32 << 20
@@ -63,7 +63,7 @@ def negative_logsumexp(
     splits = min(ceil(count, tile.classes), ceil(2 * processors, batch_tiles))
     partial = embeddings.new_empty(splits, global_batch, dtype=torch.float32)
     scale_log2 = scale * math.log2(math.e)
-    kernel_code.logsumexp_kernel[(batch_tiles, splits)](
+    class_kernel_code.logsumexp_kernel[(batch_tiles, splits)](
         embeddings,
         unit,
         positions,
@@ -152,7 +152,7 @@ def gradients(
         classes = min(chunk, count - start)
         columns = classes * subcenters
         first, last = start * subcenters, start * subcenters + columns
-        kernel_code.coefficients_kernel[(batch_tiles, ceil(classes, tile.classes))](
+        class_kernel_code.coefficients_kernel[(batch_tiles, ceil(classes, tile.classes))](
             embeddings,
             unit,
             positions,
@@ -174,7 +174,7 @@ def gradients(
             BLOCK_D=tile.depth,
             **launch,
         )
-        kernel_code.embedding_grad_kernel[(width_tiles, ceil(pitch, tile.block), splits)](
+        class_kernel_code.embedding_grad_kernel[(width_tiles, ceil(pitch, tile.block), splits)](
             coefficients,
             unit[first:last],
             partial_grads,
@@ -188,7 +188,7 @@ def gradients(
             BLOCK_K=tile.depth,
             **launch,
         )
-        kernel_code.product_kernel[(len(along), ceil(columns, tile.block))](
+        class_kernel_code.product_kernel[(len(along), ceil(columns, tile.block))](
             coefficients,
             embeddings,
             unit[first:last],

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from heads.negatives import Negatives
-from heads.passes import kernels, row_kernels
 from heads.passes.cosine_softmax import CenterGradient, ShardGradients, Terms
+from heads.passes.kernels import class_kernels, row_kernels
 from heads.passes.value_range import bound_targets, coefficient_gain
 from heads.passes.workspace import Workspace
 from heads.rows.stored import Noise, Stored
@@ -61,9 +61,9 @@ class TritonSoftmax:
         if largest is not None:
             plain = Negatives(filter_above=self._classes["negatives"].filter_above)
             sharp = self._classes | {"negatives": plain, "scale": _SHARP}
-            found = kernels.negative_logsumexp(self._embeddings, self._unit, **sharp)
+            found = class_kernels.negative_logsumexp(self._embeddings, self._unit, **sharp)
             largest.copy_(found / _SHARP)
-        return kernels.negative_logsumexp(self._embeddings, self._unit, **self._classes)
+        return class_kernels.negative_logsumexp(self._embeddings, self._unit, **self._classes)
 
     def gradients(
         self, terms: Terms, *, share: float, into: CenterGradient | None
@@ -78,7 +78,7 @@ class TritonSoftmax:
             gain=gain,
             compute_dtype=self._embeddings.dtype,
         )
-        embedding_grad, along, negatives = kernels.gradients(
+        embedding_grad, along, negatives = class_kernels.gradients(
             self._embeddings,
             self._unit,
             **self._classes,

@@ -1,4 +1,4 @@
-"""The device code of heads.passes.kernels, which launches it and says what every argument is.
+"""The device code of class_kernels.py, which launches it and says what every argument is.
 
 A kernel's arguments are pointers, named as the tensors are, then numbers; None compiles the kernel
 without what it would decide. Upper-case numbers are sizes. Without triton the module still imports.
@@ -6,7 +6,7 @@ without what it would decide. Upper-case numbers are sizes. Without triton the m
 
 from __future__ import annotations
 
-from heads.passes.kernel_launch import jit, tl
+from heads.passes.kernels.kernel_launch import jit, tl
 
 
 @jit

@@ -1,6 +1,6 @@
-"""What heads.passes.kernels must compute, against dense float64 references a few lines long.
+"""What class_kernels.py must compute, against dense float64 references a few lines long.
 
-tests/heads/passes/test_kernels.py runs this file in a process of its own: under Triton's
+tests/heads/passes/kernels/test_kernels.py runs this file in a process of its own: under Triton's
 interpreter on the CPU, which has to be chosen before Triton is first imported, and compiled where
 there is a GPU.
 """
@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from heads import AdaFace, ArcFace, CosFace, CurricularFace, GroupClasses, PartialFC, UniFace
 from heads.extra_terms import Classifiability
 from heads.negatives import Negatives, Threshold
-from heads.passes import kernel_launch, kernels, row_kernels
+from heads.passes.kernels import class_kernels, kernel_launch, row_kernels
 from heads.rows.stored import Stored
 from tests.graph_safety import GraphSafety
 
@@ -146,12 +146,12 @@ class Step:
         return unit
 
     def first_pass(self) -> Tensor:
-        return kernels.negative_logsumexp(self.embeddings, self.unit_rows(), **self.common)
+        return class_kernels.negative_logsumexp(self.embeddings, self.unit_rows(), **self.common)
 
     def second_pass(self, into: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The product, then what `gradients` returns."""
         unit = self.unit_rows()
-        rest = kernels.gradients(
+        rest = class_kernels.gradients(
             self.embeddings,
             unit,
             **self.common,
@@ -258,7 +258,7 @@ def test_both_passes(case: Case) -> None:
 @pytest.mark.parametrize("subcenters", [1, 2])
 def test_chunks_of_classes(monkeypatch: pytest.MonkeyPatch, subcenters: int) -> None:
     chunk = 32 if INTERPRETED else 128
-    monkeypatch.setattr(kernels, "_chunk_size", lambda *_: chunk)
+    monkeypatch.setattr(class_kernels, "_chunk_size", lambda *_: chunk)
     step = Step(Case((18, 20, 3 * chunk + 5), sampled=2 * chunk + 7, subcenters=subcenters))
     for found, expected in zip(step.second_pass(), step.expected_gradients()):
         _assert_close(found, expected, torch.float16)
@@ -305,7 +305,7 @@ def test_cosines_from_one_end_to_the_other(scale: float) -> None:
     for sign in (-1, 1):
         step.embeddings[:] = sign * normalize(step.centers).half()
         step.unit, step.cosines = step.dense()
-        found = kernels.negative_logsumexp(
+        found = class_kernels.negative_logsumexp(
             step.embeddings, step.unit_rows(), **step.common | {"scale": scale}
         )
         assert abs(float(found[0])) > 0.99 * scale

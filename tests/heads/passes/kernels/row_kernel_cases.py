@@ -1,6 +1,6 @@
-"""What heads.passes.row_kernels must compute: rows read, and rows moved, as they are kept.
+"""What heads.passes.kernels.row_kernels must compute: rows read, and rows moved, as they are kept.
 
-tests/heads/passes/test_kernels.py runs this file beside kernel_cases.py, which see.
+tests/heads/passes/kernels/test_kernels.py runs this file beside class_kernel_cases.py, which see.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from heads import counter
-from heads.passes import row_kernels, row_update, triton_softmax
+from heads.passes import row_update
 from heads.passes.cosine_softmax import CenterGradient
+from heads.passes.kernels import row_kernels, softmax
 from heads.passes.workspace import Workspace
 from heads.rows.stored import FLOAT8, Noise, Stored, read_rows, write_rows
 from heads.sampling import Sample
 from tests.graph_safety import GraphSafety
-from tests.heads.passes.kernel_cases import DEVICE
+from tests.heads.passes.kernels.class_kernel_cases import DEVICE
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, for inf and NaN
 
@@ -101,7 +102,7 @@ def test_rows_are_written_with_the_same_bits_as_by_pytorch(
     speeds[20 if sampled else 0] = 0.0
 
     found: list[list[Tensor]] = []
-    for update in (row_update.update_rows, triton_softmax.update_rows):
+    for update in (row_update.update_rows, softmax.update_rows):
         centers = _kept(weights, 2, dtype)
         velocity = None if momentum is None else _kept(speeds, 2, momentum)
         update(
@@ -131,7 +132,7 @@ def test_rows_without_a_number_are_marked_and_skipped_steps_change_nothing(
     product[1, 3], product[2, 0] = math.nan, math.inf
     gradient = CenterGradient(product, *product.new_ones(2, 4, 1))
     for applies in (False, True):
-        triton_softmax.update_rows(
+        softmax.update_rows(
             *(centers, velocity, Sample(None, torch.zeros(1, dtype=torch.int64)), gradient),
             lr=torch.tensor(1.0, device=DEVICE),
             momentum=0.5,

@@ -1,8 +1,8 @@
-"""The device code of heads.passes.row_kernels, as heads.passes.kernel_code is that of kernels."""
+"""The device code of row_kernels.py, as class_kernel_code.py is that of class_kernels.py."""
 
 from __future__ import annotations
 
-from heads.passes.kernel_launch import jit, tl
+from heads.passes.kernels.kernel_launch import jit, tl
 
 
 @jit

@@ -1,6 +1,6 @@
 """Compiles, without a GPU, every kernel that heads.passes would launch; prints JSON.
 
-    python tests/heads/passes/compile_kernels.py 80:512:float16:3:hooks ...
+    python tests/heads/passes/kernels/compile_kernels.py 80:512:float16:3:hooks ...
 
 Each argument is compute capability, dimensions, compute dtype, sub-centers, and a kind: `hooks`,
 with groups, bent negatives and accumulation, `threshold`, with UniFace's negatives and rows kept in
@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[3]))
+sys.path.insert(0, str(Path(__file__).parents[4]))
 
 from benchmarks.compiled_kernels import Launch, compile_steps, recorded_launches
 from heads.negatives import Negatives, Threshold
-from heads.passes import kernels, row_kernels
+from heads.passes.kernels import class_kernels, row_kernels
 from heads.rows.stored import FLOAT8, Noise, Stored
 
 
@@ -41,9 +41,9 @@ def record_step(capability: int, dim: str, dtype: str, subcenters: str, kind: st
 def _step(
     capability: int, *, dim: int, dtype: torch.dtype, subcenters: int, kind: str, batch: int = 512
 ) -> None:
-    kernels.hardware = lambda _: (divmod(capability, 10), 100)
+    class_kernels.hardware = lambda _: (divmod(capability, 10), 100)
     # Several chunks, the last a part of one: the first stores what the others add to.
-    kernels._SCRATCH_BYTES = 0
+    class_kernels._SCRATCH_BYTES = 0
     count, hooks = 3000, kind == "hooks"
 
     def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -72,8 +72,8 @@ def _step(
         "subcenters": subcenters,
     }
     row_kernels.unit_rows(unit, centers, rows)
-    kernels.negative_logsumexp(embeddings, unit, **common)
-    _, along, _ = kernels.gradients(
+    class_kernels.negative_logsumexp(embeddings, unit, **common)
+    _, along, _ = class_kernels.gradients(
         embeddings,
         unit,
         **common,

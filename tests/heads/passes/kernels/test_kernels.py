@@ -1,7 +1,7 @@
-"""heads.passes.kernels: its numbers under Triton's interpreter, and what its compiled code needs.
+"""heads.passes.kernels: numbers under Triton's interpreter, and what the compiled code needs.
 
 Each in processes of their own, as an environment variable read at Triton's import decides between
-the two. The cases themselves are in kernel_cases.py.
+the two. The cases themselves are in class_kernel_cases.py.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from heads.passes import kernel_launch, kernels
+from heads.passes.kernels import class_kernels, kernel_launch
 from tests.kernel_process import SHARED, compile_kernels, run_cases, run_python
 
 _HERE = Path(__file__).parent
-_CASES = (_HERE / "kernel_cases.py", _HERE / "row_kernel_cases.py")
+_CASES = (_HERE / "class_kernel_cases.py", _HERE / "row_kernel_cases.py")
 _PRODUCTS = {
     "logsumexp_kernel",
     "coefficients_kernel",
@@ -28,7 +28,7 @@ _PRODUCTS = {
 
 @pytest.mark.slow
 def test_interpreted_kernels_match_float64_and_what_is_counted() -> None:
-    counted = _HERE.parents[1] / "benchmarks/head_traffic_cases.py"
+    counted = _HERE.parents[2] / "benchmarks/head_traffic_cases.py"
     run_cases(*_CASES, counted, interpreted=True)
 
 
@@ -120,7 +120,7 @@ def test_imports_without_triton() -> None:
     code = """
 import sys, torch
 sys.modules["triton"] = None
-from heads.passes import kernel_launch, kernels, row_kernels
+from heads.passes.kernels import class_kernels, kernel_launch, row_kernels
 print(kernel_launch.available(torch.device("cuda"), 512, torch.float16))
 """
     assert run_python("-c", code).strip() == "triton is not installed"
@@ -134,5 +134,5 @@ def test_tiles_are_powers_of_two_that_divide_a_chunk(
     tile = kernel_launch.tiles(capability, dim)
     assert all(size >= 16 and size & (size - 1) == 0 for size in tile[:5])
     for pitch, subcenters in itertools.product((16, 512, 1 << 20), (1, 3)):
-        chunk = kernels._chunk_size(10**7, pitch, subcenters, 2)
+        chunk = class_kernels._chunk_size(10**7, pitch, subcenters, 2)
         assert all(chunk % size == 0 for size in (tile.classes, tile.depth, tile.block))

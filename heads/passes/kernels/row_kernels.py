@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from heads.passes import row_kernel_code
-from heads.passes.kernel_launch import ceil, on_its_device
+from heads.passes.kernels import row_kernel_code
+from heads.passes.kernels.kernel_launch import ceil, on_its_device
 from heads.rows.rounding import FLOAT8, column_keys
 from heads.rows.stored import NARROW, Noise, Stored
 

@@ -1,0 +1,1 @@
+"""The passes as Triton kernels, for NVIDIA GPUs: the same face as those in PyTorch."""
