@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from heads.passes.kernel_launch import jit, tl
+from heads.passes.kernels.kernel_launch import jit, tl
 
 
 @jit
