@@ -12,6 +12,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,7 +33,7 @@ from training.reporting.forecast import duration
 
 KAGGLE_HOURS = 11.5  # of a session that leaves half an hour to save
 _KAGGLE = ("t4", 2)
-_WIDTH = 120  # letters: the tables are folded to no fewer
+_WIDTH = 136  # letters: the tables are folded to no fewer
 
 
 def report(plan: RunPlan, *, images: int) -> Iterable[str | Table]:
@@ -59,17 +60,21 @@ def _what_fits(plan: RunPlan, choices: list[Choice]) -> Iterable[str]:
     yield "fits" if fits else f"does not fit. {less_memory(plan.config, plan.memory)}"
     batch = plan.largest_batch()
     yield f"largest batch: {f'{batch:,} images a GPU' if batch else 'none'} with these settings"
-    fitting = [choice for choice in choices if choice.fits]
-    if not fitting:
-        yield "no way to keep centers fits: more or larger GPUs, or a smaller batch"
-        return
-    smallest = min(fitting, key=lambda choice: (choice.memory.total, choice.host, choice.disk))
-    yield f"first that fits below: {_way(fitting[0])}; smallest on the GPU: {_way(smallest)}"
+    for sampling, group in groupby(choices, key=_sampling):
+        fitting = [choice for choice in group if choice.fits]
+        if not fitting:
+            yield f"sample {sampling}: no state of the centers fits"
+            continue
+        smallest = min(fitting, key=lambda choice: (choice.memory.total, choice.host, choice.disk))
+        yield f"sample {sampling}: first that fits {_way(fitting[0])}, smallest {_way(smallest)}"
+
+
+def _sampling(choice: Choice) -> str:
+    return choice.sampling
 
 
 def _way(choice: Choice) -> str:
-    size = _gb(choice.memory.total)
-    return f"{choice.sampling}, {choice.kept}, {choice.place} ({size} GB)"
+    return f"{choice.kept} on {choice.place} ({_gb(choice.memory.total)} GB)"
 
 
 def _step_table(plan: RunPlan, seconds: Seconds) -> Table:
@@ -100,9 +105,9 @@ def _speed(plan: RunPlan, seconds: Seconds, images: int) -> Iterable[str]:
     counted = plan.images_per_s(seconds)
     slow, quick = REACHED.usual * counted, REACHED.tuned * counted
     yield (
-        f"speed: {slow:,.0f} to {quick:,.0f} images/s predicted, {counted:,.0f} counted. Published "
-        f"runs had {REACHED.usual} (arcface_torch, in the middle) to {REACHED.tuned} (NVIDIA's "
-        f"ResNet-50) of the count, all of them {REACHED.lowest} to {REACHED.highest}: "
+        f"speed: {_rate(slow)} to {_rate(quick)} images/s predicted, {_rate(counted)} counted. "
+        f"Published runs had {REACHED.usual} (arcface_torch, in the middle) to {REACHED.tuned} "
+        f"(NVIDIA's ResNet-50) of the count, all of them {REACHED.lowest} to {REACHED.highest}: "
         "docs/planning.md"
     )
     if plan.config.head.place == "disk":
@@ -121,26 +126,27 @@ def _choice_table(plan: RunPlan, choices: list[Choice]) -> Table:
     right = ("centers", "momentum", "fetched", "step", "GPU", "host", "disk", "images/s")
     table = Table(
         *(Column(name, no_wrap=True) for name in ("sample", "centers, momentum", "place")),
-        *(Column(name, justify="right") for name in right),
+        *(Column(name, justify="right", no_wrap=True) for name in right),
         "fits",
         title="GB of a GPU, of a machine's memory and disk, and images/s counted",
         box=SIMPLE_HEAD,
     )
-    for choice in choices:
-        memory, seconds = choice.memory, choice.seconds
-        parts = (memory.centers, memory.momentum, memory.fetched, memory.transients, memory.total)
-        table.add_row(
-            *(choice.sampling, choice.kept, choice.place),
-            *map(_gb, (*parts, choice.host, choice.disk)),
-            "?" if seconds is None else f"{plan.images_per_s(seconds):,.0f}",
-            "yes" if choice.fits else "no",
-            end_section=choice is choices[-1] or choice.sampling != _next(choices, choice),
-        )
+    for sampling, group in groupby(choices, key=_sampling):
+        table.add_section()
+        for choice in group:
+            memory, seconds = choice.memory, choice.seconds
+            step = (memory.centers, memory.momentum, memory.fetched, memory.transients)
+            table.add_row(
+                *(sampling, choice.kept, choice.place),
+                *map(_gb, (*step, memory.total, choice.host, choice.disk)),
+                "?" if seconds is None else _rate(plan.images_per_s(seconds)),
+                "yes" if choice.fits else "no",
+            )
     return table
 
 
-def _next(choices: list[Choice], choice: Choice) -> str:
-    return choices[choices.index(choice) + 1].sampling
+def _rate(images_per_s: float) -> str:
+    return f"{images_per_s:,.0f}" if images_per_s >= 10 else f"{images_per_s:.2g}"
 
 
 def _gb(size: int) -> str:

@@ -29,6 +29,7 @@ def test_it_says_memory_speed_and_sessions(monkeypatch, capsys):
     assert "counted. Published" in out
     assert "an epoch of 40,000,000 images" in out
     assert "Kaggle sessions of 11.5 h" in out
+    assert "sample rate 0.1: first that fits float32, float32 on device" in out
     for place in ("device", "host", "disk"):
         assert place in out
 
@@ -40,6 +41,17 @@ def test_settings_are_those_of_a_run(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "the disk's time is not in it" in out
     assert "Kaggle" not in out
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_says_what_would(monkeypatch, capsys):
+    many = ("--classes", "500_000_000", "--gpu", "t4", "--batch", "8", "--model", "iresnet10")
+    run(monkeypatch, *many, *SMALL, "model.embedding_dim=512")
+    out = capsys.readouterr().out
+    assert "does not fit. Try more ranks, which share the centers" in out
+    assert "largest batch: none" in out
+    assert "sample all: no state of the centers fits" in out
+    assert "sample 100,000: first that fits bfloat16, none on host" in out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import nn
 
 from facestream import UserError
 from heads.centers import shard_of
@@ -121,24 +122,27 @@ class RunPlan:
         return memory.total <= self.fleet.card.room and host <= self.fleet.host_room
 
     @cached_property
-    def backbone(self) -> StepCounts:
-        """For each image."""
+    def _network(self) -> nn.Module:
+        """As it trains, on the meta device."""
+        model = self.config.model
         with torch.device("meta"):
             network = create_network(self.config).train()
         freeze(network, self.config)
-        if self.config.model.fused:
+        if model.fused:
             fuse_batch_norm(network)
-        if self.config.model.checkpointing:
+        if model.checkpointing:
             checkpoint_blocks(network, self.config.architecture.family.stages)
-        return count_step(network, self.config.data.image_size)
+        return network
 
     @cached_property
+    def backbone(self) -> StepCounts:
+        """Of the backbone, for each image."""
+        return count_step(self._network, self.config.data.image_size)
+
+    @property
     def parameters(self) -> int:
         """Those of the backbone that learn."""
-        with torch.device("meta"):
-            network = create_network(self.config).train()
-        freeze(network, self.config)
-        return sum(p.numel() for p in network.parameters() if p.requires_grad)
+        return sum(p.numel() for p in self._network.parameters() if p.requires_grad)
 
     def head_cost(self, head: HeadConfig) -> HeadCost:
         """Of a step: of all its micro-batches together."""
