@@ -10,7 +10,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -24,7 +23,8 @@ _NOTHING = torch.empty(0)
 
 # The column, in [0, 1], that a row's loss is multiplied by.
 WEIGHT = "weight"
-NO_COLUMNS: Mapping[str, Tensor] = MappingProxyType({})
+# torch.compile takes no MappingProxyType.
+NO_COLUMNS: Mapping[str, Tensor] = {}
 
 
 class StepContext(NamedTuple):
