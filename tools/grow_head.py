@@ -25,6 +25,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from heads.centers import initial_centers
+from heads.expectations import EXPECTATIONS
+from heads.neighbors.table import ENTRIES
 from heads.passes.workspace import Workspace
 from heads.rows.stored import Stored, in_float32, write_rows
 from pipeline.collection import Collection
@@ -36,7 +38,7 @@ from training.planning.out_of_memory import OutOfMemoryError, asked_for, is_shor
 from training.saving.checkpoint import create_writer
 from training.saving.files import complete, read_about
 from training.saving.metadata import load_state, read_metadata
-from training.saving.names import CENTERS, SCALES
+from training.saving.names import CENTERS, HEAD, SCALES
 from training.saving.reading import SavedCheckpoint, open_weights
 from training.saving.resume import FILES
 from training.saving.weight_file import WeightsError
@@ -46,6 +48,10 @@ from training.weights.identities import FILE, Identities, read_identities
 from training.weights.mean_embeddings import mean_embeddings
 
 INITS = ("mean", "random")
+# Zeros after the old rows: no momentum, and no expectation yet.
+_ROWS = (*SCALES, *SCALES.values(), f"{HEAD}.{EXPECTATIONS}")
+# Left out: which classes are near is another question among more of them, and a run searches again.
+_NEIGHBORS = tuple(f"{HEAD}.{name}" for name in ENTRIES)
 
 
 def grow_head(checkpoint: str | Path, rec: Path, output: Path, *, init: str, world: World) -> Path:
@@ -116,13 +122,15 @@ def _who(source: Path, held: int, records: Collection) -> Identities | None:
 
 
 def _read_with_room(source: Path, rows: int) -> dict[str, Any]:
-    """All of a checkpoint by name, with zeros after the rows of the head."""
+    """All of a checkpoint by name but its neighbors, with zeros after the rows of the head."""
     state: dict[str, Any] = {}
     whole: dict[str, Tensor] = {}
     for name, entry in read_metadata(source).state_dict_metadata.items():
+        if name in _NEIGHBORS:
+            continue
         if not isinstance(entry, TensorStorageMetadata):
             state[name] = None  # a plain value
-        elif name in (*SCALES, *SCALES.values()):
+        elif name in _ROWS:
             held, width = entry.size
             whole[name] = torch.zeros(held + rows, width, dtype=entry.properties.dtype)
             state[name] = whole[name][:held]

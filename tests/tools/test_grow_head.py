@@ -15,11 +15,13 @@ from heads.centers import initial_centers
 from pipeline.dali_loader import Loader
 from tests.training import tiny
 from tests.training.people import build, save_run, with_data, write_people
+from tests.training.saved import save
 from tools.grow_head import grow_head
 from training.config import Config, override
 from training.distributed import World
 from training.saving import checkpoint
 from training.saving.files import faults, read_about
+from training.saving.metadata import read_metadata
 from training.saving.weight_file import WeightsError
 from training.step.backbone import unwrapped
 from training.step.optim import set_learning_rate
@@ -127,6 +129,25 @@ def test_it_grows_again_and_again(trained, grown, old, new, world, tmp_path, cap
     step, _, told = start(begun, world, output)
     assert told[1].startswith("7 of 7 centers taken")
     assert torch.equal(step.head.centers[:3], source.head.centers)
+
+
+def test_neighbors_are_searched_again_and_expectations_stay(old, new, world, tmp_path):
+    """A table of the old classes alone would name no new one, and fits no head of all."""
+    settings = ["head.sample_rate=0.5", "head.hard_negatives=0.5", "head.neighbors=2"]
+    settings.append("head.expectation_margin=0.2")
+    config = override(tiny.config(old, tmp_path / "old"), settings)
+    _, source = save_run(config, world)
+    source.head.expectations.fill_(0.5)
+    source.head.neighbors.ids.fill_(1)
+    saved = save(tmp_path / "old", step=4, config=config, train_step=source)
+    assert any("neighbors" in name for name in read_metadata(saved).state_dict_metadata)
+    output = grow_head(saved, new, tmp_path / "out", init="random", world=world)
+    assert not any("neighbors" in name for name in read_metadata(output).state_dict_metadata)
+    step, _ = build(with_data(config, old, new, output=tmp_path / "both"), world)
+    assert checkpoint.load(output, train_step=step) == 4
+    assert torch.equal(step.head.expectations[:3], source.head.expectations)
+    assert not step.head.expectations[3:].any()
+    assert (step.head.neighbors.ids == -1).all()
 
 
 def test_where_nothing_says_whose_the_rows_are_they_stay_in_order(old, new, world, tmp_path):
