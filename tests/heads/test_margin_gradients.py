@@ -20,7 +20,7 @@ from heads.margins import (
     SphereFace,
 )
 from tests.heads.head_reference import first_step, scalar_head
-from tests.heads.test_margins import CASES, apply, every_margin
+from tests.heads.margin_cases import CASES, apply, every_margin
 
 # Off 0, where easy margins jump.
 COSINES = [-0.9999, -0.95, -0.9, -0.85, -0.5, -0.08, -0.06, 0.01, 0.3, 0.8, 0.9999]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from heads import PartialFC, margins
 from heads.margins import (
     MARGINS,
     AdaFace,
@@ -21,70 +19,15 @@ from heads.margins import (
     ElasticArcFace,
     ElasticCosFace,
     MagFace,
-    Margin,
     Softmax,
     SphereFace,
-    StepContext,
-    Target,
     UniFace,
     create_margin,
-    register_margin,
 )
 from heads.negatives import Negatives
 from tests.graph_safety import GraphSafety
 from tests.heads.head_reference import first_step, scalar_negative, scalar_targets
-
-CASES = [
-    Softmax(),
-    SphereFace(),
-    SphereFace(margin=4),
-    SphereFace(margin=7.3),
-    CosFace(),
-    CosFace(margin=1),
-    ArcFace(),
-    ArcFace(margin=1.5),
-    ArcFace(easy_margin=True),
-    Combined(),
-    Combined(m1=1.35, m2=0.3, m3=0.2),
-    Combined(m1=3, m2=1.5, m3=1),
-    MagFace(),
-    MagFace(easy_margin=True),
-    MagFace(l_a=1, u_a=50, l_margin=0, u_margin=1.5, lambda_g=0),
-    AdaFace(),
-    AdaFace(margin=1, h=1, t_alpha=1),
-    ElasticArcFace(),
-    ElasticArcFace(plus=True),
-    ElasticArcFace(margin=1, std=1),
-    ElasticCosFace(),
-    ElasticCosFace(plus=True),
-    ElasticCosFace(margin=0.5, std=1, plus=True),
-    CurricularFace(),
-    CurricularFace(margin=1.5),
-    UniFace(),
-]
-every_margin = pytest.mark.parametrize("margin", CASES, ids=repr)
-# Both sides of π − m for most angles above, and within 1e-4 of the ends.
-COSINES = [-0.9999, -0.95, -0.9, -0.85, -0.5, -0.08, -0.06, 0.0, 0.3, 0.8, 0.9999]
-# Both sides of every clamp, the ends of MagFace's included.
-NORMS = [0.0005, 5.0, 10.0, 12.0, 20.0, 40.0, 60.0, 90.0, 105.0, 110.0, 150.0]
-# Once more the other way round: high norms with low cosines too, and no cosine twice.
-COSINES += [0.99 * cosine + 0.001 for cosine in COSINES]
-NORMS += NORMS[::-1]
-
-
-def rows(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    return torch.tensor(COSINES, dtype=dtype), torch.tensor(NORMS, dtype=dtype)
-
-
-def context_of(margin: Margin, count: int, dtype: torch.dtype = torch.float64) -> StepContext:
-    """Some later step: a state that is not the first one, a key that is not 0."""
-    context = first_step(margin, count, dtype)
-    return context._replace(state=context.state * 0.75 + 0.1, key=torch.tensor(-123456789))
-
-
-def apply(margin: Margin, cosine: Tensor, norms: Tensor | None = None, **replaced) -> Target:
-    context = context_of(margin, len(cosine), cosine.dtype)._replace(**replaced)
-    return margin(cosine, torch.full_like(cosine, 20.0) if norms is None else norms, context)
+from tests.heads.margin_cases import CASES, COSINES, apply, context_of, every_margin, rows
 
 
 @pytest.mark.parametrize("gradient", ["exact", "straight_through"])
@@ -374,115 +317,3 @@ def test_create_margin_equals_the_class():
         assert create_margin(name) == kind()
         assert create_margin(name, scale=30, filter_above=0.3) == kind(scale=30, filter_above=0.3)
     assert set(MARGINS.values()) == {type(margin) for margin in CASES}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unsloped(Margin):
-    """Another margin, its slope left out."""
-
-    of: Margin
-
-    def initial_state(self) -> tuple[float, ...]:
-        return self.of.initial_state()
-
-    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
-        return self.of.bend(cosine, norms, context)._replace(slope=None)
-
-
-@every_margin
-def test_a_slope_left_out_is_found_by_autograd(margin):
-    cosine, norms = rows()
-    cosine = cosine.abs() - 0.3  # apart from the borders where pieces meet
-    context = context_of(margin, len(cosine))
-    with torch.no_grad():
-        expected = margin(cosine, norms, context)
-        found = Unsloped(of=margin)(cosine, norms, context)
-    torch.testing.assert_close(found.slope, expected.slope, rtol=1e-6, atol=1e-6)
-    assert torch.equal(found.cosine, expected.cosine)
-    assert not found.slope.requires_grad
-
-
-@pytest.mark.parametrize("sample_rate", [1.0, 0.3])
-@pytest.mark.parametrize("margin", [ArcFace(), AdaFace()], ids=repr)
-def test_a_head_trains_as_with_the_slope_written_out(margin, sample_rate):
-    """And evaluates, in inference mode too."""
-    found = []
-    for one in (margin, Unsloped(of=margin)):
-        head = PartialFC(40, 8, one, sample_rate, dtype=torch.float64, compute_dtype=torch.float64)
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(3):
-            embeddings = 9 * torch.randn(6, 8, generator=generator, dtype=torch.float64)
-            labels = torch.randint(0, 40, (6,), generator=generator)
-            leaf = embeddings.requires_grad_()
-            head(leaf, labels).backward()
-            head.step(0.1)
-        with torch.inference_mode():
-            loss = head.eval()(embeddings.detach(), labels)
-        found.append([leaf.grad, head.centers, head.margin_state, loss.clone()])
-    for expected, own in zip(*found, strict=True):
-        torch.testing.assert_close(own, expected, rtol=1e-7, atol=1e-9)
-
-
-@pytest.mark.parametrize("margin", [ArcFace(), SphereFace()], ids=repr)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_slope_found_by_autograd_is_finite_at_the_ends(margin, dtype):
-    ends = torch.tensor([-1.0, 1.0], dtype=dtype)
-    own = Unsloped(of=margin)
-    slope = own(ends, torch.ones_like(ends), context_of(own, 2, dtype)).slope
-    assert slope.isfinite().all()
-
-
-def test_a_slope_found_by_autograd_is_graph_safe():
-    own = Unsloped(of=ArcFace())
-    cosine, norms = rows()
-    with GraphSafety():
-        own(cosine, norms, context_of(own, len(cosine)))
-
-
-@pytest.fixture
-def margins_put_back():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(margins, "MARGINS", dict(MARGINS))
-        patch.setattr(margins, "OWN_MARGINS", {})
-        yield
-
-
-@pytest.mark.usefixtures("margins_put_back")
-def test_a_registered_margin_is_created_by_name():
-    register_margin("unsloped", Unsloped)
-    register_margin("unsloped", Unsloped)  # as a cell that runs twice
-    assert create_margin("unsloped", of=ArcFace(), scale=30) == Unsloped(of=ArcFace(), scale=30)
-
-
-class _NoDataclass(Margin):
-    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
-        return Target(cosine)
-
-
-@pytest.mark.parametrize("wrong", [Margin, _NoDataclass, ArcFace(), nn.Linear], ids=repr)
-def test_what_is_no_margin_is_not_registered(wrong):
-    with pytest.raises(
-        ValueError,
-        match=r"found (class \w+|ArcFace\(.*\)), expected a class derived from heads\.Margin",
-    ):
-        register_margin("wrong", wrong)
-    assert "wrong" not in MARGINS
-
-
-class _BendsToATensor(Margin):
-    def bend(self, cosine: Tensor, norms: Tensor, context: StepContext) -> Target:
-        return cosine  # type: ignore[return-value]
-
-
-def test_a_margin_that_returns_no_target_is_refused_with_the_mend():
-    own = _BendsToATensor()
-    with pytest.raises(
-        ValueError, match=r"_BendsToATensor\.bend\(\) returns a Tensor.*return Target"
-    ):
-        own(*rows(), context_of(own, len(rows()[0])))
-
-
-def test_a_margins_name_is_not_taken_by_another():
-    with pytest.raises(ValueError, match="there is a margin 'arcface' already, ArcFace: choose"):
-        register_margin("arcface", Unsloped)
-    assert MARGINS["arcface"] is ArcFace
