@@ -284,7 +284,6 @@ class PartialFC(nn.Module):
         # One for steps of a single forward, one for steps that add several up: a recorded graph
         # needs its memory to stay as it is.
         self._workspaces = {adding: Workspace(self.device) for adding in (False, True)}
-        self._bank_workspaces = {adding: Workspace(self.device) for adding in (False, True)}
         self._micro: MicroBatches | None = None
         self.forget_graphs()
         self._rows = StepRows(
@@ -315,6 +314,7 @@ class PartialFC(nn.Module):
         """Moving to another device or dtype: what is not in a buffer does not come along."""
         _settle(self)
         dtype = fn(self.margin_factor).dtype
+        check_dtype(dtype)
         if self._placement.away:
             check(dtype == self.dtype, "dtype", dtype, f"{self.dtype}, where rows are not moved")
             with staying_away(self):
@@ -322,7 +322,6 @@ class PartialFC(nn.Module):
         else:
             narrow = narrow_dtypes(self)
             super()._apply(fn, recurse)
-            check_dtype(self.dtype)
             restore_dtypes(self, narrow)
         self._start_over()
         return self
@@ -341,7 +340,6 @@ class PartialFC(nn.Module):
             "backend",
             "_arithmetic",
             "_workspaces",
-            "_bank_workspaces",
             "_micro",
             "_graphs",
         )
@@ -602,8 +600,8 @@ class PartialFC(nn.Module):
         bank = None
         if self.expectation_margin is not None:
             assert self.expectations is not None
-            workspace_of_bank = self._bank_workspaces[self._adding]
-            bank = Bank(self.expectations, self.expectation_margin, workspace_of_bank)
+            room = workspace.room("expectations")
+            bank = Bank(self.expectations, self.expectation_margin, room)
         return self._arithmetic.first_pass(centers, batch, sample, context, workspace, bank)
 
     @torch.no_grad()

@@ -33,6 +33,13 @@ class Workspace:
         self._held: dict[tuple[str, torch.dtype], Tensor] = {}
         # As they were last taken: pieces are alike, and a view costs as much as a small operator.
         self._taken: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._rooms: dict[str, Workspace] = {}
+
+    def room(self, name: str) -> Workspace:
+        """Another workspace, for what needs the same names at the same time."""
+        if name not in self._rooms:
+            self._rooms[name] = Workspace(self._device)
+        return self._rooms[name]
 
     def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor of `shape` over the memory of that name and dtype, which may grow."""

@@ -472,7 +472,10 @@ def test_a_head_moves_copies_and_is_pickled_with_what_contains_it():
     assert wide(*batch(2)).dtype == torch.float64
     wide.step(0.1)
     with pytest.raises(ValueError, match=r"dtype=torch.float16, expected float32 or float64"):
-        copy.deepcopy(head).half()
+        head.half()
+    assert head.centers.dtype == torch.float32, "refused before anything is converted"
+    head(*batch(2, torch.float32))
+    head.step(0.1)
 
 
 def test_bfloat16_products_stay_close_to_float32():

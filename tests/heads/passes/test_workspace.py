@@ -24,3 +24,12 @@ def test_a_shape_taken_before_lies_in_the_memory_that_grew():
     smaller = workspace.take("rows", (3, 4), torch.float32)
     assert smaller.shape == (3, 4)
     assert smaller.data_ptr() == grown.data_ptr()
+
+
+def test_a_room_is_memory_of_its_own_that_stays():
+    workspace = Workspace(torch.device("cpu"))
+    rows = workspace.take("rows", (4, 3), torch.float32)
+    room = workspace.room("expectations")
+    inner = room.take("rows", (4, 3), torch.float32)
+    assert inner.data_ptr() != rows.data_ptr()
+    assert workspace.room("expectations") is room
