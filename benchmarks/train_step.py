@@ -81,7 +81,7 @@ def our_step(world: World, rec: Path, model: str, batch: int, **how: Any) -> Cal
     lr = set_learning_rate(train.optimizer, LR)
 
     def step() -> None:
-        images, labels, _ = next(stream)
+        images, labels, *_ = next(stream)
         train(images, labels, lr, lambda phase: None)
 
     return step

@@ -92,6 +92,13 @@ class Collection:
             record, chosen = i[places] - self._starts[which], self._kept[which]
             yield which, places, record if chosen is None else chosen[record]
 
+    def kept_values(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """Of each file's (n, …) values, one for each of its images, those of this set's records."""
+        kept = [
+            rows if chosen is None else rows[chosen] for rows, chosen in zip(values, self._kept)
+        ]
+        return np.concatenate(kept)
+
     def digest(self) -> str:
         """What tells apart collections of the same files: which records are kept, as whose."""
         digest = hashlib.blake2b(digest_size=16)

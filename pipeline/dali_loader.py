@@ -38,6 +38,7 @@ from pipeline.order import GlobalOrder, Order, rank_positions, steps_per_epoch
 from pipeline.read_ahead import read_ahead
 from pipeline.records.index import RecordIndex
 from pipeline.records.recordio import RecordError
+from pipeline.side_columns import SideColumns
 
 _STAGE = 16  # steps at least that are announced to the disk at once
 
@@ -48,6 +49,11 @@ class Batch(NamedTuple):
     images: torch.Tensor  # (B, 3, H, W) uint8, channels_last, on the loader's device
     labels: torch.Tensor  # (B,) int64, on the loader's device
     records: np.ndarray  # (B,) int64: numbers of the collection's records, on the host
+    columns: torch.Tensor | None = None  # (B, k) float32: what was asked for beside the labels
+
+
+# Records and columns of a batch.
+_Beside = tuple[np.ndarray, np.ndarray | None]
 
 
 class _Inputs(NamedTuple):
@@ -56,6 +62,7 @@ class _Inputs(NamedTuple):
     images: np.ndarray | list[np.ndarray]  # (B, H, W, 3) uint8, or encoded
     labels: np.ndarray  # (B,) int64
     records: np.ndarray  # (B,) int64
+    columns: np.ndarray | None  # (B, k) float32
     arguments: list  # of the recipes, in the graph's order
 
 
@@ -78,11 +85,13 @@ class Loader:
         decode: where JPEGs are decoded and augmented; see `choose_decode_device`.
         augment: recipes of `pipeline.augment`, in order; "name:0.3" for 30 % of the images.
         image_size: pixels; every image must be (image_size, image_size).
+        columns: of the records, for recipes; a batch hands over those that `handed` names.
         threads: that decode, and as many of DALI's.
         max_bad_fraction: of the images that may turn out undecodable before that is an error.
 
     Raises:
         DaliMissingError: a UserError, where DALI is needed and cannot be imported.
+        ColumnsError: a UserError, where a recipe or `handed` wants a column that is not there.
     """
 
     def __init__(
@@ -98,6 +107,8 @@ class Loader:
         device: torch.device,
         decode: DecodeDevice = "cpu",
         augment: Sequence[str] = (),
+        columns: SideColumns | None = None,
+        handed: Sequence[str] = (),
         image_size: int = 112,
         threads: int = 1,
         max_bad_fraction: float = 0.001,
@@ -114,6 +125,11 @@ class Loader:
         self._rank, self._world_size, self._seed = rank, world_size, seed
         self._device, self.decode, self.threads = device, decode, threads
         self._augmentation = Augmentation(augment, mirrored_before=decode != "gpu")
+        self._columns, self._handed = columns, tuple(handed)
+        given = columns or SideColumns({}, ())
+        for recipe, needed in self._augmentation.needs.items():
+            given.require(needed, reader=f"the recipe {recipe}")
+        given.require(self._handed, reader="the head")
         if self.uses_dali:
             dali.require()
         self._image_size = image_size
@@ -167,7 +183,8 @@ class Loader:
             for inputs in prepared:
                 assert isinstance(inputs.images, np.ndarray), "decoded"
                 images, labels = map(self._on_device, (inputs.images, inputs.labels))
-                yield Batch(images.permute(0, 3, 1, 2), labels, inputs.records)
+                columns = None if inputs.columns is None else self._on_device(inputs.columns)
+                yield Batch(images.permute(0, 3, 1, 2), labels, inputs.records, columns)
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -182,7 +199,7 @@ class Loader:
                 graph = self._graph(source)
                 while True:
                     try:
-                        batch = self._hand_over(graph.run(), source.records.popleft)
+                        batch = self._hand_over(graph.run(), source.beside.popleft)
                     except RuntimeError as error:
                         if self.decode != "gpu":  # else all images were decoded before
                             raise
@@ -243,8 +260,12 @@ class Loader:
         records, position, epoch = self._records(at)
         draw = Draw(position, seed=self._seed, epoch=epoch, size=self._image_size)
         images = self._read(records, self._augmentation.mirrored(draw))
-        labels = self._collection.labels(records)
-        return _Inputs(images, labels, records, self._augmentation.arrays(draw))
+        labels, columns = self._collection.labels(records), None
+        if self._columns:  # of the records that were read, after bad ones were replaced
+            draw.columns = self._columns.of(records)
+            if self._handed:
+                columns = self._columns.together(self._handed, records)
+        return _Inputs(images, labels, records, columns, self._augmentation.arrays(draw))
 
     def _read(
         self, records: np.ndarray, mirrored: np.ndarray | None
@@ -318,14 +339,16 @@ class Loader:
         pipeline.build()
         return pipeline
 
-    def _hand_over(self, outputs: tuple, records: Callable[[], np.ndarray]) -> Batch:
+    def _hand_over(self, outputs: tuple, beside: Callable[[], _Beside]) -> Batch:
         images, labels, *shapes = outputs
         for shape in shapes:
             require_size(np.asarray(shape.as_tensor()), self._image_size)
+        records, columns = beside()
         return Batch(
             channels_last(images, self._image_size),
             torch.from_dlpack(labels.as_tensor()),
-            records(),
+            records,
+            None if columns is None else self._on_device(columns),
         )
 
     def _quarantine(self, steps: range, error: RuntimeError) -> None:
@@ -367,17 +390,17 @@ class _Source:
 
     Attributes:
         taken: the first global step that was not asked for.
-        records: of the batches in the graph.
+        beside: what does not go through the graph, of the batches in it.
     """
 
     def __init__(self, prepared: Generator[_Inputs, None, None], *, first: int) -> None:
         self._prepared, self.taken = prepared, first
-        self.records: deque[np.ndarray] = deque()
+        self.beside: deque[_Beside] = deque()
 
     def __call__(self) -> tuple:
         self.taken += 1
         inputs = next(self._prepared)
-        self.records.append(inputs.records)
+        self.beside.append((inputs.records, inputs.columns))
         return inputs.images, inputs.labels, *inputs.arguments
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from heads import (
     create_extra_terms,
     create_margin,
 )
+from heads.margins import WEIGHT
 from heads.rows.stored import DTYPES
 from pipeline import counter
 from pipeline.dali_decode import choose_decode_device
@@ -49,7 +50,7 @@ from training.step.train_step import Lap, StepResult, TrainStep
 # Those that a loader's errors may be about.
 _LOADER_SETTINGS = (
     *("data.global_batch", "data.augment", "data.decode"),
-    *("data.image_size", "data.max_bad_fraction"),
+    *("data.image_size", "data.max_bad_fraction", "data.columns"),
 )
 
 
@@ -158,7 +159,7 @@ class Assembly:
             targets = self.step.distillation.targets(batch.images, batch.records)
             lap("teacher")
         step = self.graphed or self.step
-        return step(batch.images, batch.labels, lr, lap, targets)
+        return step(batch.images, batch.labels, lr, lap, targets, batch.columns)
 
     def announce(self, at: int) -> None:
         """Tell a head that fetches its centers what comes after the batch of global step `at`."""
@@ -284,6 +285,7 @@ def create_head(
         margin=create_margin(head.loss, **head.loss_args),
         extra_terms=create_extra_terms(head.extra_terms),
         expectation_margin=next(iter(head.expectation_margins), None),
+        columns=columns_of_head(config),
         sample_rate=head.sample_rate_at(0, num_classes=num_classes),
         group_sampling=groups,
         hard_negatives=near,
@@ -301,6 +303,13 @@ def create_head(
         cuda_graph=config.step.cuda_graph == "head",
         device=world.device,
     )
+
+
+def columns_of_head(config: Config) -> tuple[str, ...]:
+    """What of data.columns the head is given with each image, in its order."""
+    margin = create_margin(config.head.loss, **config.head.loss_args)
+    weight = (WEIGHT,) if config.data.record_weights else ()
+    return (*weight, *(name for name in margin.columns if name not in weight))
 
 
 def create_loader(config: Config, world: World, training: TrainingData) -> tuple[Loader, str]:
@@ -321,6 +330,8 @@ def create_loader(config: Config, world: World, training: TrainingData) -> tuple
             device=world.device,
             decode=decode,
             augment=data.augment,
+            columns=training.columns,
+            handed=columns_of_head(config),
             image_size=data.image_size,
             threads=data.threads or choose_threads(world.local_world_size),
             max_bad_fraction=data.max_bad_fraction,

@@ -16,6 +16,7 @@ from pipeline.records.image_kind import image_size
 from pipeline.records.index import RecordIndex
 from pipeline.records.recordio import RecordError
 from pipeline.shuffle_report import report_shuffle
+from pipeline.side_columns import SideColumns, read_columns
 from training.config import Config, ConfigError, DataConfig
 from training.distributed import World, together
 from training.named_files import check_named_files
@@ -33,11 +34,13 @@ class TrainingData(NamedTuple):
         records: all that may be seen.
         order: which of them when, for every epoch.
         epoch_records: positions of an epoch, which weights may make more or fewer than the records.
+        columns: values beside the images, where data.columns names any.
     """
 
     records: Collection
     order: Order
     epoch_records: int
+    columns: SideColumns | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -51,7 +54,8 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     Raises UserError, a subclass of it, for whatever cannot be trained on.
     """
     data = config.data
-    together(lambda: check_named_files(config, "data.train", "data.identity_map", "data.leave_out"))
+    named = ("data.train", "data.identity_map", "data.leave_out", "data.columns")
+    together(lambda: check_named_files(config, *named))
     indexes = [open_shared_index(path, world) for path in data.files]
     with settings_named("data.max_bad_fraction"):
         for index in indexes:
@@ -72,8 +76,12 @@ def open_training_data(config: Config, world: World) -> TrainingData:
             f"data.train={data.train}: found {images} images{left_out}: expected some to train on"
         )
     together(lambda: world.is_main and _require_image_size(records, data.image_size))
+    columns = None
+    if data.columns:
+        with settings_named("data.columns"):
+            columns = together(lambda: read_columns(data.columns, records))
     shown = _shown(data, records)
-    return TrainingData(records, create_order(config, records, shown), sum(shown))
+    return TrainingData(records, create_order(config, records, shown), sum(shown), columns)
 
 
 def open_shared_index(path: str, world: World) -> RecordIndex:

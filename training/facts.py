@@ -27,6 +27,7 @@ def agree(
     facts = {
         "dataset": data.fingerprint,
         "records and labels": data.records.digest(),
+        "side columns": data.columns.digest() if data.columns else "none",
         "number of classes": num_classes,
         "image size": config.data.image_size,
         "global batch": config.data.global_batch,

@@ -30,6 +30,7 @@ _SETTINGS = {
         file=False,
         folder=True,
     ),
+    "data.columns": _Expected("a .csv or .parquet with a row for each image"),
     "head.place_path": _Expected(
         "a folder on a local disk with room for the centers", file=False, folder=True
     ),

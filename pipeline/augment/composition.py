@@ -15,6 +15,7 @@ from pipeline import dali
 from pipeline.augment.color import JITTER, LIGHT
 from pipeline.augment.erase import ERASE
 from pipeline.augment.geometry import FLIP, GEOMETRY
+from pipeline.augment.occlude import OCCLUDE
 from pipeline.augment.published import ADAFACE, ARCFACE
 from pipeline.augment.quality import QUALITY
 from pipeline.augment.recipe import Argument, Draw, Node, Recipe
@@ -28,6 +29,7 @@ RECIPES: dict[str, Recipe] = {
     "adaface": ADAFACE,
     "quality": QUALITY,
     "erase": ERASE,
+    "occlude": OCCLUDE,
 }
 # Of these, what `register_recipe` made known: its name and the file that did.
 OWN_RECIPES: dict[str, str] = {}
@@ -82,12 +84,25 @@ class Augmentation:
         """(B,) bool: which images of a batch to mirror before the graph; None where none is."""
         if self._flip is None:
             return None
-        drawn: Mapping[str, Any] = self._flip.draw(draw)
-        return (drawn["mirror"] == 1) & drawn.get("applied", True)
+        return _mirrors(self._flip.draw(draw))
+
+    @property
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """By recipe, the columns that it reads."""
+        return {step.name: step.recipe.needs for step in self._steps if step.recipe.needs}
 
     def arrays(self, draw: Draw) -> list[Argument]:
         """The argument inputs of a batch, flat, each with the batch as its first dimension."""
-        return [array for step in self._steps for array in step.draw(draw).values()]
+        found: list[Argument] = []
+        before = self.mirrored(draw)
+        if before is not None:
+            draw.mirrored = before
+        for step in self._steps:
+            drawn = step.draw(draw)
+            found += drawn.values()
+            if step.name == "flip":
+                draw.mirrored = draw.mirrored ^ _mirrors(drawn)
+        return found
 
     @property
     def argument_types(self) -> list[tuple[Any, int]]:
@@ -115,7 +130,7 @@ def register_recipe(name: str, recipe: Recipe) -> None:
     arrays with an entry an image, of a type that DALI takes, and for those that `apply` does not
     take.
     """
-    if not (isinstance(recipe, Recipe) and all(map(inspect.isfunction, recipe))):
+    if not (isinstance(recipe, Recipe) and all(map(inspect.isfunction, recipe[:2]))):
         raise UserError(
             f"recipe {name!r}: found {recipe!r}, expected Recipe(draw, apply) of two functions"
         )
@@ -149,7 +164,12 @@ def register_recipe(name: str, recipe: Recipe) -> None:
 
 
 def _origin(recipe: Recipe) -> list[tuple[str, str]]:
-    return [(part.__module__, part.__qualname__) for part in recipe]
+    return [(part.__module__, part.__qualname__) for part in recipe[:2]]
+
+
+def _mirrors(drawn: Mapping[str, Any]) -> np.ndarray:
+    """(B,) bool: which images a flip mirrors by its arguments."""
+    return (drawn["mirror"] == 1) & drawn.get("applied", True)
 
 
 def _parse(entry: str, entries: Sequence[str]) -> _Step:

@@ -40,7 +40,8 @@ def _draw_erase(draw: Draw) -> dict[str, Argument]:
     }
 
 
-def _erase(images: Node, erased: Node, anchor: Node, shape: Node, color: Node) -> Node:
+def erase(images: Node, erased: Node, anchor: Node, shape: Node, color: Node) -> Node:
+    """Fill a rectangle of the images of which `erased` is true."""
     if erased:
         images = dali.fn.erase(images, anchor=anchor, shape=shape, fill_value=color)
     return images
@@ -82,4 +83,4 @@ def crop(images: Node, anchor: Node, shape: Node) -> Node:
     return dali.fn.erase(images, anchor=anchor, shape=shape, fill_value=0)
 
 
-ERASE = Recipe(_draw_erase, _erase)
+ERASE = Recipe(_draw_erase, erase)

@@ -56,6 +56,9 @@ class FolderImages:
     def place(self, record: np.void) -> str:
         return f"{self.path / os.fsdecode(self._paths.raw(int(record['offset'])))}: the image"
 
+    def name(self, record: np.void) -> str:
+        return os.fsdecode(self._paths.raw(int(record["offset"])))
+
     def will_need(self, offset: int, length: int) -> None:
         """To open each of so many files ahead of its reading would cost what it is to save."""
 

@@ -126,6 +126,9 @@ class DataFile:
     def place(self, record: np.void) -> str:
         return f"{self.path}: the image of the record at offset {record['offset']}"
 
+    def name(self, record: np.void) -> str:
+        return str(record["offset"])
+
     def will_need(self, offset: int, length: int) -> None:
         """Announce a read, so that the system fetches the bytes meanwhile, if it can do that."""
         if not hasattr(os, "posix_fadvise"):

@@ -30,6 +30,9 @@ class Store(Protocol):
     def place(self, record: np.void) -> str:
         """Where the image of a RECORD is, for messages."""
 
+    def name(self, record: np.void) -> str:
+        """What files beside the set call the image of a RECORD; tools/predict.py writes it, too."""
+
     def will_need(self, offset: int, length: int) -> None:
         """Announce a read of bytes, so that they are on their way from a slow disk."""
 

@@ -64,7 +64,7 @@ def test_rows_are_the_teachers_embeddings_of_the_loaders_images(config, world, c
     rows = open_embeddings(index, teacher=teacher.fingerprint)
     assert not rows[BAD].any()
     loader = Loader(index, global_batch=IMAGES, device=CPU, max_bad_fraction=1)
-    images, _, records = next(loader.stream(0))
+    images, _, records, _ = next(loader.stream(0))
     expected = teacher.embed(images).numpy()
     np.testing.assert_allclose(rows[records], expected, rtol=2e-3, atol=2e-3)
     assert cache_teacher(config, world, batch=4) == []

@@ -106,7 +106,7 @@ def test_a_run_takes_it_whole_and_trains(trained, grown, old, new, world, tmp_pa
     ).stream(0)
     lr, losses = set_learning_rate(step.optimizer, 0.05), []
     for _ in range(10):
-        images, labels, _ = next(stream)
+        images, labels, *_ = next(stream)
         losses.append(step(images, labels, lr, lambda phase: None).loss.item())
     assert losses[-1] < losses[0]
 

@@ -342,7 +342,7 @@ def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
     trainer = build(tiny.config(data, tmp_path / "run"), world)
     step, stopwatch = trainer.step, Stopwatch(world.device)
     lr = set_learning_rate(step.optimizer, 0.1)
-    images, labels, _ = next(trainer.loader.stream(0))
+    images, labels, *_ = next(trainer.loader.stream(0))
     meters = Meters(world.device)
     meters.add(step(images, labels, lr, stopwatch.lap))
     step.head.steps.zero_()  # which counts every step, skipped or not

@@ -50,7 +50,7 @@ def advance(trainer: Trainer, world: World, steps: int) -> list[float]:
     stream = trainer.loader.stream(*divmod(trainer.steps_done, trainer.loader.steps_per_epoch))
     stopwatch, losses = Stopwatch(world.device), []
     for _ in range(steps):
-        images, labels, _ = next(stream)
+        images, labels, *_ = next(stream)
         lr = set_learning_rate(trainer.step.optimizer, RATE)
         losses.append(trainer.step(images, labels, lr, stopwatch.lap).loss.item())
         trainer.steps_done += 1

@@ -18,6 +18,8 @@ class DataConfig:
     identity_map: str = ""  # a .csv or .json: which labels of several files are one person
     leave_out: str = ""  # a text file: identities and records to leave out
     stage: str = ""  # a folder on a local disk of each node: what is read is copied there
+    columns: tuple[str, ...] = ()  # for each file, a .csv or .parquet of its images' landmarks, …
+    record_weights: bool = False  # multiply each image's loss by its weight of data.columns
     labels: Literal["stored", "dense"] = "stored"  # dense: numbered from 0 on, without gaps
     global_batch: Annotated[int, Range(2, 1 << 24)] = 512  # samples a step over all ranks
     image_size: Annotated[int, Range(16, 1024)] = 112  # pixels
@@ -41,6 +43,9 @@ class DataConfig:
             "a .rec file or its folder, a folder of identity folders, or a list of them",
         )
         check(len(set(self.files)) == len(self.files), "data.train", self.train, "each file once")
+        weighted = self.record_weights and not self.columns
+        expected = "false without data.columns, which has the weights"
+        check(not weighted, "data.record_weights", True, expected)
 
     @property
     def files(self) -> tuple[Any, ...]:

@@ -17,7 +17,14 @@ from rich.table import Column, Table
 
 from facestream import USER_ERROR_EXIT_CODE
 from pipeline.dali_loader import Batch
-from training.assembly import Assembly, Plan, assemble, plan, stream_batches
+from training.assembly import (
+    Assembly,
+    Plan,
+    assemble,
+    columns_of_head,
+    plan,
+    stream_batches,
+)
 from training.config import Config
 from training.distributed import World, of_all_ranks, together
 from training.planning.memory import Prediction
@@ -169,7 +176,9 @@ def _synthetic_batches(planned: Plan) -> Iterator[Batch]:
     batch, size = config.data.global_batch // world.world_size, config.data.image_size
     images = torch.randint(256, (batch, size, size, 3), dtype=torch.uint8, device=world.device)
     labels = torch.randint(planned.num_classes, (batch,), device=world.device)
-    return itertools.repeat(Batch(images.permute(0, 3, 1, 2), labels, np.arange(batch)))
+    names = columns_of_head(config)
+    columns = torch.ones(batch, len(names), device=world.device) if names else None
+    return itertools.repeat(Batch(images.permute(0, 3, 1, 2), labels, np.arange(batch), columns))
 
 
 def memory_table(prediction: Prediction, available: int) -> Table:

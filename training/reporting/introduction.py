@@ -21,6 +21,7 @@ def introduce(run: Assembly) -> list[str]:
         f"precision  {mixed}, because {plan.precision.reason}",
         *(f"data       {line}" for line in plan.data.records.summary_lines()),
         *([f"stage      {plan.staged}"] if plan.staged else []),
+        *([f"columns    {plan.data.columns}"] if plan.data.columns else []),
         f"epoch      {loader.steps_per_epoch} steps{dropped}",
         f"order      {plan.config.data.order}: {shuffle_report(plan.config, plan.data)}",
         f"decoding   {plan.decoding}",

@@ -23,7 +23,7 @@ FREE = {
     ),
     # What the paths lead to is compared by content: see facts.agree.
     "data": (
-        *("train", "identity_map", "leave_out", "labels", "stage"),
+        *("train", "identity_map", "leave_out", "columns", "labels", "stage"),
         *("decode", "threads", "max_bad_fraction"),
     ),
     "model": ("compile", "checkpointing", "fused", "winograd"),
@@ -39,7 +39,7 @@ FREE = {
 BINDING = {
     "run": ("seed", "epochs"),  # epochs: see _epochs_bend
     "data": (
-        *("weights", "global_batch", "image_size", "augment"),
+        *("weights", "record_weights", "global_batch", "image_size", "augment"),
         *("order", "block_records", "window_blocks", "images_per_identity"),
     ),
     "model": (

@@ -45,19 +45,27 @@ class GraphedStep:
         self._computed = self._computes()
 
     def __call__(
-        self, images: Tensor, labels: Tensor, lr: Tensor, lap: Lap, targets: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        lr: Tensor,
+        lap: Lap,
+        targets: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> StepResult:
         """As TrainStep; every batch must be alike, and `lr` the same tensor each time."""
         if self.obstacle:
-            return self._step(images, labels, lr, lap, targets)
+            return self._step(images, labels, lr, lap, targets, columns)
         if self._computed != self._computes():
             self.forget()
         if self._eager < _WARM_UP:
             self._eager += 1
-            return self._aside(images, labels, lr, lap, targets)
-        batch = (images, labels) if targets is None else (images, labels, targets)
+            return self._aside(images, labels, lr, lap, targets, columns)
+        given = {"images": images, "labels": labels, "targets": targets, "columns": columns}
+        there = {name: tensor for name, tensor in given.items() if tensor is not None}
+        batch = tuple(there.values())
         if self._captured is None:
-            self._record(lr, *batch)
+            self._record(lr, tuple(there), *batch)
         assert self._captured is not None
         assert lr is self._lr, "the recorded step reads this tensor, and no other"
         result = self._captured(*batch)
@@ -77,14 +85,14 @@ class GraphedStep:
         before.wait_stream(stream)
         return result
 
-    def _record(self, lr: Tensor, *batch: Tensor) -> None:
+    def _record(self, lr: Tensor, names: tuple[str, ...], *batch: Tensor) -> None:
         ranks = self._step.head.ranks
         captured = Captured(
             device=self._device, agree=lambda held: ranks.all_agree(held, self._device)
         )
 
-        def step(images: Tensor, labels: Tensor, targets: Tensor | None = None) -> StepResult:
-            return self._step(images, labels, lr, _no_lap, targets)
+        def step(*batch: Tensor) -> StepResult:
+            return self._step(lr=lr, lap=_no_lap, **dict(zip(names, batch)))
 
         obstacle = captured.record(step, *batch, warm_up=0, stream=side_stream(self._device))
         if obstacle:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
@@ -85,7 +85,13 @@ class TrainStep:
         self.centers_alone = torch.zeros((), dtype=torch.bool, device=head.device)
 
     def __call__(
-        self, images: Tensor, labels: Tensor, lr: Tensor, lap: Lap, targets: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        lr: Tensor,
+        lap: Lap,
+        targets: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> StepResult:
         """Train on images (B, 3, H, W) uint8 and labels (B,) int64 of this rank.
 
@@ -93,6 +99,7 @@ class TrainStep:
             images: B of them, a multiple of `micro_batches`.
             lr: 0-d, and the optimizer's own.
             targets: the teacher's embeddings (B, D), where there is distillation.
+            columns: (B, k) of the head's columns, where it has any.
         """
         if self._buffers:  # a network may have no BatchNorm
             torch._foreach_copy_(self._kept, self._buffers)
@@ -100,8 +107,8 @@ class TrainStep:
         if self._parts > 1:
             self.head.begin_step(labels.view(self._parts, -1))
         sums = torch.zeros(3, device=images.device)
-        batch = (images, labels) if targets is None else (images, labels, targets)
-        for number, part in enumerate(zip(*(tensor.chunk(self._parts) for tensor in batch))):
+        batch = (images, labels, targets, columns)
+        for number, part in enumerate(zip(*(_parts(tensor, self._parts) for tensor in batch))):
             with self._averaging(last=number == self._parts - 1):
                 sums += self._accumulate(lap, *part)
         loss, distilled, embedding_norm = sums
@@ -131,14 +138,19 @@ class TrainStep:
         )
 
     def _accumulate(
-        self, lap: Lap, images: Tensor, labels: Tensor, targets: Tensor | None = None
+        self,
+        lap: Lap,
+        images: Tensor,
+        labels: Tensor,
+        targets: Tensor | None,
+        columns: Tensor | None,
     ) -> Tensor:
         """Add up the gradients of a part of the batch; returns (3,) what it contributes to the
         loss, the distillation and the mean embedding norm."""
         with self._precision.autocast(images.device):
             embeddings = self.backbone(normalize(images, self._precision.compute_dtype))  # (B, D)
         lap("forward")
-        loss = self.head(embeddings, labels)
+        loss = self.head(embeddings, labels, columns)
         lap("head")
         distilled = torch.zeros_like(loss)
         if self.distillation is not None and targets is not None:
@@ -155,3 +167,8 @@ class TrainStep:
         if last or not isinstance(self.backbone, DistributedDataParallel):
             return nullcontext()
         return self.backbone.no_sync()
+
+
+def _parts(tensor: Any, count: int) -> Sequence[Any]:
+    """The tensor's parts; where there is none, nothing for each of them."""
+    return [None] * count if tensor is None else tensor.chunk(count)

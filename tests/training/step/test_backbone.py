@@ -95,7 +95,7 @@ def train_in_parts(world: World, config: Config) -> tuple[list[float], list, int
     losses, reduced = [], 0
     stream = trainer.loader.stream(0)
     for _ in range(4):
-        images, labels, _ = next(stream)
+        images, labels, *_ = next(stream)
         lr = set_learning_rate(trainer.step.optimizer, 0.0003)
         with torch.profiler.profile() as profile:
             losses.append(trainer.step(images, labels, lr, lambda phase: None).loss.item())

@@ -1,0 +1,234 @@
+"""Values beside a set's images: read whole, refused where they are not, mirrored with the faces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facestream import UserError
+from pipeline import dali
+from pipeline.augment import Augmentation, Draw, Recipe, register_recipe
+from pipeline.augment.composition import OWN_RECIPES, RECIPES
+from pipeline.augment.occlude import OCCLUDE
+from pipeline.collection import Collection, stack_labels
+from pipeline.dali_loader import Loader
+from pipeline.records.index import RecordIndex, open_index
+from pipeline.side_columns import POINTS, SideColumns, mirrored_landmarks, read_columns
+
+HEADER = ",".join(("name", *POINTS, "quality", "group", "weight"))
+FACE = np.array([[38, 51], [73, 52], [56, 72], [41, 92], [70, 93]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def index(faces: Path) -> RecordIndex:
+    return open_index(faces / "train.rec")
+
+
+def line(index: RecordIndex, i: int, *values: object) -> str:
+    return ",".join(map(str, (index.file.name(index.records[i]), *values)))
+
+
+def read(text: str, index: RecordIndex, folder: Path) -> SideColumns:
+    path = folder / "columns.csv"
+    path.write_text(text)
+    return read_columns([path], Collection.of(index))
+
+
+def test_values_find_their_images_whatever_the_order_of_the_lines(index, tmp_path):
+    points = ",".join(map(str, FACE.ravel()))
+    lines = [HEADER, line(index, 5, points, 0.25, "b", 0.5), line(index, 2, points, "", "a")]
+    columns = read("\n".join(lines), index, tmp_path)
+    found = columns.of(np.array([2, 5, 0]))
+    assert np.array_equal(found["landmarks"][:2], [FACE, FACE])
+    assert np.isnan(found["landmarks"][2]).all()
+    assert np.array_equal(found["quality"], [np.nan, 0.25, np.nan], equal_nan=True)
+    assert found["group"].tolist() == [0, 1, -1]
+    assert columns.groups == ("a", "b")
+    assert found["weight"].tolist() == [1, 0.5, 1]
+    assert "quality of 1 of 64" in str(columns)
+
+
+def test_parquet_says_the_same_and_may_have_the_landmarks_as_a_list(index, tmp_path):
+    names = [index.file.name(record) for record in index.records]
+    table = {
+        "name": names,
+        "landmarks": [FACE.ravel().tolist(), *[None] * (len(names) - 1)],
+        "group": ["x"] * len(names),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "columns.parquet")
+    columns = read_columns([tmp_path / "columns.parquet"], Collection.of(index))
+    assert np.array_equal(columns.values["landmarks"][0], FACE)
+    assert np.isnan(columns.values["landmarks"][1:]).all()
+    assert (columns.values["group"] == 0).all()
+
+
+def test_without_names_there_is_a_row_for_each_image_in_the_sets_order(index, tmp_path):
+    values = [f"{k / 100}" for k in range(len(index))]
+    columns = read("\n".join(["quality,weight", *(f"{v},1" for v in values)]), index, tmp_path)
+    np.testing.assert_allclose(columns.values["quality"], np.arange(len(index)) / 100, atol=1e-6)
+    with pytest.raises(UserError, match=r"2 rows and no column name, .* has 64 images"):
+        read("quality,weight\n1,1\n2,1", index, tmp_path)
+
+
+def test_what_is_left_out_has_no_values_and_files_have_their_own(index, tmp_path):
+    kept = np.array([3, 7])
+    both = Collection([index, index], stack_labels([index, index]), [kept, None])
+    (tmp_path / "a.csv").write_text(f"name,quality\n{line(index, 7, 0.5)}")
+    columns = read_columns([tmp_path / "a.csv", ""], both)
+    assert np.array_equal(columns.values["quality"][:2], [np.nan, 0.5], equal_nan=True)
+    assert np.isnan(columns.values["quality"][2:]).all()
+    assert len(columns.values["quality"]) == len(both)
+    with pytest.raises(UserError, match="found 1 files of columns, expected 2"):
+        read_columns([tmp_path / "a.csv"], both)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["name,quality", "no such,1"], r"row 1: .* has no image 'no such'; expected names as '"),
+        (["name,quality", "{0},1", "{0},2"], r"row 2: the image '\d+' again, as in row 1"),
+        (["name,quality", "{0},good"], "row 1: quality is 'good', expected a number"),
+        (["name,quality", "{0},inf"], "expected a finite number"),
+        (["name,weight", "{0},3"], r"weight is '3', expected a weight in \[0, 1\]; divide all"),
+        (["name,weight", "{0},-1"], r"expected a weight in \[0, 1\]"),
+        (["name,color", "{0},1"], "has the columns name, color: expected name and some of"),
+        (["name,x1,y1", "{0},1,2"], "landmarks as x1, y1"),
+        (["name,quality,quality", "{0},1,2"], "expected each once"),
+        (["name,quality", "{0},1,2"], "found 3 fields, expected 2"),
+        ([""], "has the columns none"),
+        ([",".join(("name", *POINTS)), "{0}" + ",0.5" * 10], "expected pixels"),
+        ([",".join(("name", *POINTS)), "{0}" + ",5e9" * 10], "expected a place in pixels"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_row(lines, said, index, tmp_path):
+    name = index.file.name(index.records[0])
+    with pytest.raises(UserError, match=said):
+        read("\n".join(one.replace("{0}", name) for one in lines), index, tmp_path)
+
+
+@settings(max_examples=40)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_columns_or_refused(index, tmp_path_factory, content):
+    for name in ("columns.csv", "columns.parquet"):
+        path = tmp_path_factory.mktemp("any") / name
+        path.write_bytes(content)
+        with pytest.raises(UserError):
+            read_columns([path], Collection.of(index))
+
+
+def test_a_mirrored_face_has_its_left_eye_at_the_left():
+    turned = mirrored_landmarks(FACE[None], width=112)[0]
+    assert turned.tolist() == [[38, 52], [73, 51], [55, 72], [41, 93], [70, 92]]
+    assert np.array_equal(mirrored_landmarks(turned[None], width=112)[0], FACE)
+
+
+def test_recipes_see_landmarks_as_the_image_is_by_now():
+    """Mirrored before, by the graph, or not yet."""
+    seen: list[np.ndarray] = []
+
+    def draw_look(draw: Draw) -> dict[str, np.ndarray]:
+        seen.append(draw.landmarks())
+        return {"any": draw.chance("look", 0.5)}
+
+    def apply_look(images, any):
+        return images
+
+    register_recipe("look", Recipe(draw_look, apply_look, needs=("landmarks",)))
+    try:
+        position, points = np.arange(64), np.repeat(FACE[None], 64, axis=0)
+        turned = mirrored_landmarks(points, width=112)
+        for entries, before in (
+            (("flip", "look"), True),
+            (("flip", "look"), False),
+            (("look", "flip"), False),
+        ):
+            augmentation = Augmentation(entries, mirrored_before=before)
+            draw = Draw(position, seed=1, epoch=2, size=112)
+            mirrored = Augmentation(("flip",), mirrored_before=True).mirrored(draw)
+            draw.columns = {"landmarks": points}
+            augmentation.arrays(draw)
+            now = mirrored if entries[0] == "flip" else np.zeros(64, bool)
+            assert mirrored.any()
+            assert np.array_equal(seen[-1], np.where(now[:, None, None], turned, points))
+    finally:
+        del RECIPES["look"], OWN_RECIPES["look"]
+
+
+def test_occlude_hides_a_part_of_the_face_it_is_told_of_and_of_no_other():
+    draw = Draw(np.arange(4000), seed=0, epoch=0, size=112)
+    points = np.repeat(FACE[None], 4000, axis=0)
+    points[::2, 3] = np.nan
+    draw.columns = {"landmarks": points}
+    drawn = OCCLUDE.draw(draw)
+    assert not drawn["erased"][::2].any(), "landmarks that are not known"
+    assert 0.25 < drawn["erased"][1::2].mean() < 0.35
+    low = drawn["anchor"][1::2][:, ::-1]
+    high = low + drawn["shape"][1::2][:, ::-1]
+    assert (low >= 0).all()
+    assert (high <= 112).all()
+    hides = ((low[:, None] <= FACE) & (high[:, None] >= FACE)).all(2)  # (n, 5)
+    assert hides.any(1).all()
+    assert not hides.all(1).any(), "never the whole face"
+    assert hides.any(0).all(), "each landmark in some image"
+    assert all(np.isfinite(value).all() for value in drawn.values())
+
+
+def test_batches_hand_over_the_columns_of_their_records(index):
+    quality = np.linspace(0, 1, len(index)).astype(np.float32)
+    columns = SideColumns({"quality": quality, "weight": 1 - quality}, ())
+    loader = Loader(
+        index,
+        global_batch=8,
+        device=torch.device("cpu"),
+        image_size=64,
+        columns=columns,
+        handed=("weight", "quality"),
+    )
+    stream = loader.stream(0)
+    for _ in range(3):
+        batch = next(stream)
+        expected = np.stack([1 - quality[batch.records], quality[batch.records]], axis=1)
+        assert np.array_equal(batch.columns.numpy(), expected)
+    stream.close()
+
+
+@pytest.mark.dali
+@pytest.mark.slow
+def test_the_stream_occludes_what_the_landmarks_of_each_record_say(index):
+    """Mirrored ones among them, and columns come along through DALI's graph too."""
+    assert dali.is_installed()
+    points = np.repeat(FACE[None] * 64 / 112, len(index), axis=0)
+    columns = SideColumns({"landmarks": points, "weight": np.ones(len(index), np.float32)}, ())
+    settings = {"global_batch": 16, "device": torch.device("cpu"), "image_size": 64, "seed": 3}
+    plain = Loader(index, augment=("flip",), **settings).stream(0)
+    stream = Loader(
+        index, augment=("flip", "occlude"), columns=columns, handed=("weight",), **settings
+    ).stream(0)
+    changed = 0
+    for _ in range(3):
+        before, after = next(plain), next(stream)
+        assert np.array_equal(before.records, after.records)
+        assert after.columns.shape == (16, 1)
+        different = (before.images != after.images).any(1)  # (B, H, W)
+        changed += int(different.flatten(1).any(1).sum())
+        corner = different[:, :8, :8]
+        assert not corner.any(), "no landmark is there"
+    assert 5 < changed < 25
+    plain.close()
+    stream.close()
+
+
+def test_a_recipe_or_a_head_that_wants_a_column_says_which_there_are(index):
+    settings = {"global_batch": 8, "device": torch.device("cpu"), "image_size": 64}
+    columns = SideColumns({"quality": np.zeros(len(index), np.float32)}, ())
+    with pytest.raises(UserError, match="occlude needs landmarks, found quality"):
+        Loader(index, augment=("occlude",), columns=columns, **settings)
+    with pytest.raises(UserError, match="the head needs weight, found no column"):
+        Loader(index, handed=("weight",), **settings)
