@@ -49,21 +49,18 @@ check-cuda:
 	.venv-cuda/bin/python -m pytest -rs tests/test_fake_cuda.py
 	.venv-cuda/bin/python -m pytest -rs -m gpu
 
+# On the CPU, in at most a quarter of an hour on two cores; it writes benchmarks/README.md.
 bench: $(STAMP)
-	$(BIN)/python benchmarks/sample_rates.py --device cpu
-	$(BIN)/python benchmarks/head_speed.py
-	$(BIN)/python benchmarks/loader.py
-	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/embedding.py
+	$(BIN)/python -m benchmarks.suite --device cpu
+
+# The same on all GPUs of this machine, in at most eight minutes: see docs/gpu.md.
+bench-gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.suite
 
 # Losses and sample rates on drawn faces, 45 trainings of half a minute: see docs/atlas.md. One that
 # was stopped goes on with what is missing.
 atlas: $(STAMP)
 	$(BIN)/python benchmarks/atlas.py --faces runs/atlas
-
-# On all GPUs of this machine, in at most eight minutes: see docs/gpu.md.
-bench-gpu: $(STAMP)
-	$(BIN)/python -m benchmarks.gpu
 
 # What a machine with GPUs and without a package index lacks, in pieces: see docs/gpu.md.
 wheelhouse: $(STAMP)

@@ -1,4 +1,5 @@
-"""What Facestream is measured against: the head of InsightFace's arcface_torch, reimplemented.
+"""What Facestream is measured against: the head of InsightFace's arcface_torch, reimplemented; and
+the bare matrix products of a head's step.
 
 `ArcfaceTorchHead` computes a step as arcface_torch's PartialFC_V2 does with its CombinedMarginLoss
 (m1 = 1, m3 = 0: ArcFace) on one process. What is kept, because it costs time or memory or changes
@@ -23,6 +24,7 @@ scaler, which belongs to the training loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -137,3 +139,21 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
         probabilities[present] -= one_hot
         probabilities.div_(probabilities.shape[0])
         return probabilities * loss_grad.item(), None
+
+
+def bare_products(
+    rows: int, dtype: torch.dtype, *, batch: int, dim: int, device: torch.device | None = None
+) -> Callable[[], None]:
+    """Logits, embedding gradient, center gradient: nothing else, into memory that is there."""
+    embeddings, weight, logits = (
+        torch.randn(shape, device=device).to(dtype)
+        for shape in ((batch, dim), (rows, dim), (batch, rows))
+    )
+    outs = [torch.empty_like(tensor) for tensor in (logits, embeddings, weight)]
+
+    def step() -> None:
+        torch.mm(embeddings, weight.T, out=outs[0])
+        torch.mm(logits, weight, out=outs[1])
+        torch.mm(logits.T, embeddings, out=outs[2])
+
+    return step

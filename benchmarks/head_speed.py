@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.baselines import ArcfaceTorchHead
+from benchmarks.baselines import ArcfaceTorchHead, bare_products
 from benchmarks.harness import (
     ALLOCATORS,
     about_cpu,
@@ -88,20 +88,6 @@ def their_step(classes: int, rate: float, batches: Batches, dim: int) -> Callabl
     def step() -> None:
         head(*batches.next()).backward()
         head.step(0.01)
-
-    return step
-
-
-def bare_products(rows: int, dtype: torch.dtype, *, batch: int, dim: int) -> Callable:
-    """Logits, embedding gradient, center gradient: nothing else, into memory that is there."""
-    embeddings, weight = torch.randn(batch, dim).to(dtype), torch.randn(rows, dim).to(dtype)
-    logits = torch.randn(batch, rows).to(dtype)
-    outs = [torch.empty_like(t) for t in (logits, embeddings, weight)]
-
-    def step() -> None:
-        torch.mm(embeddings, weight.T, out=outs[0])
-        torch.mm(logits, weight, out=outs[1])
-        torch.mm(logits.T, embeddings, out=outs[2])
 
     return step
 

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -89,16 +90,15 @@ def reading(index: RecordIndex) -> Pass:
     return one_pass
 
 
-def ours(index: RecordIndex, *augment: str) -> Pass:
-    """The trainer's stream: uint8 batches, channels_last, and labels."""
-    loader = Loader(
-        index,
-        global_batch=BATCH,
-        device=torch.device("cpu"),
-        augment=augment,
-        threads=THREADS,
-        image_size=SIZE,
-    )
+def ours(index: RecordIndex, *augment: str, **settings: Any) -> Pass:
+    """The trainer's stream: uint8 batches, channels_last, and labels; `settings` of its Loader."""
+    usual = {
+        "global_batch": BATCH,
+        "device": torch.device("cpu"),
+        "threads": THREADS,
+        "image_size": SIZE,
+    }
+    loader = Loader(index, augment=augment, **(usual | settings))
     stream = loader.stream(0)
 
     def one_pass() -> int:

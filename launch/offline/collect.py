@@ -8,7 +8,7 @@ wheelhouse/dali-0, dali-1 … the parts of DALI. There, in the project's root:
 
     . PATH/small/install.sh                              # without DALI
     . PATH/small/install.sh PATH                         # with the parts in PATH/dali-*
-    python3 -m benchmarks.gpu
+    python3 -m benchmarks.suite
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.figures import options_of, write
+from benchmarks.suite.figures import options_of, write
 
 
 class Recorder:

@@ -1,12 +1,13 @@
-"""What a machine with GPUs can do, in at most eight minutes:
+"""What this machine can do, stage by stage, in a quarter of an hour:
 
-    python -m benchmarks.gpu [STAGE ...]                # make bench-gpu
-    python -m benchmarks.gpu --device cpu --quick       # a rehearsal, on any machine
+    python -m benchmarks.suite [STAGE ...] --device cpu      # make bench, on two cores
+    python -m benchmarks.suite [STAGE ...]                   # make bench-gpu, in eight minutes
+    python -m benchmarks.suite --device cpu --quick          # a rehearsal, on any machine
 
 Every stage is a process with a time limit of its own; on several GPUs torchrun starts it on all of
 them. A stage that fails or hangs is named with its reason, the others go on, and the exit status is
-1. Figures stand beside the card's roofs (facts) and arcface_torch's head and step. They go to
-benchmarks/results/, a rehearsal's to runs/rehearsal/, and what the stages print beside them.
+1. Figures stand beside the machine's own peaks (facts) and arcface_torch's head and step. They go
+to benchmarks/results/, a rehearsal's to runs/rehearsal/, and what the stages print beside them.
 """
 
 from __future__ import annotations
@@ -24,30 +25,35 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.gpu.processes import ROOT, Outcome, Stage, launcher, run
+from benchmarks.suite.page import write_page
+from benchmarks.suite.processes import ROOT, Outcome, Stage, launcher, run
+from benchmarks.suite.shares import beside_others
 
-# Seconds of each, in order: together eight minutes.
-LIMITS = {"facts": 30, "tests": 120, "head": 75, "step": 150, "loader": 40, "short_run": 65}
+# Seconds of each, in order: a quarter of an hour, and eight minutes.
+ON_CPU = {"facts": 40, "stream": 150, "head": 250, "backbone": 260, "step": 110, "ranks": 90}
+ON_GPU = {
+    **{"facts": 30, "tests": 100, "stream": 50, "head": 70},
+    **{"backbone": 60, "step": 90, "ranks": 25, "short_run": 55},
+}
 PATIENCE = 10  # times as long for a rehearsal, on whatever machine
-ALONE = ("tests", "short_run")  # they start ranks themselves, or need none
-BASELINE = "arcface_torch"
-NOT_SHOWN = ("seconds_p5", "seconds_p95", "flops", "bytes")  # in the file only
+ALONE = ("tests", "ranks", "short_run")  # they start ranks themselves, or need none
+NOT_SHOWN = ("turn", "flops", "bytes", "seconds_p5", "seconds_p95", "warm_up_s", "rounds")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].rstrip(":"))
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(LIMITS)}: all")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(ON_GPU)}: all")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: sizes that take no time")
     parser.add_argument("--ranks", type=int, help="processes, by default one for each GPU")
     parser.add_argument("--out", type=Path, help="the folder for the results")
     options = parser.parse_args()
-    unknown = set(options.stages) - set(LIMITS)
+    unknown = set(options.stages) - set(ON_GPU)
     if unknown:
-        parser.error(f"unknown stages {sorted(unknown)}: expected some of {', '.join(LIMITS)}")
+        parser.error(f"unknown stages {sorted(unknown)}: expected some of {', '.join(ON_GPU)}")
     there = 1 if options.device == "cpu" else torch.accelerator.device_count()
     if there == 0:
-        parser.error("there is no GPU here: rehearse with --device cpu --quick")
+        parser.error("there is no GPU here: measure the CPU with --device cpu")
     default = ROOT / ("runs/rehearsal" if options.quick else "benchmarks/results")
     ranks = options.ranks or there
     sys.exit(measure(options, ranks=ranks, folder=(options.out or default).resolve()))
@@ -56,71 +62,55 @@ def main() -> None:
 def measure(options: argparse.Namespace, *, ranks: int, folder: Path) -> int:
     """Run the stages, print and save what they found; returns the exit status."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    logs = folder / "gpu_logs"
+    logs = folder / "suite_logs"
     logs.mkdir(parents=True, exist_ok=True)
+    # A rehearsal is of all that any machine will do.
+    limits = ON_CPU if options.device == "cpu" and not options.quick else ON_GPU
     outcomes: dict[str, Outcome] = {}
-    for name in options.stages or LIMITS:
-        stage = stage_of(name, options, ranks=ranks, folder=logs)
+    for name in options.stages or limits:
+        seconds = limits.get(name, ON_GPU[name]) * (PATIENCE if options.quick else 1)
+        stage = stage_of(name, options, ranks=ranks, folder=logs, seconds=seconds)
         console.print(f"{name}: at most {stage.seconds:g} s", style="dim")
         outcome = outcomes[name] = run(stage, logs / f"{name}.log")
-        beside_others(
-            outcome.figures, roofs=outcomes["facts"].figures if "facts" in outcomes else []
-        )
+        peaks = outcomes["facts"].figures if "facts" in outcomes else []
+        beside_others(outcome.figures, peaks=peaks)
         console.print(table_of(name, outcome))
         if outcome.failed:
             console.print(f"{name} FAILED: {outcome.failed}; see {logs / name}.log", style="bold")
-    path = folder / f"gpu_{card_of(outcomes)}_{date.today().isoformat()}.json"
+    path = folder / f"suite_{machine_of(outcomes)}_{date.today().isoformat()}.json"
     stages = {name: asdict(outcome) for name, outcome in outcomes.items()}
     path.write_text(json.dumps({"quick": options.quick, "stages": stages}, indent=1) + "\n")
     console.print(f"wrote {path}")
+    if not options.stages:
+        console.print(f"wrote {write_page(folder)}")
     return int(any(outcome.failed for outcome in outcomes.values()))
 
 
-def stage_of(name: str, options: argparse.Namespace, *, ranks: int, folder: Path) -> Stage:
+def stage_of(
+    name: str, options: argparse.Namespace, *, ranks: int, folder: Path, seconds: float
+) -> Stage:
     """The process of a stage, its figures a file in `folder`."""
-    seconds = LIMITS[name] * (PATIENCE if options.quick else 1)
     figures = folder / f"{name}.jsonl"
     arguments = [f"--figures={figures}", f"--seconds={seconds}", f"--ranks={ranks}"]
     arguments += [f"--device={options.device}", *(["--quick"] if options.quick else [])]
     start = launcher(1 if name in ALONE else ranks)
-    return Stage([*start, "-m", f"benchmarks.gpu.{name}", *arguments], figures, seconds)
-
-
-def beside_others(figures: list[dict[str, Any]], *, roofs: list[dict[str, Any]]) -> None:
-    """Add to each row how it stands to the roofs, and how many times as fast as the baseline.
-
-    `of_roof` is the least time that the card could take, for arithmetic or for memory, over the
-    time.
-    """
-    limits = {key: value for row in roofs for key, value in row.items() if "_per_s" in key}
-    baselines: dict[tuple, float] = {}
-    for row in figures:
-        if "seconds" not in row or "way" not in row:
-            continue
-        if "flops_per_s" in limits and "bytes_per_s" in limits:
-            least = row["flops"] / limits["flops_per_s"]
-            least = max(least, row.get("bytes", 0) / limits["bytes_per_s"])
-            row["of_roof"] = least / row["seconds"]
-        case = tuple(row.get(key) for key in ("classes", "rate", "model", "batch"))
-        if row["way"] == BASELINE:
-            baselines[case] = row["seconds"]
-        elif case in baselines:
-            row["times_as_fast"] = baselines[case] / row["seconds"]
+    return Stage([*start, "-m", f"benchmarks.suite.{name}", *arguments], figures, seconds)
 
 
 def table_of(name: str, outcome: Outcome) -> Table:
-    """All rows of a stage, with a column for every key that one of them has."""
+    """The rows of a stage, with a column for every key that one of them has."""
     table = Table(title=f"{name}: {outcome.seconds:.0f} of {outcome.limit:g} s", title_style="bold")
-    keys = dict.fromkeys(key for row in outcome.figures for key in row if key not in NOT_SHOWN)
+    rows = [row for row in outcome.figures if "device" not in row]  # which describes the machine
+    keys = dict.fromkeys(key for row in rows for key in row if key not in NOT_SHOWN)
     for key in keys:
         table.add_column("ms" if key == "seconds" else key.replace("_", " "), overflow="fold")
-    for row in outcome.figures:
+    for row in rows:
         table.add_row(*(_shown(key, row[key]) if key in row else "" for key in keys))
     return table
 
 
-def card_of(outcomes: dict[str, Outcome]) -> str:
-    """The cards, as a part of a file's name."""
+def machine_of(outcomes: dict[str, Outcome]) -> str:
+    """The cards, or the CPU, as a part of a file's name."""
     rows = outcomes["facts"].figures if "facts" in outcomes else []
     unknown: dict[str, Any] = {"device": "unknown", "ranks": 1}
     about = next((row for row in rows if "device" in row), unknown)

@@ -9,8 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.gpu.figures import Row, options_of, write
-from benchmarks.gpu.processes import launcher
+from benchmarks.suite.figures import options_of, write
+from benchmarks.suite.measure import Row
+from benchmarks.suite.processes import launcher
 from tools.make_synthetic import make_synthetic
 
 CONFIG = "configs/ms1mv2_r50.py"
