@@ -160,7 +160,9 @@ def missing(machines: list[tuple[str, dict[str, Any]]]) -> list[str]:
             for row in outcome["figures"]:
                 reason = row.get("skipped") or row.get("failed")
                 if reason:
-                    case = ", ".join(filter(None, _case(row, STAGES[stage][1] if stage in STAGES else ())))
+                    case = ", ".join(
+                        filter(None, _case(row, STAGES[stage][1] if stage in STAGES else ()))
+                    )
                     lines.append(f"- {name}, `{stage}`, {case}: {reason}.")
     lines.append("- Training to the end of a published recipe, on any machine.")
     return lines
