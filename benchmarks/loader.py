@@ -92,7 +92,7 @@ def reading(index: RecordIndex) -> Pass:
 
 def ours(index: RecordIndex, *augment: str, **settings: Any) -> Pass:
     """The trainer's stream: uint8 batches, channels_last, and labels; `settings` of its Loader."""
-    usual = {
+    usual: dict[str, Any] = {
         "global_batch": BATCH,
         "device": torch.device("cpu"),
         "threads": THREADS,

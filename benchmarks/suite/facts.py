@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from benchmarks.harness import about_device
 from benchmarks.suite.figures import Figures, run_stage
-from benchmarks.suite.measure import TOY, Effort, in_turn
+from benchmarks.suite.measure import TOY, Effort, Maker, in_turn
 from training.step.precision import choose_precision
 
 
@@ -23,8 +25,10 @@ def facts(figures: Figures) -> None:
     square = {dtype: torch.randn(side, side, device=device, dtype=dtype) for dtype in dtypes}
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    ways = {name_of(dtype): (lambda a=a: lambda: a @ a) for dtype, a in square.items()}
-    ways["copy"] = lambda: lambda: target.copy_(source)
+    ways: dict[str, Maker] = {
+        name_of(dtype): partial(partial, torch.mm, a, a) for dtype, a in square.items()
+    }
+    ways["copy"] = partial(partial, target.copy_, source)
     effort = TOY if figures.quick else Effort(seconds=8.0, steps=1 if on_cpu else 20, warm_up=5)
     for name, found in in_turn(ways, device, effort).items():
         # A peak is what the machine can do, not what it does on average.
