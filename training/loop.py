@@ -18,6 +18,7 @@ from training.faults.agreement import Reason
 from training.faults.rollback import Rollback, gather_bad_steps
 from training.faults.stops import NO_ANSWER_EXIT_CODE, Stopped, Stops
 from training.faults.watchdog import Watchdog
+from training.health.facts import Facts
 from training.planning.memory import available_memory
 from training.planning.out_of_memory import memory_explained
 from training.reporting.doctor import Doctor
@@ -123,6 +124,11 @@ class Trainer:
                 scales_losses=scaled,
                 also=config.log.also,
                 pictures=config.log.pictures,
+                facts=Facts.of(
+                    config,
+                    classes=planned.num_classes,
+                    steps_per_epoch=self.loader.steps_per_epoch,
+                ),
             )
         self._doctor = Doctor(self.assembly.settings())
         per_epoch = self.loader.steps_per_epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,11 @@ from pipeline.whole_file import write_whole
 
 
 def write_html(
-    evaluation: Evaluation, path: str | Path, *, pictures: Pictures | None = None
+    evaluation: Evaluation,
+    path: str | Path,
+    *,
+    pictures: Pictures | None = None,
+    more: Sequence[Element] = (),
 ) -> None:
     """Write the page, complete or not at all.
 
@@ -28,14 +33,17 @@ def write_html(
         pictures: (set, name of an image) to its encoded bytes, None for one that there is not; it
             is asked for the hardest pairs alone. Without it the page holds no picture of anyone,
             and says so.
+        more: sections that come after those of the sets.
 
     Raises:
         OSError: where it cannot be written.
     """
-    write_whole(Path(path), page(evaluation, pictures=pictures))
+    write_whole(Path(path), page(evaluation, pictures=pictures, more=more))
 
 
-def page(evaluation: Evaluation, *, pictures: Pictures | None = None) -> str:
+def page(
+    evaluation: Evaluation, *, pictures: Pictures | None = None, more: Sequence[Element] = ()
+) -> str:
     """The page's text; arguments as for `write_html`."""
     thumbnails = Thumbnails(pictures)
     series = {model.name: place for place, model in enumerate(evaluation.models)}
@@ -51,6 +59,7 @@ def page(evaluation: Evaluation, *, pictures: Pictures | None = None) -> str:
             "main",
             _summary(evaluation, series, anchors),
             *sections,
+            *more,
             _leaks(evaluation),
             element(
                 "section",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from facestream import UserError
-from heads import StepContext, create_margin
+from heads import OWN_MARGINS, StepContext, create_margin
 from training.config import Config
 
 _ROWS = 256  # of which a drawn margin is the mean
@@ -62,12 +62,14 @@ def _first_loss(config: Config, classes: int, *, variance: float) -> float | Non
     head = config.head
     if head.extra_terms or head.expectation_margin is not None or head.loss in _OTHERWISE:
         return None
+    if head.loss in OWN_MARGINS:
+        return None  # a mistake in the user's own is for the step to show, on all ranks
     taken = classes * head.sample_rate_at(0, num_classes=classes)
     if head.sample_groups or taken < min(classes, config.data.global_batch):
         return None  # how many classes a step takes is up to its batch
     try:
         margin = create_margin(head.loss, **head.loss_args)
-    except UserError:  # a loss of the user's own, whose file is not at hand
+    except UserError:  # the user's own without its file, or what another version took
         return None
     context = StepContext(
         factor=torch.ones(()),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 import numpy as np
 
@@ -45,15 +46,23 @@ class Findings:
         tensorboard: the folder that TensorBoard looks into.
         dashboards: show curves at every evaluation.
         pictures: whether faces may be shown; without, the report says that it holds none.
+        health: gives the report's section on the run itself.
 
     Attributes:
         report: where it was written, if it was.
     """
 
     def __init__(
-        self, folder: Path, tensorboard: Path, *, dashboards: Sequence[Dashboard], pictures: bool
+        self,
+        folder: Path,
+        tensorboard: Path,
+        *,
+        dashboards: Sequence[Dashboard],
+        pictures: bool,
+        health: Callable[[], Element | None] = lambda: None,
     ) -> None:
         self._folder, self._tensorboard = folder, tensorboard
+        self._health = health
         self._dashboards, self._pictures = dashboards, pictures
         self._found: dict[str, _Found] = {}  # by set
         self.report: Path | None = None
@@ -102,7 +111,13 @@ class Findings:
         evaluation = Evaluation(list(models.values()), results)
         write_whole(self._folder / "results.json", evaluation.as_json())
         path = self._folder / "report.html"
-        write_html(evaluation, path, pictures=self._picture if self._pictures else None)
+        health = self._health()
+        write_html(
+            evaluation,
+            path,
+            pictures=self._picture if self._pictures else None,
+            more=[] if health is None else [health],
+        )
         self.report = path
 
     def _picture(self, name: str, image: str) -> bytes | None:

@@ -55,11 +55,16 @@ class Journal:
         """Drop the lines of later steps; of all where the step is 0."""
         self._file.rewrite(lambda: forget_after(self.path, step))
 
-    def verifications(self) -> list[tuple[int, Scores]]:
-        """Steps and their scores, as they were written; none where the file cannot be read."""
+    def lines(self) -> list[dict[str, Any]]:
+        """As they were written; none where the file cannot be read."""
         lines: list[dict[str, Any]] = []
         self._reading.attempt(lambda: lines.extend(read_lines(self.path)))
-        return [(line["step"], line["verification"]) for line in lines if "verification" in line]
+        return lines
+
+    def verifications(self) -> list[tuple[int, Scores]]:
+        """Steps and their scores."""
+        found = self.lines()
+        return [(line["step"], line["verification"]) for line in found if "verification" in line]
 
 
 def forget_after(path: Path, step: int) -> None:

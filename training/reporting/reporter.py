@@ -19,6 +19,8 @@ from rich.progress import (
 )
 
 from facestream import UserError
+from training.health.facts import Facts
+from training.health.watch import Watch
 from training.reporting.dashboards.dashboard import Dashboard
 from training.reporting.dashboards.others import open_others
 from training.reporting.dashboards.tensorboard import TensorBoard
@@ -43,6 +45,7 @@ class Reporter:
         scales_losses: whether steps scale their losses, which the console's lines then tell.
         also: dashboards beside TensorBoard, as log.also names them.
         pictures: whether faces may be shown.
+        facts: what the metrics are judged against; without, nothing is said of the run's health.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Reporter:
         scales_losses: bool = False,
         also: Sequence[str] = (),
         pictures: bool = True,
+        facts: Facts | None = None,
     ) -> None:
         self.console, self._scales_losses = open_console(), scales_losses
         self._pictures = pictures
@@ -64,9 +68,18 @@ class Reporter:
         # A run from its start has not even been verified: nothing of a try before it is shown.
         board = TensorBoard(self.tensorboard_path, first_step=at.step + 1 if at.step else 0)
         self._dashboards: list[Dashboard] = [board, *open_others(also, folder, fresh=not at.step)]
+        self._watch = Watch(facts, self.journal.lines) if facts else None
         self.findings = Findings(
-            folder, self.tensorboard_path, dashboards=self._dashboards, pictures=pictures
+            folder,
+            self.tensorboard_path,
+            dashboards=self._dashboards,
+            pictures=pictures,
+            health=self._watch.section if self._watch else lambda: None,
         )
+        self._expected = self._watch.expected_losses() if self._watch else {}
+        if self._expected:
+            board.overlay("loss", ("loss/loss", "loss/expected_low", "loss/expected_high"))
+        self._show_expected(at.step)
         self._tags = Tags()
         self._curves = Outlet(str(self.curves_path))
         self._progress = Progress(
@@ -118,6 +131,8 @@ class Reporter:
             f"Memory: {reading['memory_mb']:.0f} MB   "
             + " ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
         )
+        for line in self._watch.news() if self._watch else ():
+            self.say(line)
 
     def verification(self, at: Position, results: Mapping[str, Mapping[str, float]]) -> None:
         """Scores of each set."""
@@ -140,6 +155,7 @@ class Reporter:
         self.journal.forget_after(at.step)
         for dashboard in self._dashboards:
             dashboard.forget_from(at.step + 1)
+        self._show_expected(at.step)
         self.advance(at)
 
     def images(self, at: Position, images: torch.Tensor) -> None:
@@ -184,6 +200,8 @@ class Reporter:
             (_, first), (figure, last) = figures[0], figures[-1]
             before = f"{first:.4f} → " if len(figures) > 1 else ""
             self.say(f"verification {name}: {figure} {before}{last:.4f}")
+        for line in self._watch.conclusion() if self._watch else ():
+            self.say(line)
         folder = shlex.quote(str(self.tensorboard_path))
         self.say(f"TensorBoard  tensorboard --logdir {folder}")
         self.say(f"checkpoint   {checkpoint}")
@@ -199,6 +217,12 @@ class Reporter:
         for dashboard in self._dashboards:
             dashboard.close()
         self._log.detach()
+
+    def _show_expected(self, after: int) -> None:
+        """The losses to expect at later steps, beside which those of the run will stand."""
+        for step, span in self._expected.items():
+            if step > after:
+                self._scalars(span, step)
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
         for dashboard in self._dashboards:

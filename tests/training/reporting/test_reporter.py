@@ -18,6 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from heads import CosFace, PartialFC
 from tests.host_reads import no_host_reads
+from training.config import load_config
+from training.health.expected import known
+from training.health.facts import Facts
+from training.health.watch import Watch
 from training.reporting.console import protect_console
 from training.reporting.journal import Position
 from training.reporting.meters import Meters, pace, peak_memory
@@ -28,6 +32,7 @@ from training.reporting.tags import Tags
 from training.step.precision import choose_precision
 from training.step.train_step import StepResult, TrainStep
 
+ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 
 
@@ -217,6 +222,34 @@ def test_going_back_forgets_the_steps_that_come_again(tmp_path):
     reporter.close()
     steps = [json.loads(line)["step"] for line in reporter.journal.path.read_text().splitlines()]
     assert steps == [5, 10, 12] == points(reporter, "loss/loss")
+
+
+def of_known_recipe() -> Facts:
+    [first, *_] = known()
+    config = load_config(ROOT / f"configs/{first.recipe}.py")
+    return Facts.of(config, classes=first.classes, steps_per_epoch=first.steps_per_epoch)
+
+
+def test_losses_to_expect_stand_beside_the_run_s_own_also_after_it_has_gone_back(tmp_path):
+    facts = of_known_recipe()
+    expected = sorted(Watch(facts, list).expected_losses())
+    reporter = Reporter(tmp_path, at=Position(0, 0.0, 9005), facts=facts)
+    assert points(reporter, "loss/expected_low") == expected
+    reporter.go_back(Position(expected[1], 0.5, 9005))
+    reporter.close()
+    assert points(reporter, "loss/expected_high") == expected
+    layout = EventAccumulator(str(reporter.tensorboard_path)).Reload().Tags()["tensors"]
+    assert "custom_scalars__config__" in layout
+
+
+def test_what_is_wrong_is_said_while_the_run_goes_on_and_at_its_end(tmp_path):
+    reporter = Reporter(tmp_path, at=Position(0, 0.0, 9005), facts=of_known_recipe())
+    for step in range(1, 10):
+        reporter.training(Position(step, step / 20, 9005), read() | {"loss": 0.0})
+    reporter.close()
+    reporter.sum_up(None)
+    log = (tmp_path / "run.log").read_text()
+    assert log.count("ill        one class: the loss is 0 from the start") == 2
 
 
 SCORES = {"lfw": {"accuracy": 0.9, "accuracy_std": 0.1, "auc": 0.95, "tar_at_far": 0.5}}
