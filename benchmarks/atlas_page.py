@@ -142,11 +142,26 @@ def _doubt(done: Sequence[Cell], wanted: Sequence[Cell]) -> list[str]:
     )
     # Of two means over as many seeds as the shortest row has.
     visible = 2 * pooled * math.sqrt(2 / min(map(len, rows)))
-    return [
+    lines = [
         f"Seeds of a row lie {pooled:.3f} of accuracy apart; rows that differ by less than "
         f"{visible:.3f} (twice the standard",
         "error of a difference) are alike as far as these trainings can tell.",
+        "",
     ]
+    for rate in _distinct(cell["rate"] for cell in wanted):
+        means = {
+            alike[0]["margin"]: mean_and_deviation(alike, "accuracy")[0]
+            for alike in rows
+            if alike[0]["rate"] == rate
+        }
+        if len(means) > 1:
+            best = max(means, key=lambda margin: means[margin])
+            worse = [margin for margin in means if means[best] - means[margin] > visible]
+            lines.append(
+                f"- At a rate of {rate:g} {best} is highest, with {means[best]:.3f}; lower by more "
+                f"than that difference: {', '.join(worse) or 'none'}."
+            )
+    return lines
 
 
 def _missing(cells: Sequence[Cell]) -> list[str]:
