@@ -147,7 +147,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         index = draw_set(Path(folder), arguments.records)
-        size = index.file.size
+        size = index.path.stat().st_size
         rates = measure(index.path, arguments.rounds, arguments.seconds)
     rows = [(name, f"{rate:,.0f}") for name, rate in rates.items()]
     show(("storage, order, reads ahead", "images/s"), rows)

@@ -15,7 +15,6 @@ training takes square ones of one size.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,8 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.containers.shards import train_split
+from pipeline.containers.webdataset import read_webdataset
 from pipeline.passed_over import PassedOver
 from pipeline.records.manifest import Provenance, read_provenance, write_manifest
 from pipeline.records.recordio import RecordError
@@ -43,7 +44,6 @@ from tools.sources.inspection import Inspection
 from tools.sources.lst import read_lst
 from tools.sources.rec import BY, read_rec
 from tools.sources.sample import Identity, group
-from tools.sources.webdataset import read_webdataset
 from training.command import command, whole_number
 
 T = TypeVar("T")
@@ -77,7 +77,6 @@ class Options:
         return {key: value for key, value in everything.items() if value is not None}
 
 
-_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![A-Za-z0-9])")
 _ONLY_FOR = {
     "nested": ("folders",),
     "root": ("lst",),
@@ -120,19 +119,10 @@ def find_sources(paths: Sequence[Path]) -> tuple[str, list[Path]]:
 
 def _one_split(files: list[Path]) -> list[Path]:
     """The train split of these files, where they are named by splits."""
-    splits: dict[str, list[Path]] = {}
-    for file in files:
-        named = _SPLIT.match(file.name)
-        splits.setdefault(named[1] if named else "", []).append(file)
-    if len(splits) == 1:
-        return files
-    told = ", ".join(f"{len(of)} of {split or 'no split'}" for split, of in splits.items())
-    if "train" not in splits:
-        raise RecordError(
-            f"{files[0].parent} holds files of several splits: {told}. Name those to pack"
-        )
-    print(f"splits        {told}: train alone is packed; name files to pack others")
-    return splits["train"]
+    chosen, told = train_split(files)
+    if told:
+        print(f"splits        {told}: train alone is packed; name files to pack others")
+    return chosen
 
 
 def read_identities(

@@ -27,10 +27,10 @@ from evaluation.images import Images
 from evaluation.predicted import FORMS, About, check_names, write_predicted
 from evaluation.protocols.protocol import quality_of
 from facestream import UserError
+from pipeline.containers.stored import NO_LABEL, Labels
 from tools.sources.cropping import add_crop_options, take_crop_options
 from tools.sources.named_images import EXPECTED, Columns, NamedImages, open_named_images
 from tools.sources.named_model import add_model_options, open_named_model
-from tools.sources.stored import NO_LABEL, Labels
 from training.allocator import keep_pages
 from training.command import command
 from training.distributed import World, joined_world
@@ -129,7 +129,7 @@ def _quality(arguments: argparse.Namespace, source: NamedImages) -> np.ndarray |
             f"--quality-column goes with .parquet files, and {arguments.input} is none: give "
             "--quality FILE.csv"
         )
-    from tools.sources.parquet_images import column_of
+    from pipeline.containers.parquet_images import column_of
 
     return column_of(source.parquet, arguments.quality_column).astype(np.float32)
 

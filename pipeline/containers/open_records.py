@@ -12,8 +12,12 @@ import numpy as np
 from pipeline.containers.content import Content
 from pipeline.containers.folder import FolderImages, folder_state, scan_folder
 from pipeline.containers.forms import form_of
+from pipeline.containers.lmdb_images import lmdb_state, lmdb_store, scan_lmdb
+from pipeline.containers.parquet_set import parquet_state, parquet_store, scan_parquet
 from pipeline.containers.set_index import SetIndex, read_set_indexes, write_set_index
 from pipeline.containers.texts import Texts
+from pipeline.containers.webdataset import scan_tars, tar_state, tar_store
+from pipeline.containers.zip_images import scan_zip, zip_state, zip_store
 from pipeline.passed_over import PassedOver
 from pipeline.records.index import RecordIndex, open_index
 from pipeline.records.recordio import RecordError
@@ -39,7 +43,13 @@ class Form(NamedTuple):
     store: Callable[[Path, Content], Store]
 
 
-FORMS = {"folder": Form(folder_state, scan_folder, FolderImages)}
+FORMS = {
+    "folder": Form(folder_state, scan_folder, FolderImages),
+    "zip": Form(zip_state, scan_zip, zip_store),
+    "lmdb": Form(lmdb_state, scan_lmdb, lmdb_store),
+    "tar": Form(tar_state, scan_tars, tar_store),
+    "parquet": Form(parquet_state, scan_parquet, parquet_store),
+}
 
 
 def open_records(path: str | Path, progress: Progress | None = None) -> RecordIndex:

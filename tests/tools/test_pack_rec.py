@@ -217,7 +217,7 @@ def test_of_splits_side_by_side_train_alone_is_packed_and_said(tmp_path, capsys)
     for file in files:
         file.unlink()
     (tmp_path / "val.parquet").touch()
-    with pytest.raises(RecordError, match=r"1 of test, 1 of val\. Name those to pack"):
+    with pytest.raises(RecordError, match=r"1 of test, 1 of val\. Name those to take"):
         find_sources([tmp_path])
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.ahead import cores, map_ahead
+from pipeline.containers.sample import Sample
 from pipeline.named_path import read_text
 from pipeline.passed_over import Passed, PassedOver
 from pipeline.photos import read_image
 from pipeline.records.recordio import RecordError
 from tools.sources.folder_names import on_disk
-from tools.sources.sample import Sample
 
 
 def read_lst(

@@ -21,6 +21,10 @@ from evaluation.images import (
 )
 from evaluation.people.training_images import training_images
 from facestream import UserError
+from pipeline.containers.lmdb_images import stored_lmdb
+from pipeline.containers.stored import BY_FOLDERS, Labels, Stored, folder_labels, labels_of
+from pipeline.containers.webdataset import stored_webdataset
+from pipeline.containers.zip_images import stored_zip
 from pipeline.lmdb_file import find_lmdb
 from pipeline.named_path import check_path, read_text
 from pipeline.photos import CONVERTED, SUFFIXES
@@ -30,11 +34,7 @@ from pipeline.records.manifest import read_names
 from pipeline.records.recordio import RecordError
 from tools.sources.cropping import CropOptions, open_cropper
 from tools.sources.folder_names import on_disk
-from tools.sources.lmdb_images import stored_lmdb
 from tools.sources.lst import parse_line
-from tools.sources.stored import BY_FOLDERS, Labels, Stored, folder_labels, labels_of
-from tools.sources.webdataset import stored_webdataset
-from tools.sources.zip_images import stored_zip
 
 _LOOKED_AT = 8  # images, for their size
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
@@ -178,7 +178,7 @@ def _stored(source: Path, columns: Columns) -> tuple[Stored, Sequence[Path]] | N
     suffix = files[0].suffix.lower() if files else ""
     if suffix == ".parquet":
         try:
-            from tools.sources.parquet_images import stored_parquet
+            from pipeline.containers.parquet_images import stored_parquet
         except ImportError as error:
             raise UserError(f"parquet needs pyarrow: pip install pyarrow ({error})") from error
         found = stored_parquet(files, image_column=columns.image, label_column=columns.label)

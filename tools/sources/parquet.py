@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.passed_over import Passed, PassedOver
-from tools.sources.parquet_columns import (
+from pipeline.containers.parquet_columns import (
     NO_IMAGE,
     check_labels,
     class_names,
@@ -18,7 +17,8 @@ from tools.sources.parquet_columns import (
     named_label,
     reading,
 )
-from tools.sources.sample import Sample
+from pipeline.containers.sample import Sample
+from pipeline.passed_over import Passed, PassedOver
 
 _ROWS = 256  # at a time: some MB of images
 

@@ -11,17 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.containers.sample import Sample
 from pipeline.name_order import order_of
 from pipeline.passed_over import Passed, PassedOver
 from pipeline.records.recordio import RecordError
-
-
-class Sample(NamedTuple):
-    """One image, as a source in no particular order has it."""
-
-    identity: int | str
-    image: bytes  # encoded
-    place: str  # file and row or member, for messages
 
 
 class Identity(NamedTuple):

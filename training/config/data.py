@@ -13,7 +13,7 @@ from training.setting_range import Amount, Count, Fraction, Range
 class DataConfig:
     """What is read, and how it is turned into batches."""
 
-    train: Any = ""  # a .rec, its folder, or a folder of identity folders; or several of them
+    train: Any = ""  # a .rec, identity folders, zip, LMDB, parquet, tars: docs/data.md; or several
     weights: tuple[Amount, ...] = ()  # how often an epoch shows each of several; none: once
     identity_map: str = ""  # a .csv or .json: which labels of several files are one person
     leave_out: str = ""  # a text file: identities and records to leave out
@@ -40,7 +40,7 @@ class DataConfig:
             named and (several or isinstance(self.train, str)),
             "data.train",
             self.train,
-            "a .rec file or its folder, a folder of identity folders, or a list of them",
+            "a .rec file, its folder, or a set of another form (docs/data.md), or a list of them",
         )
         check(len(set(self.files)) == len(self.files), "data.train", self.train, "each file once")
         weighted = self.record_weights and not self.columns

@@ -57,14 +57,14 @@ class Identities:
         for index, classes in zip(records.indexes, records.label_maps):
             content = index.file.fingerprint
             files[content] = classes
-            people = index.names or read_names(index.path, content=content) or ()
-            named = zip(classes.tolist(), people)
+            known = index.names or read_names(index.path, content=content) or ()
+            named = zip(classes.tolist(), known)
             names |= {number: name for number, name in named if number >= 0 and not name.isdigit()}
         if identity_map:
             listed = read_identity_names(identity_map, records.indexes)
             for classes, people in zip(records.label_maps, listed):
-                known = {int(classes[label]): name for label, name in people.items()}
-                names |= {number: name for number, name in known.items() if number >= 0}
+                listing = {int(classes[label]): name for label, name in people.items()}
+                names |= {number: name for number, name in listing.items() if number >= 0}
         return cls(num_classes, files, names)
 
     def rows_from(self, other: Identities) -> np.ndarray:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -17,6 +21,8 @@ from pipeline.order import BlockOrder
 from pipeline.records.index import RecordIndex
 from pipeline.records.write_set import pack_set
 from synthetic import encode_jpeg, render
+from tests.pipeline.containers.test_lmdb_images import write as write_lmdb
+from tests.pipeline.containers.test_webdataset import shard as write_shard
 
 PEOPLE, IMAGES = 6, 5
 FACES = [[encode_jpeg(render(k, n, seed=3)) for n in range(IMAGES)] for k in range(PEOPLE)]
@@ -30,7 +36,85 @@ def as_folder(root: Path) -> Path:
     return root
 
 
-FORMS: dict[str, Callable[[Path], Path]] = {"folder": as_folder}
+def as_zip(root: Path, how: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(root.with_suffix(".zip"), "w", how) as opened:
+        for person, images in enumerate(FACES):
+            for number, image in enumerate(images):
+                opened.writestr(f"faces/p{person}/{number}.jpg", image)
+    return root.with_suffix(".zip")
+
+
+def as_deflated_zip(root: Path) -> Path:
+    return as_zip(root, zipfile.ZIP_DEFLATED)
+
+
+def as_streamed_zip(root: Path) -> Path:
+    """As programs write one into a pipe: sums and sizes come after the images."""
+    path = root.with_suffix(".zip")
+    pipe = io.BytesIO()
+    pipe.seekable = lambda: False
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as opened:
+        for person, images in enumerate(FACES):
+            for number, image in enumerate(images):
+                opened.writestr(f"p{person}/{number}.jpg", image)
+    path.write_bytes(pipe.getvalue())
+    return path
+
+
+def as_lmdb(root: Path) -> Path:
+    """msgpack of [image, label], as HSFace has it."""
+    values = {}
+    for person, images in enumerate(FACES):
+        for number, image in enumerate(images):
+            head = b"\x92\xc5" + len(image).to_bytes(2, "big")
+            values[f"{person * IMAGES + number:08d}"] = head + image + bytes([person])
+    write_lmdb(root, values)
+    return root
+
+
+def as_tars(root: Path) -> Path:
+    """Two shards, the people in turn."""
+    root.mkdir()
+    for shard in range(2):
+        members = []
+        for person in range(PEOPLE)[shard * 3 : shard * 3 + 3]:
+            for number, image in enumerate(FACES[person]):
+                name = f"{person}_{number}"
+                members += [(f"{name}.jpg", image), (f"{name}.cls", b"%d" % person)]
+        write_shard(root / f"{shard}.tar", members)
+    return root
+
+
+def as_parquet(root: Path, compression: str = "none") -> Path:
+    """Two files of small row groups, as on Hugging Face's hub."""
+    (root / "data").mkdir(parents=True)
+    for shard in range(2):
+        people = range(PEOPLE)[shard * 3 : shard * 3 + 3]
+        images = [{"bytes": image, "path": None} for person in people for image in FACES[person]]
+        labels = [person for person in people for _ in range(IMAGES)]
+        pq.write_table(
+            pa.table({"image": images, "label": labels}),
+            root / "data" / f"train-{shard:05d}-of-00002.parquet",
+            row_group_size=4,
+            compression=compression,
+        )
+    return root
+
+
+def as_compressed_parquet(root: Path) -> Path:
+    return as_parquet(root, "gzip")
+
+
+FORMS: dict[str, Callable[[Path], Path]] = {
+    "folder": as_folder,
+    "zip": as_zip,
+    "deflated zip": as_deflated_zip,
+    "streamed zip": as_streamed_zip,
+    "LMDB": as_lmdb,
+    "tars": as_tars,
+    "parquet": as_parquet,
+    "compressed parquet": as_compressed_parquet,
+}
 
 
 @pytest.fixture(params=FORMS)

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.containers.sample import Sample
 from pipeline.passed_over import PassedOver
 from pipeline.records.recordio import RecordError
-from tools.sources.sample import Identity, Sample, group
+from tools.sources.sample import Identity, group
 
 samples = st.lists(
     st.builds(Sample, st.integers(-3, 12), st.binary(min_size=1, max_size=9), st.text(max_size=5)),

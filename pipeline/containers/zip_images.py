@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 import zlib
 from array import array
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from facestream import UserError
-from pipeline.named_path import MALFORMED
-from pipeline.photos import CONVERTED, MOST_BYTES, SUFFIXES
-from pipeline.records.recordio import RecordError
-from tools.sources.stored import OpenFiles, Stored, archive_labels, state_of
+import numpy as np
 
-_LOCAL = 30  # bytes of the header before a member, without its name and what follows
-_ENCRYPTED = 1
+from facestream import UserError
+from pipeline.containers.archive import scan_archive
+from pipeline.containers.content import Content
+from pipeline.containers.stored import OpenFiles, Spans, Stored, archive_labels, state_of
+from pipeline.named_path import MALFORMED
+from pipeline.passed_over import PassedOver
+from pipeline.photos import CONVERTED, MOST_BYTES, SUFFIXES
+from pipeline.records.record_file import DataFile
+from pipeline.records.recordio import RecordError
+from pipeline.records.scan import Progress
+
+_HEADER = struct.Struct("<4s5H3I2H")  # before a member, without its name and what follows
+_LOCAL = _HEADER.size
+_USUAL = 64  # bytes that usually are enough for what follows a name
+_ENCRYPTED, _LATER = 1, 8  # flags; sum and sizes come after the member, not before it
+_IN_64_BITS = 0xFFFFFFFF  # as a size
 _OF_ZIPFILE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError)
 
 
@@ -73,7 +86,73 @@ def stored_zip(path: Path) -> Stored:
             raise RecordError("is damaged: it is not what the .zip says of it")
         return content
 
-    return Stored(names, read, state_of([path]), lambda: archive_labels(names))
+    def spans(_: Progress | None) -> Spans:
+        # What follows a local header's name is known when it is read.
+        headers = [_LOCAL + len(os.fsencode(name)) for name in names]
+        lengths = [length if size else 0 for length, size in zip(packed, sizes)]
+        return Spans(*(np.array(one, np.int64) for one in (starts, headers, lengths)))
+
+    return Stored(names, read, state_of([path]), lambda: archive_labels(names), spans)
+
+
+def zip_state(path: Path) -> str:
+    return state_of([path])
+
+
+def scan_zip(path: Path, passed_over: PassedOver, progress: Progress | None = None) -> Content:
+    """As scan_archive."""
+    return scan_archive(str(path), stored_zip(path), passed_over, progress)
+
+
+def zip_store(path: Path, _: Content) -> ZipImages:
+    return ZipImages(path)
+
+
+class ZipImages(DataFile):
+    """The images of a .zip by where their local headers begin; a Store (store.py).
+
+    It needs nothing of the directory at the archive's end: a local header says how an image is
+    packed, and what its bytes sum up to.
+    """
+
+    def sources(self, records: np.ndarray) -> list[Callable[[], bytes]]:
+        headers, lengths = records["header"].tolist(), records["length"].tolist()
+        places = zip(records["offset"].tolist(), headers, lengths)
+        return [partial(self._image, *place) for place in places]
+
+    def place(self, record: np.void) -> str:
+        begin, length = int(record["offset"]) + _LOCAL, int(record["header"]) - _LOCAL
+        try:
+            return f"{self.path}: {self.read(begin, length).decode(errors='backslashreplace')}"
+        except RecordError:
+            return super().place(record)
+
+    def _image(self, offset: int, header: int, length: int) -> bytes:
+        # The directory comes after all images, so that there is something to read beyond each.
+        content = self.read(offset, header + _USUAL + length)
+        how, sum_, size, begin = _local(content)
+        if begin + length > len(content):
+            content = self.read(offset, begin + length)
+        image = content[begin : begin + length]
+        if how == zipfile.ZIP_DEFLATED:
+            image = _inflated(image, size or MOST_BYTES)
+        elif how != zipfile.ZIP_STORED:
+            raise RecordError("is damaged: its header in the .zip says another way of packing")
+        if size and (len(image) != size or zlib.crc32(image) != sum_):
+            raise RecordError("is damaged: it is not what the .zip says of it")
+        return image
+
+
+def _local(content: bytes) -> tuple[int, int, int, int]:
+    """Of a local header: the way of packing, sum and size of the image, where that begins.
+
+    The size is 0 where it was not known when the header was written.
+    """
+    magic, _, flags, how, _, _, sum_, _, size, name, more = _HEADER.unpack_from(content)
+    if magic != b"PK\3\4":
+        raise RecordError("is damaged: its header in the .zip is none")
+    known = not flags & _LATER and size < _IN_64_BITS
+    return how, sum_, size if known else 0, _LOCAL + name + more
 
 
 def _parts(member: zipfile.ZipInfo) -> list[str]:

@@ -13,16 +13,30 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.lmdb_file import LmdbError, index_lmdb
+from pipeline.containers.archive import scan_archive
+from pipeline.containers.content import Content
+from pipeline.containers.stored import (
+    NO_LABEL,
+    Labels,
+    OpenFiles,
+    Spans,
+    Stored,
+    archive_labels,
+    state_of,
+)
+from pipeline.lmdb_file import LmdbError, find_lmdb, index_lmdb
 from pipeline.name_order import order_of
+from pipeline.passed_over import PassedOver
 from pipeline.photos import MOST_BYTES
 from pipeline.records.image_kind import image_kind
+from pipeline.records.record_file import DataFile
 from pipeline.records.recordio import RecordError
-from tools.sources.stored import NO_LABEL, Labels, OpenFiles, Stored, archive_labels, state_of
+from pipeline.records.scan import Progress
 
 _WOULD_LABEL = "Values that are msgpack of [image, label], or keys such as PERSON/1.jpg, would"
 _LOOKED_AT = 8  # values, for their form
 _SHORT = 16  # bytes: more than what stands before a value in msgpack
+_TOLD_EVERY = 1000  # values
 _DEEPEST = 4  # lists in lists
 
 At = Callable[[int, int], bytes]  # offset in a value and length to these bytes, fewer at its end
@@ -56,17 +70,52 @@ def stored_lmdb(path: Path) -> Stored:
         offset, length, _ = _parts(at(place), int(lengths[place]))
         return at(place)(offset, length)
 
+    looked_at: list[tuple[Spans, np.ndarray]] = []
+
+    def look(progress: Progress | None = None) -> tuple[Spans, np.ndarray]:
+        """Where the images lie, and their labels: one look at every value says both."""
+        if not looked_at:
+            header, length, label = np.zeros((3, len(kept)), np.int64)
+            label[:] = NO_LABEL
+            for place in range(len(kept)):
+                try:
+                    parts = _parts(at(place), int(lengths[place]))
+                    header[place], length[place], label[place] = parts
+                except (RecordError, OverflowError):  # it is counted as damaged
+                    length[place] = 0
+                if progress and place % _TOLD_EVERY == 0:
+                    progress(place, len(kept))
+            looked_at.append((Spans(offsets, header, length), label))
+        return looked_at[0]
+
     def labels() -> Labels | None:
-        numbers = np.full(len(kept), NO_LABEL, np.int64)
-        for place in range(len(kept)):
-            try:
-                numbers[place] = _parts(at(place), int(lengths[place]))[2]
-            except (RecordError, OverflowError):  # it is counted as damaged
-                continue
+        numbers = look()[1]
         return Labels(numbers) if (numbers != NO_LABEL).any() else archive_labels(kept_names)
 
     _check_form(path, [at(place) for place in _from_here_and_there(len(kept))])
-    return Stored(kept_names, read, state_of([path]), labels, _WOULD_LABEL)
+    return Stored(
+        kept_names, read, state_of([path]), labels, lambda told: look(told)[0], _WOULD_LABEL
+    )
+
+
+def lmdb_state(path: Path) -> str:
+    return state_of([_file_of(path)])
+
+
+def scan_lmdb(path: Path, passed_over: PassedOver, progress: Progress | None = None) -> Content:
+    """As scan_archive."""
+    return scan_archive(str(path), stored_lmdb(_file_of(path)), passed_over, progress)
+
+
+def lmdb_store(path: Path, _: Content) -> DataFile:
+    """Values lie in the file as they are, and so do the images in them."""
+    return DataFile(_file_of(path))
+
+
+def _file_of(path: Path) -> Path:
+    file = find_lmdb(path)
+    assert file is not None, "an LMDB by its name"
+    return file
 
 
 def _from_here_and_there(count: int) -> list[int]:

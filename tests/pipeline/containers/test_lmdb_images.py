@@ -9,10 +9,10 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from pipeline.containers.lmdb_images import stored_lmdb
+from pipeline.containers.stored import NO_LABEL
 from pipeline.lmdb_file import LmdbError
 from pipeline.records.recordio import RecordError
-from tools.sources.lmdb_images import stored_lmdb
-from tools.sources.stored import NO_LABEL
 
 JPEGS = [
     b"\xff\xd8" + random.Random(k).randbytes(length) for k, length in enumerate((9, 300, 6000))

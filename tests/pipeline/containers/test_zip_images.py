@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.containers import zip_images
+from pipeline.containers.stored import NO_LABEL
+from pipeline.containers.zip_images import ZipError, stored_zip
 from pipeline.records.recordio import RecordError
-from tools.sources import zip_images
-from tools.sources.stored import NO_LABEL
-from tools.sources.zip_images import ZipError, stored_zip
 
 IMAGES = {f"{'abc'[k % 3]}/{k}.jpg": random.Random(k).randbytes(500) + bytes(500) for k in range(9)}
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.containers import webdataset
+from pipeline.containers.webdataset import read_webdataset, stored_webdataset
 from pipeline.passed_over import PassedOver
 from pipeline.records.recordio import RecordError
-from tools.sources import webdataset
-from tools.sources.webdataset import read_webdataset, stored_webdataset
 
 
 def shard(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:

@@ -10,14 +10,15 @@ import pyarrow as pa
 import pytest
 
 from facestream import UserError
+from pipeline.containers.lmdb_images import stored_lmdb
+from pipeline.containers.parquet_images import stored_parquet
+from pipeline.containers.stored import Stored
+from pipeline.containers.webdataset import stored_webdataset
+from pipeline.containers.zip_images import stored_zip
 from pipeline.records.recordio import RecordError
 from tests.damage import mutate
-from tests.tools.sources import test_lmdb_images, test_parquet, test_webdataset, test_zip_images
-from tools.sources.lmdb_images import stored_lmdb
-from tools.sources.parquet_images import stored_parquet
-from tools.sources.stored import Stored
-from tools.sources.webdataset import stored_webdataset
-from tools.sources.zip_images import stored_zip
+from tests.pipeline.containers import test_lmdb_images, test_webdataset, test_zip_images
+from tests.tools.sources import test_parquet
 
 ROUNDS = 100
 

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.containers import parquet_images
+from pipeline.containers.parquet_images import column_of, stored_parquet
 from pipeline.records.recordio import RecordError
 from tests.tools.sources.test_parquet import IMAGES, STRUCT, write
-from tools.sources import parquet_images
-from tools.sources.parquet_images import column_of, stored_parquet
 
 
 def files(folder: Path, labels: pa.Array | None = None, **columns: pa.Array) -> list[Path]:

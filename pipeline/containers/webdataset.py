@@ -16,11 +16,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipeline.containers.archive import columns_as_named, scan_archive
+from pipeline.containers.content import Content
+from pipeline.containers.files import FilesEndToEnd
+from pipeline.containers.sample import Sample
+from pipeline.containers.shards import shards_of
+from pipeline.containers.stored import OpenFiles, Spans, Stored, labels_of, state_of
 from pipeline.passed_over import Passed, PassedOver
 from pipeline.photos import MOST_BYTES
 from pipeline.records.recordio import RecordError
-from tools.sources.sample import Sample
-from tools.sources.stored import OpenFiles, Stored, labels_of, state_of
+from pipeline.records.scan import Progress
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
 
@@ -52,7 +59,9 @@ def read_webdataset(
                     yield Sample(_label(place, fields, label_key), fields["image"], place)
 
 
-def stored_webdataset(shards: Sequence[Path], *, label_key: str = "label") -> Stored:
+def stored_webdataset(
+    shards: Sequence[Path], *, label_key: str = "label", progress: Progress | None = None
+) -> Stored:
     """The images of all samples of `shards`, where they lie; a sample need not have a label.
 
     An image is named by its sample, and of several shards by the shard's name before it.
@@ -83,14 +92,38 @@ def stored_webdataset(shards: Sequence[Path], *, label_key: str = "label") -> St
                 which.append(number)
                 starts.append(member.offset_data)
                 sizes.append(member.size)
+        if progress:
+            progress(number + 1, len(shards))
     content_at = OpenFiles(shards)
+
+    def spans(_: Progress | None) -> Spans:
+        sizes_before = np.cumsum([0, *(shard.stat().st_size for shard in shards)])
+        offset = np.array(starts, np.int64) + sizes_before[np.array(which, np.int64)]
+        return Spans(offset, np.zeros_like(offset), np.array(sizes, np.int64))
+
     return Stored(
         list(names),
         lambda place: content_at(which[place], starts[place], sizes[place]),
         state_of(shards),
         lambda: labels_of(identities),
+        spans,
         "A .cls of each sample would, or a key of its .json that --label-column names",
     )
+
+
+def tar_state(path: Path) -> str:
+    return state_of(shards_of(path, ".tar"))
+
+
+def scan_tars(path: Path, passed_over: PassedOver, progress: Progress | None = None) -> Content:
+    """As scan_archive, of a shard or a folder of them."""
+    with columns_as_named():
+        stored = stored_webdataset(shards_of(path, ".tar"), progress=progress)
+        return scan_archive(str(path), stored, passed_over, progress)
+
+
+def tar_store(path: Path, _: Content) -> FilesEndToEnd:
+    return FilesEndToEnd(shards_of(path, ".tar"))
 
 
 @contextmanager

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from facestream import UserError
+from pipeline.containers import stored
+from pipeline.containers.stored import OpenFiles, folder_labels, labels_of, state_of
 from pipeline.records.recordio import RecordError
-from tools.sources import stored
-from tools.sources.stored import OpenFiles, folder_labels, labels_of, state_of
 
 
 def test_numbers_stay_and_names_are_numbered_as_pack_rec_numbers_them():

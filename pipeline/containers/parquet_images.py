@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.photos import MOST_BYTES
-from pipeline.records.recordio import RecordError
-from tools.sources.parquet_columns import (
+from pipeline.containers.parquet_columns import (
     NO_IMAGE,
     check_labels,
     class_names,
@@ -24,7 +22,10 @@ from tools.sources.parquet_columns import (
     named_label,
     reading,
 )
-from tools.sources.stored import Stored, labels_of, state_of
+from pipeline.containers.stored import Spans, Stored, labels_of, state_of
+from pipeline.photos import MOST_BYTES
+from pipeline.records.recordio import RecordError
+from pipeline.records.scan import Progress
 
 _MOST_TOGETHER = 2 << 30  # bytes of a row group: images of it are in memory together
 _KEPT = 4  # row groups
@@ -43,7 +44,7 @@ def stored_parquet(
     Raises:
         RecordError: as read_parquet, and for row groups too large to be held in memory.
     """
-    rows = _Rows(files, image_column)
+    rows = Rows(files, image_column)
     identities: list[int | str] = []
     for path, file in zip(files, rows.opened):
         identities += _identities(path, file, label_column)
@@ -52,7 +53,14 @@ def stored_parquet(
         raise RecordError(f"two files are called {files[0].name}: rename one of them")
     known_by = f"{state_of(files)} {image_column}"
     would_label = "A column label would, or another one that --label-column names"
-    return Stored(names, rows.image, known_by, lambda: labels_of(identities), would_label)
+    return Stored(
+        names, rows.image, known_by, lambda: labels_of(identities), rows.spans, would_label
+    )
+
+
+def open_rows(files: Sequence[Path]) -> Callable[[int], bytes]:
+    """What reads the image of a row by its offset, as `Stored.spans` has it."""
+    return Rows(files, None).image_at
 
 
 def column_of(files: Sequence[Path], name: str) -> np.ndarray:
@@ -80,15 +88,18 @@ class _Group:
     Attributes:
         file, number: which file, and which of its row groups.
         first, rows: the place of the first one among all rows, and how many there are.
+        begin, size: where their images begin, counted through all files, and how many bytes follow.
     """
 
     file: int
     number: int
     first: int
     rows: int
+    begin: int
+    size: int
 
 
-class _Rows:
+class Rows:
     """The image of any row; threads may share them, and the last row groups are kept.
 
     Attributes:
@@ -101,12 +112,15 @@ class _Rows:
         self._kept: OrderedDict[int, pa.Array] = OrderedDict()
         self._groups: list[_Group] = []
         self._columns: list[str] = []
+        self._bytes = 0  # of the files so far
         self.opened: list[pq.ParquetFile] = []
         self.counts: list[int] = []
         for path in files:
             with reading(path):
                 self._open(path, image_column)
         self._firsts = np.array([group.first for group in self._groups], np.int64)
+        self._begins = np.array([group.begin for group in self._groups], np.int64)
+        self._starts = np.cumsum([0, *(path.stat().st_size for path in files)]).tolist()
 
     def _open(self, path: Path, image_column: str | None) -> None:
         file, before = pq.ParquetFile(path), sum(self.counts)
@@ -116,11 +130,13 @@ class _Rows:
         rows = 0
         for number in range(file.metadata.num_row_groups):
             about = file.metadata.row_group(number)
-            _check_size(path, about, column)
-            self._groups.append(_Group(len(self.opened), number, before + rows, about.num_rows))
+            begin, size = _check_size(path, about, column)
+            at = len(self.opened), number, before + rows, about.num_rows, self._bytes + begin, size
+            self._groups.append(_Group(*at))
             rows += about.num_rows
         if rows != file.metadata.num_rows:
             raise RecordError(f"{path} is damaged: its row groups are not its rows")
+        self._bytes += path.stat().st_size
         self.opened.append(file)
         self.counts.append(rows)
         self._columns.append(column)
@@ -128,13 +144,58 @@ class _Rows:
     def image(self, place: int) -> bytes:
         """The encoded image of a row. Raises RecordError where there is none, or none is read."""
         at = int(np.searchsorted(self._firsts, place, side="right")) - 1
+        return self._image(at, place - self._groups[at].first)
+
+    def image_at(self, offset: int) -> bytes:
+        """The same by the offset that `spans` gives to the row."""
+        at = int(np.searchsorted(self._begins, offset, side="right")) - 1
+        return self._image(at, offset - self._groups[at].begin)
+
+    def spans(self, progress: Progress | None = None) -> Spans:
+        """Where the images lie: as they are, where nothing has packed them.
+
+        A row's offset is that of its row group's images, and as many bytes on as rows are before
+        it: it tells which row it is. Where its image does not lie there as it is, header is 0.
+        """
+        offset, header, length = np.zeros((3, sum(self.counts)), np.int64)
+        for done, group in enumerate(self._groups):
+            rows = slice(group.first, group.first + group.rows)
+            offset[rows] = group.begin + np.arange(group.rows)
+            images = [value.as_py() or b"" for value in self._read(group)]
+            length[rows] = [len(image) for image in images]
+            header[rows] = self._places(group, images) - np.arange(group.rows)
+            header[rows][header[rows] < 0] = 0
+            if progress:
+                progress(done + 1, len(self._groups))
+        return Spans(offset, header, length)
+
+    def _places(self, group: _Group, images: Sequence[bytes]) -> np.ndarray:
+        """(rows,) int64: where each image lies in the bytes of its row group, 0 if it does not.
+
+        Bytes that are the image's are the image, however the file is laid out.
+        """
+        begin = group.begin - self._starts[group.file]
+        with self._files[group.file].open("rb") as file:
+            file.seek(begin)
+            content = file.read(group.size)
+        places, after = np.zeros(len(images), np.int64), 0
+        for row, image in enumerate(images):
+            at = content.find(image, after) if image else 0
+            if at < 0:  # it was stored once, before, for two rows
+                at = content.find(image)
+            if at < 0:  # packed, and so are the others
+                return np.zeros(len(images), np.int64)
+            places[row], after = at, max(after, at + len(image))
+        return places
+
+    def _image(self, at: int, row: int) -> bytes:
         with self._lock:
             if at not in self._kept:
                 self._kept[at] = self._read(self._groups[at])
                 if len(self._kept) > _KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(at)
-            value = self._kept[at][place - self._groups[at].first]
+            value = self._kept[at][row]
         image = value.as_py()
         if image is None:
             raise RecordError(f"is none: {NO_IMAGE}")
@@ -154,16 +215,25 @@ class _Rows:
         return pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
 
 
-def _check_size(path: Path, about: pq.RowGroupMetaData, column: str) -> None:
+def _check_size(path: Path, about: pq.RowGroupMetaData, column: str) -> tuple[int, int]:
+    """Where the images of a row group begin in the file, and how many bytes they take there.
+
+    Raises RecordError where they are more than can be held in memory.
+    """
     if not 0 <= about.num_rows <= _ROWS_A_BYTE * path.stat().st_size:
         raise RecordError(f"{path} is damaged: it says it has {about.num_rows:,} rows")
     parts = [about.column(i) for i in range(about.num_columns)]
-    size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema == column)
+    images = next((part for part in parts if part.path_in_schema == column), None)
+    if images is None:
+        raise RecordError(f"{path} is damaged: a row group has no images")
+    size = images.total_uncompressed_size
     if size > _MOST_TOGETHER:
         raise RecordError(
             f"{path} has {about.num_rows:,} rows in one row group, {size:,} bytes of images that "
             "are in memory together: write it again with a row_group_size of 1000"
         )
+    begin = min(filter(None, (images.dictionary_page_offset, images.data_page_offset)))
+    return begin, images.total_compressed_size
 
 
 def _identities(path: Path, file: pq.ParquetFile, label_column: str | None) -> list[int | str]:

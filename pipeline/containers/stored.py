@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from pipeline.name_order import order_of
 from pipeline.named_path import mendable
 from pipeline.photos import MOST_BYTES
 from pipeline.records.recordio import RecordError
+from pipeline.records.scan import Progress
 
 NO_LABEL = -1
 BY_FOLDERS = "Paths with a folder for each person, or a .lst with labels, would"
@@ -34,6 +36,14 @@ class Labels:
     names: Sequence[str] | None = None
 
 
+class Spans(NamedTuple):
+    """Where N images lie, as in a RECORD: (N,) int64 each; of one that cannot be read, length 0."""
+
+    offset: np.ndarray
+    header: np.ndarray
+    length: np.ndarray
+
+
 @dataclass(frozen=True)
 class Stored:
     """N encoded images.
@@ -45,6 +55,8 @@ class Stored:
         known_by: what changes with the images.
         labels: finds out who is who, which may take a while; None where the source does not say.
             Raises UserError for labels that cannot be read.
+        spans: finds out where each lies, for a Store; which may take a while. It is told to a
+            progress.
         would_label: where it does not, what would: a sentence about such a source.
     """
 
@@ -52,6 +64,7 @@ class Stored:
     read: Callable[[int], bytes]
     known_by: str
     labels: Callable[[], Labels | None]
+    spans: Callable[[Progress | None], Spans]
     would_label: str = BY_FOLDERS
 
 

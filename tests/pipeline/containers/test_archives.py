@@ -1,0 +1,183 @@
+"""Archives as training sets: what they must say, what costs an image, what is refused."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from facestream import UserError
+from pipeline.containers.files import FilesEndToEnd
+from pipeline.containers.forms import form_of
+from pipeline.containers.open_records import open_records
+from pipeline.containers.set_index import index_files
+from pipeline.records.index import RecordIndex
+from pipeline.records.recordio import RecordError
+from tests.damage import mutate
+from tests.pipeline.containers.test_lmdb_images import write as write_lmdb
+from tests.pipeline.containers.test_webdataset import shard as write_shard
+
+JPEG = b"\xff\xd8 an image"
+
+
+def a_zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as opened:
+        for name, content in members.items():
+            opened.writestr(name, content)
+    return path
+
+
+def a_parquet(path: Path, images: list[bytes | None], **columns: list) -> Path:
+    pq.write_table(pa.table({"image": images, **columns}), path, compression="none")
+    return path
+
+
+def contents(index: RecordIndex) -> list[bytes]:
+    return [source() for source in index.sources(np.arange(len(index)))]
+
+
+def test_files_are_one_after_another(tmp_path):
+    paths = [tmp_path / name for name in "abc"]
+    for path, size in zip(paths, (5, 0, 7)):
+        path.write_bytes(path.name.encode() * size)
+    files = FilesEndToEnd(paths)
+    assert files.starts.tolist() == [0, 5, 5]
+    assert (files.read(3, 2), files.read(5, 7), files.read(9, 2)) == (b"aa", b"c" * 7, b"cc")
+    files.will_need(3, 9)
+    with pytest.raises(RecordError, match="ends before"):
+        files.read(3, 3)
+    before = files.fingerprint
+    files.check_unchanged()
+    paths[2].write_bytes(b"d" * 7)
+    assert FilesEndToEnd(paths).fingerprint != before
+    with pytest.raises(RecordError, match="c was overwritten"):
+        files.check_unchanged()
+
+
+def test_images_of_a_zip_are_called_by_their_paths_and_empty_ones_are_damage(tmp_path):
+    path = a_zip(
+        tmp_path / "a.zip", {"bob/0.jpg": b"", "bob/1.jpg": JPEG, "ann/1.jpg": JPEG + b"2"}
+    )
+    index = open_records(path)
+    assert contents(index) == [JPEG, JPEG + b"2"], "as they lie"
+    assert (index.labels(np.arange(2)).tolist(), list(index.names)) == ([1, 0], ["ann", "bob"])
+    assert index.place(0) == f"{path}: bob/1.jpg"
+    assert index.summary.damaged_spans == 1
+    assert [file.name for file in index_files(path) if file.is_file()] == ["a.zip.fsidx"]
+
+
+def test_a_long_note_after_a_name_in_a_zip_is_skipped(tmp_path):
+    note = b"\x55\x54" + (200).to_bytes(2, "little") + bytes(200)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as opened:
+        for name in ("a/1.jpg", "b/1.jpg"):
+            member = zipfile.ZipInfo(name)
+            member.extra = note
+            opened.writestr(member, JPEG * 30)
+    assert contents(open_records(tmp_path / "a.zip")) == [JPEG * 30] * 2
+
+
+def test_rows_that_nothing_has_packed_are_read_without_pyarrow(tmp_path, monkeypatch):
+    images = [JPEG + b"%d" % k for k in (0, 1, 2, 1)]  # the last is stored once for two rows
+    path = a_parquet(tmp_path / "a.parquet", images, label=[3, 4, 3, 4])
+    open_records(path)
+    monkeypatch.setitem(sys.modules, "pipeline.containers.parquet_images", None)
+    index = open_records(path)
+    assert contents(index)[:3] == images[:3]
+    assert index.labels(np.arange(4)).tolist() == [3, 4, 3, 4]
+
+
+def test_without_pyarrow_parquet_says_what_to_install(tmp_path, monkeypatch):
+    path = a_parquet(tmp_path / "a.parquet", [JPEG], label=[0])
+    monkeypatch.setitem(sys.modules, "pipeline.containers.parquet_images", None)
+    with pytest.raises(UserError, match="pip install pyarrow"):
+        open_records(path)
+
+
+def test_rows_without_an_image_are_damage_and_without_a_label_passed_over(tmp_path, caplog):
+    path = a_parquet(tmp_path / "a.parquet", [JPEG, None, JPEG + b"2"], label=["x", "x", None])
+    index = open_records(path)
+    assert contents(index) == [JPEG]
+    assert index.summary.damaged_spans == 1
+    assert "image without a label: 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [
+        (lambda path: a_zip(path / "a.zip", {"1.jpg": JPEG}), r"no labels. Paths with a folder"),
+        (lambda path: a_zip(path / "a.zip", {"a/1.txt": b"x"}), "holds no images"),
+        (lambda path: write_lmdb(path / "a", {"1": JPEG}), r"no labels. Values that are msgpack"),
+        (lambda path: write_shard(path / "a.tar", [("1.jpg", JPEG)]), r"no labels. A .cls"),
+        (lambda path: a_parquet(path / "a.parquet", [JPEG]), r"no labels.*tools/pack_rec"),
+        (lambda path: a_parquet(path / "a.parquet", [JPEG], label=[-2]), "has the label -2"),
+        (lambda path: a_parquet(path / "a.parquet", [b""], label=[0]), "no image that can be"),
+    ],
+)
+def test_what_cannot_be_trained_on_says_what_would_be(tmp_path, write, told):
+    with pytest.raises(UserError, match=told):
+        open_records(write(tmp_path))
+
+
+def test_the_form_is_found_by_looking_and_several_are_named(tmp_path):
+    forms = {"a.zip": "zip", "a.tar": "tar", "a.parquet": "parquet", "a.lmdb": "lmdb", "a": "rec"}
+    for name, form in forms.items():
+        (tmp_path / name).touch()
+        assert form_of(tmp_path / name) == form
+    with pytest.raises(RecordError, match=r"holds 1 .tar files, such as a.tar and 1 .parquet"):
+        form_of(tmp_path)
+    (tmp_path / "a.tar").unlink()
+    assert form_of(tmp_path) == "parquet"
+    (tmp_path / "ann").mkdir()
+    assert form_of(tmp_path) == "parquet", "a folder beside it that holds no images"
+    (tmp_path / "ann/1.jpg").touch()
+    with pytest.raises(RecordError, match=r"and folders of images, such as ann. Expected one"):
+        form_of(tmp_path)
+    (tmp_path / "train.rec").touch()
+    assert form_of(tmp_path) == "rec", "its folder has always been a name of it"
+    (tmp_path / "a.tar.gz").touch()
+    with pytest.raises(RecordError, match=r"packed as a whole.*Unpack it first"):
+        form_of(tmp_path / "a.tar.gz")
+
+
+FORMS = {
+    "zip": lambda path: a_zip(path / "a.zip", {f"{k}/{k}.jpg": JPEG * 20 for k in range(9)}),
+    "lmdb": lambda path: write_lmdb(path / "a", {f"p{k}/1.jpg": JPEG * 20 for k in range(9)}),
+    "tar": lambda path: write_shard(
+        path / "a.tar",
+        [one for k in range(9) for one in ((f"{k}.jpg", JPEG * 20), (f"{k}.cls", b"7"))],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damage_in_use_costs_images_or_is_told(tmp_path, form):
+    path, rng = FORMS[form](tmp_path), np.random.default_rng(0)
+    whole, index = path.read_bytes(), open_records(path)
+    for _ in range(60):
+        path.write_bytes(mutate(whole, rng)[0])
+        for file in index_files(path):
+            file.unlink(missing_ok=True)
+        for opened in (open_records, lambda _: index):
+            try:
+                for source in opened(path).sources(np.arange(9)[: len(index)]):
+                    source()
+            except UserError:
+                continue
+            except IndexError:  # fewer images are left
+                assert opened is open_records
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_set_that_was_replaced_is_looked_through_again(tmp_path, form, monkeypatch):
+    path = FORMS[form](tmp_path)
+    first = open_records(path)
+    monkeypatch.setattr("pipeline.containers.archive.summarize", None)
+    assert contents(open_records(path)) == contents(first)
+    path.touch()
+    with pytest.raises(TypeError):  # summarize: it is looked through
+        open_records(path)
