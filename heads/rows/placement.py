@@ -107,6 +107,12 @@ class Placement:
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise UserError(self._no_room(size, free)) from error
+            if error.errno in (errno.EDQUOT, errno.EFBIG):
+                raise UserError(
+                    f"place=disk: {size / 1e6:,.0f} MB of centers or their momentum may not be "
+                    f"written at place_path={str(self._folder)!r} ({error}): have the quota or the "
+                    "limit of a file's size (ulimit -f) raised, or name a folder on another disk"
+                ) from error
             raise UserError(
                 f"place_path={str(self._folder)!r}: no file there can be mapped into memory "
                 f"({error}): expected a folder on a local disk"

@@ -58,7 +58,7 @@ def round_to_float8(
             not moved stays as it is, bit for bit.
         keys: as in `round_to_bfloat16`.
     """
-    parts = rows.view(*scales.shape, -1)  # (m, K, D)
+    parts = rows.unflatten(1, (scales.shape[1], -1))  # (m, K, D)
     aligned = workspace.take("rounding: aligned", parts.shape, torch.float32)
     scales = _fitting(torch.abs(parts, out=aligned).amax(2), scales)
     # In two steps: no one factor takes every row there.
@@ -77,7 +77,7 @@ def from_float8(values: Tensor, scales: Tensor, out: Tensor, workspace: Workspac
     bits = workspace.take("rounding: half", values.shape, torch.int16)
     bits.copy_(values.view(torch.int8)).bitwise_left_shift_(7).bitwise_and_(~(1 << 14))
     out.copy_(bits.view(torch.float16))
-    out.view(*scales.shape, -1).mul_((scales * _HALF_ALIGN).unsqueeze(2))
+    out.unflatten(1, (scales.shape[1], -1)).mul_((scales * _HALF_ALIGN).unsqueeze(2))
     return out
 
 

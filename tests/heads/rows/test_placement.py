@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import resource
 
 import pytest
 import torch
@@ -57,6 +58,17 @@ def test_a_disk_without_room_is_said_with_what_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(placement.os, "posix_fallocate", full)
     with pytest.raises(UserError, match="do not fit where"):
         Placement("disk", tmp_path, CPU).zeros((4, 4), torch.float32)
+
+
+def test_a_limit_of_the_size_of_files_is_said_and_leaves_nothing(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"2 MB .* may not be written .* have the quota or the"):
+            Placement("disk", tmp_path, CPU).zeros((1000, 500), torch.float32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_maps_nothing_is_said(tmp_path, monkeypatch):

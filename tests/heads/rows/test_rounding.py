@@ -142,6 +142,13 @@ def test_float8_is_read_as_torch_reads_it():
             assert torch.equal(load(kept, dtype), codes.view(FLOAT8).to(dtype) * scale)
 
 
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_rank_without_a_class_has_no_rows_to_round_or_read(dtype):
+    """As where there are fewer classes than ranks."""
+    kept = store(torch.zeros(0, 6), dtype)
+    assert load(kept).shape == (0, 6)
+
+
 def test_the_largest_value_of_a_float8_row_fits_and_uses_the_range():
     rows = torch.tensor([[448.0, 1.0], [448.1, 1.0], [449.0, 0.0], [2.0**-140, 0.0], [3e38, 1.0]])
     kept = store(rows, FLOAT8, subcenters=1)
