@@ -38,6 +38,7 @@ def run_cases(*paths: Path, interpreted: bool) -> None:
     """Run the tests of files under Triton's interpreter, or compiled where there is a GPU."""
     output = run_python(
         *("-m", "pytest", *map(str, paths), "-p", "no:cacheprovider", "--tb=short"),
+        *(("-p", "tests.interpreter") if interpreted else ()),
         interpreted=interpreted,
     )
     assert " passed" in output

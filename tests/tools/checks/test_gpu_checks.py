@@ -94,6 +94,7 @@ def test_every_kind_of_work_has_a_remedy():
 def test_the_tiny_kernel_doubles():
     code = """
 import torch
+import tests.interpreter
 from tools.checks.triton_kernel import double
 print(torch.equal(double(torch.arange(100.0)), 2 * torch.arange(100.0)))
 """
