@@ -44,7 +44,7 @@ def normal(key: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
     """(N,) standard normal numbers (Box and Muller, 1958)."""
     first = bits(key, 2 * index).double()
     second = bits(key, 2 * index + 1).double()
-    radius = (-2 * torch.log((first + 1) / 2**63)).sqrt()  # the 1 keeps log(0) away
+    radius = (-2 * torch.log((first + 1) / 2.0**63)).sqrt()  # the 1 keeps log(0) away
     return (radius * torch.cos(second * (math.tau / 2**63))).to(dtype)
 
 

@@ -84,7 +84,7 @@ class Identification:
         """Raise UserError where the set cannot show what is asked, whatever the embeddings are."""
         searched = np.flatnonzero(np.isin(self.part, ["probe", "unmated"]))
         groups = self._groups(asked.groups, searched)
-        if groups is not None and not groups.any():
+        if groups is not None and not (groups != "").any():
             raise IdentificationError(
                 "none of the probes has a group: the list's names must be those of the images, "
                 f"such as {self.images.names[searched[0]]}, or of their people, such as "

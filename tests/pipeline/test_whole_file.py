@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -29,14 +30,14 @@ def test_parts_of_names_that_are_no_text_are_written_as_text(tmp_path):
     assert (tmp_path / "file").read_text("utf-8") == "Zoë \\udcff"
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("call", [(os, "fsync"), (Path, "replace")], ids=["fsync", "replace"])
 def test_a_disk_that_fails_leaves_the_old_content(call, tmp_path, monkeypatch):
     def fail(*args, **more):
         raise OSError(errno.EIO, "Input/output error")
 
     file = tmp_path / "file"
     file.write_text("old")
-    monkeypatch.setattr(os, call, fail)
+    monkeypatch.setattr(*call, fail)
     with pytest.raises(OSError, match="Input/output error") as raised:
         write_whole(file, "new")
     assert raised.value.filename == str(file)

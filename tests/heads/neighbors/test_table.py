@@ -16,7 +16,7 @@ from heads.counter import step_key
 from heads.neighbors import table as table_file
 from heads.neighbors.classes import NeighborClasses
 from heads.neighbors.search import NOTHING, rounded, take_nearest, write_ids
-from heads.partial_fc import _SAMPLING
+from heads.rows.step_rows import _SAMPLING
 from tests.clock import LIMIT
 from tests.heads.head_reference import scalar_head
 from tests.host_reads import HostReads

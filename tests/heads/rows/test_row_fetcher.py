@@ -44,7 +44,7 @@ def test_rows_move_as_they_are_in_every_dtype(dtype, width):
     rows, before = torch.tensor([7, 4, 0]), matrix.clone()
     found = torch.empty(3, width, dtype=dtype)
     gather(matrix, rows, found)
-    assert torch.equal(found.view(torch.uint8), matrix[rows].view(torch.uint8))
+    assert torch.equal(found.view(torch.uint8), matrix.view(torch.uint8)[rows])
     scatter(matrix, rows, found, torch.tensor([2, 1, 0]))
     before.view(torch.uint8)[rows] = before.view(torch.uint8)[rows.flip(0)]
     assert torch.equal(matrix.view(torch.uint8), before.view(torch.uint8))
