@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from training.config import Config, DataConfig, HeadConfig
+from training.health import causes as causes_of_runs
 from training.health.causes import diagnose
 from training.health.course import Course
 from training.health.facts import Facts
@@ -143,6 +146,14 @@ def test_while_rate_or_margin_grow_it_is_early():
     stuck = run([START, BLIND, BLIND], accuracies=FLAT)
     for settings in ({"optim": {"warmup_epochs": 3.0}}, {"head": {"margin_warmup_epochs": 3.0}}):
         assert causes(stuck, with_settings(**settings)) == []
+
+
+def test_every_cause_has_its_row_in_the_page():
+    named = re.findall(r'cause="([^"]+)"', Path(causes_of_runs.__file__).read_text())
+    page = (Path(__file__).parents[3] / "docs/healthy.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")]
+    assert len(named) >= 9
+    assert [cause for cause in named if not any(cause in row for row in rows)] == []
 
 
 def test_remedies_name_the_present_settings():

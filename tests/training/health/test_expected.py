@@ -69,3 +69,8 @@ def test_a_runs_values_are_those_around_the_moment():
     assert (lfw.found, lfw.verdict) == (0.98, "lower")
     high = [{**line, "loss": 40.0} for line in lines[:20]]
     assert compare(Course.of(high), expected)[0].verdict == "higher"
+
+
+def test_the_page_names_what_is_known():
+    page = (ROOT / "docs/healthy.md").read_text()
+    assert [recipe for recipe in RECIPES if f"`{recipe}`" not in page] == []
