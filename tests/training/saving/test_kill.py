@@ -1,9 +1,10 @@
 """A run killed twenty times at random moments ends as if nothing had happened.
 
-Two ranks on a CPU save after every step. A moment is the call of so many functions, in all threads
-of one rank, which stops there until both are killed: no clock, so a slow machine dies where a fast
-one does. Each life is forked from a server that has everything imported, so that it begins at once;
-the last one is torchrun's, with the command itself.
+Two ranks on a CPU save after every step, with their centers in another place in each life. A moment
+is the call of so many functions, in all threads of one rank, which stops there until both are
+killed: no clock, so a slow machine dies where a fast one does. Each life is forked from a server
+that has everything imported, so that it begins at once; the last one is torchrun's, with the
+command itself.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from heads.rows.placement import PLACES
 from tests.clock import LIMIT, wait_until
 from tests.ranks import FORKSERVER
 from tests.training import tiny
@@ -159,7 +161,8 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_losses_and_weights(tmp_p
     saving = 0
     for life in range(KILLS):
         calls = draw.randrange(draw.choice((BUILDING, BUILDING + A_STEP, BUILDING + 3 * A_STEP)))
-        live(killed, tmp_path / f"store{life}", Moment(draw.randrange(RANKS), calls))
+        config = override(killed, [f"head.place={PLACES[life % len(PLACES)]}"])
+        live(config, tmp_path / f"store{life}", Moment(draw.randrange(RANKS), calls))
         everything = (output / "checkpoints").glob("step_*")
         saving += any(not checkpoint_files.is_complete(path) for path in everything)
     assert saving > 0, "none was killed in a save"
