@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from facestream import UserError
 from pipeline.dali_wheel import dali_wheel
 from tools.checks import packages
 
@@ -43,18 +44,25 @@ def missing_requirements(cuda: str | None) -> list[str]:
 
 
 def find_training_set(folder: Path) -> Path:
-    """The one folder at or below `folder` that holds train.rec.
+    """The one folder at or below `folder` that holds train.rec; where there is none, `folder`
+    itself, if it is a set of another form (docs/data.md).
 
-    Raises SessionError where there is none, or more than one.
+    Raises SessionError where there is no set, or more than one.
     """
+    from pipeline.containers.forms import form_of  # needs numpy, which may just be installed
+
     found = sorted(path.parent for path in folder.rglob("train.rec"))
     if len(found) == 1:
         return found[0]
     if not found:
-        raise SessionError(
-            f"no train.rec in {folder} or below it: add the training set to the notebook's input, "
-            "or name its folder (--data)"
-        )
+        try:
+            form_of(folder)
+        except UserError:
+            raise SessionError(
+                f"no train.rec in {folder} or below it: add the training set to the notebook's "
+                "input, or name its folder (--data)"
+            ) from None
+        return folder
     raise SessionError(
         f"{len(found)} folders with a train.rec below {folder}: name one of them (--data):\n"
         + "\n".join(f"  {path}" for path in found)

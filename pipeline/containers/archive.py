@@ -72,7 +72,8 @@ def scan_archive(
     kept = ~lost & (numbers != NO_LABEL)
     if not kept.any():
         raise RecordError(f"{path} holds no image that can be read, with a label")
-    records = to_records(*(of[kept] for of in spans), numbers[kept])
+    offset, header, length = (of[kept] for of in spans)
+    records = to_records(offset, header, length, numbers[kept])
     if (records["offset"][1:] == records["offset"][:-1]).any():
         raise RecordError(f"{path} is damaged: two of its images begin at one place. Pack it again")
     names = NO_TEXTS if labels.names is None else Texts.of(labels.names)

@@ -28,7 +28,7 @@ from pipeline.records.recordio import RecordError
 from pipeline.records.scan import Progress
 
 _MOST_TOGETHER = 2 << 30  # bytes of a row group: images of it are in memory together
-_KEPT = 4  # row groups
+_KEPT = 512 << 20  # bytes of row groups; at least one is kept
 _ROWS_A_BYTE = 64  # of a file: more than any has
 
 
@@ -192,7 +192,9 @@ class Rows:
         with self._lock:
             if at not in self._kept:
                 self._kept[at] = self._read(self._groups[at])
-                if len(self._kept) > _KEPT:
+                while (
+                    len(self._kept) > 1 and sum(one.nbytes for one in self._kept.values()) > _KEPT
+                ):
                     self._kept.popitem(last=False)
             self._kept.move_to_end(at)
             value = self._kept[at][row]

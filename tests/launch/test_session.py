@@ -46,6 +46,8 @@ def test_the_one_training_set_is_found_at_any_depth_and_several_are_named(tmp_pa
     (first / "train.rec").touch()
     assert session.find_training_set(tmp_path) == first
     assert session.find_training_set(first) == first
+    (tmp_path / "faces/ann").mkdir(parents=True)
+    assert session.find_training_set(tmp_path / "faces") == tmp_path / "faces"
     (tmp_path / "train.rec").touch()
     with pytest.raises(session.SessionError) as caught:
         session.find_training_set(tmp_path)
