@@ -74,7 +74,9 @@ def scan_archive(
         raise RecordError(f"{path} holds no image that can be read, with a label")
     offset, header, length = (of[kept] for of in spans)
     records = to_records(offset, header, length, numbers[kept])
+    order = np.argsort(offset, kind="stable")
+    paths = Texts.of(stored.names[place] for place in np.flatnonzero(kept)[order].tolist())
     if (records["offset"][1:] == records["offset"][:-1]).any():
         raise RecordError(f"{path} is damaged: two of its images begin at one place. Pack it again")
     names = NO_TEXTS if labels.names is None else Texts.of(labels.names)
-    return Content(records, summarize(records, damaged), names, NO_TEXTS)
+    return Content(records, summarize(records, damaged), names, paths)

@@ -20,13 +20,23 @@ class Content(NamedTuple):
         records: (N,) RECORD; offsets rise, each is one record's alone.
         summary: of them.
         names: of the identities by label; none where the labels are numbers of the set's own.
-        paths: of the images, in the order of the records; none where the store needs none.
+        paths: of the images, or what else the set calls them, in the order of the records.
     """
 
     records: np.ndarray
     summary: Summary
     names: Texts
     paths: Texts
+
+
+class ImageNames:
+    """What a set calls its images; by their records, in the order of the offsets."""
+
+    def __init__(self, content: Content) -> None:
+        self._offsets, self._paths = content.records["offset"], content.paths
+
+    def of(self, record: np.void) -> str:
+        return self._paths[int(np.searchsorted(self._offsets, record["offset"]))]
 
 
 NO_TEXTS = Texts.of([])

@@ -11,18 +11,24 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.ahead import cores, map_ahead
+from pipeline.containers.content import ImageNames
 from pipeline.records.record_file import DataFile
 
 
 class FilesEndToEnd:
     """Files one after another: offsets count through all of them.
 
+    Args:
+        paths: of the files.
+        names: of the images in them.
+
     Attributes:
         files: each of them.
         starts: (files,) int64 of their first bytes.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], names: ImageNames) -> None:
+        self._names = names
         # Opening takes reads, and network disks answer many requests at once.
         self.files = list(map_ahead(DataFile, paths, workers=4 * cores()))
         self.starts = np.cumsum([0, *(file.size for file in self.files)])[:-1]
@@ -45,8 +51,11 @@ class FilesEndToEnd:
         return [partial(self.read, *span) for span in zip(begins.tolist(), lengths.tolist())]
 
     def place(self, record: np.void) -> str:
-        file, begin = self.locate(int(record["offset"]))
-        return f"{file.path}: the image at offset {begin}"
+        file, _ = self.locate(int(record["offset"]))
+        return f"{file.path}: {self.name(record)}"
+
+    def name(self, record: np.void) -> str:
+        return self._names.of(record)
 
     def will_need(self, offset: int, length: int) -> None:
         """As DataFile.will_need; near the end of a file, some bytes of the next may be left out."""

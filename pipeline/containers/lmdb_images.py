@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.containers.archive import scan_archive
-from pipeline.containers.content import Content
+from pipeline.containers.content import Content, ImageNames
 from pipeline.containers.stored import (
     NO_LABEL,
     Labels,
@@ -107,9 +107,22 @@ def scan_lmdb(path: Path, passed_over: PassedOver, progress: Progress | None = N
     return scan_archive(str(path), stored_lmdb(_file_of(path)), passed_over, progress)
 
 
-def lmdb_store(path: Path, _: Content) -> DataFile:
-    """Values lie in the file as they are, and so do the images in them."""
-    return DataFile(_file_of(path))
+def lmdb_store(path: Path, content: Content) -> LmdbImages:
+    return LmdbImages(_file_of(path), ImageNames(content))
+
+
+class LmdbImages(DataFile):
+    """The images in the values, which lie in the file as they are; they are named by their keys."""
+
+    def __init__(self, path: Path, names: ImageNames) -> None:
+        super().__init__(path)
+        self._names = names
+
+    def place(self, record: np.void) -> str:
+        return f"{self.path}: {self.name(record)}"
+
+    def name(self, record: np.void) -> str:
+        return self._names.of(record)
 
 
 def _file_of(path: Path) -> Path:

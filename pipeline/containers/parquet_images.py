@@ -192,9 +192,7 @@ class Rows:
         with self._lock:
             if at not in self._kept:
                 self._kept[at] = self._read(self._groups[at])
-                while (
-                    len(self._kept) > 1 and sum(one.nbytes for one in self._kept.values()) > _KEPT
-                ):
+                while len(self._kept) > 1 and self._kept_bytes() > _KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(at)
             value = self._kept[at][row]
@@ -204,6 +202,9 @@ class Rows:
         if len(image) > MOST_BYTES:
             raise RecordError(f"has {len(image):,} bytes, more than an image has")
         return image
+
+    def _kept_bytes(self) -> int:
+        return sum(images.nbytes for images in self._kept.values())
 
     def _read(self, group: _Group) -> pa.ChunkedArray:
         try:

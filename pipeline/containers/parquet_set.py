@@ -19,7 +19,7 @@ import numpy as np
 
 from facestream import UserError
 from pipeline.containers.archive import columns_as_named, scan_archive
-from pipeline.containers.content import Content
+from pipeline.containers.content import Content, ImageNames
 from pipeline.containers.files import FilesEndToEnd
 from pipeline.containers.shards import shards_of
 from pipeline.containers.stored import state_of
@@ -51,15 +51,15 @@ def scan_parquet(path: Path, passed_over: PassedOver, progress: Progress | None 
     return content
 
 
-def parquet_store(path: Path, _: Content) -> ParquetImages:
-    return ParquetImages(shards_of(path, ".parquet"))
+def parquet_store(path: Path, content: Content) -> ParquetImages:
+    return ParquetImages(shards_of(path, ".parquet"), ImageNames(content))
 
 
 class ParquetImages(FilesEndToEnd):
     """The images in parquet files; those with header 0 are read with their row group."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        super().__init__(paths)
+    def __init__(self, paths: Sequence[Path], names: ImageNames) -> None:
+        super().__init__(paths, names)
         self._lock = Lock()
         self._opened: Callable[[int], bytes] | None = None
 

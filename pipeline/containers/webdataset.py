@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.containers.archive import columns_as_named, scan_archive
-from pipeline.containers.content import Content
+from pipeline.containers.content import Content, ImageNames
 from pipeline.containers.files import FilesEndToEnd
 from pipeline.containers.sample import Sample
 from pipeline.containers.shards import shards_of
@@ -122,8 +122,8 @@ def scan_tars(path: Path, passed_over: PassedOver, progress: Progress | None = N
         return scan_archive(str(path), stored, passed_over, progress)
 
 
-def tar_store(path: Path, _: Content) -> FilesEndToEnd:
-    return FilesEndToEnd(shards_of(path, ".tar"))
+def tar_store(path: Path, content: Content) -> FilesEndToEnd:
+    return FilesEndToEnd(shards_of(path, ".tar"), ImageNames(content))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 
 from facestream import UserError
 from pipeline.containers.archive import scan_archive
-from pipeline.containers.content import Content
+from pipeline.containers.content import Content, ImageNames
 from pipeline.containers.stored import OpenFiles, Spans, Stored, archive_labels, state_of
 from pipeline.named_path import MALFORMED
 from pipeline.passed_over import PassedOver
@@ -104,8 +104,8 @@ def scan_zip(path: Path, passed_over: PassedOver, progress: Progress | None = No
     return scan_archive(str(path), stored_zip(path), passed_over, progress)
 
 
-def zip_store(path: Path, _: Content) -> ZipImages:
-    return ZipImages(path)
+def zip_store(path: Path, content: Content) -> ZipImages:
+    return ZipImages(path, ImageNames(content))
 
 
 class ZipImages(DataFile):
@@ -115,17 +115,20 @@ class ZipImages(DataFile):
     packed, and what its bytes sum up to.
     """
 
+    def __init__(self, path: Path, names: ImageNames) -> None:
+        super().__init__(path)
+        self._names = names
+
     def sources(self, records: np.ndarray) -> list[Callable[[], bytes]]:
         headers, lengths = records["header"].tolist(), records["length"].tolist()
         places = zip(records["offset"].tolist(), headers, lengths)
         return [partial(self._image, *place) for place in places]
 
     def place(self, record: np.void) -> str:
-        begin, length = int(record["offset"]) + _LOCAL, int(record["header"]) - _LOCAL
-        try:
-            return f"{self.path}: {self.read(begin, length).decode(errors='backslashreplace')}"
-        except RecordError:
-            return super().place(record)
+        return f"{self.path}: {self.name(record)}"
+
+    def name(self, record: np.void) -> str:
+        return self._names.of(record)
 
     def _image(self, offset: int, header: int, length: int) -> bytes:
         # The directory comes after all images, so that there is something to read beyond each.

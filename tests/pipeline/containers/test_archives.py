@@ -12,16 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from facestream import UserError
+from pipeline.containers.content import NO_TEXTS, Content, ImageNames, summarize
 from pipeline.containers.files import FilesEndToEnd
 from pipeline.containers.forms import form_of
 from pipeline.containers.open_records import open_records
 from pipeline.containers.set_index import index_files
 from pipeline.records.index import RecordIndex
 from pipeline.records.recordio import RecordError
+from pipeline.records.scan import RECORD
 from tests.damage import mutate
 from tests.pipeline.containers.test_lmdb_images import write as write_lmdb
 from tests.pipeline.containers.test_webdataset import shard as write_shard
 
+NOBODY = ImageNames(
+    Content(np.zeros(0, RECORD), summarize(np.zeros(0, RECORD)), NO_TEXTS, NO_TEXTS)
+)
 JPEG = b"\xff\xd8 an image"
 
 
@@ -45,7 +50,7 @@ def test_files_are_one_after_another(tmp_path):
     paths = [tmp_path / name for name in "abc"]
     for path, size in zip(paths, (5, 0, 7)):
         path.write_bytes(path.name.encode() * size)
-    files = FilesEndToEnd(paths)
+    files = FilesEndToEnd(paths, NOBODY)
     assert files.starts.tolist() == [0, 5, 5]
     assert (files.read(3, 2), files.read(5, 7), files.read(9, 2)) == (b"aa", b"c" * 7, b"cc")
     files.will_need(3, 9)
@@ -54,7 +59,7 @@ def test_files_are_one_after_another(tmp_path):
     before = files.fingerprint
     files.check_unchanged()
     paths[2].write_bytes(b"d" * 7)
-    assert FilesEndToEnd(paths).fingerprint != before
+    assert FilesEndToEnd(paths, NOBODY).fingerprint != before
     with pytest.raises(RecordError, match="c was overwritten"):
         files.check_unchanged()
 

@@ -158,6 +158,13 @@ def test_every_image_lies_where_it_does_in_the_rec(pair):
     assert (other.records["label"] == rec.records["label"]).all()
 
 
+def test_every_image_has_a_name_of_its_own_and_messages_say_it(pair):
+    _, other = pair
+    names = [other.file.name(record) for record in other.records]
+    assert len(set(names)) == len(other)
+    assert all(name in other.place(number) for number, name in enumerate(names))
+
+
 def test_the_stream_is_that_of_the_rec_on_any_rank_and_after_a_resume(pair):
     rec, other = pair
     assert_same(batches(other), batches(rec))
