@@ -134,9 +134,9 @@ class Case:
         stream = loader.stream(0)
         while True:
             begin = time.perf_counter()
-            images, labels, _ = next(stream)
+            batch = next(stream)
             self._waits.append(time.perf_counter() - begin)
-            yield images, labels % self.classes
+            yield batch.images, batch.labels % self.classes
 
     def _ours(self, way: str) -> Step:
         world = self._world
