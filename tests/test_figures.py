@@ -1,0 +1,246 @@
+"""Every measured figure in the documents comes from a file in benchmarks/results/.
+
+How a figure names its file: in its block (a paragraph, an entry of a list, a table), or for a table
+in the block before or after it, stands a link to the file, or `<!-- measured: NAME.json -->`. Then
+each number with a unit in the block, and each with a decimal point in a table, must be in the file,
+rounded as it is written: as it stands there, in another unit, as the median, the first or the last
+of a list, as the ratio of two that stand beside one another, or, of cells in a .jsonl that differ
+in their seed alone, as the mean or the deviation.
+
+Other numbers in such a block are named in it, `<!-- not measured: 80 GB, 4 KB -->`. A table with
+units of which nothing was measured says what it is, `<!-- not measured: counted -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import permutations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "files.md"),
+]
+# Of each unit the factors from what a file may have: seconds, bytes, or the unit itself.
+UNITS: dict[str, tuple[float, ...]] = {
+    "µs": (1e6, 1),
+    "ms": (1e3, 1),
+    "s": (1,),
+    "seconds": (1,),
+    "minutes": (1 / 60, 1),
+    "min": (1 / 60, 1),
+    "images/s": (1,),
+    "MB": (1e-6, 1),
+    "GB": (1e-9, 1e-3, 1),
+    "GB/s": (1e-9, 1),
+    "TFLOP/s": (1e-12, 1),
+    "×": (1,),
+    "times": (1,),
+    "%": (100, 1),
+}
+# Of a number in a table, whose unit stands in its column.
+ANY = (1, 1e3, 1e6, 1e-6, 1e-9, 100, 1 / 60)
+_NUMBER = r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?"
+_FIGURE = re.compile(rf"({_NUMBER}) ?({'|'.join(sorted(UNITS, key=len, reverse=True))})(?![\w/])")
+_IN_CELL = re.compile(rf"{_NUMBER}(?![\w.])")
+
+
+class Figure(NamedTuple):
+    """A number as it is written, and its unit, if any."""
+
+    number: str
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.unit}".strip()
+
+
+def blocks(text: str) -> list[str]:
+    """Paragraphs, entries of lists and tables, without code."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [block for block in re.split(r"\n\s*\n|\n(?=- )", text) if block.strip()]
+
+
+def figures(block: str) -> list[Figure]:
+    """Those that must be somewhere; not those that the block says nobody measured."""
+    plain = re.sub(r"<!--.*?-->|`[^`]*`|\]\([^)]*\)", " ", block, flags=re.DOTALL)
+    found = [Figure(*match) for match in _FIGURE.findall(plain)]
+    if is_table(block):
+        rows = [line for line in plain.splitlines() if line.startswith("|")]
+        in_cells = [number for row in rows for number in _IN_CELL.findall(row) if "." in number]
+        with_unit = {figure.number for figure in found}
+        found += [Figure(number, "") for number in in_cells if number not in with_unit]
+    return [figure for figure in dict.fromkeys(found) if str(figure) not in not_measured(block)]
+
+
+def not_measured(block: str) -> list[str]:
+    """What a block names as not measured; one entry without a digit stands for all of it."""
+    comments = re.findall(r"<!-- not measured: (.*?) -->", block, re.DOTALL)
+    return [entry.strip() for comment in comments for entry in comment.split(", ")]
+
+
+def is_table(block: str) -> bool:
+    return "|---" in block
+
+
+def named_files(block: str) -> list[str]:
+    """Result files that a block links or names in a comment."""
+    named = re.findall(r"results/([\w.-]+\.jsonl?)", block)
+    named += re.findall(r"<!-- measured: ([\w.-]+\.jsonl?) -->", block)
+    return sorted(set(named))
+
+
+def documented() -> Iterator[tuple[str, str, list[str]]]:
+    """(document, block, its files) of every block that has figures."""
+    for document in DOCUMENTS:
+        parts = blocks(document.read_text(encoding="utf-8"))
+        for place, block in enumerate(parts):
+            near = parts[max(0, place - 1) : place + 2] if is_table(block) else [block]
+            yield document.name, block, named_files("\n".join(near))
+
+
+# --- what a file has ---
+
+
+@cache
+def values(name: str) -> list[float]:
+    """Everything that a figure may say of a file."""
+    text = (RESULTS / name).read_text(encoding="utf-8")
+    if name.endswith(".json"):
+        return list(_values(json.loads(text)))
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [*_values(lines), *_of_seeds([line for line in lines if "seed" in line])]
+
+
+def _values(found: Any) -> Iterator[float]:
+    """Numbers, of lists some, and ratios of what stands side by side."""
+    if isinstance(found, list):
+        for value in found:
+            yield from _values(value)
+    elif isinstance(found, dict):
+        here = [*_numbers(found).values()]
+        yield from here
+        yield from (a / b for a, b in permutations(here, 2) if b)
+        yield from (1 - value for value in here)
+        for value in found.values():
+            yield from _values(value)
+    elif _is_number(found):
+        yield float(found)
+
+
+def _numbers(found: dict[str, Any], at: str = "") -> dict[str, float]:
+    """The numbers of a dictionary, and of its lists of numbers median, first and last."""
+    here: dict[str, float] = {}
+    for key, value in found.items():
+        if _is_number(value):
+            here[at + key] = float(value)
+        elif isinstance(value, list) and value and all(map(_is_number, value)):
+            here[at + key] = float(statistics.median(value))
+            here |= {f"{at}{key}.first": value[0], f"{at}{key}.last": value[-1]}
+    return here
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _of_seeds(lines: Sequence[dict[str, Any]]) -> Iterator[float]:
+    """Means and deviations of the cells that differ in their seed alone, number by number."""
+    if not lines:
+        return
+    flat = [_flat(line) for line in lines]
+    seeds = {line["seed"] for line in flat}
+    settings = [key for key in flat[0] if key != "seed" and _is_setting(key, flat, len(seeds))]
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for line in flat:
+        groups.setdefault(tuple(line.get(key) for key in settings), []).append(line)
+    for group in groups.values():
+        for key in group[0]:
+            found = [line[key] for line in group if _is_number(line.get(key))]
+            if found:
+                yield statistics.mean(found)
+            if len(found) > 1:
+                yield statistics.stdev(found)
+
+
+def _is_setting(key: str, lines: Sequence[dict[str, Any]], seeds: int) -> bool:
+    """Whether its values come back with other seeds; what is measured does not."""
+    different = {str(line.get(key)) for line in lines}
+    return key not in ("code", "commit", "date") and 2 * len(different) * seeds <= 3 * len(lines)
+
+
+def _flat(line: dict[str, Any], at: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {k: v for k, v in line.items() if isinstance(v, str)} if not at else {}
+    flat |= _numbers(line, at)
+    for key, value in line.items():
+        if isinstance(value, dict) and key not in ("cpu", "versions"):
+            flat |= _flat(value, f"{at}{key}.")
+    return flat
+
+
+def is_in(figure: Figure, files: Sequence[str]) -> bool:
+    """Whether one of the files has it, rounded as it is written."""
+    digits = len(figure.number.partition(".")[2])
+    wanted, most = float(figure.number.replace(",", "")), 0.5001 * 10**-digits
+    factors = UNITS.get(figure.unit, ANY)
+    return any(
+        abs(value * factor - wanted) <= most
+        for name in files
+        for value in values(name)
+        for factor in factors
+    )
+
+
+# --- the documents ---
+
+
+@pytest.mark.parametrize("document", [path.name for path in DOCUMENTS])
+def test_measured_figures_are_in_the_file_that_they_name(document):
+    missing = [
+        f"{figure} in {files}: {block.strip()[:60]}…"
+        for name, block, files in documented()
+        if name == document and files
+        for figure in figures(block)
+        if not is_in(figure, files)
+    ]
+    assert missing == [], "see this file's first lines"
+
+
+@pytest.mark.parametrize("document", [path.name for path in DOCUMENTS])
+def test_a_table_with_units_names_its_file_or_says_what_it_is(document):
+    bare = [
+        block.strip().splitlines()[0]
+        for name, block, files in documented()
+        if name == document and is_table(block) and not files
+        if [figure for figure in figures(block) if figure.unit not in ("", "%")]
+        if not [entry for entry in not_measured(block) if not re.search(r"\d", entry)]
+    ]
+    assert bare == [], "add <!-- measured: FILE --> or <!-- not measured: counted -->"
+
+
+def test_a_file_that_is_named_is_there():
+    named = {file for _, _, files in documented() for file in files}
+    assert [file for file in sorted(named) if not (RESULTS / file).exists()] == []
+
+
+def test_a_figure_that_no_file_has_is_found_out(tmp_path, monkeypatch):
+    found = {"ours": 0.25, "theirs": [0.9, 1.0, 1.1], "bytes": 3_400_000}
+    (tmp_path / "speed.json").write_text(json.dumps(found))
+    cells = [{"rate": 0.1, "seed": seed, "accuracy": 0.80 + 0.02 * seed} for seed in range(3)]
+    (tmp_path / "cells.jsonl").write_text("\n".join(map(json.dumps, cells)))
+    monkeypatch.setitem(globals(), "RESULTS", tmp_path)
+    text = "250 ms, 4.0 × as fast, 3.4 MB, 25 images/s, 4.1 ×, 300 ms, 90 s <!-- not measured: 90 s -->"
+    wrong = [str(one) for one in figures(text) if not is_in(one, ["speed.json"])]
+    assert wrong == ["25 images/s", "4.1 ×", "300 ms"]
+    table = "| rate | accuracy |\n|---|---|\n| 0.1 | 0.820 ± 0.020 |\n| 0.3 | 0.823 |"
+    wrong = [str(one) for one in figures(table) if not is_in(one, ["cells.jsonl"])]
+    assert wrong == ["0.3", "0.823"]
