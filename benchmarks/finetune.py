@@ -88,12 +88,15 @@ def cell(way: str, output: Path, seed: int) -> dict[str, Any]:
     train(config, run, output, seed=seed, leave_out="old", settings=(*settings, *start, *ends))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     scores = [line["verification"]["val64"] for line in lines if "verification" in line]
+    losses = [round(line["loss"], 3) for line in lines if "loss" in line]
+    by_epoch = np.reshape(losses, (-1, _STEPS)).mean(axis=1)
     return {
         "way": way,
         "seed": seed,
         "before": {name: scores[0][name] for name in FIGURES},
         "after": {name: scores[-1][name] for name in FIGURES},
-        "losses": [round(line["loss"], 3) for line in lines if "loss" in line],
+        "losses": losses,
+        "loss_by_epoch": by_epoch.round(4).tolist(),
     }
 
 
@@ -117,8 +120,7 @@ def report(cells: list[dict[str, Any]]) -> None:
     for way in WAYS:
         of_way = [one for one in cells if one["way"] == way]
         if of_way:
-            parts = (slice(_STEPS), slice(_STEPS, 2 * _STEPS), slice(-_STEPS, None))
-            losses = [np.mean([one["losses"][part] for one in of_way]) for part in parts]
+            losses = [np.mean([one["loss_by_epoch"][e] for one in of_way]) for e in (0, 1, -1)]
             figures = _figures([one["after"] for one in of_way])
             rows.append((way, *figures, *(f"{loss:.1f}" for loss in losses)))
     show(("for the 70 people", "accuracy", "AUC", "loss, epoch 1", "2", "the last"), rows)

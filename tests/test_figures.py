@@ -3,9 +3,9 @@
 How a figure names its file: in its block (a paragraph, an entry of a list, a table), or for a table
 in the block before or after it, stands a link to the file, or `<!-- measured: NAME.json -->`. Then
 each number with a unit in the block, and each with a decimal point in a table, must be in the file,
-rounded as it is written: as it stands there, in another unit, as the median, the first or the last
-of a list, as the ratio of two that stand beside one another, or, of cells in a .jsonl that differ
-in their seed alone, as the mean or the deviation.
+rounded as it is written: as it stands there, in another unit, as the median of a list, as the ratio
+of two that stand beside one another, or, of cells in a .jsonl that differ in their seed alone, as
+the mean or the deviation.
 
 Other numbers in such a block are named in it, `<!-- not measured: 80 GB, 4 KB -->`. A table with
 units of which nothing was measured says what it is, `<!-- not measured: counted -->`.
@@ -72,7 +72,10 @@ def blocks(text: str) -> list[str]:
 
 def figures(block: str) -> list[Figure]:
     """Those that must be somewhere; not those that the block says nobody measured."""
-    plain = re.sub(r"<!--.*?-->|`[^`]*`|\]\([^)]*\)", " ", block, flags=re.DOTALL)
+    # Sizes such as 14 × 14, and 8 × V100, are no ratios.
+    ignored = r"<!--.*?-->|`[^`]*`|\]\([^)]*\)|\d+ ?× ?(?:\d+|[A-Z]\w+)"
+    plain = re.sub(ignored, " ", block, flags=re.DOTALL)
+    plain = re.sub(r"(\d+) min (\d+) s\b", lambda m: f"{60 * int(m[1]) + int(m[2])} s", plain)
     found = [Figure(*match) for match in _FIGURE.findall(plain)]
     if is_table(block):
         rows = [line for line in plain.splitlines() if line.startswith("|")]
@@ -94,7 +97,7 @@ def is_table(block: str) -> bool:
 
 def named_files(block: str) -> list[str]:
     """Result files that a block links or names in a comment."""
-    named = re.findall(r"results/([\w.-]+\.jsonl?)", block)
+    named = re.findall(r"results/([\w.-]+_[\w.-]+\.jsonl?)", block)
     named += re.findall(r"<!-- measured: ([\w.-]+\.jsonl?) -->", block)
     return sorted(set(named))
 
@@ -138,14 +141,16 @@ def _values(found: Any) -> Iterator[float]:
 
 
 def _numbers(found: dict[str, Any], at: str = "") -> dict[str, float]:
-    """The numbers of a dictionary, and of its lists of numbers median, first and last."""
+    """The numbers of a dictionary, of its lists of numbers the median, and all of short ones
+    or else the first and the last."""
     here: dict[str, float] = {}
     for key, value in found.items():
         if _is_number(value):
             here[at + key] = float(value)
         elif isinstance(value, list) and value and all(map(_is_number, value)):
             here[at + key] = float(statistics.median(value))
-            here |= {f"{at}{key}.first": value[0], f"{at}{key}.last": value[-1]}
+            few = value if len(value) <= 16 else (value[0], value[-1])
+            here |= {f"{at}{key}.{place}": float(one) for place, one in enumerate(few)}
     return here
 
 
@@ -158,8 +163,7 @@ def _of_seeds(lines: Sequence[dict[str, Any]]) -> Iterator[float]:
     if not lines:
         return
     flat = [_flat(line) for line in lines]
-    seeds = {line["seed"] for line in flat}
-    settings = [key for key in flat[0] if key != "seed" and _is_setting(key, flat, len(seeds))]
+    settings = [key for key in flat[0] if key != "seed" and _is_setting(key, flat)]
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for line in flat:
         groups.setdefault(tuple(line.get(key) for key in settings), []).append(line)
@@ -172,10 +176,13 @@ def _of_seeds(lines: Sequence[dict[str, Any]]) -> Iterator[float]:
                 yield statistics.stdev(found)
 
 
-def _is_setting(key: str, lines: Sequence[dict[str, Any]], seeds: int) -> bool:
+def _is_setting(key: str, lines: Sequence[dict[str, Any]]) -> bool:
     """Whether its values come back with other seeds; what is measured does not."""
-    different = {str(line.get(key)) for line in lines}
-    return key not in ("code", "commit", "date") and 2 * len(different) * seeds <= 3 * len(lines)
+    seeds: dict[str, set[int]] = {}
+    for line in lines:
+        seeds.setdefault(str(line.get(key)), set()).add(line["seed"])
+    again = [value for value in seeds if len(seeds[value]) > 1]
+    return key not in ("code", "commit", "date") and 2 * len(again) >= len(seeds)
 
 
 def _flat(line: dict[str, Any], at: str = "") -> dict[str, Any]:
@@ -189,8 +196,7 @@ def _flat(line: dict[str, Any], at: str = "") -> dict[str, Any]:
 
 def is_in(figure: Figure, files: Sequence[str]) -> bool:
     """Whether one of the files has it, rounded as it is written."""
-    digits = len(figure.number.partition(".")[2])
-    wanted, most = float(figure.number.replace(",", "")), 0.5001 * 10**-digits
+    wanted, most = float(figure.number.replace(",", "")), 0.5001 * _place(figure.number)
     factors = UNITS.get(figure.unit, ANY)
     return any(
         abs(value * factor - wanted) <= most
@@ -198,6 +204,14 @@ def is_in(figure: Figure, files: Sequence[str]) -> bool:
         for value in values(name)
         for factor in factors
     )
+
+
+def _place(number: str) -> float:
+    """What its last digit stands for; zeros at the end of thousands are taken for rounded ones."""
+    whole, _, digits = number.replace(",", "").partition(".")
+    if digits or len(whole) < 4:
+        return 10.0 ** -len(digits)
+    return 10.0 ** min(len(whole) - len(whole.rstrip("0")), len(whole) - 2)
 
 
 # --- the documents ---
@@ -233,14 +247,15 @@ def test_a_file_that_is_named_is_there():
 
 
 def test_a_figure_that_no_file_has_is_found_out(tmp_path, monkeypatch):
-    found = {"ours": 0.25, "theirs": [0.9, 1.0, 1.1], "bytes": 3_400_000}
+    found = {"ours": 0.25, "theirs": [0.9, 1.0, 1.1], "all": 62.4, "n": 1.254, "bytes": 3_400_000}
     (tmp_path / "speed.json").write_text(json.dumps(found))
     cells = [{"rate": 0.1, "seed": seed, "accuracy": 0.80 + 0.02 * seed} for seed in range(3)]
     (tmp_path / "cells.jsonl").write_text("\n".join(map(json.dumps, cells)))
     monkeypatch.setitem(globals(), "RESULTS", tmp_path)
-    text = "250 ms, 4.0 × as fast, 3.4 MB, 25 images/s, 4.1 ×, 300 ms, 90 s <!-- not measured: 90 s -->"
+    text = "250 ms, 4.0 × as fast, 3.4 MB, 25 images/s, 4.1 ×, 1,300 ms, 300 ms, 90 s, 1 min 2 s"
+    text += "<!-- not measured: 90 s -->"
     wrong = [str(one) for one in figures(text) if not is_in(one, ["speed.json"])]
     assert wrong == ["25 images/s", "4.1 ×", "300 ms"]
-    table = "| rate | accuracy |\n|---|---|\n| 0.1 | 0.820 ± 0.020 |\n| 0.3 | 0.823 |"
+    table = "| rate | accuracy |\n|---|---|\n| 0.1 | 0.820 ± 0.020 |\n| 0.1 | 0.823 |"
     wrong = [str(one) for one in figures(table) if not is_in(one, ["cells.jsonl"])]
-    assert wrong == ["0.3", "0.823"]
+    assert wrong == ["0.823"]
