@@ -97,7 +97,7 @@ def is_table(block: str) -> bool:
 
 def named_files(block: str) -> list[str]:
     """Result files that a block links or names in a comment."""
-    named = re.findall(r"results/([\w.-]+_[\w.-]+\.jsonl?)", block)
+    named = re.findall(r"results/([a-z\d_.-]+\.jsonl?)", block)
     named += re.findall(r"<!-- measured: ([\w.-]+\.jsonl?) -->", block)
     return sorted(set(named))
 
