@@ -47,9 +47,8 @@ UNITS: dict[str, tuple[float, ...]] = {
     "times": (1,),
     "%": (100, 1),
 }
-# Of a number in a table, whose unit stands in its column.
-ANY = (1, 1e3, 1e6, 1e-6, 1e-9, 100, 1 / 60)
-_NUMBER = r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?"
+RATIOS = ("×", "times", "%", "")  # units of figures that may be ratios
+_NUMBER = r"(?<![\w.,/-])\d+(?:,\d{3})*(?:\.\d+)?"
 _FIGURE = re.compile(rf"({_NUMBER}) ?({'|'.join(sorted(UNITS, key=len, reverse=True))})(?![\w/])")
 _IN_CELL = re.compile(rf"{_NUMBER}(?![\w.])")
 
@@ -79,10 +78,21 @@ def figures(block: str) -> list[Figure]:
     found = [Figure(*match) for match in _FIGURE.findall(plain)]
     if is_table(block):
         rows = [line for line in plain.splitlines() if line.startswith("|")]
-        in_cells = [number for row in rows for number in _IN_CELL.findall(row) if "." in number]
+        units = [_unit_of_column(cell) for cell in rows[0].split("|")]
         with_unit = {figure.number for figure in found}
-        found += [Figure(number, "") for number in in_cells if number not in with_unit]
+        found += [
+            Figure(number, unit or "%" * ("%" in cell))
+            for row in rows
+            for cell, unit in zip(row.split("|"), units)
+            for number in _IN_CELL.findall(cell)
+            if ("." in number or unit) and number not in with_unit
+        ]
     return [figure for figure in dict.fromkeys(found) if str(figure) not in not_measured(block)]
+
+
+def _unit_of_column(title: str) -> str:
+    words = re.sub(r"\d+ \S+", "", title).replace(",", " ").split()
+    return next((word for word in words if word in UNITS and word not in RATIOS), "")
 
 
 def not_measured(block: str) -> list[str]:
@@ -115,29 +125,41 @@ def documented() -> Iterator[tuple[str, str, list[str]]]:
 
 
 @cache
-def values(name: str) -> list[float]:
-    """Everything that a figure may say of a file."""
+def values(name: str) -> tuple[list[float], list[float]]:
+    """What a figure may say of a file: its numbers, and ratios."""
     text = (RESULTS / name).read_text(encoding="utf-8")
     if name.endswith(".json"):
-        return list(_values(json.loads(text)))
+        found = json.loads(text)
+        return list(_values(found)), list(_ratios(found))
     lines = [json.loads(line) for line in text.splitlines()]
-    return [*_values(lines), *_of_seeds([line for line in lines if "seed" in line])]
+    alike = [line for line in lines if "seed" in line]
+    return list(_of_seeds(alike) if alike else _values(lines)), []
 
 
 def _values(found: Any) -> Iterator[float]:
-    """Numbers, of lists some, and ratios of what stands side by side."""
+    """Numbers, and of lists of them some."""
     if isinstance(found, list):
         for value in found:
             yield from _values(value)
     elif isinstance(found, dict):
-        here = [*_numbers(found).values()]
-        yield from here
-        yield from (a / b for a, b in permutations(here, 2) if b)
-        yield from (1 - value for value in here)
+        yield from _numbers(found).values()
         for value in found.values():
             yield from _values(value)
     elif _is_number(found):
         yield float(found)
+
+
+def _ratios(found: Any) -> Iterator[float]:
+    """Of what stands side by side: ways of doing the same, and nothing else."""
+    if isinstance(found, list):
+        for value in found:
+            yield from _ratios(value)
+    elif isinstance(found, dict):
+        medians = {key: value for key, value in _numbers(found).items() if "." not in key}
+        if medians.keys() == found.keys():
+            yield from (a / b for a, b in permutations(medians.values(), 2) if b)
+        for value in found.values():
+            yield from _ratios(value)
 
 
 def _numbers(found: dict[str, Any], at: str = "") -> dict[str, float]:
@@ -149,7 +171,7 @@ def _numbers(found: dict[str, Any], at: str = "") -> dict[str, float]:
             here[at + key] = float(value)
         elif isinstance(value, list) and value and all(map(_is_number, value)):
             here[at + key] = float(statistics.median(value))
-            few = value if len(value) <= 16 else (value[0], value[-1])
+            few = value if len(value) <= 40 else (value[0], value[-1])
             here |= {f"{at}{key}.{place}": float(one) for place, one in enumerate(few)}
     return here
 
@@ -197,12 +219,12 @@ def _flat(line: dict[str, Any], at: str = "") -> dict[str, Any]:
 def is_in(figure: Figure, files: Sequence[str]) -> bool:
     """Whether one of the files has it, rounded as it is written."""
     wanted, most = float(figure.number.replace(",", "")), 0.5001 * _place(figure.number)
-    factors = UNITS.get(figure.unit, ANY)
     return any(
         abs(value * factor - wanted) <= most
         for name in files
-        for value in values(name)
-        for factor in factors
+        for numbers in values(name)[: 1 + (figure.unit in RATIOS)]
+        for value in numbers
+        for factor in UNITS.get(figure.unit, (1,))
     )
 
 
