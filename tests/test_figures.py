@@ -91,6 +91,8 @@ def figures(block: str) -> list[Figure]:
 
 
 def _unit_of_column(title: str) -> str:
+    if title.strip().startswith("of "):  # a share of something that has a unit
+        return ""
     words = re.sub(r"\d+ \S+", "", title).replace(",", " ").split()
     return next((word for word in words if word in UNITS and word not in RATIOS), "")
 
