@@ -157,9 +157,10 @@ def _ratios(found: Any) -> Iterator[float]:
         for value in found:
             yield from _ratios(value)
     elif isinstance(found, dict):
-        medians = {key: value for key, value in _numbers(found).items() if "." not in key}
-        if medians.keys() == found.keys():
-            yield from (a / b for a, b in permutations(medians.values(), 2) if b)
+        numbers = _numbers(found)
+        if numbers.keys() >= found.keys():
+            medians = [numbers[key] for key in found]
+            yield from (a / b for a, b in permutations(medians, 2) if b)
         for value in found.values():
             yield from _ratios(value)
 
@@ -271,7 +272,7 @@ def test_a_file_that_is_named_is_there():
 
 
 def test_a_figure_that_no_file_has_is_found_out(tmp_path, monkeypatch):
-    found = {"ours": 0.25, "theirs": [0.9, 1.0, 1.1], "all": 62.4, "n": 1.254, "bytes": 3_400_000}
+    found = {"ours": 0.25, ".theirs": [0.9, 1.0, 1.1], "all": 62.4, "n": 1.254, "bytes": 3_400_000}
     (tmp_path / "speed.json").write_text(json.dumps(found))
     cells = [{"rate": 0.1, "seed": seed, "accuracy": 0.80 + 0.02 * seed} for seed in range(3)]
     (tmp_path / "cells.jsonl").write_text("\n".join(map(json.dumps, cells)))
