@@ -1,7 +1,7 @@
 """What is to be expected of a recipe by epoch, from runs that are known, beside what a run shows.
 
 expected.json has them: of each its recipe, where it is from, the settings that it is true of, and
-points: an epoch, and the lowest and highest loss and main figures to expect there.
+points: an epoch, and the lowest and highest loss, if it is known, and main figures to expect there.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def known() -> tuple[Expectation, ...]:
             settings=one["settings"],
             classes=one["classes"],
             steps_per_epoch=one["steps_per_epoch"],
-            losses={point["epoch"]: tuple(point["loss"]) for point in one["points"]},
+            losses={
+                point["epoch"]: tuple(point["loss"]) for point in one["points"] if "loss" in point
+            },
             scores={
                 name: {
                     point["epoch"]: tuple(point["scores"][name])
