@@ -20,8 +20,8 @@ from evaluation.people.training_images import training_images
 from evaluation.protocols.named_sets import NamedSets
 from evaluation.protocols.protocol import Asked
 from evaluation.result import Model
-from pipeline.named_path import check_path
-from pipeline.records.index import open_index
+from pipeline.containers.forms import form_of
+from pipeline.containers.open_records import open_records
 from pipeline.whole_file import replace
 from training.frozen.card import KEY, Card, space_of, write_card
 from training.frozen.model import digest_of_weights, run_onnx
@@ -151,15 +151,12 @@ def export(
 
 
 def faces_of(rec: Path, *, size: int, count: int) -> np.ndarray:
-    """`count` images from all over a .rec: (count, size, size, 3) uint8 RGB; fewer if it has fewer.
-
-    `rec` may be the folder of a train.rec.
+    """`count` images from all over a set: (count, size, size, 3) uint8 RGB; fewer if it has fewer.
 
     Raises UserError: no such file, images of another size, or damaged ones.
     """
-    path = rec / "train.rec" if rec.is_dir() else rec
-    check_path(path, called=f"--calibrate {path}", expected="a .rec file or its folder")
-    images = training_images(open_index(rec), size=size)
+    form_of(rec, called=f"--calibrate {rec}")
+    images = training_images(open_records(rec), size=size)
     places = np.unique(np.linspace(0, len(images) - 1, count).astype(int)) if len(images) else []
     found = []
     for place in places:

@@ -163,7 +163,7 @@ FORMS = {
 def test_damage_in_use_costs_images_or_is_told(tmp_path, form):
     path, rng = FORMS[form](tmp_path), np.random.default_rng(0)
     whole, index = path.read_bytes(), open_records(path)
-    for _ in range(60):
+    for _ in range(30):
         path.write_bytes(mutate(whole, rng)[0])
         for file in index_files(path):
             file.unlink(missing_ok=True)
@@ -186,3 +186,40 @@ def test_a_set_that_was_replaced_is_looked_through_again(tmp_path, form, monkeyp
     path.touch()
     with pytest.raises(TypeError):  # summarize: it is looked through
         open_records(path)
+
+
+def test_the_first_look_tells_how_far_it_is_and_the_next_opening_needs_none(tmp_path):
+    for person in range(3):
+        (tmp_path / "faces" / f"p{person}").mkdir(parents=True)
+        (tmp_path / "faces" / f"p{person}" / "1.jpg").write_bytes(JPEG)
+    sets = [tmp_path / "faces"]
+    sets.append(write_shard(tmp_path / "a.tar", [("1.jpg", JPEG), ("1.cls", b"7")]))
+    sets.append(a_parquet(tmp_path / "a.parquet", [JPEG], label=[1]))
+    sets.append(write_lmdb(tmp_path / "a", {"p/1.jpg": JPEG}))
+    for path in sets:
+        told: list[tuple[int, int]] = []
+        open_records(path, lambda done, total, told=told: told.append((done, total)))
+        assert told
+        assert all(0 <= done <= total for done, total in told)
+        told.clear()
+        open_records(path, lambda done, total, told=told: told.append((done, total)))
+        assert not told, "an index is there"
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_damage_among_the_rows_of_a_parquet_file_costs_images_or_is_told(tmp_path, compression):
+    path, rng = tmp_path / "a.parquet", np.random.default_rng(0)
+    rows = {"image": [JPEG * 9 + b"%d" % k for k in range(40)], "label": list(range(40))}
+    pq.write_table(pa.table(rows), path, row_group_size=5, compression=compression)
+    whole, index = path.read_bytes(), open_records(path)
+    footer = int.from_bytes(whole[-8:-4], "little") + 8  # damaged, it ends pyarrow by a signal
+    for _ in range(30):
+        path.write_bytes(mutate(whole[:-footer], rng)[0] + whole[-footer:])
+        for file in index_files(path):
+            file.unlink(missing_ok=True)
+        for opened in (open_records, lambda _: index):
+            try:
+                for source in opened(path).sources(np.arange(5)):
+                    source()
+            except UserError:
+                continue
