@@ -88,7 +88,7 @@ def test_the_printed_lines_give_the_same_configuration():
         ("head.extra_terms=[classifiability]", "expected names and values"),
         ("run.epochs=012", "base 8"),
         ("optim.decay_epochs=[1, 010]", "base 8"),
-        (f"run.seed={'9' * 5000}", "4300 digits"),
+        (f"run.seed={'9' * 5000}", "4300"),
         ("data.augment=[flip", r"data\.augment='\[flip': expected \[one, other\]"),
         ("data.augment=[flip, [light]]", "a list of texts"),
         ("data.train=[a.rec, b: c]", "a list of texts"),

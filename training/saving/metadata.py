@@ -8,6 +8,7 @@ read as torch reads weights, numbers and tensors alone.
 
 from __future__ import annotations
 
+import inspect
 import io
 import pickle
 import pickletools
@@ -83,8 +84,15 @@ def load_state(state: dict[str, Any], folder: Path, *, alone: bool = False) -> N
     Raises torch's CheckpointException where names, shapes or the file's content do not fit.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as is meant
-        dcp.load(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=alone)
+        warnings.filterwarnings("ignore", message="torch.distributed is")  # disabled, as is meant
+        given = {"storage_reader": _Reader(folder), "planner": _Planner()}
+        if not alone:
+            dcp.load(state, **given)
+        elif "no_dist" in inspect.signature(dcp.load).parameters:
+            dcp.load(state, **given, no_dist=True)
+        else:  # an older torch
+            warnings.filterwarnings("ignore", message=".*load_state_dict.* is deprecated")
+            dcp.load_state_dict(state, **given, no_dist=True)
 
 
 class _Reader(dcp.FileSystemReader):

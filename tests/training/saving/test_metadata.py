@@ -32,8 +32,8 @@ def state() -> dict[str, Any]:
 
 def save(content: dict[str, Any], folder: Path) -> Path:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.save(content, checkpoint_id=str(folder), no_dist=True)
+        warnings.filterwarnings("ignore", message="torch.distributed is")
+        dcp.save(content, checkpoint_id=str(folder))
     return folder
 
 
