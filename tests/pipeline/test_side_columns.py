@@ -232,3 +232,10 @@ def test_a_recipe_or_a_head_that_wants_a_column_says_which_there_are(index):
         Loader(index, augment=("occlude",), columns=columns, **settings)
     with pytest.raises(UserError, match="the head needs weight, found no column"):
         Loader(index, handed=("weight",), **settings)
+
+
+def test_landmarks_are_not_read_where_they_have_moved():
+    """A rotated face would be hidden beside its eyes."""
+    with pytest.raises(UserError, match="occlude reads landmarks, expected before geometry"):
+        Augmentation(["flip", "geometry", "occlude"])
+    Augmentation(["flip", "occlude", "geometry"])
