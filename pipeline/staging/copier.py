@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from pipeline.records.record_file import DataFile, fingerprint
 from pipeline.records.recordio import RecordError
-from pipeline.staging.local_copy import LocalCopy, whole_lines
+from pipeline.staging.local_copy import LocalCopy, piece_line, whole_lines
 from pipeline.sync import sync
 from pipeline.whole_file import write_whole
 
@@ -195,7 +195,7 @@ class _Unfinished:
 
     def note(self, pieces: list[_Piece]) -> None:
         """From here on readers use them."""
-        os.write(self._list, "".join(f"{one.number} {one.digest}\n" for one in pieces).encode())
+        os.write(self._list, b"".join(piece_line(one.number, one.digest) for one in pieces))
         sync(self._list)
         self.there.update(one.number for one in pieces)
 
@@ -205,6 +205,7 @@ class _Unfinished:
         assert len(self.there) == copy.count, "the order has all of them"
         if fingerprint(unfinished) != copy.original.fingerprint:
             copy.pieces.unlink()
+            copy.give_up("is not what the source was")
             raise CopyError("the whole is not what the source was")
         unfinished.replace(copy.whole)
         copy.pieces.unlink()
@@ -225,7 +226,7 @@ def _resume(copy: LocalCopy) -> bool:
     """Whether there is something to go on with; the list is cut where a kill has torn it."""
     try:
         name = _name_in(copy)
-        if not name or not (copy.folder / name).is_file():
+        if not name or "\0" in name or not (copy.folder / name).is_file():
             return False
     except FileNotFoundError:
         return False

@@ -4,7 +4,7 @@ A stage folder has one folder for each content of a file, named by size, time an
 source that changed never meets its old copy. In it are, while the copy is made by copier.py,
 
     train.rec.<random>.unfinished   as long as the source, with holes
-    pieces                          the name of the first, then "number digest" a line
+    pieces                          the name of the first, then "number digest sum" a line
 
 and, once it is whole, train.rec alone. A line is written after its piece is on the disk, so
 whatever has a line can be read, whoever was killed at whatever moment.
@@ -17,6 +17,7 @@ import logging
 import os
 import threading
 import weakref
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,6 @@ from pipeline.records.record_file import fingerprint
 
 PREFIX = "facestream-"
 PIECES = "pieces"
-_DIGEST = 33  # bytes: blake2b's 16 in hexadecimal, and the line's end
 
 _log = logging.getLogger("facestream.pipeline")
 
@@ -88,9 +88,9 @@ class LocalCopy:
         try:
             found = os.pread(self._descriptor, length, offset)
         except OSError as error:
-            return self._give_up(f"cannot be read: {error}")
+            return self.give_up(f"cannot be read: {error}")
         if len(found) < length:
-            return self._give_up(f"ends before {length} bytes from {offset}")
+            return self.give_up(f"ends before {length} bytes from {offset}")
         return found
 
     def refresh(self) -> None:
@@ -105,8 +105,8 @@ class LocalCopy:
                     self._take_in()
             except FileNotFoundError:
                 return  # it is begun, or gets its name, at this moment
-            except OSError as error:
-                self._give_up(f"cannot be opened: {error}")
+            except (OSError, ValueError) as error:  # the latter where a name is damaged
+                self.give_up(f"cannot be opened: {error}")
 
     def _open_whole(self) -> bool:
         """Whether the complete file is there; one of another size or content is not trusted."""
@@ -149,7 +149,7 @@ class LocalCopy:
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
 
-    def _give_up(self, why: str) -> None:
+    def give_up(self, why: str) -> None:
         """Read from the source from now on."""
         if not self._lost:
             _log.warning("%s %s: %s is read instead", self.folder, why, self.original.path)
@@ -165,16 +165,25 @@ class LocalCopy:
 
 
 def whole_lines(content: bytes, *, pieces: int) -> tuple[int, list[int]]:
-    """Of lines "number digest": how many bytes the complete ones take, and their numbers.
+    """Of lines of `piece_line`: how many bytes the complete ones take, and their numbers.
 
     What follows a line that is none, as after a power cut, is none either.
     """
     numbers, taken = [], 0
     for line in content.splitlines(keepends=True):
-        number, space, digest = line.partition(b" ")
-        complete = space and number.isdigit() and digest.endswith(b"\n") and len(digest) == _DIGEST
-        if not complete or int(number) >= pieces:
+        said, _, sum_ = line.rpartition(b" ")
+        if sum_ != _sum(said) or int(said.partition(b" ")[0]) >= pieces:
             break
-        numbers.append(int(number))
+        numbers.append(int(said.partition(b" ")[0]))
         taken += len(line)
     return taken, numbers
+
+
+def piece_line(number: int, digest: str) -> bytes:
+    """Says that a piece is there: a wrong number would have holes read as images."""
+    said = f"{number} {digest}".encode()
+    return said + b" " + _sum(said)
+
+
+def _sum(said: bytes) -> bytes:
+    return b"%08x\n" % zlib.crc32(said, 1)

@@ -41,8 +41,11 @@ def left_over(stage: Path, copies: Sequence[LocalCopy]) -> list[str]:
     for folder in sorted(stage.glob(f"{PREFIX}*")):
         if folder in own or not folder.is_dir():
             continue
-        size = sum(file.stat().st_blocks * 512 for file in folder.iterdir())
-        lines.append(f"{folder} ({gigabytes(size)} GB, of {_source(folder)})")
+        try:
+            size = f"{gigabytes(sum(file.lstat().st_blocks * 512 for file in folder.iterdir()))} GB"
+        except OSError:  # another user's, or another process renames a file at this moment
+            size = "of unknown size"
+        lines.append(f"{folder} ({size}, of {_source(folder)})")
     return lines
 
 

@@ -183,7 +183,7 @@ def test_who_waits_sees_that_the_other_is_done(source, stage, monkeypatch):
     monkeypatch.setattr(copier, "_LOOK", 0.01)
     monkeypatch.setattr(Copier, "_take", staticmethod(lambda lock: False))
     waiting, other = opened(source, stage), opened(source, stage)
-    other.copy.folder.mkdir()
+    other.copy.folder.mkdir()  # as whoever copies has done
     thread = threading.Thread(target=copier_of(waiting).run, args=(threading.Event(),))
     thread.start()
     with copier._Unfinished.opened(other.copy) as unfinished:
@@ -287,3 +287,30 @@ def test_a_copy_that_was_killed_before_it_got_its_name_gets_it(source, stage, mo
     assert left.copy.is_whole
     assert not left.copy.whole.exists()
     assert copy_all(source, stage).copy.whole.read_bytes() == CONTENT
+
+
+def test_a_list_that_is_damaged_in_any_byte_makes_nothing_readable_that_is_not_there(
+    source, stage, monkeypatch, caplog
+):
+    monkeypatch.setattr(copier, "_AT_ONCE", 2)
+    file, stop = opened(source, stage), threading.Event()
+    begun = copier_of(file)
+    monkeypatch.setattr(begun, "_tell", stop.set)
+    begun.run(stop)
+    caplog.set_level(logging.CRITICAL)
+    listed = file.copy.pieces.read_bytes()
+    for at, byte in itertools.product(range(len(listed) // 2), b"\x009"):
+        file.copy.pieces.write_bytes(listed[:at] + bytes([byte]) + listed[at + 1 :])
+        assert require_true(opened(source, stage)) <= 2
+    # A kill leaves the list so: the next start makes the copy again.
+    file.copy.pieces.write_bytes(b"a\0b\n" + listed)
+    copy_all(source, stage)
+    assert copy_all(source, stage).copy.whole.read_bytes() == CONTENT
+
+
+def test_a_whole_that_is_not_the_source_is_read_no_more(source, stage, monkeypatch, caplog):
+    monkeypatch.setattr(copier, "fingerprint", lambda path: "another")
+    file = copy_all(source, stage)
+    assert "the whole is not what the source was" in caplog.text
+    assert require_true(file) == 0
+    assert file.read(0, file.size) == CONTENT

@@ -65,3 +65,17 @@ def test_what_was_copied_before_is_not_asked_for_again(file, tmp_path, monkeypat
     require_room(tmp_path / "near", [copy_of(file, file.changed)])
     with pytest.raises(UserError, match="are to be copied"):
         require_room(tmp_path / "near", [copy_of(file, 7)])
+
+
+def test_what_cannot_be_looked_into_is_named_without_its_size(file, tmp_path, monkeypatch):
+    """Another user's copy, or a file that gets its name at this moment, ends no run."""
+    theirs = tmp_path / "near" / "facestream-theirs"
+    theirs.mkdir()
+    (theirs / "train.rec.unfinished").touch()
+
+    def gone(path, **more):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("pathlib.Path.lstat", gone)
+    told = require_room(tmp_path / "near", [copy_of(file, 1)])
+    assert f"left over: {theirs} (of unknown size, of an unknown file)" in told
