@@ -7,7 +7,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -48,7 +47,8 @@ def apart_together(works: Sequence[Callable[[], Any]], *, seconds: float) -> lis
 @contextlib.contextmanager
 def _started(work: Callable[[], Any]) -> Iterator[tuple[Any, Connection, BinaryIO]]:
     receiver, sender = _FORK.Pipe(duplex=False)
-    with tempfile.TemporaryFile() as said, receiver:
+    # In memory: the disk may be what is at fault.
+    with os.fdopen(os.memfd_create("said"), "w+b") as said, receiver:
         process = _FORK.Process(target=_work, args=(work, sender, said.fileno()))
         process.start()
         sender.close()

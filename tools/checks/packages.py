@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -104,9 +105,10 @@ def install_line() -> str:
     the same files.
     """
     driver = apart(read_driver, seconds=60)
-    torch = [] if installed("torch") else [f"'{torch_for(driver)}'"]
+    torch = [] if installed("torch") else [torch_for(driver)]
     dali = installed_dali() or dali_wheel(_torch_cuda() or driver.cuda)
-    return " ".join([sys.executable, "-m pip install -r", str(RANGES), *torch, dali])
+    pip = [sys.executable, "-m", "pip", "install"]
+    return shlex.join([*pip, "-r", str(RANGES), *torch, dali])
 
 
 def torch_for(driver: Driver) -> str:

@@ -6,6 +6,7 @@ import faulthandler
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,3 +88,8 @@ def test_an_error_stays_one_line_of_which_the_ends_are_kept():
     assert "\n" not in text
     assert text.startswith("ValueError: begin x")
     assert text.endswith("x end")
+
+
+def test_no_temporary_folder_is_needed(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/none")
+    assert apart(lambda: 1, seconds=LIMIT) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -141,3 +142,8 @@ def test_only_where_there_is_no_torch_it_is_asked_for_as_the_driver_runs_it(
     assert "torch" not in packages.install_line()
     del here["torch"]
     assert f"'torch>=2.6,{newest}'" in packages.install_line()
+
+
+def test_the_line_is_one_of_a_shell_wherever_the_program_lies(here, monkeypatch):
+    monkeypatch.setattr(packages, "RANGES", Path("/my faces/it's/requirements-user.txt"))
+    assert "/my faces/it's/requirements-user.txt" in shlex.split(packages.install_line())
