@@ -8,9 +8,8 @@ first line names the columns, of which any may be missing:
 `name` is the image's, as tools/predict.py writes it: the offset of its record in a .rec, its path
 in a folder. Without names there is a row for each image, in the set's own order. Landmarks are
 pixels, from the middle of the top left one: left eye, right eye, nose, left and right corner of the
-mouth, as they lie in the picture. A weight is in [0, 1]. A column of any other name holds numbers,
-and is read where it is asked for. What is left empty, or not listed, is not known: NaN, for a group
--1, for a weight 1.
+mouth, as they lie in the picture. A weight is in [0, 1]. What is left empty, or not listed, is not
+known: NaN, for a group -1, for a weight 1.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +34,7 @@ FIELDS = (*POINTS, *COLUMNS[1:])
 # Right for left: eyes and corners of the mouth change places in a mirror.
 _MIRRORED = [1, 0, 2, 4, 3]
 _FARTHEST = 1e5  # pixels
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class ColumnsError(UserError):
@@ -45,7 +46,7 @@ class SideColumns:
 
     Attributes:
         values: landmarks (N, 5, 2), quality (N,) and weight (N,) float32, group (N,) int64; those
-            that there are, and (N,) float32 of what else was asked for.
+            that there are.
         groups: what the groups are called, by number.
     """
 
@@ -96,13 +97,8 @@ def mirrored_landmarks(points: np.ndarray, *, width: int) -> np.ndarray:
     return swapped
 
 
-def read_columns(
-    files: Sequence[str | Path], collection: Collection, *, also: Sequence[str] = ()
-) -> SideColumns:
+def read_columns(files: Sequence[str | Path], collection: Collection) -> SideColumns:
     """The columns of a set, from a file for each of its files; "" where one has none.
-
-    Args:
-        also: columns of names that are not in COLUMNS, to be read as numbers where they are there.
 
     Raises:
         PathError: a file that cannot be opened, or is no text.
@@ -114,18 +110,16 @@ def read_columns(
             f"found {len(files)} files of columns, expected {len(collection.indexes)}: one for "
             'each file of the set, "" for one without'
         )
-    others = [name for name in also if name not in COLUMNS]
-    tables = [_Table(path, index, others) for path, index in zip(files, collection.indexes)]
+    tables = [_Table(path, index) for path, index in zip(files, collection.indexes)]
     present = {field for table in tables for field in table.texts}
     values: dict[str, np.ndarray] = {}
     if present & set(POINTS):
         points = [table.numbers(POINTS, check=_is_place, expected=_PLACE) for table in tables]
         values["landmarks"] = collection.kept_values(points).reshape(-1, 5, 2)
         _require_pixels(values["landmarks"], files)
-    for name in ("quality", *others):
-        if name in present:
-            found = [table.numbers((name,)) for table in tables]
-            values[name] = collection.kept_values(found)[:, 0]
+    if "quality" in present:
+        found = [table.numbers(("quality",)) for table in tables]
+        values["quality"] = collection.kept_values(found)[:, 0]
     names: list[str] = []
     if "group" in present:
         names = sorted({name for table in tables for name in table.texts.get("group", ()) if name})
@@ -156,33 +150,33 @@ class _Table:
     """A file's fields as texts, by field; and for each image of its set, which row is its own.
 
     Attributes:
-        texts: by row, of each field that is used.
+        texts: each field's, by row.
     """
 
-    def __init__(self, path: str | Path, index: RecordIndex, others: Sequence[str]) -> None:
+    def __init__(self, path: str | Path, index: RecordIndex) -> None:
         self.texts: dict[str, list[str]] = {}
         self._path, self._index, self._lines = path, index, 0
         self._row = np.full(len(index), -1)  # of each image; -1: not listed
         if str(path) == "":
             return
         check_path(Path(path), called=str(path), expected="a CSV or parquet file of columns")
-        parquet = Path(path).suffix == ".parquet"
-        used = (NAME, *FIELDS, *others)
-        header, self.texts = (_read_parquet if parquet else _read_csv)(path, used)
+        parquet = Path(path).suffix.lower() == ".parquet"
+        self.texts = _read_parquet(path) if parquet else _read_csv(path)
         rows = len(next(iter(self.texts.values()), ()))
-        known = [name for name in self.texts if name != NAME]
+        known = [name for name in self.texts if name in FIELDS]
         points = [name for name in known if name in POINTS]
         if not known or (points and len(points) < len(POINTS)):
             raise ColumnsError(
-                f"{path} has the columns {', '.join(header)[:200] or 'none'}: expected {NAME} and "
-                f"some of {', '.join((*COLUMNS, *others))}, landmarks as {', '.join(POINTS)}"
+                f"{path} has the columns {', '.join(self.texts)[:200] or 'none'}: expected {NAME} "
+                f"and some of {', '.join(COLUMNS)}, landmarks as {', '.join(POINTS)}"
             )
         names = self.texts.get(NAME)
         if names is None:
             if rows != len(index):
                 raise ColumnsError(
                     f"{path} has {rows} rows and no column {NAME}, {index.path} has {len(index)} "
-                    f"images: expected a row for each, in their order, or the column {NAME}"
+                    f"images: expected a row for each, in their order, or the column {NAME}. "
+                    "A line without any value is no row"
                 )
             self._row = np.arange(rows)
             return
@@ -241,7 +235,7 @@ class _Table:
             value = float(text)
         except ValueError:
             self._refuse(field, row, "a number")
-        if not np.isfinite(value):
+        if abs(value) > _LARGEST or np.isnan(value):
             self._refuse(field, row, "a finite number, or nothing where it is not known")
         return value
 
@@ -254,8 +248,7 @@ class _Table:
         return f"{self._path}, row {row + 1}"
 
 
-def _read_csv(path: str | Path, used: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """All names of columns, and the texts of those that are used."""
+def _read_csv(path: str | Path) -> dict[str, list[str]]:
     (_, header), *lines = read_rows(path) or [(0, [""])]
     header = [name.strip() for name in header]
     if len(set(header)) != len(header):
@@ -266,15 +259,12 @@ def _read_csv(path: str | Path, used: Sequence[str]) -> tuple[list[str], dict[st
                 f"{path}, line {line}: found {len(fields)} fields, expected {len(header)}, as the "
                 f"first line names them: {', '.join(header)[:200]}"
             )
-    return header, {
-        name: [fields[place] if place < len(fields) else "" for _, fields in lines]
-        for place, name in enumerate(header)
-        if name in used
-    }
+    rows = [[*fields, *[""] * (len(header) - len(fields))] for _, fields in lines]
+    return {name: [row[place] for row in rows] for place, name in enumerate(header)}
 
 
-def _read_parquet(path: str | Path, used: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """As _read_csv; a list of ten numbers may be the landmarks."""
+def _read_parquet(path: str | Path) -> dict[str, list[str]]:
+    """The known columns; a list of ten numbers may be the landmarks."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -285,25 +275,40 @@ def _read_parquet(path: str | Path, used: Sequence[str]) -> tuple[list[str], dic
         ) from error
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        header = list(file.schema_arrow.names)
-        names = [name for name in ("landmarks", *used) if name in header]
-        table = file.read(columns=names)
+        there = file.schema_arrow.names
+        names = [name for name in (NAME, "landmarks", *FIELDS) if name in there]
+        twice = [name for name in names if there.count(name) > 1]
+        columns = {} if twice else file.read(columns=names).to_pydict()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ColumnsError(f"{path} is no parquet file that can be read: {error}") from error
+    if twice:
+        raise ColumnsError(f"{path}: found the columns {', '.join(there)}, expected each once")
     found: dict[str, list[str]] = {}
-    for name in names:
-        values = table.column(name).to_pylist()
+    for name, values in columns.items():
         if name != "landmarks":
-            found[name] = ["" if value is None else str(value) for value in values]
+            found[name] = list(map(_said, values))
             continue
-        for row, value in enumerate(values):
-            if value is not None and len(np.ravel(value)) != len(POINTS):
-                raise ColumnsError(
-                    f"{path}, row {row + 1}: landmarks are {value}, expected {POINTS}"
-                )
-        for place, field in enumerate(POINTS):
-            found[field] = ["" if v is None else str(np.ravel(v)[place]) for v in values]
-    return header, found
+        points = [_points(value, f"{path}, row {row + 1}") for row, value in enumerate(values)]
+        found |= {field: [row[place] for row in points] for place, field in enumerate(POINTS)}
+    return found
+
+
+def _points(value: Any, place: str) -> list[str]:
+    """Ten numbers of a list, or of five lists of two."""
+    if value is None:
+        return [""] * len(POINTS)
+    numbers = value if isinstance(value, list) else [value]
+    if all(isinstance(pair, list) and len(pair) == 2 for pair in numbers):
+        numbers = [number for pair in numbers for number in pair]
+    if len(numbers) != len(POINTS):
+        told = str(value)[:200]
+        raise ColumnsError(f"{place}: landmarks are {told}, expected {', '.join(POINTS)}")
+    return list(map(_said, numbers))
+
+
+def _said(value: Any) -> str:
+    """As a CSV would have it: nothing for what is not known, which many programs write as NaN."""
+    return "" if value is None or value != value else str(value)
 
 
 def _require_pixels(points: np.ndarray, files: Sequence[str | Path]) -> None:

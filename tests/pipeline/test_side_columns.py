@@ -69,26 +69,53 @@ def test_parquet_says_the_same_and_may_have_the_landmarks_as_a_list(index, tmp_p
     assert (columns.values["group"] == 0).all()
 
 
+def parquet(table: dict | pyarrow.Table, index: RecordIndex, folder: Path) -> SideColumns:
+    path = folder / "columns.PARQUET"
+    table = table if isinstance(table, pyarrow.Table) else pyarrow.table(table)
+    pyarrow.parquet.write_table(table, path)
+    return read_columns([path], Collection.of(index))
+
+
+def test_what_parquet_has_as_nan_is_not_known(index, tmp_path):
+    none, names = float("nan"), [index.file.name(index.records[i]) for i in range(2)]
+    points = [[[none, none], *FACE[1:].tolist()], [None] * 10]
+    for landmarks in ([points[0], None], [[none, none, *FACE[1:].ravel().tolist()], points[1]]):
+        table = {"name": names, "landmarks": landmarks, "weight": [none, 0.5]}
+        found = parquet(table, index, tmp_path).of(np.arange(2))
+        assert np.array_equal(np.isnan(found["landmarks"][0]).all(1), [True] + [False] * 4)
+        assert np.isnan(found["landmarks"][1]).all()
+        assert found["weight"].tolist() == [1, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"landmarks": [[[1.0, 2.0]] * 4 + [[1.0]]]}, "row 1: landmarks are .*expected x1, y1"),
+        ({"landmarks": [[[1.0] * 5] * 2]}, "row 1: landmarks are"),
+        ({"landmarks": [[[1.0, 2.0]] * 4 + [None]]}, "row 1: landmarks are"),
+        ({"landmarks": [[]]}, "row 1: landmarks are"),
+        ({"quality": [1e39]}, "row 1: quality is '1e.39', expected a finite number"),
+        ({"group": pyarrow.array([2**62 + 1], pyarrow.timestamp("ns"))}, "no parquet file that"),
+    ],
+)
+def test_what_is_wrong_in_parquet_is_named(columns, said, index, tmp_path):
+    with pytest.raises(UserError, match=said):
+        parquet({"name": [index.file.name(index.records[0])], **columns}, index, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weight", "landmarks", "name"])
+def test_a_parquet_column_that_is_there_twice_is_refused(name, index, tmp_path):
+    twice = pyarrow.table([pyarrow.array([1.0])] * 2, names=[name, name])
+    with pytest.raises(UserError, match=f"found the columns {name}, {name}, expected each once"):
+        parquet(twice, index, tmp_path)
+
+
 def test_without_names_there_is_a_row_for_each_image_in_the_sets_order(index, tmp_path):
     values = [f"{k / 100}" for k in range(len(index))]
     columns = read("\n".join(["quality,weight", *(f"{v},1" for v in values)]), index, tmp_path)
     np.testing.assert_allclose(columns.values["quality"], np.arange(len(index)) / 100, atol=1e-6)
     with pytest.raises(UserError, match=r"2 rows and no column name, .* has 64 images"):
         read("quality,weight\n1,1\n2,1", index, tmp_path)
-
-
-def test_a_column_of_any_other_name_is_read_where_it_is_asked_for(index, tmp_path):
-    """And may hold anything where it is not."""
-    path = tmp_path / "columns.csv"
-    path.write_text(f"name,age,note\n{line(index, 3, 41.5, 'hat')}")
-    columns = read_columns([path], Collection.of(index), also=("age", "weight"))
-    assert list(columns.values) == ["age"]
-    assert columns.values["age"][3] == 41.5
-    assert np.isnan(np.delete(columns.values["age"], 3)).all()
-    with pytest.raises(UserError, match="note is 'hat', expected a number"):
-        read_columns([path], Collection.of(index), also=("note",))
-    with pytest.raises(UserError, match="has the columns name, age, note: expected name and some"):
-        read_columns([path], Collection.of(index))
 
 
 def test_what_is_left_out_has_no_values_and_files_have_their_own(index, tmp_path):
@@ -246,10 +273,3 @@ def test_a_recipe_or_a_head_that_wants_a_column_says_which_there_are(index):
         Loader(index, augment=("occlude",), columns=columns, **settings)
     with pytest.raises(UserError, match="the head needs weight, found no column"):
         Loader(index, handed=("weight",), **settings)
-
-
-def test_landmarks_are_not_read_where_they_have_moved():
-    """A rotated face would be hidden beside its eyes."""
-    with pytest.raises(UserError, match="occlude reads landmarks, expected before geometry"):
-        Augmentation(["flip", "geometry", "occlude"])
-    Augmentation(["flip", "occlude", "geometry"])
