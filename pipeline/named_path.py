@@ -77,6 +77,16 @@ def check_path(
         raise PathError(f"{called} is a file: expected {expected}")
 
 
+def is_folder(entry: os.DirEntry[str] | os.DirEntry[bytes]) -> bool:
+    """Whether it is a folder or a link to one; a link that leads back to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
+
+
 def mendable(error: BaseException) -> str | None:
     """The line for what a user can mend: a UserError, or an OSError about a file or a disk.
 

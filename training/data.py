@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heads import create_margin
 from pipeline.collection import Collection, dense_labels, stack_labels
 from pipeline.containers.open_records import open_records
 from pipeline.identity_map import read_identity_map
@@ -80,8 +79,7 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     columns = None
     if data.columns:
         with settings_named("data.columns"):
-            read = create_margin(config.head.loss, **config.head.loss_args).columns
-            columns = together(lambda: read_columns(data.columns, records, also=read))
+            columns = together(lambda: read_columns(data.columns, records))
     shown = _shown(data, records)
     return TrainingData(records, create_order(config, records, shown), sum(shown), columns)
 

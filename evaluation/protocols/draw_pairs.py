@@ -16,7 +16,7 @@ import numpy as np
 
 from evaluation.protocols.pair_lists import PairList, PairListError
 from pipeline.counter import bits, key, word
-from pipeline.named_path import as_text, check_path
+from pipeline.named_path import as_text, check_path, is_folder
 from pipeline.photos import SUFFIXES
 
 PER_PERSON = 50  # genuine pairs
@@ -68,7 +68,7 @@ def _people(folder: Path) -> tuple[list[str], list[list[Path]]]:
     """The names of the folders that hold images, and these, all in the order of their names."""
     names, files = [], []
     with os.scandir(folder) as entries:
-        inside = sorted(entry.name for entry in entries if entry.is_dir())
+        inside = sorted(entry.name for entry in entries if is_folder(entry))
     for name in inside:
         if name.startswith("."):
             continue

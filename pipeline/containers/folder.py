@@ -21,7 +21,7 @@ from pipeline.ahead import cores, map_ahead
 from pipeline.containers.content import Content, summarize, to_records
 from pipeline.containers.texts import Texts
 from pipeline.name_order import order_of
-from pipeline.named_path import mendable
+from pipeline.named_path import is_folder, mendable
 from pipeline.passed_over import Passed, PassedOver
 from pipeline.photos import MOST_BYTES, SUFFIXES
 from pipeline.records.image_kind import image_kind
@@ -122,7 +122,7 @@ def folder_state(path: Path) -> str:
 def identity_folders(path: Path) -> list[bytes]:
     """The names of the folders in a folder that may be identities', in their order."""
     with os.scandir(os.fsencode(path)) as entries:
-        found = [entry.name for entry in entries if entry.name[:1] != b"." and entry.is_dir()]
+        found = [entry.name for entry in entries if entry.name[:1] != b"." and is_folder(entry)]
     key = order_of(map(_text, found))
     return sorted(found, key=lambda name: key(_text(name)))
 
@@ -193,9 +193,10 @@ def _list(root: bytes, folder: bytes) -> _Listed:
                 continue
             suffix = os.path.splitext(name)[1].lower()
             place = folder + b"/" + name
-            if suffix not in _SUFFIXES and (suffix or entry.is_dir() or not _is_image(entry.path)):
-                kind = "folder inside an identity's" if entry.is_dir() else "no image"
-                told = f"{kind} ({_text(suffix)})" if suffix and not entry.is_dir() else kind
+            if suffix not in _SUFFIXES and (suffix or not _is_image(entry)):
+                inner = is_folder(entry)
+                kind = "folder inside an identity's" if inner else "no image"
+                told = f"{kind} ({_text(suffix)})" if suffix and not inner else kind
                 passed.append(Passed(told, _text(inside + b"/" + name)))
                 continue
             try:
@@ -211,10 +212,12 @@ def _list(root: bytes, folder: bytes) -> _Listed:
     return _Listed([name for name, _ in found], [size for _, size in found], damaged, passed)
 
 
-def _is_image(path: bytes) -> bool:
-    """Of a file without a suffix: by its first bytes."""
+def _is_image(entry: os.DirEntry[bytes]) -> bool:
+    """Of what has no suffix: whether it is a file with an image's first bytes."""
     try:
-        with open(path, "rb") as file:
+        if not entry.is_file():  # a pipe would be waited for
+            return False
+        with open(entry.path, "rb") as file:
             return image_kind(file.read(1 << 16)) != "unknown"
     except OSError:
         return False

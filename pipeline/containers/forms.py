@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.containers.shards import files_in
 from pipeline.lmdb_file import find_lmdb
-from pipeline.named_path import check_path
+from pipeline.named_path import check_path, is_folder
 from pipeline.records.recordio import RecordError
 
 EXPECTED = (
@@ -71,7 +71,7 @@ def _form_of_file(path: Path, called: str) -> str:
 
 def _folders(path: Path) -> list[str]:
     with os.scandir(path) as entries:
-        return [entry.path for entry in entries if entry.name[0] != "." and entry.is_dir()]
+        return [entry.path for entry in entries if entry.name[0] != "." and is_folder(entry)]
 
 
 def _has_images(folder: str) -> bool:

@@ -14,7 +14,12 @@ from pipeline.containers.folder import FolderImages, folder_state, scan_folder
 from pipeline.containers.forms import form_of
 from pipeline.containers.lmdb_images import lmdb_state, lmdb_store, scan_lmdb
 from pipeline.containers.parquet_set import parquet_state, parquet_store, scan_parquet
-from pipeline.containers.set_index import SetIndex, read_set_indexes, write_set_index
+from pipeline.containers.set_index import (
+    SetIndex,
+    index_in_use,
+    read_set_indexes,
+    write_set_index,
+)
 from pipeline.containers.texts import Texts
 from pipeline.containers.webdataset import scan_tars, tar_state, tar_store
 from pipeline.containers.zip_images import scan_zip, zip_state, zip_store
@@ -74,24 +79,24 @@ def open_records(path: str | Path, progress: Progress | None = None) -> RecordIn
             store = form.store(path, index.content)
             if store.fingerprint == index.fingerprint:
                 return _opened(path, index.content, store)
-    return make_index(path, progress, before=indexes)
+    return make_index(path, progress, before=index_in_use(path, indexes))
 
 
 def make_index(
-    path: Path, progress: Progress | None = None, *, before: list[SetIndex] | None = None
+    path: Path, progress: Progress | None = None, *, before: SetIndex | None = None
 ) -> RecordIndex:
     """Look through a set that is no .rec, and write its index.
 
     Args:
-        before: indexes that were made of it before, whose labels it must keep.
+        before: an index that was made of it before, whose labels it must keep.
 
     Raises RecordError as `open_records`.
     """
     form, passed_over = FORMS[form_of(path)], PassedOver()
     state = form.state(path)  # first: what is added meanwhile is seen at the next start
     content = form.scan(path, passed_over, progress)
-    for index in before or ():
-        _check_names(path, index, content.names)
+    if before:
+        _check_names(path, before, content.names)
     for line in passed_over.lines():
         _log.warning("%s: passed over: %s", path, line)
     store = form.store(path, content)

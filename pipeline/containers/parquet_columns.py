@@ -73,6 +73,8 @@ def kind_of(path: Path, schema: pa.Schema, name: str, *, role: str) -> pa.DataTy
     Args:
         role: what it is to hold, for the error.
     """
+    if schema.names.count(name) > 1:
+        raise RecordError(f"{path} has {schema.names.count(name)} columns {name!r}: expected one")
     if name not in schema.names:
         raise RecordError(
             f"{path} has no column {name!r}: found {', '.join(schema.names)}. Name the {role} "

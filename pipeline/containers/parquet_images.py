@@ -162,6 +162,12 @@ class Rows:
             rows = slice(group.first, group.first + group.rows)
             offset[rows] = group.begin + np.arange(group.rows)
             images = [value.as_py() or b"" for value in self._read(group)]
+            if any(images[group.size :]):  # offsets would reach into the next row group
+                raise RecordError(
+                    f"{self._files[group.file]} has {group.rows:,} rows in {group.size:,} bytes of "
+                    "a row group: expected images that take more. Write it again with a smaller "
+                    "row_group_size"
+                )
             length[rows] = [len(image) for image in images]
             header[rows] = self._places(group, images) - np.arange(group.rows)
             header[rows][header[rows] < 0] = 0

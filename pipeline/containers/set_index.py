@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from pipeline.whole_file import writing_whole
 _FORMAT = "facestream-set-1"
 _PREAMBLE = 4096
 _WORD = 8  # bytes: tables begin at multiples of it
-_LONGEST_REASON = 100  # characters
+_LONGEST_REASON = 120  # bytes of JSON
 
 _log = logging.getLogger("facestream.pipeline")
 
@@ -67,11 +68,10 @@ def write_set_index(path: Path, content: Content, *, state: str, fingerprint: st
     }
     body = b"".join(_padded(np.ascontiguousarray(table).tobytes()) for table in tables.values())
     summary = asdict(content.summary)
-    told = [(*at, ascii(why)[1:-1][:_LONGEST_REASON]) for *at, why in content.summary.damaged]
-    summary["damaged"] = told
+    summary["damaged"] = [(*at, _short(why)) for *at, why in content.summary.damaged]
     about: dict[str, Any] = {
         "format": _FORMAT,
-        "set": path.name,
+        "set": _short(path.name),
         "state": state,
         "fingerprint": fingerprint,
         "summary": summary,
@@ -97,6 +97,19 @@ def read_set_indexes(path: Path) -> list[SetIndex]:
         except (OSError, *MALFORMED) as error:
             _log.warning("%s is damaged (%s): %s is looked through again", file, error, path)
     return found
+
+
+def index_in_use(path: Path, indexes: Sequence[SetIndex]) -> SetIndex | None:
+    """Of several indexes of a set the one whose labels hold; None of none.
+
+    It is where the next one will be written: another was left when the place was, or was not yet,
+    read-only, and the set may have been numbered again since.
+    """
+    if len(indexes) < 2:
+        return next(iter(indexes), None)
+    named = _named(path)
+    target = output_folder(named) / named.name
+    return next((index for index in indexes if index.file == target), indexes[0])
 
 
 def damaged_index(path: Path, why: str) -> RecordError:
@@ -138,6 +151,14 @@ def _named(path: Path) -> Path:
     if path.is_dir():
         return path / f".facestream{SIDECAR_SUFFIX}"
     return path.with_name(path.name + SIDECAR_SUFFIX)
+
+
+def _short(why: str) -> str:
+    """As much of it as the preamble has room for: names may be long, and JSON escapes marks."""
+    told = ascii(why)[1:-1]
+    while len(json.dumps(told)) > _LONGEST_REASON:
+        told = told[: _LONGEST_REASON * len(told) // len(json.dumps(told))]
+    return told
 
 
 def _padded(table: bytes) -> bytes:

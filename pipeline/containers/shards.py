@@ -23,7 +23,8 @@ def files_in(folder: Path, suffix: str) -> list[Path]:
     """Files with a suffix in a folder, or in its `data`, as on Hugging Face's hub; in order."""
     for place in (folder, folder / "data"):
         inside = sorted(place.iterdir()) if place.is_dir() else []
-        found = [one for one in inside if one.suffix.lower() == suffix and one.name[0] != "."]
+        named = [one for one in inside if one.suffix.lower() == suffix and one.name[0] != "."]
+        found = [one for one in named if not one.is_dir()]  # an identity may be called so
         if found:
             return found
     return []

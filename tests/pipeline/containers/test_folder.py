@@ -202,3 +202,47 @@ def test_names_that_are_no_text_are_kept(tmp_path):
     index = open_records(root)
     assert list(index.names) == ["anna", "caf\udce9"]
     assert contents(open_records(root)) == [picture(), picture()]
+
+
+def test_links_that_lead_back_to_themselves_and_pipes_are_no_images(faces):
+    for name in ("loop", "bob/loop", "bob/loop.txt", "bob/loop.png"):
+        (faces / name).symlink_to(Path(name).name)
+    for name in ("pipe", "bob/pipe", "bob/pipe.png"):
+        os.mkfifo(faces / name)
+    index = open_records(faces)
+    assert (len(index), index.summary.damaged_spans) == (5, 2), "loop.png and pipe.png"
+    assert len(open_records(faces)) == 5
+
+
+@pytest.mark.parametrize("mark", ['"', "\\", "\x01", "é", "\U0001f600"])
+def test_damage_under_names_of_any_marks_fits_into_the_index(tmp_path, mark):
+    who = mark * (200 // len(mark.encode()))
+    files = {f"{who}/{n}.png": b"" for n in range(25)} | {f"{who}/ok.png": picture()}
+    root = write(tmp_path / who, files)
+    made = open_records(root)
+    (index, *_) = index_files(root)
+    assert index.is_file()
+    assert made.summary.damaged_spans == open_records(root).summary.damaged_spans == 25
+
+
+def test_an_identity_may_be_called_as_shards_are(faces):
+    write(faces, {"x.tar/1.png": picture(), "y.parquet/1.png": picture()})
+    assert list(open_records(faces).names) == ["anna", "bob", "x.tar", "y.parquet", "zoe"]
+
+
+def test_an_index_left_in_the_cache_says_nothing_of_labels_numbered_again(
+    faces, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    faces.chmod(0o555)
+    open_records(faces)
+    faces.chmod(0o755)
+    write(faces, {"carl/1.png": picture()})
+    with pytest.raises(RecordError, match=r"1 new \(carl\)"):
+        open_records(faces)
+    make_index(faces)
+    write(faces, {"carl/2.png": picture(1)})
+    assert len(open_records(faces)) == 7
+    (faces / "carl").rename(faces / "dora")
+    with pytest.raises(RecordError, match=r"1 new \(dora\), 1 gone \(carl\)"):
+        open_records(faces)

@@ -92,3 +92,18 @@ def test_another_kind_of_file_is_named(tmp_path, content):
     (tmp_path / "x.parquet").write_bytes(content)
     with pytest.raises(RecordError, match=r"x\.parquet cannot be read as parquet"):
         stored_parquet([tmp_path / "x.parquet"])
+
+
+def test_a_label_column_that_is_there_twice_is_refused(tmp_path):
+    twice = pa.table([pa.array([b"1"]), pa.array([0]), pa.array([1])], ["image", "label", "label"])
+    pa.parquet.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(RecordError, match="has 2 columns 'label': expected one"):
+        stored_parquet([tmp_path / "a.parquet"])
+
+
+def test_more_rows_than_bytes_are_refused_since_no_offset_could_tell_them_apart(tmp_path):
+    images, labels = pa.array([b"same"] * 5000 + [b"other"] * 5000), pa.array([0] * 10_000)
+    table = pa.table({"image": images, "label": labels})
+    pa.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=5000)
+    with pytest.raises(RecordError, match=r"5,000 rows in \d+ bytes.*smaller row_group_size"):
+        stored_parquet([tmp_path / "a.parquet"]).spans(None)
