@@ -11,6 +11,8 @@ the number of pairs, as the field's tables do.
 
 from __future__ import annotations
 
+import math
+
 
 def below(comparisons: int) -> float:
     """The rate that is ruled out, at 95 %, by no error in that many independent comparisons."""
@@ -20,6 +22,11 @@ def below(comparisons: int) -> float:
 def can_show(far: float, impostors: int) -> bool:
     """Whether that many impostor pairs, taken as independent, can show a rate so small."""
     return below(impostors) <= far
+
+
+def least_impostors(far: float) -> int:
+    """How many impostor pairs `can_show` wants for that rate."""
+    return math.ceil(3 / far)
 
 
 def cannot_show(far: float, impostors: int) -> str:

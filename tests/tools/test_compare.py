@@ -24,7 +24,7 @@ from tests.pipeline.faces import detectors
 from tests.tools.test_evaluate import SIZE, png, write_model
 from tools import compare, predict
 from tools.sources.compared import Pairs, Side, best_matches, listing
-from tools.sources.decision import Decision
+from tools.sources.decision import Decision, decision_of
 from training.frozen.card import Card, OperatingPoint, write_card
 from training.frozen.model import digest_of_weights
 from training.saving.reading import open_weights
@@ -75,6 +75,14 @@ def test_an_image_is_like_itself_and_a_model_without_a_card_decides_nothing(ther
     assert "cosine        1.0000\n" in ended.stdout
     assert "no decision: the model has no card with operating points. Export it" in ended.stdout
     assert run("photo.png", "faces/p1/one.png").stdout.split()[1] != "1.0000"
+
+
+def test_a_card_of_too_few_pairs_says_how_many_it_takes():
+    scores = {"val": {"accuracy": 0.8}}
+    card = Card(*("iresnet10", 8, f"{SIZE},rgb,-1..1", "float32"), digest="abc", scores=scores)
+    said = decision_of(card, of="x", digest="abc", flip=True, fmr=None, on="")
+    assert "evaluated on val, with too few pairs" in str(said)
+    assert "on 300 such pairs or more" in str(said)
 
 
 def test_a_card_decides_and_says_what_the_threshold_stands_for(there):

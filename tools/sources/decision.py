@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluation.metrics.judge import FAR_LIMITS
+from evaluation.metrics.limits import least_impostors
 from facestream import UserError
 from training.frozen.card import Card, OperatingPoint
 
@@ -60,6 +62,13 @@ def decision_of(
     Raises:
         UserError: a card without that set or rate.
     """
+    if card is not None and card.scores and not card.points:
+        return (
+            "no decision: the model's card has no operating points. It was evaluated on "
+            f"{', '.join(card.scores)}, with too few pairs of two people to show one. Evaluate it "
+            f"with tools/evaluate.py --card on {least_impostors(max(FAR_LIMITS))} such pairs or "
+            "more"
+        )
     if card is None or not card.points:
         return (
             "no decision: the model has no card with operating points. Export it to .onnx or "
