@@ -8,8 +8,9 @@ first line names the columns, of which any may be missing:
 `name` is the image's, as tools/predict.py writes it: the offset of its record in a .rec, its path
 in a folder. Without names there is a row for each image, in the set's own order. Landmarks are
 pixels, from the middle of the top left one: left eye, right eye, nose, left and right corner of the
-mouth, as they lie in the picture. A weight is in [0, 1]. What is left empty, or not listed, is not
-known: NaN, for a group -1, for a weight 1.
+mouth, as they lie in the picture. A weight is in [0, 1]. A column of any other name holds numbers,
+and is read where it is asked for. What is left empty, or not listed, is not known: NaN, for a group
+-1, for a weight 1.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class SideColumns:
 
     Attributes:
         values: landmarks (N, 5, 2), quality (N,) and weight (N,) float32, group (N,) int64; those
-            that there are.
+            that there are, and (N,) float32 of what else was asked for.
         groups: what the groups are called, by number.
     """
 
@@ -97,8 +98,13 @@ def mirrored_landmarks(points: np.ndarray, *, width: int) -> np.ndarray:
     return swapped
 
 
-def read_columns(files: Sequence[str | Path], collection: Collection) -> SideColumns:
+def read_columns(
+    files: Sequence[str | Path], collection: Collection, *, also: Sequence[str] = ()
+) -> SideColumns:
     """The columns of a set, from a file for each of its files; "" where one has none.
+
+    Args:
+        also: columns of names that are not in COLUMNS, to be read as numbers where they are there.
 
     Raises:
         PathError: a file that cannot be opened, or is no text.
@@ -110,16 +116,18 @@ def read_columns(files: Sequence[str | Path], collection: Collection) -> SideCol
             f"found {len(files)} files of columns, expected {len(collection.indexes)}: one for "
             'each file of the set, "" for one without'
         )
-    tables = [_Table(path, index) for path, index in zip(files, collection.indexes)]
+    others = [name for name in also if name not in COLUMNS]
+    tables = [_Table(path, index, others) for path, index in zip(files, collection.indexes)]
     present = {field for table in tables for field in table.texts}
     values: dict[str, np.ndarray] = {}
     if present & set(POINTS):
         points = [table.numbers(POINTS, check=_is_place, expected=_PLACE) for table in tables]
         values["landmarks"] = collection.kept_values(points).reshape(-1, 5, 2)
         _require_pixels(values["landmarks"], files)
-    if "quality" in present:
-        found = [table.numbers(("quality",)) for table in tables]
-        values["quality"] = collection.kept_values(found)[:, 0]
+    for name in ("quality", *others):
+        if name in present:
+            found = [table.numbers((name,)) for table in tables]
+            values[name] = collection.kept_values(found)[:, 0]
     names: list[str] = []
     if "group" in present:
         names = sorted({name for table in tables for name in table.texts.get("group", ()) if name})
@@ -150,10 +158,10 @@ class _Table:
     """A file's fields as texts, by field; and for each image of its set, which row is its own.
 
     Attributes:
-        texts: each field's, by row.
+        texts: by row, of each field that is used.
     """
 
-    def __init__(self, path: str | Path, index: RecordIndex) -> None:
+    def __init__(self, path: str | Path, index: RecordIndex, others: Sequence[str]) -> None:
         self.texts: dict[str, list[str]] = {}
         self._path, self._index, self._lines = path, index, 0
         self._row = np.full(len(index), -1)  # of each image; -1: not listed
@@ -161,14 +169,15 @@ class _Table:
             return
         check_path(Path(path), called=str(path), expected="a CSV or parquet file of columns")
         parquet = Path(path).suffix.lower() == ".parquet"
-        self.texts = _read_parquet(path) if parquet else _read_csv(path)
+        used = (NAME, *FIELDS, *others)
+        header, self.texts = (_read_parquet if parquet else _read_csv)(path, used)
         rows = len(next(iter(self.texts.values()), ()))
-        known = [name for name in self.texts if name in FIELDS]
+        known = [name for name in self.texts if name != NAME]
         points = [name for name in known if name in POINTS]
         if not known or (points and len(points) < len(POINTS)):
             raise ColumnsError(
-                f"{path} has the columns {', '.join(self.texts)[:200] or 'none'}: expected {NAME} "
-                f"and some of {', '.join(COLUMNS)}, landmarks as {', '.join(POINTS)}"
+                f"{path} has the columns {', '.join(header)[:200] or 'none'}: expected {NAME} and "
+                f"some of {', '.join((*COLUMNS, *others))}, landmarks as {', '.join(POINTS)}"
             )
         names = self.texts.get(NAME)
         if names is None:
@@ -248,7 +257,8 @@ class _Table:
         return f"{self._path}, row {row + 1}"
 
 
-def _read_csv(path: str | Path) -> dict[str, list[str]]:
+def _read_csv(path: str | Path, used: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """All names of columns, and the texts of those that are used."""
     (_, header), *lines = read_rows(path) or [(0, [""])]
     header = [name.strip() for name in header]
     if len(set(header)) != len(header):
@@ -259,12 +269,15 @@ def _read_csv(path: str | Path) -> dict[str, list[str]]:
                 f"{path}, line {line}: found {len(fields)} fields, expected {len(header)}, as the "
                 f"first line names them: {', '.join(header)[:200]}"
             )
-    rows = [[*fields, *[""] * (len(header) - len(fields))] for _, fields in lines]
-    return {name: [row[place] for row in rows] for place, name in enumerate(header)}
+    return header, {
+        name: [fields[place] if place < len(fields) else "" for _, fields in lines]
+        for place, name in enumerate(header)
+        if name in used
+    }
 
 
-def _read_parquet(path: str | Path) -> dict[str, list[str]]:
-    """The known columns; a list of ten numbers may be the landmarks."""
+def _read_parquet(path: str | Path, used: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """As _read_csv; a list of ten numbers may be the landmarks."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -275,14 +288,14 @@ def _read_parquet(path: str | Path) -> dict[str, list[str]]:
         ) from error
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        there = file.schema_arrow.names
-        names = [name for name in (NAME, "landmarks", *FIELDS) if name in there]
-        twice = [name for name in names if there.count(name) > 1]
+        header = list(file.schema_arrow.names)
+        names = [name for name in dict.fromkeys(("landmarks", *used)) if name in header]
+        twice = any(header.count(name) > 1 for name in names)
         columns = {} if twice else file.read(columns=names).to_pydict()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ColumnsError(f"{path} is no parquet file that can be read: {error}") from error
     if twice:
-        raise ColumnsError(f"{path}: found the columns {', '.join(there)}, expected each once")
+        raise ColumnsError(f"{path}: found the columns {', '.join(header)}, expected each once")
     found: dict[str, list[str]] = {}
     for name, values in columns.items():
         if name != "landmarks":
@@ -290,7 +303,7 @@ def _read_parquet(path: str | Path) -> dict[str, list[str]]:
             continue
         points = [_points(value, f"{path}, row {row + 1}") for row, value in enumerate(values)]
         found |= {field: [row[place] for row in points] for place, field in enumerate(POINTS)}
-    return found
+    return header, found
 
 
 def _points(value: Any, place: str) -> list[str]:

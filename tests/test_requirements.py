@@ -27,7 +27,7 @@ BROUGHT = {
     "tensorboard": "google",
 }
 # Used where they are there; what asks for them says how to get them.
-OPTIONAL = {"apex", "mlflow", "mxnet", "pytest", "timm", "triton", "wandb"}
+OPTIONAL = {"apex", "lmdb", "mlflow", "mxnet", "pytest", "timm", "triton", "wandb"}
 # In one process, as pip takes longer to start than to ask: the versions by name, as JSON.
 ASK = """
 import contextlib, io, json, sys

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from heads import create_margin
 from pipeline.collection import Collection, dense_labels, stack_labels
 from pipeline.containers.open_records import open_records
 from pipeline.identity_map import read_identity_map
@@ -79,7 +80,8 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     columns = None
     if data.columns:
         with settings_named("data.columns"):
-            columns = together(lambda: read_columns(data.columns, records))
+            read = create_margin(config.head.loss, **config.head.loss_args).columns
+            columns = together(lambda: read_columns(data.columns, records, also=read))
     shown = _shown(data, records)
     return TrainingData(records, create_order(config, records, shown), sum(shown), columns)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.collection import Collection
+from pipeline.containers.files import FilesEndToEnd
 from pipeline.records.index import RecordIndex
 from pipeline.records.record_file import DataFile
 from pipeline.staging.by_order import pieces_by_need
@@ -29,13 +30,13 @@ def use_copies(config: Config, world: World, records: Collection) -> str:
 
     Returns what there is and what is to come, in words; empty without data.stage.
 
-    Raises UserError for a set that has no single file, and where there is no room, on any node.
+    Raises UserError for a folder of images, and where there is no room, on any node.
     """
     if not config.data.stage:
         return ""
     stage = Path(config.data.stage)
     together(lambda: check_named_files(config, "data.stage"))
-    files = together(lambda: [_file_of(index) for index in records.indexes])
+    files = together(lambda: [file for index in records.indexes for file, _ in _files_of(index)])
     copies = together(lambda: [_take(file, stage) for file in files])
     with settings_named(stage="data.stage"):
         told = together(lambda: require_room(stage, copies) if world.local_rank == 0 else "")
@@ -57,18 +58,19 @@ def copying(
     stop = threading.Event()
     copiers = []
     for which, index in enumerate(data.records.indexes):
-        file = _file_of(index)
-        assert isinstance(file.copy, LocalCopy), "use_copies was called"
-        order = pieces_by_need(
-            which,
-            copy=file.copy,
-            records=data.records,
-            order=data.order,
-            epoch=epoch,
-            position=step * config.data.global_batch,
-            epoch_records=data.epoch_records,
-        )
-        copiers.append(Copier(file, file.copy, order))
+        for file, start in _files_of(index):
+            assert isinstance(file.copy, LocalCopy), "use_copies was called"
+            order = pieces_by_need(
+                which,
+                copy=file.copy,
+                start=start,
+                records=data.records,
+                order=data.order,
+                epoch=epoch,
+                position=step * config.data.global_batch,
+                epoch_records=data.epoch_records,
+            )
+            copiers.append(Copier(file, file.copy, order))
 
     def copy() -> None:
         for copier in copiers:
@@ -85,12 +87,16 @@ def copying(
             logging.warning("the disk of data.train does not answer: its copying is abandoned")
 
 
-def _file_of(index: RecordIndex) -> DataFile:
+def _files_of(index: RecordIndex) -> list[tuple[DataFile, int]]:
+    """The files of a set, each with the offset of its first byte in the set."""
     if isinstance(index.file, DataFile):
-        return index.file
+        return [(index.file, 0)]
+    if isinstance(index.file, FilesEndToEnd):
+        return list(zip(index.file.files, index.file.starts.tolist()))
     raise ConfigError(
-        f"data.stage: {index.path} is no single file, which is what is copied: expected a .rec. "
-        "Pack it, `python tools/pack_rec.py`, or leave data.stage out"
+        f"data.stage: {index.path} is a folder of single images, expected a set in few files: a "
+        ".rec, a .zip, an LMDB, parquet or tar files. Pack it, `python tools/pack_rec.py`, or "
+        "leave data.stage out"
     )
 
 

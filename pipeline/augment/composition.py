@@ -22,6 +22,7 @@ from pipeline.augment.recipe import Argument, Draw, Node, Recipe
 
 RECIPES: dict[str, Recipe] = {
     "flip": FLIP,
+    "occlude": OCCLUDE,
     "geometry": GEOMETRY,
     "light": LIGHT,
     "jitter": JITTER,
@@ -29,7 +30,6 @@ RECIPES: dict[str, Recipe] = {
     "adaface": ADAFACE,
     "quality": QUALITY,
     "erase": ERASE,
-    "occlude": OCCLUDE,
 }
 # Of these, what `register_recipe` made known: its name and the file that did.
 OWN_RECIPES: dict[str, str] = {}
@@ -63,13 +63,15 @@ class Augmentation:
 
     An entry is the name of a recipe, or ``"name:0.3"`` for a recipe that 30 % of the images go
     through. With `mirrored_before`, a flip that comes first is left to who decodes: see `mirrored`.
-    Raises UserError for unknown or repeated recipes and for what is no probability.
+    Raises UserError for unknown or repeated recipes, for what is no probability, and for a recipe
+    that reads landmarks after one that has moved them.
     """
 
     def __init__(self, entries: Sequence[str], *, mirrored_before: bool = False) -> None:
         self._steps = [_parse(entry, entries) for entry in entries]
         if len({step.name for step in self._steps}) != len(self._steps):
             raise _refusal(entries, "each recipe once")
+        _check_landmarks(self._steps, entries)
         first_is_flip = bool(self._steps) and self._steps[0].name == "flip"
         self._flip = self._steps.pop(0) if mirrored_before and first_is_flip else None
         probe = Draw(np.zeros(1, np.int64), seed=0, epoch=0, size=1)
@@ -186,6 +188,16 @@ def _parse(entry: str, entries: Sequence[str]) -> _Step:
             entries, f"{entry!r}: expected {name} or {name}:P with a probability P in (0, 1]"
         )
     return _Step(name, RECIPES[name], probability)
+
+
+def _check_landmarks(steps: Sequence[_Step], entries: Sequence[str]) -> None:
+    moved = ""
+    for step in steps:
+        if moved and "landmarks" in step.recipe.needs:
+            raise _refusal(
+                entries, f"{step.name} reads landmarks, expected before {moved}, which moves them"
+            )
+        moved = step.name if step.recipe.moves else moved
 
 
 def _refusal(entries: Sequence[str], why: str) -> UserError:

@@ -124,4 +124,4 @@ def resample(
 
 
 FLIP = Recipe(_draw_flip, _flip)
-GEOMETRY = Recipe(_draw_geometry, _geometry)
+GEOMETRY = Recipe(_draw_geometry, _geometry, moves=True)

@@ -64,12 +64,13 @@ class Draw:
 class Recipe(NamedTuple):
     """`draw` makes the arguments of a batch, `apply` uses them on (H, W, 3) uint8 images.
 
-    `needs` names the columns that `draw` reads.
+    `needs` names the columns that `draw` reads. `moves`: landmarks are elsewhere afterwards.
     """
 
     draw: Callable[[Draw], Mapping[str, Argument]]
     apply: Callable[..., Node]
     needs: tuple[str, ...] = ()
+    moves: bool = False
 
 
 def beside(node: Node, images: Node) -> Node:

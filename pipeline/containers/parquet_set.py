@@ -43,8 +43,8 @@ def scan_parquet(path: Path, passed_over: PassedOver, progress: Progress | None 
     if packed:
         _log.warning(
             "%s: %d of its images are compressed, so that each is read with its row group, which "
-            "is slow: use data.order=block with data.window_blocks=8, or write it again with "
-            "compression=None for the images",
+            "is slow: train in block order with windows of 8 blocks (docs/data.md), or write it "
+            "again with compression=None for the images",
             path,
             packed,
         )

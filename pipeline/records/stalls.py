@@ -37,8 +37,8 @@ class Stalls:
             count, longest = self._count, self._longest
             self._count, self._longest, self._silent_until = 0, 0.0, now + _PAUSE
         _log.warning(
-            "%s: its disk stalls: reading %d bytes took %.0f s%s. data.stage=FOLDER on a local "
-            "disk keeps a copy that is read instead",
+            "%s: its disk stalls: reading %d bytes took %.0f s%s. A copy on a local disk "
+            "can be read instead: docs/data.md",
             self._path,
             length,
             now - begun,

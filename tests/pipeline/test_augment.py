@@ -12,6 +12,7 @@ from pipeline.augment.color import photometric
 from pipeline.dali_loader import Loader
 from pipeline.records.index import open_index
 from pipeline.records.recordio import RecordWriter, pack_image
+from pipeline.side_columns import SideColumns
 from synthetic import encode_jpeg, render
 
 pytestmark = pytest.mark.dali
@@ -275,8 +276,11 @@ def test_a_run_of_two_ranks_resumes_as_three_mid_epoch_with_every_image_equal(in
 
 
 def test_labels_are_untouched_by_every_recipe(index):
+    columns = SideColumns({"landmarks": np.full((len(index), 5, 2), 20, np.float32)}, ())
+
     def labels(augment) -> list[int]:
-        loader = Loader(index, global_batch=20, device=torch.device("cpu"), augment=augment, seed=1)
+        settings = {"global_batch": 20, "device": torch.device("cpu"), "seed": 1}
+        loader = Loader(index, augment=augment, columns=columns, **settings)
         stream = loader.stream(0)
         return [label for _ in range(4) for label in next(stream).labels.tolist()]
 

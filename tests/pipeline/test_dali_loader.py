@@ -25,6 +25,7 @@ from pipeline.dali_loader import Loader
 from pipeline.order import permute
 from pipeline.records.index import open_index
 from pipeline.records.recordio import MAGIC, RecordError, RecordWriter, pack_image
+from pipeline.side_columns import SideColumns
 from tests.clock import LIMIT
 
 CPU = torch.device("cpu")
@@ -131,7 +132,10 @@ def test_the_stream_runs_through_epochs_each_in_its_own_order(index):
 def test_a_run_of_two_ranks_resumes_mid_epoch_in_any_world_with_the_same_pixels(
     index, resumed_world
 ):
-    everything = {"augment": tuple(RECIPES)}
+    face = np.array([[0.34, 0.46], [0.66, 0.46], [0.5, 0.64], [0.37, 0.82], [0.63, 0.82]]) * SIZE
+    points = np.repeat(face[None].astype(np.float32), len(index), axis=0)
+    columns = SideColumns({"landmarks": points}, ())
+    everything = {"augment": tuple(RECIPES), "columns": columns}
     whole = [
         take(loader(index, **everything, rank=rank, world_size=2).stream(0), 3) for rank in range(2)
     ]

@@ -118,6 +118,20 @@ def test_without_names_there_is_a_row_for_each_image_in_the_sets_order(index, tm
         read("quality,weight\n1,1\n2,1", index, tmp_path)
 
 
+def test_a_column_of_any_other_name_is_read_where_it_is_asked_for(index, tmp_path):
+    """And may hold anything where it is not."""
+    path = tmp_path / "columns.csv"
+    path.write_text(f"name,age,note\n{line(index, 3, 41.5, 'hat')}")
+    columns = read_columns([path], Collection.of(index), also=("age", "weight"))
+    assert list(columns.values) == ["age"]
+    assert columns.values["age"][3] == 41.5
+    assert np.isnan(np.delete(columns.values["age"], 3)).all()
+    with pytest.raises(UserError, match="note is 'hat', expected a number"):
+        read_columns([path], Collection.of(index), also=("note",))
+    with pytest.raises(UserError, match="has the columns name, age, note: expected name and some"):
+        read_columns([path], Collection.of(index))
+
+
 def test_what_is_left_out_has_no_values_and_files_have_their_own(index, tmp_path):
     kept = np.array([3, 7])
     both = Collection([index, index], stack_labels([index, index]), [kept, None])
@@ -273,3 +287,10 @@ def test_a_recipe_or_a_head_that_wants_a_column_says_which_there_are(index):
         Loader(index, augment=("occlude",), columns=columns, **settings)
     with pytest.raises(UserError, match="the head needs weight, found no column"):
         Loader(index, handed=("weight",), **settings)
+
+
+def test_landmarks_are_not_read_where_they_have_moved():
+    """A rotated face would be hidden beside its eyes."""
+    with pytest.raises(UserError, match="occlude reads landmarks, expected before geometry"):
+        Augmentation(["flip", "geometry", "occlude"])
+    Augmentation(["flip", "occlude", "geometry"])

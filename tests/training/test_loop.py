@@ -415,7 +415,7 @@ def test_several_files_are_trained_on_as_one(data, world, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.train=[]"], "expected a .rec file or its folder, a folder of identity folders"),
+        (["data.train=[]"], "expected a .rec file, its folder, or a set of another form"),
         (["data.train=[a.rec,a.rec]"], "expected each file once"),
         (["data.weights=[1,2]"], "expected one for each of data.train, which are 1"),
         (["data.weights=[1]", "data.order=balanced"], "expected none with data.order=balanced"),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import tarfile
+import zipfile
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.records.index import open_index
 from pipeline.records.record_file import DataFile
 from pipeline.staging.copier import Copier
 from tests.clock import wait_until
@@ -110,11 +115,64 @@ def test_a_run_copies_from_the_step_on_where_it_begins(world, staged, monkeypatc
     assert copied == [0, 2 * staged.data.global_batch]
 
 
-def test_what_has_no_single_file_is_refused(world, staged):
+def test_a_folder_of_single_images_is_refused(world, staged):
     records = planned(staged, world).data.records
     records.indexes[0].file = None  # as any other Store
-    with pytest.raises(ConfigError, match=r"data.stage: .*is no single file, .*expected a \.rec"):
+    with pytest.raises(ConfigError, match=r"data.stage: .*folder of single images, expected a set"):
         use_copies(staged, world, records)
+
+
+def as_zip(root: Path, images: list[tuple[str, bytes]]) -> str:
+    with zipfile.ZipFile(root / "set.zip", "w") as archive:
+        for name, content in images:
+            archive.writestr(name, content)
+    return str(root / "set.zip")
+
+
+def as_tars(root: Path, images: list[tuple[str, bytes]]) -> str:
+    """Two shards."""
+    (root / "shards").mkdir()
+    for shard in range(2):
+        with tarfile.open(root / "shards" / f"{shard}.tar", "w") as archive:
+            for number, (name, content) in enumerate(images[shard::2]):
+                label = name.partition("/")[0].encode()
+                for suffix, part in (("png", content), ("cls", label)):
+                    member = tarfile.TarInfo(f"{shard}{number:03}.{suffix}")
+                    member.size = len(part)
+                    archive.addfile(member, io.BytesIO(part))
+    return str(root / "shards")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "files"), [(as_zip, 1), (as_tars, 2)])
+def test_other_forms_in_files_are_staged_too(
+    world, staged, data, tmp_path, monkeypatch, form, files
+):
+    index = open_index(data)
+    images = [
+        (f"{index.records['label'][i]}/{i}.png", index.image(i).tobytes())
+        for i in range(len(index))
+    ]
+    config = override(staged, [f"data.train={form(tmp_path, images)}"])
+    far = batches(planned(override(config, ["data.stage="]), world))
+    first = planned(config, world)
+    assert f"0 of {files} files are there whole" in first.staged
+    with copying(config, world, first.data, epoch=0, step=0):
+        wait_until(
+            lambda: (
+                len(list((tmp_path / "near").glob("*/*.zip"))) == files
+                or len(list((tmp_path / "near").glob("*/[0-9].tar"))) == files
+            )
+        )
+    second = planned(config, world)
+    assert f"{files} of {files} files are there whole" in second.staged
+
+    def gone(*_: int) -> bytes:
+        raise AssertionError("the source is read")
+
+    monkeypatch.setattr(DataFile, "read_source", gone)
+    for one, other in zip(far, batches(second), strict=True):
+        assert (one == other).all()
 
 
 def test_too_little_room_names_the_setting(world, staged, monkeypatch):

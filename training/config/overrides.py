@@ -26,6 +26,7 @@ PATH_SETTINGS = (
     "data.train",
     "data.identity_map",
     "data.leave_out",
+    "data.columns",
     "data.stage",
     "head.place_path",
     "distill.teacher",

@@ -56,15 +56,17 @@ class Journal:
         self._file.rewrite(lambda: forget_after(self.path, step))
 
     def lines(self) -> list[dict[str, Any]]:
-        """As they were written; none where the file cannot be read."""
-        lines: list[dict[str, Any]] = []
-        self._reading.attempt(lambda: lines.extend(read_lines(self.path)))
-        return lines
+        """As they were written; none where the file cannot be read, which its writing tells."""
+        try:
+            return list(read_lines(self.path))
+        except OSError:
+            return []
 
     def verifications(self) -> list[tuple[int, Scores]]:
-        """Steps and their scores."""
-        found = self.lines()
-        return [(line["step"], line["verification"]) for line in found if "verification" in line]
+        """Steps and their scores, as they were written; none where the file cannot be read."""
+        lines: list[dict[str, Any]] = []
+        self._reading.attempt(lambda: lines.extend(read_lines(self.path)))
+        return [(line["step"], line["verification"]) for line in lines if "verification" in line]
 
 
 def forget_after(path: Path, step: int) -> None:

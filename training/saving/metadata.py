@@ -85,7 +85,7 @@ def load_state(state: dict[str, Any], folder: Path, *, alone: bool = False) -> N
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is")  # disabled, as is meant
-        given = {"storage_reader": _Reader(folder), "planner": _Planner()}
+        given: dict[str, Any] = {"storage_reader": _Reader(folder), "planner": _Planner()}
         if not alone:
             dcp.load(state, **given)
         elif "no_dist" in inspect.signature(dcp.load).parameters:

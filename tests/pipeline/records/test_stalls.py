@@ -36,7 +36,9 @@ def test_a_read_that_took_long_is_told(file, caplog):
     file.seconds = 12.4
     assert file.read(10, 90) == bytes(90)
     (told,) = caplog.messages
-    assert told.startswith(f"{file.path}: its disk stalls: reading 90 bytes took 12 s. data.stage=")
+    assert told.startswith(
+        f"{file.path}: its disk stalls: reading 90 bytes took 12 s. A copy on a local"
+    )
 
 
 def test_a_read_of_a_busy_disk_is_not(file, caplog):

@@ -183,7 +183,7 @@ def test_who_waits_sees_that_the_other_is_done(source, stage, monkeypatch):
     monkeypatch.setattr(copier, "_LOOK", 0.01)
     monkeypatch.setattr(Copier, "_take", staticmethod(lambda lock: False))
     waiting, other = opened(source, stage), opened(source, stage)
-    other.copy.folder.mkdir()  # as whoever copies has done
+    other.copy.folder.mkdir()
     thread = threading.Thread(target=copier_of(waiting).run, args=(threading.Event(),))
     thread.start()
     with copier._Unfinished.opened(other.copy) as unfinished:

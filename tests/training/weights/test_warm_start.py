@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -314,7 +315,7 @@ def test_damaged_and_missing_weights_are_one_line_of_error(trained, old, world, 
     (shard,) = damaged.glob("*.distcp")
     shard.write_bytes(b"\0" + shard.read_bytes()[1:])
     code = tmp_path / "code.pth"
-    torch.save(Exception, code)
+    torch.save(SimpleNamespace(), code)
     for path, complaint in [
         (damaged, r"is damaged: .*distcp does not have its checksum"),
         (tmp_path, r"is there, but holds no checkpoint"),
