@@ -32,8 +32,8 @@ def fold_batch_norm(model: nn.Module, *, run_on: torch.device | None = None) -> 
         model: a network of `create_model`, in any mode; left unchanged, and not compiled where it
             is. Parameters keep their dtype and strides.
         run_on: the device that the copy is to run on, and is moved to; on a CPU it then makes
-            fewer passes and takes less memory, in ways that exporters would write down badly. None
-            to leave it where it is, also for export.
+            fewer passes and takes less memory, in ways that exporters would write down badly. A
+            network on the meta device stays there. None to leave any where it is, also for export.
 
     Returns:
         A module that maps images to embeddings as `model.eval()` does; its BatchNorms are
@@ -47,7 +47,8 @@ def fold_batch_norm(model: nn.Module, *, run_on: torch.device | None = None) -> 
             fuse: Callable[..., nn.Module] = fuse_linear_bn_eval if linear else fuse_conv_bn_eval
             _replace(module, name, fuse(layer, norm), norm_name)
     if run_on is not None:
-        folded = folded.to(run_on)
+        if not any(parameter.is_meta for parameter in folded.parameters()):
+            folded = folded.to(run_on)
         if run_on.type == "cpu":
             _spare_passes(folded)
     return folded.requires_grad_(False)

@@ -88,6 +88,16 @@ def test_only_what_padding_or_another_layer_keeps_apart_is_left() -> None:
     assert [name for name, module in folded.named_modules() if isinstance(module, norms)] == ["bn2"]
 
 
+def test_a_network_without_memory_is_folded_for_a_cpu_where_it_is() -> None:
+    with torch.device("meta"):
+        model = trained_model("iresnet10")
+        folded = fold_batch_norm(model, run_on=CPU)
+    assert all(parameter.is_meta for parameter in folded.parameters())
+    expected = fold_batch_norm(trained_model("iresnet10"), run_on=CPU).state_dict()
+    found = {name: tensor.shape for name, tensor in folded.state_dict().items()}
+    assert found == {name: tensor.shape for name, tensor in expected.items()}
+
+
 def test_nothing_is_overwritten_where_a_gradient_is_asked_for() -> None:
     model, pixels = trained_model().eval(), images().requires_grad_()
     expected = torch.autograd.grad(model(pixels).square().sum(), pixels)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import weakref
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ from heads.centers import shard_of
 from heads.memory import HeadMemory, predict_memory
 from heads.rows.stored import DTYPES
 from heads.sampling import Sampling, sampling_at
-from models import normalize
+from models import fold_batch_norm, normalize
 from models.batch_norm import fuse_batch_norm
 from models.checkpointing import checkpoint_blocks
 from models.cost import kept_for_backward, without_memory
@@ -40,8 +39,8 @@ from training.step.precision import Precision
 # Bytes that a run's libraries take on a CPU after the prediction, whatever is trained: code that
 # they load or compile, threads, and what malloc keeps without use. Measured, see
 # benchmarks/memory_prediction.py.
-_LOADED_LATER = 90_000_000
-_TO_VERIFY = 90_000_000  # the same, of what only verification uses: it draws its curves
+_LOADED_LATER = 150_000_000
+_TO_VERIFY = 130_000_000  # the same, of what only verification uses: it draws its curves
 _TO_JUDGE = 32  # for each number of a test set's embeddings; 24 to 31 measured, of 6,000 pairs
 _TO_AUGMENT = 50_000_000  # of DALI
 # One part in so many of the small blocks of a network that runs again comes on top: its gradients
@@ -137,13 +136,16 @@ def predict(
     activations = held(backbone, batch=batch // micro_batches, image_size=size, precision=precision)
     teacher = verification = 0
     if config.distill.teacher and not config.distill.cached:
-        teacher = _teacher_bytes(config, batch=batch, precision=precision, besides=activations)
+        teacher = _teacher_bytes(
+            config, batch=batch, precision=precision, run_on=world.device, besides=activations
+        )
     if config.eval.sets:
         inference = _inference(
-            copy.deepcopy(backbone).eval(),
+            backbone,
             batch=config.eval.batch_size,
             image_size=size,
             precision=precision,
+            run_on=world.device,
         )
         verification = _weight_bytes(backbone) + inference.beyond(activations)
         if on_cpu:
@@ -284,21 +286,25 @@ def _forget_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def _inference(network: nn.Module, *, batch: int, image_size: int, precision: Precision) -> _Blocks:
+def _inference(
+    network: nn.Module, *, batch: int, image_size: int, precision: Precision, run_on: torch.device
+) -> _Blocks:
     """What is alive at once, at most, in a forward of `batch` images without a gradient.
 
-    Parameters aside.
+    Of the network as it is folded for the device. Parameters aside.
 
     Args:
-        network: in eval mode, on any device; left unchanged.
+        network: in any mode, on the meta device; left unchanged.
     """
+    with torch.device("meta"):
+        folded = fold_batch_norm(network, run_on=run_on)
     with FakeTensorMode(), _Living() as living, torch.no_grad():
-        state = without_memory(network)
+        state = without_memory(folded)
         living.forget()
         images = torch.empty((batch, image_size, image_size, 3), dtype=torch.uint8, device="cpu")
         with precision.autocast(images.device):
             pixels = normalize(images.permute(0, 3, 1, 2), precision.compute_dtype)
-            torch.func.functional_call(network, state, (pixels,))
+            torch.func.functional_call(folded, state, (pixels,))
     return living.peak
 
 
@@ -417,7 +423,9 @@ def _trained_bytes(backbone: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in backbone.parameters() if parameter.requires_grad)
 
 
-def _teacher_bytes(config: Config, *, batch: int, precision: Precision, besides: _Blocks) -> int:
+def _teacher_bytes(
+    config: Config, *, batch: int, precision: Precision, run_on: torch.device, besides: _Blocks
+) -> int:
     """The teacher's weights, and of its forward what exceeds the `besides` of the student's step.
 
     Its batch is not split into micro-batches. Of an ONNX file the size is taken for the weights.
@@ -435,7 +443,7 @@ def _teacher_bytes(config: Config, *, batch: int, precision: Precision, besides:
     with torch.device("meta"):
         network = architecture.create()
     size = architecture.image_size
-    forward = _inference(network.eval(), batch=batch, image_size=size, precision=precision)
+    forward = _inference(network, batch=batch, image_size=size, precision=precision, run_on=run_on)
     return _weight_bytes(network) + forward.beyond(besides)
 
 

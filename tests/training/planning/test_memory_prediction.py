@@ -320,6 +320,24 @@ def test_the_embeddings_of_the_largest_test_set_count_on_a_cpu():
 def test_what_is_alive_at_once_is_found_without_a_gradient():
     """Of five maps of one size in a row two are alive beside the images, uint8 and normalized."""
     network = nn.Sequential(*[nn.AvgPool2d(1) for _ in range(5)])
-    found = memory._inference(network, batch=8, image_size=32, precision=FP32)
+    found = memory._inference(
+        network, batch=8, image_size=32, precision=FP32, run_on=torch.device("cpu")
+    )
     pixels = 8 * 3 * 32 * 32
     assert sum(found) == pixels + 3 * 4 * pixels
+
+
+def test_a_forward_without_a_gradient_is_of_the_network_as_it_is_folded():
+    """On a CPU it then overwrites its maps."""
+    with torch.device("meta"):
+        network = create_model("iresnet10")
+
+    def largest(device: str) -> int:
+        run_on = torch.device(device)
+        return memory._inference(
+            network, batch=64, image_size=112, precision=FP32, run_on=run_on
+        ).large
+
+    map_bytes = 64 * 64 * 112 * 112 * 4
+    assert largest("cpu") < 3 * map_bytes
+    assert largest("cuda") > 4 * map_bytes
