@@ -108,7 +108,8 @@ def predict(
 ) -> Prediction:
     """What a run takes; nothing is allocated to find out.
 
-    Compiling the backbone (model.compile) and the head's Triton kernels make it less.
+    Compiling the backbone (model.compile) and the head's Triton kernels make it less; what compiled
+    Winograd products (model.winograd) take for a moment is not known.
 
     Args:
         config: one that training.config.check_batch accepts.
