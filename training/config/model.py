@@ -22,8 +22,8 @@ class ModelConfig:
     compile: bool = False  # fuse what stands between the convolutions; a minute at the start
     checkpointing: bool = False  # less memory for a third more work: blocks run again in backward
     fused: bool = False  # BatchNorm and what follows in one kernel; some networks, NVIDIA GPUs
-    # Memory is predicted without compile and winograd: the compiler decides which maps, and which of
-    # the tiles that Winograd's products are made of, get memory of their own.
+    # Memory is predicted without compile and winograd: the compiler decides which maps, and which
+    # of the tiles that Winograd's products are made of, get memory of their own.
     winograd: bool = False  # with compile, on CPUs: 3x3 convolutions by fewer products, less exact
     lora_rank: CountOrZero = 0  # of low-rank updates, which alone learn of the backbone; 0: none
     lora_alpha: Positive = 16.0  # their products count lora_alpha / lora_rank times
