@@ -87,6 +87,7 @@ def _paths(config: Config, setting: str) -> Iterator[str]:
     value = getattr(getattr(config, section), key)
     for path in (value,) if isinstance(value, str) else value:
         # Nothing at all is refused where something must be named: one of several, or the data.
-        optional = isinstance(value, str) and setting != "data.train"
+        # Of data.columns "" says that a set has none.
+        optional = setting == "data.columns" or (isinstance(value, str) and setting != "data.train")
         if path not in _WORDS.get(setting, ()) and (path or not optional):
             yield path

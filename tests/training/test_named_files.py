@@ -12,7 +12,7 @@ from evaluation.pair_set import PairSetError, read_bin
 from tests.pipeline.test_named_path import REASONS, forbid, spoil
 from tests.training import tiny
 from training import named_files
-from training.config import Config, ConfigError, load_config, override
+from training.config import Config, ConfigError, DataConfig, load_config, override
 from training.data import open_training_data
 from training.distill.teacher import load_teacher
 from training.distributed import World
@@ -146,3 +146,10 @@ def test_so_does_a_file_that_no_setting_names(
         read(path)
     assert REASONS.get(how, "is a folder") in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_set_without_columns_is_named_by_an_empty_text(tmp_path):
+    """As docs/data.md says: there is one entry for each set, and nothing for one without."""
+    (tmp_path / "b.csv").write_text("weight\n")
+    config = Config(data=DataConfig(train="a.rec", columns=("", str(tmp_path / "b.csv"))))
+    check_named_files(config, "data.columns")
