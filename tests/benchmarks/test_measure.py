@@ -63,8 +63,9 @@ def test_the_peak_is_of_one_way_alone():
         return make
 
     found = in_turn({"large": taking(200_000_000), "small": taking(50_000_000)}, CPU, Effort(0.0))
-    assert found["large"]["peak_mb"] == pytest.approx(400, rel=0.1)
-    assert found["small"]["peak_mb"] == pytest.approx(100, rel=0.1)
+    # Twice the size, or three times where the system takes pages back late.
+    assert 360 < found["large"]["peak_mb"] < 640
+    assert 90 < found["small"]["peak_mb"] < 160
 
 
 def test_median_and_percentiles():
