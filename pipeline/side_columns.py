@@ -163,7 +163,7 @@ class _Table:
 
     def __init__(self, path: str | Path, index: RecordIndex, others: Sequence[str]) -> None:
         self.texts: dict[str, list[str]] = {}
-        self._path, self._index, self._lines = path, index, 0
+        self._path = path
         self._row = np.full(len(index), -1)  # of each image; -1: not listed
         if str(path) == "":
             return
@@ -217,7 +217,8 @@ class _Table:
         listed = self._row >= 0
         for column, field in enumerate(fields):
             if field in self.texts:
-                values = np.array([self._number(field, row) for row in self._rows_of(field)])
+                rows = range(len(self.texts[field]))
+                values = np.array([self._number(field, row) for row in rows])
                 wrong = ~np.isnan(values) & ~check(values)
                 if wrong.any():
                     self._refuse(field, int(np.argmax(wrong)), expected)
@@ -232,9 +233,6 @@ class _Table:
             rows = np.array([numbers[text] for text in self.texts[field]], np.int64)
             found[listed] = rows[self._row[listed]]
         return found
-
-    def _rows_of(self, field: str) -> range:
-        return range(len(self.texts[field]))
 
     def _number(self, field: str, row: int) -> float:
         text = self.texts[field][row]

@@ -27,7 +27,7 @@ from training.assembly import (
 )
 from training.config import Config
 from training.distributed import World, of_all_ranks, together
-from training.planning.memory import Prediction
+from training.planning.memory import LOADED_BEYOND_STEPS, Prediction
 from training.planning.out_of_memory import (
     does_not_fit,
     least_available,
@@ -82,8 +82,11 @@ def dry_run(
     console.print(_speed_table(readings))
     console.print(_time(config, readings))
     later = prediction.checkpoint + prediction.verification
-    # DALI's memory is its own: torch does not see what it takes of an accelerator.
-    unseen = 0 if world.device.type == "cpu" else prediction.loader
+    unseen = 0
+    if world.device.type == "cpu":
+        later += LOADED_BEYOND_STEPS
+    else:  # DALI's memory is its own: torch does not see what it takes of an accelerator
+        unseen = prediction.loader
     verdict = "fits" if readings.peak + later <= available else "barely fits"
     console.print(
         f"{verdict}: at its peak {_mb(readings.peak)} of {_mb(available)} MB a rank; "

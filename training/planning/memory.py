@@ -39,7 +39,8 @@ from training.step.precision import Precision
 # Bytes that a run's libraries take on a CPU after the prediction, whatever is trained: code that
 # they load or compile, threads, and what malloc keeps without use. Measured, see
 # benchmarks/memory_prediction.py.
-_LOADED_LATER = 150_000_000
+_LOADED_LATER = 90_000_000
+LOADED_BEYOND_STEPS = 60_000_000  # the same, of what a dry run's steps alone do not load
 _TO_VERIFY = 130_000_000  # the same, of what only verification uses: it draws its curves
 _TO_JUDGE = 32  # for each number of a test set's embeddings; 24 to 31 measured, of 6,000 pairs
 _TO_AUGMENT = 50_000_000  # of DALI
@@ -399,7 +400,8 @@ class _Living(TorchDispatchMode):
 def _library_bytes(data: DataConfig) -> int:
     """What the process has by now, and what its libraries take later in any run."""
     needs_dali = Augmentation(data.augment, mirrored_before=True).needs_graph
-    return resident_memory() + _LOADED_LATER + (_TO_AUGMENT if needs_dali else 0)
+    loaded = _LOADED_LATER + LOADED_BEYOND_STEPS + (_TO_AUGMENT if needs_dali else 0)
+    return resident_memory() + loaded
 
 
 def _backbone_bytes(backbone: nn.Module, optim: OptimConfig) -> int:
