@@ -8,6 +8,8 @@ import torch
 from benchmarks.suite import measure
 from benchmarks.suite.measure import Effort, in_turn, spread
 from benchmarks.suite.shares import beside_others
+from tests.ranks import run_ranks
+from training.distributed import World
 
 CPU = torch.device("cpu")
 
@@ -53,8 +55,9 @@ def test_a_way_that_fails_or_does_not_fit_leaves_the_others():
     assert found["good"]["seconds"] >= 0
 
 
-@pytest.mark.slow
-def test_the_peak_is_of_one_way_alone():
+def peaks(_: World) -> list[float]:
+    """Of two ways, in 10^6 bytes."""
+
     def taking(size: int) -> measure.Maker:
         def make() -> measure.Step:
             kept = torch.ones(size // 4)
@@ -63,9 +66,15 @@ def test_the_peak_is_of_one_way_alone():
         return make
 
     found = in_turn({"large": taking(200_000_000), "small": taking(50_000_000)}, CPU, Effort(0.0))
-    # Twice the size, or three times where the system takes pages back late.
-    assert 360 < found["large"]["peak_mb"] < 640
-    assert 90 < found["small"]["peak_mb"] < 160
+    return [row["peak_mb"] for row in found.values()]
+
+
+@pytest.mark.slow
+def test_the_peak_is_of_one_way_alone(tmp_path):
+    """In a process of its own: a command that another test calls in this one tells the allocator to
+    keep its pages, and an aligned tensor does not fit where one of its size has been."""
+    [found] = run_ranks(peaks, world_size=1, folder=tmp_path)
+    assert found == pytest.approx([400, 100], rel=0.1)
 
 
 def test_median_and_percentiles():

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from tests.ranks import run_ranks
 from tests.training import tiny
-from tests.training.steps import advance, build
-from training.config import Config, ConfigError, override
-from training.distributed import World
+from tests.training.steps import build, go_on, save_in_the_middle
+from training.config import ConfigError, override
 from training.loop import Trainer
 
 SETTINGS = ("head.num_classes=61", "head.sample_rate=0.5", "head.expectation_margin=0.4")
@@ -72,32 +71,14 @@ def bank(trainer: Trainer) -> Tensor:
     return torch.cat(parts)
 
 
-def save_in_the_middle(world: World, config: Config) -> Tensor:
-    trainer = build(config, world)
-    advance(trainer, world, 6)
-    trainer.save()
-    saved = bank(trainer)
-    trainer.close()
-    return saved
-
-
-def go_on(world: World, config: Config) -> tuple[Tensor, Tensor]:
-    trainer = build(config, world)
-    assert trainer.steps_done == 6
-    found = bank(trainer)
-    advance(trainer, world, 2)
-    trainer.close()
-    return found, bank(trainer)
-
-
 @pytest.mark.slow
 def test_another_number_of_ranks_goes_on_with_the_same_expectations(data, tmp_path):
     config = override(tiny.config(data, tmp_path / "run"), [*SETTINGS])
-    saved = run_ranks(save_in_the_middle, config, world_size=2, folder=tmp_path)[0]
+    saved, _ = run_ranks(save_in_the_middle, config, bank, world_size=2, folder=tmp_path)[0]
     assert saved.shape[0] == 61
     assert saved.any()
     for world_size in (1, 3):
-        found, then = run_ranks(go_on, config, world_size=world_size, folder=tmp_path)[0]
+        found, then = run_ranks(go_on, config, bank, world_size=world_size, folder=tmp_path)[0]
         assert torch.equal(found, saved)
         assert not torch.equal(then, saved)
 

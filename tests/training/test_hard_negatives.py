@@ -12,9 +12,8 @@ from torch import Tensor
 from heads.neighbors.classes import NeighborClasses
 from tests.ranks import run_ranks
 from tests.training import tiny
-from tests.training.steps import advance, build
-from training.config import Config, ConfigError, override
-from training.distributed import World
+from tests.training.steps import advance, build, go_on, save_in_the_middle
+from training.config import ConfigError, override
 from training.loop import Trainer
 
 # Tables are begun at the steps 0, 4, 8, … and in force four steps later.
@@ -53,33 +52,15 @@ def tables(trainer: Trainer) -> list[Tensor]:
     return [torch.cat(parts) for parts in zip(*buffers, strict=True)]
 
 
-def save_in_the_middle(world: World, config: Config) -> tuple[list[Tensor], list[Tensor]]:
-    trainer = build(config, world)
-    advance(trainer, world, 6)
-    trainer.save()
-    saved = tables(trainer)
-    advance(trainer, world, 2)
-    trainer.close()
-    return saved, tables(trainer)
-
-
-def go_on(world: World, config: Config) -> tuple[list[Tensor], list[Tensor]]:
-    trainer = build(config, world)
-    assert trainer.steps_done == 6
-    found = tables(trainer)
-    advance(trainer, world, 2)
-    trainer.close()
-    return found, tables(trainer)
-
-
 @pytest.mark.slow
 def test_another_number_of_ranks_finishes_the_same_table(data, tmp_path):
     """What is built from step 4 on is in force at step 8, whoever built which half of it."""
     config = override(tiny.config(data, tmp_path / "run"), [*SETTINGS])
-    saved, finished = run_ranks(save_in_the_middle, config, world_size=2, folder=tmp_path)[0]
+    before = run_ranks(save_in_the_middle, config, tables, world_size=2, folder=tmp_path)
+    saved, finished = before[0]
     assert not torch.equal(saved[0], finished[0]), "another table"
     for world_size in (1, 3):
-        found, then = run_ranks(go_on, config, world_size=world_size, folder=tmp_path)[0]
+        found, then = run_ranks(go_on, config, tables, world_size=world_size, folder=tmp_path)[0]
         assert all(torch.equal(a, b) for a, b in zip(found, saved, strict=True))
         assert torch.equal(then[0], finished[0]), "the table, bit for bit"
 
