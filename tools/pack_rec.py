@@ -1,15 +1,15 @@
 """Pack images into a training set:  python tools/pack_rec.py SOURCE... OUT
 
-SOURCE is a folder of identity folders (`<identity>/<image>.jpg|png|…`), parquet files, WebDataset
-tars, im2rec's lists (.lst, their images under --root), or another .rec; a folder of parquet files
-or tars stands for all of them, or for those of its train split where files are named by splits, as
-in `train-00000.parquet`. OUT gets train.rec, train.idx (every record, as MXNet writes it), property
-and the sidecar, in InsightFace's layout, and train.json, the manifest. Identities are numbered in
-the order of their names, or of their numbers where all are numbers; the bytes of the images are
-stored as they are, unless --normalise, --crop or --resize is given or training does not decode
-their format (GIF, HEIC and the like become PNG). Of photographs, with --landmarks or --detector,
-crops are packed. What is passed over is counted at the end, and so are the sizes of the images:
-training takes square ones of one size.
+SOURCE is a folder of identity folders (`<identity>/<image>.jpg|png|…`), a .zip of one, an LMDB,
+parquet files, WebDataset tars, im2rec's lists (.lst, their images under --root), or another .rec;
+a folder of parquet files or tars stands for all of them, or for those of its train split where
+files are named by splits, as in `train-00000.parquet`. OUT gets train.rec, train.idx (every record,
+as MXNet writes it), property and the sidecar, in InsightFace's layout, and train.json, the
+manifest. Identities are numbered in the order of their names, or of their numbers where all are
+numbers; the bytes of the images are stored as they are, unless --normalise, --crop or --resize is
+given or training does not decode their format (GIF, HEIC and the like become PNG). Of photographs,
+with --landmarks or --detector, crops are packed. What is passed over is counted at the end, and so
+are the sizes of the images: training takes square ones of one size.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.containers.shards import train_split
 from pipeline.containers.webdataset import read_webdataset
+from pipeline.lmdb_file import find_lmdb
 from pipeline.passed_over import PassedOver
 from pipeline.records.manifest import Provenance, read_provenance, write_manifest
 from pipeline.records.recordio import RecordError
 from pipeline.records.write_set import pack_set
+from tools.sources.archive import read_archive
 from tools.sources.cropping import (
     CropOptions,
     about_faces,
@@ -90,12 +92,14 @@ _ONLY_FOR = {
 
 
 def find_sources(paths: Sequence[Path]) -> tuple[str, list[Path]]:
-    """(folders | parquet | webdataset | lst | rec, the files or the folder) of `paths`."""
+    """(folders | archive | parquet | webdataset | lst | rec, the files or folder) of `paths`."""
     for path in paths:
         if not path.exists():
             raise RecordError(
-                f"{path} does not exist: name a folder, .parquet, .tar, .lst or .rec file"
+                f"{path} does not exist: name a folder, .zip, LMDB, .parquet, .tar, .lst or .rec"
             )
+    if len(paths) == 1 and (paths[0].suffix.lower() == ".zip" or find_lmdb(paths[0])):
+        return "archive", list(paths)
     if len(paths) == 1 and paths[0].is_dir():
         folder = paths[0]
         if (folder / "train.rec").is_file():
@@ -112,7 +116,7 @@ def find_sources(paths: Sequence[Path]) -> tuple[str, list[Path]]:
     if len(formats) != 1 or not formats <= {"parquet", "webdataset"}:
         raise RecordError(
             f"{', '.join(path.name for path in paths[:3])}: found {', '.join(sorted(formats))}, "
-            "expected parquet files, or tars, or .lst files, or one folder, or one .rec file"
+            "expected parquet files, or tars, or .lst files, or one folder, .zip, LMDB or .rec"
         )
     return formats.pop(), list(paths)
 
@@ -134,6 +138,8 @@ def read_identities(
     if form == "rec":
         by = options.by or "identity"
         return read_rec(sources[0], keep=options.keep, drop=options.drop, by=by)
+    if form == "archive":
+        return read_archive(sources[0], passed_over)
     label = options.label_column or "label"
     if form == "lst":
         samples = read_lst(sources, passed_over, root=options.root)
@@ -229,7 +235,9 @@ def _provenance(form: str, sources: Sequence[Path], options: Options) -> Provena
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, nargs="+", help="folder, .parquet, .tar, .lst or .rec")
+    parser.add_argument(
+        "source", type=Path, nargs="+", help="folder, .zip, LMDB, .parquet, .tar, .lst, .rec"
+    )
     parser.add_argument("output", type=Path, help="folder for train.rec and what belongs to it")
     pixels = whole_number(1, _LARGEST)
     parser.add_argument(

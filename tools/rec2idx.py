@@ -146,8 +146,9 @@ def verify(index: RecordIndex, *, size: int | None = None) -> list[int]:
     print(f"verified      {len(index)} images, {len(failures)} do not decode{wanted}")
     for offset, label, why in failures:
         place = f"offset {offset}"
-        if not isinstance(index.file, RecordFile):
-            place = index.place(int(np.searchsorted(index.records["offset"], offset)))
+        if not isinstance(index.file, RecordFile):  # data.leave_out knows it by the number
+            named = index.place(int(np.searchsorted(index.records["offset"], offset)))
+            place = f"{named}, record {offset}"
         print(f"              {place}, label {label}: {why}")
     return [failure.offset for failure in failures]
 

@@ -51,9 +51,11 @@ def form_of(path: Path, *, called: str = "") -> str:
             f"{called} could be several sets: it holds {' and '.join(found.values())}. Expected "
             "one: name a file in it, or move the others elsewhere"
         )
+    packed = next((one.name for one in sorted(path.iterdir()) if one.suffix in _PACKED), "")
     raise RecordError(
-        f"{called} holds no train.rec, and no folders of images: expected {EXPECTED}. Check the "
-        "path"
+        f"{called} holds no train.rec, and no folders of images"
+        f"{f', but {packed}, which is packed as a whole' if packed else ''}: expected {EXPECTED}. "
+        f"{'Unpack it first' if packed else 'Check the path'}"
     )
 
 

@@ -309,7 +309,7 @@ def test_a_folder_of_people_is_indexed_verified_and_repaired(folder, tmp_path, m
         "identities    2, labels up to 1",
         "names         ann is 0, bob is 1",
         f"wrote         {folder / '.facestream.fsidx'}",
-        f"{folder / 'ann/1.jpg'}: the image, label 0: no image",
+        f"{folder / 'ann/1.jpg'}: the image, record 0, label 0: no image",
         "repaired      2 images of 2 identities",
     ):
         assert line in told

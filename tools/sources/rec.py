@@ -48,16 +48,25 @@ def read_rec(
     if keep or drop:
         listed = np.isin(places[by], _read_list(keep or drop, places[by], by, rec))
         taken = listed if keep else ~listed
-    index, names = RecordIndex(rec, found.images, found.summary), read_names(rec) or []
-    chosen = np.flatnonzero(taken)
-    chosen = chosen[np.argsort(labels[chosen], kind="stable")]
-    for mine in np.split(chosen, np.flatnonzero(np.diff(labels[chosen])) + 1):
+    index = RecordIndex(rec, found.images, found.summary, names=read_names(rec))
+    yield from by_identity(index, np.flatnonzero(taken))
+
+
+def by_identity(index: RecordIndex, chosen: np.ndarray) -> Iterator[Identity]:
+    """The identities of (N,) record numbers in the order of their labels; the images as they lie.
+
+    Raises RecordError for an image that cannot be read.
+    """
+    names, labels = index.names or (), index.labels(chosen)
+    order = np.argsort(labels, kind="stable")
+    chosen, labels = chosen[order], labels[order]
+    for mine in np.split(chosen, np.flatnonzero(np.diff(labels)) + 1):
         if len(mine):
-            label = int(labels[mine[0]])
+            label = int(index.labels(mine[:1])[0])
             yield Identity(
                 names[label] if label < len(names) else str(label),
                 [index.image(i).tobytes() for i in mine],
-                [f"{rec}, offset {places['offset'][i]}" for i in mine],
+                [index.place(i) for i in mine],
             )
 
 

@@ -75,7 +75,7 @@ def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
             saved,
             facts,
             what=f"run.output={output} holds another run",
-            remedy="Choose another run.output, or restore that configuration to go on",
+            remedy="Choose another run.output, or restore what it had to go on",
         )
     started_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # by torchrun
     if begun and config.run.resume == "never" and not started_again:
@@ -138,7 +138,7 @@ def choose_checkpoint(output: Path, config: Config, *, facts: dict[str, Any]) ->
         read_about(path)["facts"],
         facts,
         what=f"{path} is of another run",
-        remedy="Choose another run.resume, or restore that configuration to go on",
+        remedy="Choose another run.resume, or restore what it had to go on",
     )
     if path in own:
         damaged = own[own.index(path) + 1 :]
@@ -235,12 +235,18 @@ def _require_same(held: dict[str, Any], facts: dict[str, Any], *, what: str, rem
     """Raise CheckpointError naming all of the facts held that differ."""
     facts = json.loads(json.dumps(facts))
     differ = [
-        f"its {key} is {_told(held, key)}, this one's is {_told(facts, key)}"
+        _difference(held, facts, key)
         for key in facts
         if key in held and held[key] != facts[key] and key != FILES
     ]
     if differ:
         raise CheckpointError(f"{what}: {'; '.join(differ)}. {remedy}")
+
+
+def _difference(held: dict[str, Any], facts: dict[str, Any], key: str) -> str:
+    if key in OF_FILES and FILES in held and held[FILES] == facts.get(FILES):
+        return f"its {key}, of {held[FILES]}, changed since then"
+    return f"its {key} is {_told(held, key)}, this one's is {_told(facts, key)}"
 
 
 def _told(facts: dict[str, Any], key: str) -> str:

@@ -147,6 +147,10 @@ def test_the_form_is_found_by_looking_and_several_are_named(tmp_path):
     (tmp_path / "a.tar.gz").touch()
     with pytest.raises(RecordError, match=r"packed as a whole.*Unpack it first"):
         form_of(tmp_path / "a.tar.gz")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "a.tar.gz").rename(tmp_path / "packed/a.tar.gz")
+    with pytest.raises(RecordError, match=r"but a.tar.gz, which is packed as a whole.*Unpack it"):
+        form_of(tmp_path / "packed")
 
 
 FORMS = {

@@ -139,6 +139,9 @@ def test_another_dataset_is_named_by_its_files(run, tmp_path):
     )
     with pytest.raises(CheckpointError, match=told):
         resume.claim(run, CONFIG, facts=other)
+    added = held | {"dataset": "77c0"}
+    with pytest.raises(CheckpointError, match=r"dataset, of data\.train=runs/demo_data, changed"):
+        resume.claim(run, CONFIG, facts=added)
     (run / "run.json").write_text(json.dumps({"dataset": "5f3a"}))
     with pytest.raises(CheckpointError, match=r"its dataset is '5f3a', this one's is that of"):
         resume.claim(run, CONFIG, facts=other)
