@@ -33,6 +33,7 @@ from tools.checks.machine import (
 )
 from tools.checks.packages import check_packages, check_torch, install_line
 from tools.checks.ranks import check_ranks
+from training.command import ending
 
 # By what each looks at, with the seconds that it may take.
 CHECKS: dict[str, tuple[Callable[[], Any], int]] = {
@@ -92,10 +93,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parser().parse_args()
-    if arguments.install:
-        print(install_line())
-        return
-    sys.exit(report(examine(CHECKS)))
+    with ending("doctor"):
+        if arguments.install:
+            print(install_line())
+            return
+        status = report(examine(CHECKS))
+    sys.exit(status)
 
 
 if __name__ == "__main__":

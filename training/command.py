@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from facestream import USER_ERROR_EXIT_CODE
 from pipeline.cache_folder import provide_caches
 from pipeline.named_path import mendable
-from training.reporting.console import legible
+from training.reporting.console import discard_unread, legible
 from training.setting_range import Range
 
 
@@ -50,18 +50,34 @@ def command(name: str) -> Iterator[None]:
 
     That is a UserError, or an OSError about a file or a disk; the exit code is
     USER_ERROR_EXIT_CODE. What is left is a mistake of ours and shows its trace. Signals that end it
-    let it remove what it has half made; those that somebody else handles are left to them.
+    let it remove what it has half made; those that somebody else handles are left to them. A reader
+    that has gone, as under `| head`, ends it without a word, with the shell's code of SIGPIPE.
     """
-    provide_caches()
+    with ending(name):
+        provide_caches()
+        yield
+
+
+@contextmanager
+def ending(name: str) -> Iterator[None]:
+    """A `command` that has no caches to provide, since it looks at a machine as it is."""
     for stream in (sys.stdout, sys.stderr):
         legible(stream)
     try:
         with _unwinding():
             yield
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here a disk that is full can still be named
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # rich has found that nobody reads
+            sys.exit(128 + signal.SIGPIPE)
+        raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and discard_unread(sys.stdout, sys.stderr):
+            sys.exit(128 + signal.SIGPIPE)
         line = mendable(error)
         if line is None:
             raise

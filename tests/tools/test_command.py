@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import pkgutil
 import re
 import signal
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from facestream import UserError
 from models import create_model
 from tests.pipeline.test_named_path import REASONS, forbid, spoil
 from tests.training import tiny
-from training.command import command
+from training.command import command, ending
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("pipeline", "models", "heads", "evaluation", "training", "tools")
@@ -111,6 +113,39 @@ def test_a_full_disk_ends_a_tool_in_a_line(capsys):
         raise OSError(errno.ENOSPC, "No space left on device")
     told = r"pack_rec: this process finds no room .*Make room.*\n"
     assert re.fullmatch(told, capsys.readouterr().err)
+
+
+def test_a_full_disk_behind_the_output_is_found_before_the_end(monkeypatch, capsys):
+    """Python's own flush at its end would say "Exception ignored in", and exit with 120."""
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit, match="2"), command("pack_rec"):
+            print("a result")
+        monkeypatch.undo()
+        os.dup2(2, full.fileno())  # for what it still holds
+    assert "finds no room" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("show", [print, lambda text: Console().print(text)], ids=["print", "rich"])
+@pytest.mark.parametrize("begin", [ending, command], ids=["ending", "command"])
+def test_a_reader_that_has_gone_ends_a_tool_without_a_word(monkeypatch, capfd, show, begin):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as ended, begin("rec2idx"):
+            show("a result")
+        monkeypatch.undo()
+    assert ended.value.code == 128 + signal.SIGPIPE
+    assert capfd.readouterr().err == ""
+
+
+def test_a_pipe_inside_that_breaks_is_a_mistake_of_ours(monkeypatch):
+    with open(os.devnull, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        with pytest.raises(BrokenPipeError), command("rec2idx"):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

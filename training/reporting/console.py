@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -45,10 +46,7 @@ class Stream:
             self._stream.flush()
         except BrokenPipeError:  # nobody will ever read from it again
             self._gone = True
-            # What is still buffered would fail once more when the process ends.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            _discard(self._stream)
             raise
 
 
@@ -75,6 +73,27 @@ def _is_open(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def discard_unread(*streams: TextIO | None) -> bool:
+    """Discard those that are a pipe whose other end is closed; returns whether any is."""
+    unread = [stream for stream in streams if stream is not None and _is_unread(stream)]
+    for stream in unread:
+        _discard(stream)
+    return bool(unread)
+
+
+def _is_unread(stream: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _discard(stream: TextIO) -> None:
+    """Show nothing of it from now on, nor what it still holds, which would fail at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def legible(stream: TextIO) -> TextIO:
