@@ -30,8 +30,9 @@ def read_run(run: Path) -> tuple[Course, Facts]:
             f"{run} has no checkpoint yet, which says what its figures are judged against. "
             "Meanwhile the run itself says in run.log when something is wrong"
         )
-    config = SavedCheckpoint(checkpoint, "").config
-    classes = files.facts(checkpoint).get("number of classes") or config.head.num_classes
+    saved = SavedCheckpoint(checkpoint, "")
+    config, facts = saved.config, saved.about.get("facts", {})
+    classes = facts.get("number of classes") or config.head.num_classes
     if not classes:
         raise UserError(f"{checkpoint} does not say how many classes its head has: it is damaged")
     steps = round(course.step / course.epoch)

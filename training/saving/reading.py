@@ -60,8 +60,8 @@ def open_weights(given: str | Path, *, checked: bool = True) -> SavedCheckpoint 
 
     Raises:
         WeightsError: where nothing is there, or it is damaged.
-        CheckpointError: where a run does not have the checkpoint that is asked for, or the disk
-            does not give it.
+        CheckpointError: where a run does not have the checkpoint that is asked for, the disk does
+            not give it, or a newer version saved it in another format.
     """
     path, chosen = _on_all(lambda: _find(str(given)))
     if path.is_file():
@@ -252,7 +252,7 @@ def _find(given: str) -> tuple[Path, str]:
 
 
 def _require_whole(path: Path) -> None:
-    """Each rank checks a share of the files."""
+    """And in a format that is known; each rank checks a share of the files."""
     rank, world_size = 0, 1
     if dist.is_initialized():
         rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -261,6 +261,7 @@ def _require_whole(path: Path) -> None:
         raise WeightsError(
             f"{path} is damaged: {'; '.join(found)}. Restore it from a copy, or name another"
         )
+    files.read_about(path)  # which refuses a newer format
 
 
 def _read_config(path: Path) -> tuple[Config, tuple[str, ...]]:

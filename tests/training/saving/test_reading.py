@@ -18,7 +18,7 @@ from training.config import Config, override
 from training.distributed import World, join_world, leave_world
 from training.named_files import check_named_files
 from training.saving import resume
-from training.saving.files import CheckpointError, read_about
+from training.saving.files import CheckpointError, complete, read_about
 from training.saving.names import BACKBONE, CENTERS, HEAD, VELOCITY
 from training.saving.reading import SavedFile, open_weights
 from training.saving.weight_file import WeightsError
@@ -204,6 +204,18 @@ def test_a_checkpoint_of_a_newer_format_is_refused_by_name(run, tmp_path):
         (copy / "about.json").write_text(json.dumps(about | {"format": newer}))
         with pytest.raises(CheckpointError, match=name):
             read_about(copy)
+
+
+def test_weights_of_a_newer_format_are_refused_wherever_they_are_taken(run, tmp_path):
+    copy = tmp_path / "step_000000005"
+    documents = {"config.json": json.loads((run.best / "config.json").read_text())}
+    about = json.loads((run.best / "about.json").read_text())
+    copy.mkdir()
+    for file in (*run.best.glob("*.distcp"), run.best / ".metadata"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    complete(copy, documents=documents | {"about.json": about | {"format": 2}}, digests={})
+    with pytest.raises(CheckpointError, match="reads those up to 1: install that version"):
+        open_weights(copy)
 
 
 @pytest.mark.slow
