@@ -94,7 +94,7 @@ def begin(world: World, folder: Path, margin: str) -> None:
 
 
 def go_on(world: World, folder: Path, ours: Path, margin: str) -> list[tuple[float, float]]:
-    """Ten losses of both, on the same batches."""
+    """Five losses of both, on the same batches."""
     theirs = reference(margin)
     theirs.resume(folder)
     config = load_config(ours / "config.py", ["run.device=cpu", "data.decode=cpu"])
@@ -102,7 +102,7 @@ def go_on(world: World, folder: Path, ours: Path, margin: str) -> list[tuple[flo
     assert trainer.steps_done == STEPS * DONE
     losses = []
     with closing(stream_batches(trainer.loader, DONE, 0)) as stream:
-        for _, batch in zip(range(10), stream):
+        for _, batch in zip(range(5), stream):
             images = normalize(batch.images, torch.float32)
             expected = theirs.step(images.contiguous(), batch.labels.clone())
             found = trainer.train_on(batch, lambda name: None).loss
@@ -113,7 +113,7 @@ def go_on(world: World, folder: Path, ours: Path, margin: str) -> list[tuple[flo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "margin"), [(1, "arcface"), (2, "cosface")])
-def test_the_next_ten_losses_are_theirs(world, data, tmp_path, world_size, margin, capsys):
+def test_the_next_five_losses_are_theirs(world, data, tmp_path, world_size, margin, capsys):
     folder, ours = tmp_path / "theirs", tmp_path / "ours"
     folder.mkdir()
     (folder / "training.log").write_text(log_of(data, world_size, margin))
@@ -122,8 +122,7 @@ def test_the_next_ten_losses_are_theirs(world, data, tmp_path, world_size, margi
     start = "python" if world_size == 1 else "torchrun --nproc_per_node=2"
     assert f"go on         {start} train_dist.py {ours / 'config.py'}" in capsys.readouterr().out
     for losses in run_ranks(go_on, folder, ours, margin, world_size=world_size, folder=tmp_path):
-        assert len(losses) == 10
-        print(losses)
+        assert len(losses) == 5
         for number, (found, expected) in enumerate(losses):
             # Roundings grow from step to step; without momentum the second is off by 0.03.
             assert found == pytest.approx(expected, rel=1e-5 if number < 2 else 1e-3)

@@ -1,4 +1,4 @@
-"""run.deterministic: two runs of fifty steps have the same losses, to the bit."""
+"""run.deterministic: two runs of twenty steps have the same losses, to the bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.step.precision import choose_precision
 
 OVERRIDES = [
     "run.deterministic=true",
-    "run.epochs=10",
+    "run.epochs=4",
     "log.every=1",
     "model.dropout=0.3",
     "head.loss=elastic_arcface",
@@ -55,6 +55,6 @@ def test_two_runs_have_the_same_losses(world_size, tmp_path: Path):
         )[0]
         for name in ("one", "other")
     ]
-    assert len(runs[0]) == 50
-    assert len(set(runs[0])) > 40, "losses that differ from step to step"
+    assert len(runs[0]) == 20
+    assert len(set(runs[0])) > 15, "losses that differ from step to step"
     assert runs[0] == runs[1]

@@ -178,13 +178,15 @@ def test_fused_batch_norm_is_predicted_to_keep_a_map_less_in_each_block(world, a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alone", [True, False], ids=["whole", "by blocks"])
+@pytest.mark.parametrize(
+    ("alone", "backend"), [(True, "eager"), (False, "aot_eager")], ids=["whole", "by blocks"]
+)
 @every_network
-def test_it_is_compiled_whole_and_block_by_block_without_a_break(name, alone, monkeypatch):
+def test_it_is_compiled_whole_and_block_by_block_without_a_break(name, alone, backend, monkeypatch):
     """Nor do masks and layers that are skipped at random make it seem wrong."""
     torch.compiler.reset()
     original = torch.nn.Module.compile
-    eager = partialmethod(original, backend="aot_eager")
+    eager = partialmethod(original, backend=backend)
     monkeypatch.setattr(torch.nn.Module, "compile", eager)
     options = {"mask_ratio": 0.5, "drop_path": 0.5} if name == "vit" else {}
     architecture = replace(small(name), options={**SMALL[name], **options})
