@@ -97,7 +97,7 @@ class Collection:
         kept = [
             rows if chosen is None else rows[chosen] for rows, chosen in zip(values, self._kept)
         ]
-        return np.concatenate(kept)
+        return kept[0] if len(kept) == 1 else np.concatenate(kept)
 
     def digest(self) -> str:
         """What tells apart collections of the same files: which records are kept, as whose."""

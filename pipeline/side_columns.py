@@ -1,16 +1,16 @@
 """Values beside a set's images, a row an image: landmarks, quality, group, weight.
 
-They are in a CSV or parquet file of the user's own, and stay there: the set is not rewritten. The
-first line names the columns, of which any may be missing:
+They are in a CSV or parquet file of the user's own, or in the parquet files that are the set, and
+stay there: the set is not rewritten. The first line names the columns; any may be missing:
 
     name,x1,y1,x2,y2,x3,y3,x4,y4,x5,y5,quality,group,weight
 
 `name` is the image's, as tools/predict.py writes it: the offset of its record in a .rec, its path
 in a folder. Without names there is a row for each image, in the set's own order. Landmarks are
 pixels, from the middle of the top left one: left eye, right eye, nose, left and right corner of the
-mouth, as they lie in the picture. A weight is in [0, 1]. A column of any other name holds numbers,
-and is read where it is asked for. What is left empty, or not listed, is not known: NaN, for a group
--1, for a weight 1.
+mouth, as they lie in the picture. A weight is in [0, 1]. A column of any other name holds numbers.
+Only what somebody reads is looked at. What is left empty, or not listed, is not known: NaN, for a
+group -1, for a weight 1.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from facestream import UserError
 from pipeline.collection import Collection
-from pipeline.delimited import read_rows
 from pipeline.named_path import check_path
 from pipeline.records.index import RecordIndex
 
+if TYPE_CHECKING:  # what imports pyarrow is imported where there is something to read
+    from pipeline.side_table import SideTable
+
 NAME = "name"
 POINTS = tuple(f"{axis}{number}" for number in range(1, 6) for axis in "xy")
-COLUMNS = ("landmarks", "quality", "group", "weight")
-FIELDS = (*POINTS, *COLUMNS[1:])
 # Right for left: eyes and corners of the mouth change places in a mirror.
 _MIRRORED = [1, 0, 2, 4, 3]
 _FARTHEST = 1e5  # pixels
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class ColumnsError(UserError):
@@ -43,16 +42,23 @@ class ColumnsError(UserError):
 
 
 class SideColumns:
-    """The columns of a collection's N records.
+    """The columns of a collection's N records that somebody reads.
 
     Attributes:
-        values: landmarks (N, 5, 2), quality (N,) and weight (N,) float32, group (N,) int64; those
-            that there are, and (N,) float32 of what else was asked for.
+        values: landmarks (N, 5, 2) and weight (N,) float32, group (N,) int64, any other (N,)
+            float32; those that there are.
         groups: what the groups are called, by number.
+        found: what the files call their columns, of all that are in them.
     """
 
-    def __init__(self, values: Mapping[str, np.ndarray], groups: Sequence[str]) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, np.ndarray],
+        groups: Sequence[str] = (),
+        found: Sequence[str] = (),
+    ) -> None:
         self.values, self.groups = dict(values), tuple(groups)
+        self.found = tuple(found) or tuple(values)
 
     def of(self, records: np.ndarray) -> dict[str, np.ndarray]:
         """The values of (B,) records."""
@@ -67,10 +73,11 @@ class SideColumns:
         """Raise ColumnsError where a column that `reader` uses is not there."""
         missing = [name for name in names if name not in self.values]
         if missing:
-            there = ", ".join(self.values) or "no column"
+            there = ", ".join(self.found)[:200] or "no column"
+            as_numbers = f" (landmarks as {', '.join(POINTS)})" if "landmarks" in missing else ""
             raise ColumnsError(
-                f"columns: {reader} needs {' and '.join(missing)}, found {there}; name a file "
-                "that has it"
+                f"columns: {reader} needs {' and '.join(missing)}{as_numbers}, found {there}; name "
+                "a file that has it"
             )
 
     def digest(self) -> str:
@@ -88,7 +95,7 @@ class SideColumns:
             unknown = rows < 0 if name == "group" else np.isnan(rows).reshape(len(rows), -1).any(1)
             share = f" of {len(rows) - int(unknown.sum()):,} of" if unknown.any() else " of all"
             told.append(f"{name}{share} {len(rows):,}")
-        return "; ".join(told)
+        return "; ".join(told) or f"found {', '.join(self.found)}, nothing reads them"
 
 
 def mirrored_landmarks(points: np.ndarray, *, width: int) -> np.ndarray:
@@ -99,47 +106,45 @@ def mirrored_landmarks(points: np.ndarray, *, width: int) -> np.ndarray:
 
 
 def read_columns(
-    files: Sequence[str | Path], collection: Collection, *, also: Sequence[str] = ()
+    files: Sequence[str | Path], collection: Collection, names: Sequence[str]
 ) -> SideColumns:
-    """The columns of a set, from a file for each of its files; "" where one has none.
-
-    Args:
-        also: columns of names that are not in COLUMNS, to be read as numbers where they are there.
+    """The columns of a set that are in `names`, from a file for each of its files; "" for none.
 
     Raises:
-        PathError: a file that cannot be opened, or is no text.
-        ColumnsError: names that are in no set or twice, a row too few, what is no number or out of
-            range, columns of no known name.
+        PathError: a file that cannot be opened or read, a column twice, what is no number.
+        ColumnsError: names that are in no set or twice, a row too few, what is out of range; or
+            pyarrow is not installed.
     """
     if len(files) != len(collection.indexes):
         raise ColumnsError(
             f"found {len(files)} files of columns, expected {len(collection.indexes)}: one for "
             'each file of the set, "" for one without'
         )
-    others = [name for name in also if name not in COLUMNS]
-    tables = [_Table(path, index, others) for path, index in zip(files, collection.indexes)]
-    present = {field for table in tables for field in table.texts}
+    rows = [
+        _Rows(_read(path, names, index) if str(path) else None, index)
+        for path, index in zip(files, collection.indexes)
+    ]
+    tables = [one.table for one in rows if one.table]
     values: dict[str, np.ndarray] = {}
-    if present & set(POINTS):
-        points = [table.numbers(POINTS, check=_is_place, expected=_PLACE) for table in tables]
-        values["landmarks"] = collection.kept_values(points).reshape(-1, 5, 2)
-        _require_pixels(values["landmarks"], files)
-    for name in ("quality", *others):
-        if name in present:
-            found = [table.numbers((name,)) for table in tables]
-            values[name] = collection.kept_values(found)[:, 0]
-    names: list[str] = []
-    if "group" in present:
-        names = sorted({name for table in tables for name in table.texts.get("group", ()) if name})
-        numbers = {name: number for number, name in enumerate(names)} | {"": -1}
-        groups = [table.text("group", numbers) for table in tables]
-        values["group"] = collection.kept_values(groups)
-    if "weight" in present:
-        weights = [
-            table.numbers(("weight",), check=_is_weight, expected=_WEIGHT) for table in tables
-        ]
-        values["weight"] = np.nan_to_num(collection.kept_values(weights)[:, 0], nan=1.0)
-    return SideColumns(values, names)
+    groups: list[str] = []
+    for name in dict.fromkeys(names):
+        if name == "landmarks":
+            if any(POINTS[0] in table.wanted for table in tables):
+                points = [one.numbers(POINTS, check=_is_place, expected=_PLACE) for one in rows]
+                values[name] = collection.kept_values(points).reshape(-1, 5, 2)
+                _require_pixels(values[name], files)
+        elif not any(name in table.wanted for table in tables):
+            continue
+        elif name == "group":
+            having = [table for table in tables if name in table.wanted]
+            groups = sorted(set().union(*(table.distinct(name) for table in having)))
+            values[name] = collection.kept_values([one.places(name, groups) for one in rows])
+        elif name == "weight":
+            weights = [one.numbers((name,), check=_is_weight, expected=_WEIGHT) for one in rows]
+            values[name] = np.nan_to_num(collection.kept_values(weights)[:, 0], nan=1.0)
+        else:
+            values[name] = collection.kept_values([one.numbers((name,)) for one in rows])[:, 0]
+    return SideColumns(values, groups, list(dict.fromkeys(n for t in tables for n in t.header)))
 
 
 _PLACE = "a place in pixels"
@@ -154,172 +159,97 @@ def _is_weight(values: np.ndarray) -> np.ndarray:
     return (values >= 0) & (values <= 1)
 
 
-class _Table:
-    """A file's fields as texts, by field; and for each image of its set, which row is its own.
+def _read(path: str | Path, names: Sequence[str], index: RecordIndex) -> SideTable:
+    expected = "a .csv, a .parquet, or a folder of .parquet files, with columns"
+    check_path(path, called=str(path), expected=expected, folder=True)
+    try:
+        from pipeline.side_table import read_table
+    except ImportError as error:
+        raise ColumnsError(
+            f"{path}: columns are read with pyarrow, which is not installed: pip install pyarrow "
+            f"({error})"
+        ) from error
+    texts = [name for name in names if name == "group"]
+    if Path(path).resolve() != index.path.resolve():  # the set's own rows are in its order
+        texts.append(NAME)
+    numbers = [name for name in names if name not in ("group", "landmarks")]
+    lists = {"landmarks": POINTS} if "landmarks" in names else {}
+    table = read_table(
+        Path(path), texts=texts, numbers=[*numbers, *(POINTS if lists else ())], lists=lists
+    )
+    points = [name for name in POINTS if name in table.wanted]
+    if points and len(points) < len(POINTS):
+        raise ColumnsError(
+            f"{path} has the columns {', '.join(table.header)[:200]}: expected landmarks as "
+            f"{', '.join(POINTS)}"
+        )
+    return table
 
-    Attributes:
-        texts: by row, of each field that is used.
-    """
 
-    def __init__(self, path: str | Path, index: RecordIndex, others: Sequence[str]) -> None:
-        self.texts: dict[str, list[str]] = {}
-        self._path = path
+class _Rows:
+    """For each image of a set, which row of a table is its own; no table has none."""
+
+    def __init__(self, table: SideTable | None, index: RecordIndex) -> None:
+        self.table = table
         self._row = np.full(len(index), -1)  # of each image; -1: not listed
-        if str(path) == "":
+        if table is None or not set(table.wanted) - {NAME}:
             return
-        check_path(Path(path), called=str(path), expected="a CSV or parquet file of columns")
-        parquet = Path(path).suffix.lower() == ".parquet"
-        used = (NAME, *FIELDS, *others)
-        header, self.texts = (_read_parquet if parquet else _read_csv)(path, used)
-        rows = len(next(iter(self.texts.values()), ()))
-        known = [name for name in self.texts if name != NAME]
-        points = [name for name in known if name in POINTS]
-        if not known or (points and len(points) < len(POINTS)):
+        if NAME not in table.wanted:
+            if table.rows != len(index):
+                raise ColumnsError(
+                    f"{table.path} has {table.rows} rows and no column {NAME}, {index.path} has "
+                    f"{len(index)} images: expected a row for each, in their order, or the column "
+                    f"{NAME}. An empty line is no row"
+                )
+            self._row = np.arange(table.rows)
+            return
+        images = table.places(NAME, (index.file.name(record) for record in index.records))
+        if (images < 0).any():
+            row = int(np.argmax(images < 0))
+            example = index.file.name(index.records[0]) if len(index) else ""
             raise ColumnsError(
-                f"{path} has the columns {', '.join(header)[:200] or 'none'}: expected {NAME} and "
-                f"some of {', '.join((*COLUMNS, *others))}, landmarks as {', '.join(POINTS)}"
+                f"{table.place(row)}: {index.path} has no image {table.said(NAME, row)}; expected "
+                f"names as {example!r}"
             )
-        names = self.texts.get(NAME)
-        if names is None:
-            if rows != len(index):
-                raise ColumnsError(
-                    f"{path} has {rows} rows and no column {NAME}, {index.path} has {len(index)} "
-                    f"images: expected a row for each, in their order, or the column {NAME}. "
-                    "A line without any value is no row"
-                )
-            self._row = np.arange(rows)
-            return
-        places = {index.file.name(record): place for place, record in enumerate(index.records)}
-        for row, name in enumerate(names):
-            place = places.get(name)
-            if place is None:
-                example = index.file.name(index.records[0]) if len(index) else ""
-                raise ColumnsError(
-                    f"{self._where(row)}: {index.path} has no image {name[:100]!r}; expected "
-                    f"names as {example!r}"
-                )
-            if self._row[place] >= 0:
-                raise ColumnsError(
-                    f"{self._where(row)}: the image {name[:100]!r} again, as in row "
-                    f"{self._row[place] + 1}; keep one"
-                )
-            self._row[place] = row
+        self._row[images] = np.arange(len(images))
+        again = self._row[images] != np.arange(len(images))
+        if again.any():
+            row = int(np.argmax(again))
+            raise ColumnsError(
+                f"{table.place(row)}: the image {table.said(NAME, row)} is there again in "
+                f"{table.place(int(self._row[images[row]]))}; keep one"
+            )
 
     def numbers(
         self,
-        fields: Sequence[str],
+        names: Sequence[str],
         *,
         check: Callable[[np.ndarray], np.ndarray] = np.isfinite,
-        expected: str = "a number",
+        expected: str = "a finite number",
     ) -> np.ndarray:
-        """(images, fields) float32; NaN where nothing stands."""
-        found = np.full((len(self._row), len(fields)), np.nan, np.float32)
+        """(images, columns) float32; NaN where nothing stands."""
+        found = np.full((len(self._row), len(names)), np.nan, np.float32)
         listed = self._row >= 0
-        for column, field in enumerate(fields):
-            if field in self.texts:
-                rows = range(len(self.texts[field]))
-                values = np.array([self._number(field, row) for row in rows])
+        for at, name in enumerate(names):
+            if self.table and name in self.table.wanted:
+                values = self.table.numbers(name)
                 wrong = ~np.isnan(values) & ~check(values)
                 if wrong.any():
-                    self._refuse(field, int(np.argmax(wrong)), expected)
-                found[listed, column] = values[self._row[listed]]
+                    row = int(np.argmax(wrong))
+                    raise ColumnsError(
+                        f"{self.table.place(row)}: {name} is {self.table.said(name, row)}, "
+                        f"expected {expected}"
+                    )
+                found[listed, at] = values[self._row[listed]]
         return found
 
-    def text(self, field: str, numbers: Mapping[str, int]) -> np.ndarray:
-        """(images,) int64: the number of what stands there; that of "" where nothing does."""
-        found = np.full(len(self._row), numbers[""], np.int64)
+    def places(self, name: str, among: Sequence[str]) -> np.ndarray:
+        """(images,) int64: where among some texts an image's own is; -1 where nothing stands."""
+        found = np.full(len(self._row), -1)
         listed = self._row >= 0
-        if field in self.texts:
-            rows = np.array([numbers[text] for text in self.texts[field]], np.int64)
-            found[listed] = rows[self._row[listed]]
+        if self.table and name in self.table.wanted:
+            found[listed] = self.table.places(name, among)[self._row[listed]]
         return found
-
-    def _number(self, field: str, row: int) -> float:
-        text = self.texts[field][row]
-        if not text:
-            return np.nan
-        try:
-            value = float(text)
-        except ValueError:
-            self._refuse(field, row, "a number")
-        if abs(value) > _LARGEST or np.isnan(value):
-            self._refuse(field, row, "a finite number, or nothing where it is not known")
-        return value
-
-    def _refuse(self, field: str, row: int, expected: str) -> None:
-        raise ColumnsError(
-            f"{self._where(row)}: {field} is {self.texts[field][row][:100]!r}, expected {expected}"
-        )
-
-    def _where(self, row: int) -> str:
-        return f"{self._path}, row {row + 1}"
-
-
-def _read_csv(path: str | Path, used: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """All names of columns, and the texts of those that are used."""
-    (_, header), *lines = read_rows(path) or [(0, [""])]
-    header = [name.strip() for name in header]
-    if len(set(header)) != len(header):
-        raise ColumnsError(f"{path}: found the columns {', '.join(header)}, expected each once")
-    for line, fields in lines:
-        if len(fields) > len(header):
-            raise ColumnsError(
-                f"{path}, line {line}: found {len(fields)} fields, expected {len(header)}, as the "
-                f"first line names them: {', '.join(header)[:200]}"
-            )
-    return header, {
-        name: [fields[place] if place < len(fields) else "" for _, fields in lines]
-        for place, name in enumerate(header)
-        if name in used
-    }
-
-
-def _read_parquet(path: str | Path, used: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """As _read_csv; a list of ten numbers may be the landmarks."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ColumnsError(
-            f"{path}: parquet is read by pyarrow, which is not installed: pip install pyarrow, or "
-            "give the columns as a .csv"
-        ) from error
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        header = list(file.schema_arrow.names)
-        names = [name for name in dict.fromkeys(("landmarks", *used)) if name in header]
-        twice = any(header.count(name) > 1 for name in names)
-        columns = {} if twice else file.read(columns=names).to_pydict()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise ColumnsError(f"{path} is no parquet file that can be read: {error}") from error
-    if twice:
-        raise ColumnsError(f"{path}: found the columns {', '.join(header)}, expected each once")
-    found: dict[str, list[str]] = {}
-    for name, values in columns.items():
-        if name != "landmarks":
-            found[name] = list(map(_said, values))
-            continue
-        points = [_points(value, f"{path}, row {row + 1}") for row, value in enumerate(values)]
-        found |= {field: [row[place] for row in points] for place, field in enumerate(POINTS)}
-    return header, found
-
-
-def _points(value: Any, place: str) -> list[str]:
-    """Ten numbers of a list, or of five lists of two."""
-    if value is None:
-        return [""] * len(POINTS)
-    numbers = value if isinstance(value, list) else [value]
-    if all(isinstance(pair, list) and len(pair) == 2 for pair in numbers):
-        numbers = [number for pair in numbers for number in pair]
-    if len(numbers) != len(POINTS):
-        told = str(value)[:200]
-        raise ColumnsError(f"{place}: landmarks are {told}, expected {', '.join(POINTS)}")
-    return list(map(_said, numbers))
-
-
-def _said(value: Any) -> str:
-    """As a CSV would have it: nothing for what is not known, which many programs write as NaN."""
-    return "" if value is None or value != value else str(value)
 
 
 def _require_pixels(points: np.ndarray, files: Sequence[str | Path]) -> None:

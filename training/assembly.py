@@ -18,7 +18,6 @@ from heads import (
     create_extra_terms,
     create_margin,
 )
-from heads.margins import WEIGHT
 from heads.rows.stored import DTYPES
 from pipeline import counter
 from pipeline.dali_decode import choose_decode_device
@@ -26,6 +25,7 @@ from pipeline.dali_loader import Batch, Loader, choose_threads
 from training.config import Config, check_batch
 from training.data import (
     TrainingData,
+    columns_of_head,
     count_classes,
     open_training_data,
     warn_of_empty_classes,
@@ -303,13 +303,6 @@ def create_head(
         cuda_graph=config.step.cuda_graph == "head",
         device=world.device,
     )
-
-
-def columns_of_head(config: Config) -> tuple[str, ...]:
-    """What of data.columns the head is given with each image, in its order."""
-    margin = create_margin(config.head.loss, **config.head.loss_args)
-    weight = (WEIGHT,) if config.data.record_weights else ()
-    return (*weight, *(name for name in margin.columns if name not in weight))
 
 
 def create_loader(config: Config, world: World, training: TrainingData) -> tuple[Loader, str]:

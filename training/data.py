@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from heads import create_margin
+from heads.margins import WEIGHT
+from pipeline.augment import Augmentation
 from pipeline.collection import Collection, dense_labels, stack_labels
 from pipeline.containers.open_records import open_records
 from pipeline.identity_map import read_identity_map
@@ -79,11 +81,25 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     together(lambda: world.is_main and _require_image_size(records, data.image_size))
     columns = None
     if data.columns:
-        with settings_named("data.columns"):
-            read = create_margin(config.head.loss, **config.head.loss_args).columns
-            columns = together(lambda: read_columns(data.columns, records, also=read))
+        with settings_named("data.columns", "data.augment"):
+            read = (*columns_of_head(config), *columns_of_recipes(config))
+            columns = together(lambda: read_columns(data.columns, records, read))
     shown = _shown(data, records)
     return TrainingData(records, create_order(config, records, shown), sum(shown), columns)
+
+
+def columns_of_head(config: Config) -> tuple[str, ...]:
+    """What of data.columns the head is given with each image, in its order."""
+    margin = create_margin(config.head.loss, **config.head.loss_args)
+    weight = (WEIGHT,) if config.data.record_weights else ()
+    return (*weight, *(name for name in margin.columns if name not in weight))
+
+
+def columns_of_recipes(config: Config) -> tuple[str, ...]:
+    """What of data.columns the recipes of data.augment read."""
+    return tuple(
+        name for names in Augmentation(config.data.augment).needs.values() for name in names
+    )
 
 
 def open_shared_index(path: str, world: World) -> RecordIndex:

@@ -30,7 +30,9 @@ _SETTINGS = {
         file=False,
         folder=True,
     ),
-    "data.columns": _Expected("a .csv or .parquet with a row for each image"),
+    "data.columns": _Expected(
+        "a .csv, a .parquet or a folder of these, with a row for each image", folder=True
+    ),
     "head.place_path": _Expected(
         "a folder on a local disk with room for the centers", file=False, folder=True
     ),

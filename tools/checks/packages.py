@@ -20,7 +20,11 @@ TORCH = "torch>=2.6,<2.15"
 # The index's own builds are for CUDA 12 up to 2.10, and from 2.11 on for CUDA 13.
 _TORCH_OF_CUDA_12 = "torch>=2.6,<2.11"
 # Training needs none of them.
-USES = {"pyarrow": "parquet files", "onnx": ".onnx files", "onnxruntime": ".onnx files"}
+USES = {
+    "pyarrow": "parquet files and data.columns",
+    "onnx": ".onnx files",
+    "onnxruntime": ".onnx files",
+}
 _MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}
 _IMPORT_SECONDS = 120
 

@@ -21,11 +21,11 @@ from training.assembly import (
     Assembly,
     Plan,
     assemble,
-    columns_of_head,
     plan,
     stream_batches,
 )
 from training.config import Config
+from training.data import columns_of_head
 from training.distributed import World, of_all_ranks, together
 from training.planning.memory import LOADED_BEYOND_STEPS, Prediction
 from training.planning.out_of_memory import (
