@@ -27,6 +27,7 @@ from pipeline.photos import MOST_BYTES, SUFFIXES
 from pipeline.records.image_kind import image_kind
 from pipeline.records.recordio import RecordError
 from pipeline.records.scan import Progress
+from pipeline.records.stalls import Stalls
 
 _SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
 _LOOKED_AT = 64  # images, of which the fingerprint has the first 4096 bytes
@@ -45,6 +46,7 @@ class FolderImages:
     def __init__(self, path: Path, content: Content) -> None:
         self.path = path
         self._root, self._paths = os.fsencode(path), content.paths
+        self._stalls = Stalls(path)
         self.fingerprint = self._fingerprint(content.records)
 
     def sources(self, records: np.ndarray) -> list[Callable[[], bytes]]:
@@ -73,6 +75,7 @@ class FolderImages:
             ) from error
 
     def _read(self, path: bytes, length: int) -> bytes:
+        self._stalls.begin(length)
         try:
             # Below Python's own files, which cost as much as the reading.
             file = os.open(self._root + b"/" + path, os.O_RDONLY | os.O_CLOEXEC)
@@ -87,6 +90,8 @@ class FolderImages:
                 os.close(file)
         except OSError as error:
             raise RecordError(f"cannot be read: {error.strerror}") from error
+        finally:
+            self._stalls.end()
         if len(content) != length:
             found = len(content) if len(content) < length else "more"
             raise RecordError(f"was changed: {found} bytes, {length} when it was indexed")

@@ -104,7 +104,7 @@ class DataFile:
 
     def read_source(self, offset: int, length: int) -> bytes:
         """The same of the file itself, whatever there is of a copy."""
-        begun = self._stalls.begin()
+        self._stalls.begin(length)
         try:
             found = os.pread(self._descriptor, length, offset)
             while 0 < len(found) < length:  # a network disk may hand out less at a time
@@ -114,7 +114,8 @@ class DataFile:
                 found += more
         except OSError as error:
             raise RecordError(f"cannot be read: {error}") from error
-        self._stalls.end(begun, length)
+        finally:
+            self._stalls.end()
         if len(found) < length:
             raise RecordError(f"cannot be read: the file ends before {length} bytes from {offset}")
         return found

@@ -1,32 +1,41 @@
-"""Reads that a disk kept waiting: named with the file and the seconds, now and then."""
+"""Reads that a disk keeps waiting: named with the file and the seconds, now and then."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _LONG = 5.0  # seconds of one read: a busy disk takes less
 _PAUSE = 60.0  # seconds between two warnings
 
 _log = logging.getLogger("facestream.pipeline")
+_everywhere: weakref.WeakSet[Stalls] = weakref.WeakSet()
+_everywhere_lock = threading.Lock()  # files are opened by many threads
 
 
 class Stalls:
-    """Those of one file; threads share it."""
+    """Those of one file, or of one folder's files; threads share it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._under_way: dict[int, tuple[float, int]] = {}  # by thread: since when, bytes
         self._count, self._longest, self._silent_until = 0, 0.0, 0.0
+        with _everywhere_lock:
+            _everywhere.add(self)
 
-    def begin(self) -> float:
-        """Call it before a read, and `end` with what it returns after."""
-        return time.monotonic()
+    def begin(self, length: int) -> None:
+        """Call it before a read of `length` bytes, and `end` after, whatever came of it."""
+        self._under_way[threading.get_ident()] = time.monotonic(), length
 
-    def end(self, begun: float, length: int) -> None:
-        """Warn where a read of `length` bytes took long, with those since the last warning."""
+    def end(self) -> None:
+        """Warn where the read took long, with those since the last warning."""
+        begun, length = self._under_way.pop(threading.get_ident())
         now = time.monotonic()
         if now - begun < _LONG:
             return
@@ -36,11 +45,47 @@ class Stalls:
                 return
             count, longest = self._count, self._longest
             self._count, self._longest, self._silent_until = 0, 0.0, now + _PAUSE
+        more = f", {count} reads since the last warning up to {longest:.0f} s" if count > 1 else ""
+        self._tell(f"took {now - begun:.0f} s{more}", length)
+
+    def look(self) -> None:
+        """Warn where reads are under way for long."""
+        now = time.monotonic()
+        waiting = sorted(read for read in tuple(self._under_way.values()) if now - read[0] >= _LONG)
+        with self._lock:
+            if not waiting or now < self._silent_until:
+                return
+            self._silent_until = now + _PAUSE
+        begun, length = waiting[0]
+        more = f", {len(waiting)} reads wait" if len(waiting) > 1 else ""
+        self._tell(f"takes {now - begun:.0f} s by now{more}", length)
+
+    def _tell(self, seconds: str, length: int) -> None:
         _log.warning(
-            "%s: its disk stalls: reading %d bytes took %.0f s%s. A copy on a local disk "
-            "can be read instead: docs/data.md",
+            "%s: its disk stalls: reading %d bytes %s. A copy on a local disk can be read instead: "
+            "docs/data.md",
             self._path,
             length,
-            now - begun,
-            f", {count} reads since the last warning up to {longest:.0f} s" if count > 1 else "",
+            seconds,
         )
+
+
+@contextmanager
+def stalls_told() -> Iterator[None]:
+    """Inside, a read that does not return is named, too, as long as it does not."""
+    leaving = threading.Event()
+
+    def watch() -> None:
+        while not leaving.wait(_LONG):
+            with _everywhere_lock:
+                known = tuple(_everywhere)
+            for stalls in known:
+                stalls.look()
+
+    thread = threading.Thread(target=watch, name="stalls", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        leaving.set()
+        thread.join()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pipeline.containers.folder import FolderImages, scan_folder
+from pipeline.passed_over import PassedOver
 from pipeline.records import stalls
 from pipeline.records.record_file import DataFile
-from tests.clock import Clock
+from pipeline.records.recordio import RecordError
+from tests.clock import LIMIT, Clock, wait_until
 
 
 @pytest.fixture
@@ -52,3 +57,62 @@ def test_more_of_them_are_counted_and_told_once_a_minute(file, caplog):
         file.read(0, 1)
     assert len(caplog.messages) == 2
     assert "took 31 s, 3 reads since the last warning up to 31 s" in caplog.messages[1]
+
+
+def test_a_read_that_does_not_return_is_named_while_it_hangs(tmp_path, clock, monkeypatch, caplog):
+    """Of two threads that wait; once a minute, and again when it has returned."""
+    (tmp_path / "train.rec").write_bytes(bytes(1000))
+    file, begun, answer = DataFile(tmp_path / "train.rec"), [], threading.Event()
+
+    def hang(descriptor: int, length: int, offset: int) -> bytes:
+        begun.append(offset)
+        assert answer.wait(LIMIT)
+        return bytes(length)
+
+    monkeypatch.setattr(os, "pread", hang)
+    monkeypatch.setattr(stalls, "_LONG", 0.01)
+    with ThreadPoolExecutor(2) as threads, stalls.stalls_told():
+        reads = [threads.submit(file.read, place, 90) for place in (10, 100)]
+        wait_until(lambda: len(begun) == 2)
+        assert not caplog.messages
+        for clock.now, told in ((7.0, 1), (66.0, 1), (67.0, 2)):
+            wait_until(lambda told=told: len(caplog.messages) >= told)
+            file._stalls.look()
+            assert len(caplog.messages) == told
+        answer.set()
+        assert [read.result(LIMIT) for read in reads] == [bytes(90)] * 2
+    for message, seconds in zip(caplog.messages, (7, 67), strict=True):
+        assert f"{file.path}: its disk stalls: reading 90 bytes takes {seconds} s by n" in message
+        assert "2 reads wait" in message
+
+
+def test_so_is_one_that_fails_at_last(file, clock, monkeypatch, caplog):
+    """And then it waits no longer."""
+
+    def fail(*_: int) -> bytes:
+        clock.now += 30
+        raise OSError("gone")
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(RecordError, match="gone"):
+        file.read(0, 90)
+    clock.now += 300
+    file._stalls.look()
+    (told,) = caplog.messages
+    assert "took 30 s" in told
+
+
+def test_so_are_the_images_of_a_folder(tmp_path, clock, monkeypatch, caplog):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").write_bytes(b"\xff\xd8\xff" + bytes(97))
+    content = scan_folder(tmp_path, PassedOver())
+    (read,) = FolderImages(tmp_path, content).sources(content.records)
+    real = os.read
+
+    def slow(*given: int) -> bytes:
+        clock.now += 6
+        return real(*given)
+
+    monkeypatch.setattr(os, "read", slow)
+    assert len(read()) == 100
+    assert f"{tmp_path}: its disk stalls: reading 100 bytes took 6 s" in caplog.text
