@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,7 @@ def cosine_of(one: list[float], other: list[float]) -> float:
     return sum(a * b for a, b in zip(one, other)) / length if length else 0.0
 
 
-def scalar_losses(
-    margin: Margin, rows, centers, bank, labels, classes, visible, subcenters
-) -> list[float]:
+def scalar_losses(margin: Margin, centers, bank, classes, rows, labels, visible) -> list[float]:
     losses = []
     for i, (row, label) in enumerate(zip(rows, labels)):
         near = [max(cosine_of(row, c) for c in centers[k]) for k in range(len(classes))]
@@ -115,24 +114,24 @@ def check_penalty(world: World) -> list[str]:
                     centers = whole.centers[whole.classes].double()
                     centers = centers.view(len(whole.classes), -1, DIM).tolist()
                     rows, people = embeddings.tolist(), labels.tolist()
-                    rest = (bank, people, whole.classes.tolist(), visible, head.subcenters)
-
-                    def mean(rows, margin=margin, centers=centers, rest=rest):
-                        return sum(scalar_losses(margin, rows, centers, *rest)) / len(rows)
-
+                    losses_of = partial(
+                        scalar_losses, margin, centers, bank, whole.classes.tolist()
+                    )
+                    losses = losses_of(rows, people, visible)
                     expected = torch.zeros(BATCH, DIM, dtype=torch.float64)
                     for i in range(BATCH):
+                        own = slice(mine.start + i, mine.start + i + 1)
                         for d in range(DIM):
                             ends = []
                             for way in (1e-5, -1e-5):
-                                near = [list(row) for row in rows]
-                                near[world.rank * BATCH + i][d] += way
-                                ends.append(mean(near))
-                            expected[i, d] = (ends[0] - ends[1]) / 2e-5
+                                near = list(rows[own.start])
+                                near[d] += way
+                                ends += losses_of([near], people[own], visible[own])
+                            expected[i, d] = (ends[0] - ends[1]) / 2e-5 / len(rows)
                     head.step(0.1)
                     bank = scalar_moved(rows, bank, people)
                     for what, one, other in (
-                        ("loss", loss.detach(), torch.tensor(mean(rows))),
+                        ("loss", loss.detach(), torch.tensor(losses).mean()),
                         ("gradient", leaf.grad, expected),
                         ("bank", gather_bank(head), torch.tensor(bank)),
                     ):

@@ -18,7 +18,7 @@ from tests.ranks import run_ranks
 from tests.recorded_graph import RecordedGraphs
 from training.distributed import World
 
-CLASSES, DIM, BATCH, STEPS = 60, 8, 6, 50
+CLASSES, DIM, BATCH, STEPS = 60, 8, 6, 30
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "all": {},
@@ -88,11 +88,11 @@ def build(place: str = "device", folder: Path | None = None, **options) -> Parti
 
 @pytest.mark.parametrize("prefetch", range(5))
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_fifty_steps_are_bit_equal_at_any_depth(sampling, prefetch):
+def test_thirty_steps_are_bit_equal_at_any_depth(sampling, prefetch):
     expected = train(build(**SAMPLINGS[sampling]), range(STEPS))
     away = build("host", prefetch=prefetch, **SAMPLINGS[sampling])
     assert same(train(away, range(STEPS)), expected)
-    assert away.nonfinite_steps == 4
+    assert away.nonfinite_steps == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])

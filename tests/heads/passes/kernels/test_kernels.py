@@ -45,7 +45,10 @@ _OTHER_SIZES = [(card, dim, "bfloat16") for card in (80, 90) for dim in (128, 10
 
 
 def _steps(capability: int, dim: int, dtype: str) -> list[str]:
-    kinds = ("1:plain", "3:hooks", "1:threshold")
+    """Of 512 dimensions every kind, of others the one that holds most in registers."""
+    kinds = (
+        ("3:hooks", "1:plain", "1:threshold") if dim == 512 and capability > 75 else ("3:hooks",)
+    )
     return [f"{capability}:{dim}:{dtype}:{kind}" for kind in kinds]
 
 
