@@ -1,134 +1,28 @@
-"""IJB: the official layout read, templates pooled, 1:1 and 1:N as plain loops have them."""
+"""IJB's figures: templates pooled, 1:1 and 1:N as plain loops have them."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from torch import Tensor
 
-from evaluation.features import Embedder, Features, extract
-from evaluation.images import ImagesError
+from evaluation.features import Features
 from evaluation.protocols.ijb import open_ijb
-from evaluation.protocols.ijb_files import IjbFilesError
 from evaluation.protocols.protocol import Asked
-from evaluation.protocols.sets import open_set
-from evaluation.result import Evaluation, Result
 from facestream import UserError
-from pipeline.align import TEMPLATE
-from pipeline.named_path import PathError
-from tests.ranks import run_ranks
-from training.distributed import World
-
-SIZE = 16
-WIDTH = 24  # of embeddings
-QUICK = Asked(draws=0)
-OPEN = {"name": "ijbc", "image_size": SIZE}
-
-
-@dataclass
-class Drawn:
-    """A set's lists as they are written, drawn at random.
-
-    Attributes:
-        faces: (image, template, medium) of each line.
-        shapes: (landmarks, score) of each line.
-        pairs: (template, template, label).
-        lists: of the three lists of 1:N, template to subject.
-    """
-
-    name: str
-    faces: list[tuple[str, int, int]] = field(default_factory=list)
-    shapes: list[tuple[np.ndarray, float]] = field(default_factory=list)
-    pairs: list[tuple[int, int, int]] = field(default_factory=list)
-    lists: list[dict[int, int]] = field(default_factory=lambda: [{}, {}, {}])
-
-    @property
-    def subject_of(self) -> dict[int, int]:
-        return {t: s for part in self.lists for t, s in part.items()}
-
-
-def drawn(name: str = "ijbc", *, subjects: int = 24, seed: int = 0) -> Drawn:
-    """Of each subject a template in one of the galleries and two or three probes."""
-    random = np.random.default_rng(seed)
-    made, number = Drawn(name), 100
-    for subject in range(1, subjects + 1):
-        for kind in [subject % 2] + [2] * int(random.integers(2, 4)):
-            number += int(random.integers(1, 5))
-            made.lists[kind][number] = subject
-            for _ in range(int(random.integers(1, 6))):
-                medium = int(random.integers(1, 4)) + 10 * subject  # some hold several images
-                landmarks = 2 + TEMPLATE * SIZE / 112 + random.normal(0, 0.3, (5, 2))
-                made.faces.append((f"{len(made.faces) + 1}.png", number, medium))
-                made.shapes.append((landmarks, round(float(random.uniform(0.3, 1)), 3)))
-    order = random.permutation(len(made.faces))  # the images of a template need not be together
-    made.faces = [(f"{i + 1}.png", *made.faces[j][1:]) for i, j in enumerate(order)]
-    made.shapes = [made.shapes[j] for j in order]
-    whose = made.subject_of
-    templates = sorted(whose)
-    for one in templates[::2]:
-        for other in templates[1::2]:
-            if whose[one] == whose[other] or random.random() < 0.5:
-                made.pairs.append((one, other, int(whose[one] == whose[other])))
-    return made
-
-
-def write(made: Drawn, folder: Path, *, images: bool = True) -> Path:
-    meta, crops = folder / "meta", folder / "loose_crop"
-    meta.mkdir(parents=True)
-    crops.mkdir()
-    random = np.random.default_rng(1)
-    for name, _, _ in made.faces:
-        pixels = random.integers(0, 256, (SIZE + 6, SIZE + 4, 3), dtype=np.uint8)
-        if images:
-            Image.fromarray(pixels).save(crops / name)
-        else:
-            (crops / name).touch()
-
-    def lines(name: str, rows: list[str]) -> None:
-        (meta / name).write_text("\n".join(rows) + "\n")
-
-    lines(f"{made.name}_face_tid_mid.txt", [" ".join(map(str, face)) for face in made.faces])
-    lines(
-        f"{made.name}_name_5pts_score.txt",
-        [
-            " ".join([face[0], *(f"{x:.3f}" for x in shape[0].ravel()), f"{shape[1]}"])
-            for face, shape in zip(made.faces, made.shapes)
-        ],
-    )
-    lines(f"{made.name}_template_pair_label.txt", [" ".join(map(str, pair)) for pair in made.pairs])
-    letter = "S" if made.name == "ijbb" else "G"
-    for part, ending in zip(
-        made.lists, (f"gallery_{letter}1", f"gallery_{letter}2", "probe_mixed")
-    ):
-        rows = [
-            f"{template},{subject},{name},0"
-            for template, subject in part.items()
-            for name, of, _ in made.faces
-            if of == template
-        ]
-        lines(f"{made.name}_1N_{ending}.csv", ["TEMPLATE_ID,SUBJECT_ID,FILENAME,FACE_X", *rows])
-    return folder
-
-
-def features_of(made: Drawn, *, noise: float = 0.55, seed: int = 3) -> Features:
-    """Embeddings around a center of each subject, of uneven norms."""
-    random = np.random.default_rng(seed)
-    centers = random.standard_normal((100, WIDTH))
-    whose = made.subject_of
-    rows = np.stack([centers[whose[template]] for _, template, _ in made.faces])
-    rows += noise * random.standard_normal(rows.shape) * np.sqrt(WIDTH / 4)
-    rows *= random.uniform(2, 30, (len(rows), 1))
-    return Features(rows.astype(np.float32), np.linalg.norm(rows, axis=1).astype(np.float32), {})
-
-
-# --- The reference: loops over Python numbers ---------------------------------------------------
+from tests.evaluation.protocols.drawn_ijb import (
+    OPEN,
+    QUICK,
+    SIZE,
+    WIDTH,
+    Drawn,
+    drawn,
+    features_of,
+    write,
+)
 
 
 def pooled(
@@ -191,9 +85,6 @@ def fnir_at_fpir(found: list[tuple[bool, int, float, float]], limit: float) -> f
             missed = sum(not (row[1] == 1 and row[2] >= threshold) for row in mated) / len(mated)
             best = min(best, missed)
     return best
-
-
-# --- Numbers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -343,156 +234,6 @@ def test_a_network_that_gives_all_faces_one_embedding_finds_nobody(tmp_path: Pat
     assert ijb.judge(features, model="m", asked=QUICK).figures["rank-1"].value < 0.2
 
 
-# --- Images -------------------------------------------------------------------------------------
-
-
-def pixels_as_rows(pixels: Tensor) -> Tensor:
-    return pixels[:, :, ::3, ::3].float().flatten(1)
-
-
-def embedder(world: World | None = None) -> Embedder:
-    ranks = (world.rank, world.world_size) if world else (0, 1)
-    device = torch.device("cpu")
-    return Embedder(pixels_as_rows, "d", SIZE, device, 8, 1, *ranks)
-
-
-def judged(world: World | None, folder: Path) -> Result | None:
-    ijb = open_ijb(folder, **OPEN)
-    features = extract(embedder(world), ijb.images)
-    return features and ijb.judge(features, model="m", asked=QUICK)
-
-
-@pytest.mark.slow
-def test_two_ranks_agree_with_one(tmp_path: Path) -> None:
-    write(drawn(), tmp_path / "set")
-    alone = judged(None, tmp_path / "set")
-    both = run_ranks(judged, tmp_path / "set", world_size=2, folder=tmp_path)
-    assert both == [alone, None]
-    assert '"protocol": "ijb/1"' in Evaluation([], [alone]).as_json()
-
-
-def test_faces_are_cropped_by_their_landmarks(tmp_path: Path) -> None:
-    made = drawn()
-    shifted = TEMPLATE * SIZE / 112 + np.array([3, 4])
-    made.shapes = [(shifted, score) for _, score in made.shapes]
-    ijb = open_ijb(write(made, tmp_path / "set"), **OPEN)
-    whole = np.asarray(Image.open(tmp_path / "set" / "loose_crop" / "2.png"))
-    pixels, faults = ijb.images.load(range(1, 2))
-    assert faults == {}
-    np.testing.assert_allclose(pixels[0], whole[4 : 4 + SIZE, 3 : 3 + SIZE], atol=1)
-    (tmp_path / "set" / "loose_crop" / "2.png").write_bytes(b"no image")
-    assert "no image" in ijb.images.load(range(1, 2))[1][0]
-
-
-# --- Bad input ----------------------------------------------------------------------------------
-
-
-def change(path: Path, line: int, text: str | None) -> None:
-    lines = path.read_text().splitlines()
-    lines[line - 1 : line] = [] if text is None else [text]
-    path.write_text("\n".join(lines) + "\n")
-
-
-@pytest.mark.parametrize(
-    ("file", "line", "text", "says"),
-    [
-        (
-            "face_tid_mid",
-            3,
-            None,
-            r"has \d+ images and .*5pts_score.txt has \d+; expected the same",
-        ),
-        ("face_tid_mid", 3, "other.png 101 5", r"image 3 is other.png in .* and 3.png in "),
-        (
-            "face_tid_mid",
-            3,
-            "3.png 101",
-            r"tid_mid.txt, line 3: found '3.png 101' \(2 fields for 3",
-        ),
-        ("face_tid_mid", 3, "3.png a 4", r"tid_mid.txt, line 3: .*invalid literal.*expected"),
-        ("name_5pts_score", 2, "2.png 1 2 3", r"5pts_score.txt, line 2: .*4 fields for 12"),
-        ("name_5pts_score", 2, "2.png" + " nan" * 11, r"line 2: .*not finite.*Download"),
-        ("name_5pts_score", 2, "../2.png" + " 1" * 11, r"line 2: .*a path out of the folder"),
-        ("template_pair_label", 4, "1 2", r"label.txt, line 4: found '1 2' \(not of that form"),
-        ("template_pair_label", 4, "1 2 x", r"label.txt, line 4: found '1 2 x'"),
-        ("template_pair_label", 4, "101 104 2", r"label.txt, line 4: found '101 104 2'"),
-        ("template_pair_label", 4, "7 104 1", r"line 4: found '7 104 1' \(7 has no image in"),
-        ("1N_gallery_G1", 1, "a,b", r"G1.csv, line 1: found 'A,B', expected a head with TEMPLATE"),
-        ("1N_gallery_G1", 2, "x,1,2,3", r"G1.csv, line 2: expected whole numbers"),
-        ("1N_gallery_G1", 2, "99999,1,2,3", r"G1.csv: template 99999 has no image in"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path: Path, file: str, line: int, text: str, says: str) -> None:
-    write(drawn(), tmp_path, images=False)
-    ending = ".csv" if "1N" in file else ".txt"
-    change(tmp_path / "meta" / f"ijbc_{file}{ending}", line, text)
-    with pytest.raises(IjbFilesError, match=says):
-        open_ijb(tmp_path, **OPEN)
-
-
-@pytest.mark.parametrize(
-    ("kept", "says"), [("0", "holds no genuine pair"), ("1", "no impostor pair"), ("", "is empty")]
-)
-def test_pairs_of_one_kind_are_refused(tmp_path: Path, kept: str, says: str) -> None:
-    write(drawn(), tmp_path, images=False)
-    path = tmp_path / "meta" / "ijbc_template_pair_label.txt"
-    lines = [line for line in path.read_text().splitlines() if kept and line.endswith(f" {kept}")]
-    path.write_text("\n".join(lines))
-    with pytest.raises(IjbFilesError, match=says):
-        open_ijb(tmp_path, **OPEN)
-
-
-def test_lists_of_one_to_many_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    made = drawn()
-    strangers = {template: subject + 1000 for template, subject in made.lists[0].items()}
-    other = Drawn(made.name, made.faces, made.shapes, made.pairs, [strangers, *made.lists[1:]])
-    write(other, tmp_path / "strangers", images=False)
-    with pytest.raises(IjbFilesError, match=r"of no probe the subject is in the gallery .*G1.csv"):
-        open_ijb(tmp_path / "strangers", **OPEN)
-    changed = {template: subject + 1 for template, subject in made.lists[0].items()}
-    other.lists = [made.lists[0], changed, made.lists[2]]
-    write(other, tmp_path / "two", images=False)
-    with pytest.raises(
-        IjbFilesError, match=r"template \d+ is of subject \d+, and of \d+ in a list"
-    ):
-        open_ijb(tmp_path / "two", **OPEN)
-    (tmp_path / "two" / "meta" / "ijbc_1N_gallery_G2.csv").unlink()
-    with pytest.raises(PathError, match=r"G2.csv does not exist.*one of the three lists"):
-        open_ijb(tmp_path / "two", **OPEN)
-
-
-def test_missing_files_and_images_are_named(tmp_path: Path) -> None:
-    made = drawn()
-    write(made, tmp_path / "set", images=False)
-    (tmp_path / "set" / "loose_crop" / "7.png").unlink()
-    (tmp_path / "set" / "loose_crop" / "9.png").unlink()
-    with pytest.raises(
-        ImagesError, match=r"2 of \d+ images cannot be read: .*7.png does not exist"
-    ):
-        open_ijb(tmp_path / "set", **OPEN)
-    (tmp_path / "set" / "meta" / "ijbc_template_pair_label.txt").unlink()
-    with pytest.raises(PathError, match=r"label.txt does not exist"):
-        open_ijb(tmp_path / "set", **OPEN)
-    with pytest.raises(PathError, match=r"ijbb_face_tid_mid.txt does not exist"):
-        open_ijb(tmp_path / "set", name="ijbb", image_size=SIZE)
-    with pytest.raises(PathError, match=r"meta does not exist: expected the folder of IJBC with"):
-        open_ijb(tmp_path, **OPEN)
-
-
-def test_it_is_opened_by_name_and_from_the_folder_above(tmp_path: Path) -> None:
-    made = drawn()
-    write(made, tmp_path / "IJBC", images=False)
-    features = features_of(made)
-    weighted = open_set(f"ijbc:{tmp_path}", image_size=SIZE)
-    assert (weighted.name, weighted.headline) == ("ijbc", "tar@far=0.0001")
-    plain = open_set(f"ijbc:{tmp_path}:no-detector,no-norm+blur", image_size=SIZE)
-    assert plain.name == "ijbc:no-norm:no-detector+blur"
-    settings = plain.judge(features, model="m", asked=QUICK).settings
-    assert not settings["norm weighting"]
-    assert not settings["detector-score weighting"]
-    assert "degraded by blur" in settings
-
-
 def test_without_the_lists_of_one_to_many_templates_are_the_clusters(tmp_path: Path) -> None:
     made = drawn()
     write(made, tmp_path, images=False)
@@ -519,6 +260,3 @@ def test_an_image_may_be_of_two_templates(tmp_path: Path) -> None:
     expected = tar_at_far(scores, [label for _, _, label in made.pairs], 0.01)
     result = ijb.judge(features, model="m", asked=QUICK)
     assert result.figures["tar@far=0.01"].value == pytest.approx(expected, abs=1e-12)
-    change(tmp_path / "set" / "meta" / "ijbc_name_5pts_score.txt", 1, f"{name}" + " 5.5" * 11)
-    with pytest.raises(IjbFilesError, match=r"1.png stands twice, with other landmarks"):
-        open_ijb(tmp_path / "set", **OPEN)
