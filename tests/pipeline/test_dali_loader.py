@@ -1,14 +1,7 @@
 """The stream of batches: right pixels, right labels, the same wherever it is taken up."""
 
-import gc
 import io
-import os
-import signal
-import subprocess
 import sys
-import threading
-import weakref
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,58 +11,16 @@ import torch
 from PIL import Image
 
 from facestream import UserError
-from pipeline import dali, dali_loader
+from pipeline import dali
 from pipeline.augment import RECIPES, Augmentation, Draw, Recipe
-from pipeline.dali_decode import choose_decode_device, decoded, find_faults
+from pipeline.dali_decode import choose_decode_device
 from pipeline.dali_loader import Loader
 from pipeline.order import permute
 from pipeline.records.index import open_index
-from pipeline.records.recordio import MAGIC, RecordError, RecordWriter, pack_image
 from pipeline.side_columns import SideColumns
-from tests.clock import LIMIT
+from tests.pipeline.numbered_images import CPU, SIZE, WAYS, loader, picture, take
 
-CPU = torch.device("cpu")
-SIZE = 32
 LFW = Path(__file__).parents[3] / "shared/data/faces_lfw_dev"
-
-
-def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, quality=95)
-    return file.getvalue()
-
-
-def picture(k: int) -> np.ndarray:
-    """An image that tells its number, lossless as PNG."""
-    return np.random.default_rng(k).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("set")
-    with RecordWriter(folder / "train.rec") as writer:
-        for k in range(50):
-            writer.write(pack_image(encode(picture(k)), float(k), k))
-    return open_index(folder)
-
-
-WAYS = pytest.mark.parametrize(
-    "augment",
-    [
-        pytest.param(("flip",), id="threads"),
-        pytest.param(("light",), id="dali", marks=pytest.mark.dali),
-    ],
-)
-
-
-def loader(index, **changes) -> Loader:
-    settings = {"global_batch": 12, "device": CPU, "image_size": SIZE, "seed": 5}
-    return Loader(index, **{**settings, **changes})
-
-
-def take(stream, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    batches = [next(stream) for _ in range(count)]
-    return torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
 
 
 def test_batches_hold_the_decoded_pixels_in_the_order_of_the_permutation(index):
@@ -215,169 +166,9 @@ def test_a_batch_larger_than_the_data_is_refused(index):
         loader(index, global_batch=60)
 
 
-def damaged_set(folder: Path, bad: dict[int, bytes], count: int = 50):
-    with RecordWriter(folder / "train.rec") as writer:
-        for k in range(count):
-            writer.write(pack_image(bad.get(k) or encode(picture(k)), float(k), k))
-    return open_index(folder)
-
-
-@pytest.fixture(
-    params=[
-        "threads",
-        pytest.param("dali", marks=pytest.mark.dali),
-        pytest.param("dali decodes", marks=pytest.mark.dali),
-    ]
-)
-def way(request, monkeypatch) -> Callable[..., Loader]:
-    """Loaders that leave pixels as they are, on every way there is; the last acts a GPU out."""
-
-    def build(index, **changes) -> Loader:
-        augment = () if request.param == "threads" else ("light:1e-12",)
-        made = loader(index, augment=augment, **changes)
-        if request.param == "dali decodes":
-            made.decode = "gpu"
-            monkeypatch.setattr(dali_loader, "decoded", lambda encoded, _: decoded(encoded, "cpu"))
-        assert made.uses_dali == (request.param != "threads")
-        return made
-
-    return build
-
-
-def test_records_that_are_no_images_cost_one_sample_each_and_are_reported(tmp_path, caplog, way):
-    """Two of them are neighbors."""
-    index = damaged_set(tmp_path, {7: b"not an image at all", 6: b"nor this"})
-    small = way(index, max_bad_fraction=0.05)
-    images, labels = take(small.stream(0), 4)
-    order = permute(np.arange(48), num_records=50, seed=5, epoch=0)
-    order[(order == 7) | (order == 6)] = 8
-    assert labels.tolist() == order.tolist()
-    assert torch.equal(images[0], torch.from_numpy(picture(order[0]).transpose(2, 0, 1)))
-    offset = index.records["offset"][7]
-    assert f"offset {offset} cannot be decoded" in caplog.text
-    assert small._bad.faults.keys() == {6, 7}
-
-
-def test_too_many_bad_records_end_the_run_with_the_place_and_the_remedy(tmp_path, way):
-    index = damaged_set(tmp_path, {7: b"not an image", 8: encode(np.zeros((40, 40, 3), np.uint8))})
-    with pytest.raises(RecordError, match=r"offset \d+ (cannot|is 40×40).*raise max_bad_fraction"):
-        take(way(index).stream(0), 4)
-
-
-@pytest.mark.parametrize("odd", [{7}, set(range(50))])
-def test_images_of_another_size_are_refused_be_it_one_or_all(tmp_path, odd, way):
-    small = encode(np.zeros((40, 40, 3), np.uint8))
-    index = damaged_set(tmp_path, dict.fromkeys(odd, small))
-    with pytest.raises(RecordError, match=r"is 40×40, not 32×32 pixels.*bad images of 50"):
-        take(way(index).stream(0), 4)
-
-
-def test_a_set_with_no_good_image_ends_in_an_error_whatever_is_accepted(tmp_path, way):
-    index = damaged_set(tmp_path, dict.fromkeys(range(12), b"nothing"), count=12)
-    with pytest.raises(RecordError, match="12 bad images of 12"):
-        take(way(index, max_bad_fraction=1.0).stream(0), 1)
-
-
-@pytest.mark.dali
-def test_another_size_is_found_before_a_recipe_changes_it(tmp_path, monkeypatch):
-    index = damaged_set(tmp_path, {7: encode(np.zeros((40, 40, 3), np.uint8))})
-    made = loader(index, augment=("adaface",))
-    made.decode = "gpu"
-    monkeypatch.setattr(dali_loader, "decoded", lambda encoded, _: decoded(encoded, "cpu"))
-    with pytest.raises(RecordError, match="is 40×40, not 32×32 pixels"):
-        take(made.stream(0), 4)
-
-
-def test_a_bad_sector_costs_the_records_on_it(tmp_path, monkeypatch, way):
-    index = damaged_set(tmp_path, {})
-    (bad,), _ = index.spans(np.array([7]))
-    read = os.pread
-
-    def failing(descriptor, length, offset):
-        if offset == bad:
-            raise OSError(5, "Input/output error")
-        return read(descriptor, length, offset)
-
-    monkeypatch.setattr(os, "pread", failing)
-    made = way(index, max_bad_fraction=0.05)
-    _, labels = take(made.stream(0), 4)
-    assert 7 not in labels.tolist()
-    assert "Input/output error" in made._bad.faults[7]
-
-
-def test_damage_inside_a_split_record_costs_that_record(tmp_path, way):
-    """Its second part's frame is hit after the index was made."""
-    magic = MAGIC.to_bytes(4, "little")
-    split = encode(picture(7))
-    split = split.ljust(len(split) + 3 & ~3, b"\0") + magic + b"more"
-    index = damaged_set(tmp_path, {7: split})
-    assert index.records["header"][7] == 0
-    content = bytearray(index.path.read_bytes())
-    at = content.index(magic, int(index.records["offset"][7]) + 4)
-    content[at] ^= 1
-    seen = index.path.stat()
-    index.path.write_bytes(content)
-    os.utime(index.path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
-    made = way(index, max_bad_fraction=0.05)
-    _, labels = take(made.stream(0), 4)
-    assert 7 not in labels.tolist()
-    assert "the rest is missing" in made._bad.faults[7]
-
-
-@pytest.mark.dali
-def test_what_fails_elsewhere_is_not_blamed_on_images(index, monkeypatch):
-    def failing(*_):
-        raise RuntimeError("an illegal memory access was encountered")
-
-    made = loader(index, augment=("light",))
-    monkeypatch.setattr(made, "_hand_over", failing)
-    with pytest.raises(RuntimeError, match="illegal memory access"):
-        next(made.stream(0))
-    stream = loader(index, augment=("light",)).stream(0)
-    next(stream)
-    with pytest.raises(RuntimeError, match="the consumer's"):
-        stream.throw(RuntimeError("the consumer's"))
-    assert not made._bad.faults
-
-
-class Device:
-    """Stands in for a GPU's module: events that are reached when the test says so."""
-
-    reached = 0
-
-    class Event:
-        count = 0
-
-        def record(self) -> None:
-            Device.Event.count += 1
-            self.number = Device.Event.count
-
-        def query(self) -> bool:
-            return self.number <= Device.reached
-
-
-def test_batches_are_held_until_the_device_has_read_them(monkeypatch):
-    monkeypatch.setattr(torch, "get_device_module", lambda device: Device)
-    in_use = dali_loader._InUse(torch.device("meta"))
-    batches = [np.zeros(1) for _ in range(5)]
-    alive = [weakref.ref(batch) for batch in batches]
-    for number in range(5):
-        Device.reached = max(0, number - 2)  # the device is three steps behind
-        in_use.keep(batches[number])
-    batches.clear()
-    gc.collect()
-    assert [ref() is not None for ref in alive] == [False, False, True, True, True]
-
-
 def test_decoding_on_a_gpu_that_is_not_there_is_refused(index):
     with pytest.raises(ValueError, match=r"decode=hybrid: device=cpu is no GPU"):
         loader(index, decode="hybrid")
-
-
-@pytest.mark.dali
-def test_images_of_another_size_are_named():
-    encoded = [encode(picture(0)), encode(np.zeros((20, 30, 3), np.uint8))]
-    assert find_faults(encoded, SIZE) == {1: f"is 30×20, not {SIZE}×{SIZE} pixels"}
 
 
 def test_the_cpu_decodes_on_the_cpu():
@@ -413,34 +204,6 @@ def test_a_gpu_gets_the_batches_the_cpu_gets(index, decode, monkeypatch):
     assert (images.cpu().int() - expected.int()).abs().float().mean() < 1.0
 
 
-@WAYS
-@pytest.mark.parametrize(
-    ("change", "told"), [("cut", "(has shrunk|ends before)"), ("removed", "is gone")]
-)
-def test_a_file_that_is_cut_or_removed_while_it_is_read_is_named(tmp_path, augment, change, told):
-    with RecordWriter(tmp_path / "train.rec") as writer:
-        for key in range(64):
-            writer.write(pack_image(encode(picture(key)), float(key), key))
-    index = open_index(tmp_path)
-    with closing(loader(index, global_batch=8, augment=augment).stream(0)) as stream:
-        next(stream)
-        if change == "cut":
-            os.truncate(index.path, index.path.stat().st_size // 2)
-        else:
-            index.path.unlink()
-        with pytest.raises(RecordError, match=f"{index.path} {told}"):
-            take(stream, 20)
-
-
-@WAYS
-def test_batches_say_which_records_they_hold_replacements_included(tmp_path, augment):
-    index = damaged_set(tmp_path, {7: b"not an image at all"})
-    with closing(loader(index, augment=augment, max_bad_fraction=0.05).stream(0)) as stream:
-        for _ in range(6):
-            batch = next(stream)
-            assert batch.records.tolist() == batch.labels.tolist()  # each record is an identity
-
-
 @pytest.mark.dali
 def test_threads_mirror_the_images_that_dali_would(index):
     plain = loader(index, augment=("flip:0.7",))
@@ -451,75 +214,3 @@ def test_threads_mirror_the_images_that_dali_would(index):
     expected, expected_labels = take(through_dali.stream(0), 4)
     assert torch.equal(images, expected)
     assert torch.equal(labels, expected_labels)
-
-
-@WAYS
-def test_threads_end_with_the_stream(index, augment):
-    before = threading.active_count()
-    for _ in range(5):
-        stream = loader(index, augment=augment, threads=3).stream(0)
-        next(stream)
-        stream.close()
-    assert threading.active_count() <= before
-
-
-def resident_mb() -> float:
-    """Memory of this process that is in use, as Linux counts it."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux counts for this test")
-@WAYS
-def test_two_hundred_epochs_cost_no_memory_threads_or_descriptors(index, augment):
-    small = loader(index, augment=augment, threads=2)
-    with closing(small.stream(0)) as stream:
-
-        def after(epochs: int) -> tuple[float, int, int]:
-            for _ in range(epochs * small.steps_per_epoch):
-                next(stream)
-            gc.collect()
-            return resident_mb(), threading.active_count(), len(os.listdir("/proc/self/fd"))
-
-        memory, threads, descriptors = after(50)  # what allocators keep for themselves is there
-        later = after(200)
-    # The process may open one more of its own; one an epoch would be 200.
-    assert later[1] < threads + 20
-    assert later[2] < descriptors + 20
-    assert later[0] - memory < 4  # one batch of every epoch kept would be 7 MB
-
-
-ENDLESS = """
-import logging, sys, torch
-sys.path.insert(0, {root!r})
-from pipeline.dali_loader import Loader
-from pipeline.records.index import open_index
-loader = Loader(open_index({rec!r}), global_batch=12, device=torch.device("cpu"), image_size={size},
-                augment={augment!r}, threads=2)
-for number, batch in enumerate(loader.stream(0)):
-    if number == 3:
-        print("running", flush=True)
-        if {fails}:
-            raise KeyError("something else in the loop")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fails", [False, True], ids=["ctrl-c", "exception"])
-@WAYS
-def test_a_process_ends_after_ctrl_c_or_an_exception(index, augment, fails):
-    root = str(Path(__file__).parents[2])
-    code = ENDLESS.format(root=root, rec=str(index.path), size=SIZE, augment=augment, fails=fails)
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout.readline() == "running\n"
-            if not fails:
-                process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=LIMIT)
-        finally:
-            process.kill()
-    assert process.returncode != 0
-    assert ("something else" if fails else "KeyboardInterrupt") in told

@@ -12,7 +12,7 @@ from pipeline.dali_loader import Loader
 from pipeline.order import BalancedOrder, BlockOrder, GlobalOrder, WeightedOrder
 from pipeline.records.index import open_index
 from pipeline.records.recordio import RecordWriter, pack_image
-from tests.pipeline.test_dali_loader import CPU, SIZE, encode, picture
+from tests.pipeline.numbered_images import CPU, SIZE, encode, picture
 
 COUNT, BATCH, BAD = 50, 12, 7
 LABELS = np.arange(COUNT) // 4
