@@ -20,8 +20,7 @@ def read_run(run: Path) -> tuple[Course, Facts]:
     metrics = run / "metrics.jsonl"
     if not metrics.is_file():
         raise UserError(f"{run}: no metrics.jsonl, expected the folder of a run: its run.output")
-    lines = list(read_lines(metrics))
-    course = Course.of(lines)
+    course = Course.of(read_lines(metrics))
     if not course.readings:
         raise UserError(f"{metrics}: no loss yet; wait for log.every steps of the run")
     checkpoint = files.newest(run)

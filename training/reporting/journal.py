@@ -8,10 +8,12 @@ come again.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from facestream import UserError
@@ -58,7 +60,7 @@ class Journal:
     def lines(self) -> list[dict[str, Any]]:
         """As they were written; none where the file cannot be read, which its writing tells."""
         try:
-            return list(read_lines(self.path))
+            return read_lines(self.path)
         except OSError:
             return []
 
@@ -79,15 +81,39 @@ def forget_after(path: Path, step: int) -> None:
     unfinished.replace(path)
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file of metrics; raises OSError where it cannot be read."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of metrics, steps ascending; OSError where it cannot be read.
+
+    Lines of steps that come again later are not among them: the run went back.
+    """
+    lines: list[dict[str, Any]] = []
     for text in path.read_text(errors="replace").splitlines():
         try:
             line = json.loads(text)
-            if isinstance(line["step"], int):
-                yield line
+            if not _is_whole(line):
+                continue
         except MALFORMED:
             continue  # written by half
+        # A step is read before it is verified, by one set after another.
+        first = line["step"] + ("verification" in line)
+        while lines and lines[-1]["step"] >= first:
+            lines.pop()
+        lines.append(line)
+    return lines
+
+
+def _is_whole(line: dict[str, Any]) -> bool:
+    """Whether every value is what a run writes there; raises what MALFORMED has for some others."""
+    sets = line.get("verification", {})
+    values = [line[key] for key in line if key not in ("step", "verification")]
+    scores = itertools.chain.from_iterable(found.values() for found in sets.values())
+    return (
+        type(line["step"]) is int
+        and (line["epoch"] > 0) == (line["step"] > 0)
+        and all(type(value) in (int, float, NoneType) for value in values)
+        and all(type(score) in (int, float) for score in scores)
+        and all(sets.values())
+    )
 
 
 def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
