@@ -21,7 +21,7 @@ from pipeline import whole_file
 from pipeline.align import TEMPLATE
 from tests.commands import call
 from tests.pipeline.faces import detectors
-from tests.tools.test_evaluate import SIZE, png, write_model
+from tests.tools.judging import SIZE, png, write_model
 from tools import compare, predict
 from tools.sources.compared import Pairs, Side, best_matches, listing
 from tools.sources.decision import Decision, decision_of

@@ -14,7 +14,7 @@ from evaluation.pair_set import write_bin
 from evaluation.result import read_evaluation
 from facestream import USER_ERROR_EXIT_CODE
 from tests.commands import call
-from tests.tools.test_evaluate import png, write_model, write_set
+from tests.tools.judging import png, write_model, write_set
 from tools import compare, compat, predict
 from tools.pack_rec import main as pack_main
 from training.frozen.translator_file import read_translator

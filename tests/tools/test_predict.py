@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
-import tarfile
-import zipfile
 from pathlib import Path
 
-import lmdb
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,37 +18,31 @@ from evaluation import predicted
 from evaluation.kept_rows import FileRows
 from evaluation.predicted import PredictedError, read_predicted
 from facestream import USER_ERROR_EXIT_CODE
-from pipeline.align import TEMPLATE
 from tests.commands import call
 from tests.ranks import run_ranks
-from tests.tools.test_evaluate import png, write_model
+from tests.tools.judging import png
+from tests.tools.predicting import (
+    COUNT,
+    OPTIONS,
+    SOURCES,
+    faces,
+    fill,
+    run,
+    stop_at_third_batch,
+    write_parquet,
+    written,
+)
 from tools.pack_rec import main as pack_main
-from tools.predict import main, parser, predict
+from tools.predict import parser, predict
 from training.distributed import World
-
-COUNT = 21
-OPTIONS = ("--batch", 4, "--device", "cpu", "--precision", "fp32")
 
 
 @pytest.fixture
 def there(tmp_path, monkeypatch):
     """A folder to be in, with a model and images of three people."""
     monkeypatch.chdir(tmp_path)
-    write_model(tmp_path / "a.pth", 0)
-    for k in range(COUNT):
-        path = tmp_path / f"faces/p{k % 3}/{k:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(k))
-    (tmp_path / "faces/notes.txt").write_text("no image")
+    fill(tmp_path)
     return tmp_path
-
-
-def run(*arguments: object, output: str = "out"):
-    return call(main, "a.pth", *arguments, "-o", output, *OPTIONS)
-
-
-def written(folder: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
 def test_a_folder_becomes_rows_of_unit_length_names_and_norms(there):
@@ -70,144 +59,6 @@ def test_a_folder_becomes_rows_of_unit_length_names_and_norms(there):
     assert (np.load("out/norms.npy") > 0).all()
     assert Path("out/identities.txt").read_text() == "p0\np1\np2\n"
     assert np.load("out/labels.npy").tolist() == [int(name[1]) for name in names]
-
-
-def faces() -> dict[str, bytes]:
-    """What the folder holds."""
-    return {f"p{k % 3}/{k:02}.png": png(k) for k in range(COUNT)}
-
-
-def write_zip(path: Path) -> Path:
-    with zipfile.ZipFile(path, "w") as opened:
-        for name, content in faces().items():
-            opened.writestr(name, content)
-    return path
-
-
-def write_lmdb(path: Path) -> Path:
-    """As HSFace has it: number to msgpack of [image, label]."""
-    with lmdb.open(str(path), map_size=1 << 24) as opened, opened.begin(write=True) as transaction:
-        for place, (name, image) in enumerate(sorted(faces().items())):
-            value = b"\x92\xc5" + len(image).to_bytes(2, "big") + image + bytes([int(name[1])])
-            transaction.put(f"{place}".encode(), value)
-        transaction.put(b"__len__", bytes([COUNT]))
-    return path
-
-
-def write_tars(folder: Path) -> Path:
-    folder.mkdir()
-    for shard in range(2):
-        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
-            for name, image in sorted(faces().items())[shard::2]:
-                for ending, content in ((".png", image), (".cls", name[1].encode())):
-                    about = tarfile.TarInfo(name.removesuffix(".png") + ending)
-                    about.size = len(content)
-                    tar.addfile(about, io.BytesIO(content))
-    return folder
-
-
-def write_parquet(folder: Path) -> Path:
-    folder.mkdir()
-    found = sorted(faces().items())
-    for shard, rows in enumerate((found[:10], found[10:])):
-        columns = {
-            "image": pa.array([{"bytes": image, "path": name} for name, image in rows]),
-            "label": pa.array([int(name[1]) for name, _ in rows]),
-            "sharpness": pa.array([float(name[3:5]) for name, _ in rows]),
-        }
-        pq.write_table(pa.table(columns), folder / f"{shard}.parquet", row_group_size=4)
-    return folder
-
-
-SOURCES = {
-    "faces.zip": write_zip,
-    "faces.lmdb": write_lmdb,
-    "tars": write_tars,
-    "parquet": write_parquet,
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SOURCES)
-def test_an_archive_is_embedded_like_the_folder_that_it_was_made_of(name, there):
-    ended = run(SOURCES[name](there / name), output="of_archive")
-    assert ended.returncode == 0, ended.stderr
-    assert f"embedded      {COUNT} of {COUNT} images" in ended.stdout
-    run("faces")
-    order = np.argsort([k for shard in range(2) for k in range(shard, COUNT, 2)])
-    order = order if name == "tars" else np.arange(COUNT)
-    rows = np.load("of_archive/embeddings.npy")[order]
-    assert rows == pytest.approx(np.load("out/embeddings.npy"), abs=1e-5)
-    assert np.array_equal(np.load("of_archive/labels.npy")[order], np.load("out/labels.npy"))
-    names = Path("of_archive/names.txt").read_text().splitlines()
-    first = {"faces.zip": "p0/00.png", "faces.lmdb": "0", "tars": "0.tar/p0/00"}
-    assert names[0] == first.get(name, "0.parquet:0")
-    assert len(set(names)) == COUNT
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("faces.zip", "a folder for each person"),
-        ("faces.lmdb", "msgpack of [image, label]"),
-        ("faces.tar", "A .cls of each sample"),
-        ("faces.parquet", "A column label"),
-        ("faces.txt", "a folder for each person"),
-    ],
-)
-def test_where_input_does_not_say_who_is_who_what_would_fits_its_kind(name, hint, there):
-    image = faces()["p0/00.png"]
-    path = there / name
-    if name == "faces.zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("00.png", image)
-    elif name == "faces.lmdb":
-        with lmdb.open(str(path), map_size=1 << 24) as opened, opened.begin(write=True) as put:
-            put.put(b"00", image)
-    elif name == "faces.tar":
-        with tarfile.open(path, "w") as tar:
-            about = tarfile.TarInfo("00.png")
-            about.size = len(image)
-            tar.addfile(about, io.BytesIO(image))
-    elif name == "faces.parquet":
-        pq.write_table(pa.table({"image": pa.array([{"bytes": image, "path": "00.png"}])}), path)
-    else:
-        (there / "00.png").write_bytes(image)
-        path.write_text("00.png\n")
-    (line,) = (one for one in run(path).stdout.splitlines() if one.startswith("labels "))
-    assert line.startswith("labels        none: INPUT does not say who is who. ")
-    assert hint in line
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SOURCES)
-def test_a_command_on_an_archive_that_is_stopped_goes_on_to_the_same_bytes(
-    name, there, monkeypatch
-):
-    source = SOURCES[name](there / name)
-    run(source, output="whole")
-    stop_at_third_batch(monkeypatch, source)
-    ended = run(source)
-    assert f"embedded      {COUNT - 8} of {COUNT} images" in ended.stdout
-    assert written("out") == written("whole")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SOURCES)
-def test_photographs_in_an_archive_are_cropped_by_their_names(name, there):
-    """By landmarks that leave everything where it is."""
-    source = SOURCES[name](there / name)
-    run(source, output="as_they_are")
-    names = Path("as_they_are/names.txt").read_text().splitlines()
-    points = (TEMPLATE * 32 / 112).ravel()
-    lines = [",".join([name, *(f"{number:.6f}" for number in points)]) for name in names[:-1]]
-    (there / "marks.csv").write_text("\n".join(lines) + "\n")
-    ended = run(source, "--landmarks", "marks.csv")
-    assert ended.returncode == 0, ended.stderr
-    assert "damaged       1, their rows are zeros" in ended.stdout
-    assert f"{names[-1]} no face" in ended.stdout
-    cosines = (np.load("out/embeddings.npy") * np.load("as_they_are/embeddings.npy")).sum(axis=1)
-    assert cosines[:-1] == pytest.approx(np.ones(COUNT - 1), abs=1e-3)
 
 
 @pytest.mark.slow
@@ -257,23 +108,6 @@ def test_a_rec_s_labels_are_written_and_a_list_has_none(there):
     run("faces/list.txt")
     assert not Path("out/labels.npy").exists()
     assert not Path("out/identities.txt").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SOURCES)
-def test_an_archive_that_is_damaged_or_empty_is_named_and_leaves_nothing(name, there):
-    source = SOURCES[name](there / name)
-    for path in [source] if source.is_file() else sorted(source.iterdir()):
-        if path.name == "lock.mdb":
-            continue
-        whole = path.read_bytes()
-        for content in (whole[: len(whole) // 2], b"", b"something else" * 1000):
-            path.write_bytes(content)
-            ended = run(source)
-            assert ended.returncode == USER_ERROR_EXIT_CODE, ended.stdout
-            assert path.name in ended.stderr or source.name in ended.stderr
-            assert not Path("out").exists()
-        path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("form", ["npy", "parquet", "safetensors"])
@@ -349,26 +183,6 @@ def test_every_form_has_the_same_numbers(dtype, there):
     assert np.array_equal(np.stack(table["embedding"].to_numpy()), rows)
     assert table["name"].to_pylist() == Path("npy/names.txt").read_text().splitlines()
     assert np.array_equal(table["norm"].to_numpy(), norms)
-
-
-def stop_at_third_batch(monkeypatch: pytest.MonkeyPatch, source: object) -> None:
-    class Stopped(BaseException):
-        """As kill -9: nothing is tidied up."""
-
-    add, batches = FileRows.add, []
-
-    def stop(rows, block):
-        if len(batches) == 2:
-            rows._write(rows._end(rows.done), b"half a row")  # what a kill may leave
-            raise Stopped
-        batches.append(block)
-        add(rows, block)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FileRows, "add", stop)
-        with pytest.raises(Stopped):
-            run(source)
-    assert sorted(path.name for path in Path("out").iterdir()) == ["unfinished"]
 
 
 def test_a_command_that_is_stopped_goes_on_and_writes_the_same_bytes(there, monkeypatch):
