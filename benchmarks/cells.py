@@ -46,8 +46,8 @@ def do_missing(
     missing = [cell for cell in wanted if not any(is_of(line, cell) for line in known)]
     for cell in missing[:at_most]:
         # Read before it runs: what is changed meanwhile is not what ran.
-        told = {"code": digest_of_code(), **_machine()}
-        line = {**cell, **measure(**cell), **told}
+        origin = {"code": digest_of_code(), **_machine()}
+        line = {**cell, **measure(**cell), **origin}
         with results.open("a") as file:
             file.write(json.dumps(line) + "\n")
         yield line

@@ -1,7 +1,7 @@
 """Faces of 64 pixels, decoded once and kept as arrays, for the short trainings of an experiment.
 
 Drawn ones (see synthetic/), or those of a train.rec with a .bin of pairs beside it. Nothing of it
-belongs into the repository: an experiment is told a folder for it.
+belongs into the repository: an experiment is given a folder for it.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class StepGraphs(Generic[Result]):
 
     Args:
         obstacle: a known reason why there can be no graphs; None to try. Where there is one, known
-            or met, it is told as a warning and the functions are called as they are.
+            or met, it is logged as a warning and the functions are called as they are.
     """
 
     def __init__(

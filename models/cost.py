@@ -83,7 +83,7 @@ def kept_for_backward(forward: Callable[[], object], *, besides: Iterable[Tensor
         storage = tensor.untyped_storage()
         if storage._cdata not in known:
             kept[storage._cdata] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would keep its graph alive for ever
+        return tensor.detach()  # the tensor itself would keep its graph alive
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()

@@ -20,7 +20,7 @@ from models.sizes import check_images, check_sizes
 _BLOCKS = (3, 3, 9, 3)
 _KERNELS = (3, 5, 7, 9)
 _SCALES = (0, 2, 3, 4)  # parts of the channels where a stage ends with attention
-_WITH_POSITIONS = 1  # the stage whose attention is told where each pixel is
+_WITH_POSITIONS = 1  # the stage whose attention knows where each pixel is
 _EPS = 1e-6  # of all normalization
 
 STAGES = tuple(f"model.stages.{stage}.blocks" for stage in range(4))

@@ -1,4 +1,4 @@
-"""Networks of ours in anyone's state dicts: by which name each is told, and how it is measured."""
+"""Networks of ours in anyone's state dicts: by which name each is known, and how it is measured."""
 
 from __future__ import annotations
 

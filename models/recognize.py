@@ -102,7 +102,7 @@ def recognize(state: Mapping[str, Tensor]) -> Recognized:
     Known prefixes are `module.` of DistributedDataParallel, `features.module.` and
     `module.features.` of MagFace, and `model.` of Lightning modules such as AdaFace's.
 
-    MagFace's are told by its names and by its head beside them, (D, C) where others' are (C, D).
+    MagFace's are recognized by its names and its head beside them, (D, C) where others' are (C, D).
 
     Raises UserError for what is no network of ours, with what it was recognized as, and for one
     with MagFace's names but no head, of which nothing says which pixels it takes.

@@ -1,4 +1,4 @@
-"""Records whose images turned out undecodable: counted, told, replaced; an error when too many."""
+"""Records whose images cannot be decoded: counted, logged, replaced; an error when too many."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Files and folders that a user has named: why the system refuses one, and how to mend it.
 
 What the system says is an OSError. One that is about a file or a disk is the user's to mend and is
-told in a line; any other is a mistake of this program, which shows its trace.
+shown in a line; any other is a mistake of this program, which shows its trace.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a source holds that is not packed: counted by reason, told at the end."""
+"""What a source holds that is not packed: counted by reason, reported at the end."""
 
 from __future__ import annotations
 

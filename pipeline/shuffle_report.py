@@ -25,13 +25,13 @@ class ShuffleReport(NamedTuple):
         return self.found < _WANTED * self.ideal
 
     def __str__(self) -> str:
-        told = f"{self.found:.1f} distinct identities in a batch, {self.ideal:.1f} if ideal"
+        text = f"{self.found:.1f} distinct identities in a batch, {self.ideal:.1f} if ideal"
         if self.is_poor:
-            told += (
+            text += (
                 "; too few: the file is sorted by identity and the windows are small, take more "
                 "blocks into a window or smaller blocks"
             )
-        return told
+        return text
 
 
 def report_shuffle(

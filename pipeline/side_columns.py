@@ -90,12 +90,12 @@ class SideColumns:
 
     def __str__(self) -> str:
         """How much is known of each column, for the log."""
-        told = []
+        parts = []
         for name, rows in self.values.items():
             unknown = rows < 0 if name == "group" else np.isnan(rows).reshape(len(rows), -1).any(1)
             share = f" of {len(rows) - int(unknown.sum()):,} of" if unknown.any() else " of all"
-            told.append(f"{name}{share} {len(rows):,}")
-        return "; ".join(told) or f"found {', '.join(self.found)}, nothing reads them"
+            parts.append(f"{name}{share} {len(rows):,}")
+        return "; ".join(parts) or f"found {', '.join(self.found)}, nothing reads them"
 
 
 def mirrored_landmarks(points: np.ndarray, *, width: int) -> np.ndarray:

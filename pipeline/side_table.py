@@ -25,7 +25,7 @@ from pipeline.named_path import PathError
 _LONGEST_HEADER = 1 << 20  # characters
 _LOOKED_AT = 1 << 20  # bytes, for decimal commas
 _AT_ONCE = 1 << 18  # texts
-_TOLD = 300  # characters of what Arrow says
+_SHOWN = 300  # characters of what Arrow says
 # What programs write where a number is not known.
 _NOTHING = ["", " ", "NA", "N/A", "NaN", "nan", "NULL", "null", "None"]
 _EXPECTED = (
@@ -97,7 +97,7 @@ def read_table(
             return _read_parquet(path, texts, numbers, lists)
         return _read_csv(path, texts, numbers)
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
-        said = " ".join(str(error).split())[:_TOLD]
+        said = " ".join(str(error).split())[:_SHOWN]
         raise PathError(f"{path}: {said}. {_EXPECTED}") from error
 
 

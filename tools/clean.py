@@ -37,7 +37,7 @@ from training.saving.reading import SavedCheckpoint, open_weights
 from training.step.precision import choose_precision
 from training.weights.identities import read_identities
 
-_TOLD = 5  # damaged images
+_SHOWN = 5  # damaged images
 
 
 def read_subcenters(model: str, index: RecordIndex) -> np.ndarray | None:
@@ -122,7 +122,7 @@ def _tell_use(output: Path, report: Report, found: Cleaning) -> None:
 def _tell_damaged(images: Images, features: Features) -> None:
     damaged = [f"{images.names[place]} {why}" for place, why in sorted(features.damaged.items())]
     if damaged:
-        print(f"damaged       {len(damaged)} images are passed over: {'; '.join(damaged[:_TOLD])}")
+        print(f"damaged       {len(damaged)} images are passed over: {'; '.join(damaged[:_SHOWN])}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -230,7 +230,7 @@ def _of_list(asked: Asked) -> Pairs:
 
 
 def _side(path: Path, asked: Asked) -> Side:
-    """An image, or those of a folder: damaged ones of a folder are left out and told."""
+    """An image, or those of a folder: damaged ones of a folder are left out and named."""
     embedder, photos, size = asked.embedder, asked.photos, asked.embedder.image_size
     check_path(path, called=str(path), expected="an image or a folder of images", folder=True)
     if path.is_dir():

@@ -61,8 +61,8 @@ def forget(arguments: argparse.Namespace, world: World) -> None:
         print(f"{trace.what:<13} {trace.path}: {trace.why}")
     looked = ", ".join(map(str, roots)) or "no folder, as there is no runs/: name some by --runs"
     counts = {what: sum(one.what == what for one in traces) for what in (TRAIN_AGAIN, DELETE, LOOK)}
-    told = ", ".join(f"{count} to {what}" for what, count in counts.items())
-    print(f"looked in     {looked}: {told}. Nothing was deleted")
+    counted = ", ".join(f"{count} to {what}" for what, count in counts.items())
+    print(f"looked in     {looked}: {counted}. Nothing was deleted")
 
 
 def _check(arguments: argparse.Namespace) -> None:

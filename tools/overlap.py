@@ -41,7 +41,7 @@ from training.frozen.model import OpenedModel, open_model
 from training.step.precision import choose_precision
 
 _USUAL = 112  # pixels, of sets where no training image says its size
-_TOLD = 5  # damaged images
+_SHOWN = 5  # damaged images
 
 
 def open_sets(specs: Sequence[str], *, size: int) -> dict[str, Images]:
@@ -180,7 +180,7 @@ def _tell_damaged(index: RecordIndex, sets: Mapping[str, Images], copies: Copies
         ),
     ]
     if damaged:
-        print(f"damaged       {len(damaged)} images are passed over: {'; '.join(damaged[:_TOLD])}")
+        print(f"damaged       {len(damaged)} images are passed over: {'; '.join(damaged[:_SHOWN])}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -123,9 +123,9 @@ def find_sources(paths: Sequence[Path]) -> tuple[str, list[Path]]:
 
 def _one_split(files: list[Path]) -> list[Path]:
     """The train split of these files, where they are named by splits."""
-    chosen, told = train_split(files)
-    if told:
-        print(f"splits        {told}: train alone is packed; name files to pack others")
+    chosen, counts = train_split(files)
+    if counts:
+        print(f"splits        {counts}: train alone is packed; name files to pack others")
     return chosen
 
 

@@ -39,7 +39,7 @@ from training.frozen.model import OpenedModel
 from training.saving.reading import open_weights
 from training.weights.learned_quality import LearnedQuality, learned_quality
 
-_TOLD = 5  # damaged images
+_SHOWN = 5  # damaged images
 _BLOCK = 1 << 14  # embeddings at a time
 
 
@@ -81,7 +81,7 @@ def predict(arguments: argparse.Namespace, world: World) -> None:
     # Before the images: who sees that people are missing need not wait for the embeddings.
     labels = source.labels() if world.is_main else None
     if world.is_main:
-        print(f"labels        {_told_labels(labels, source)}", flush=True)
+        print(f"labels        {_described(labels, source)}", flush=True)
     keep = arguments.output / "unfinished"
     began = time.perf_counter()
     features = extract(
@@ -113,7 +113,7 @@ def predict(arguments: argparse.Namespace, world: World) -> None:
     made = min(len(images), counted.total * world.world_size)
     print(f"embedded      {made} of {len(images)} images, {made / seconds:,.0f} images/s")
     if features.damaged:
-        listed = [f"{name} {why}" for name, why in list(about.damaged.items())[:_TOLD]]
+        listed = [f"{name} {why}" for name, why in list(about.damaged.items())[:_SHOWN]]
         print(f"damaged       {len(features.damaged)}, their rows are zeros: {'; '.join(listed)}")
 
 
@@ -167,7 +167,7 @@ def _tell_model(opened: OpenedModel) -> None:
         print(f"note          {note}")
 
 
-def _told_labels(labels: Labels | None, source: NamedImages) -> str:
+def _described(labels: Labels | None, source: NamedImages) -> str:
     if labels is None:
         return f"none: INPUT does not say who is who. {source.would_label}"
     known = labels.numbers[labels.numbers != NO_LABEL]

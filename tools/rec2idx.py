@@ -60,8 +60,8 @@ def rec2idx(
         RecordError: for a file that is missing, empty or not RecordIO.
     """
     seen = rec.stat() if rec.exists() else None
-    with _progress("scan", in_bytes=True) as told:
-        found = scan_rec(rec, told, skip_bad_labels=skip_bad_labels)
+    with _progress("scan", in_bytes=True) as advance:
+        found = scan_rec(rec, advance, skip_bad_labels=skip_bad_labels)
     folder = folder or output_folder(rec)
     folder.mkdir(parents=True, exist_ok=True)
     idx = folder / f"{rec.stem}.idx"
@@ -88,8 +88,8 @@ def index_set(path: Path) -> RecordIndex:
     # Importing Pillow, which looks at images, takes as long as scanning some hundred megabytes.
     from pipeline.containers.open_records import make_index
 
-    with _progress("scan") as told:
-        index = make_index(path, told)
+    with _progress("scan") as advance:
+        index = make_index(path, advance)
     _print_counts(index.path, index.summary)
     _print_damage(index.summary)
     names = index.names or []
@@ -140,8 +140,8 @@ def verify(index: RecordIndex, *, size: int | None = None) -> list[int]:
     """
     from pipeline.records.verify import find_undecodable
 
-    with _progress("decode") as told:
-        failures = list(find_undecodable(index, told, size=size))
+    with _progress("decode") as advance:
+        failures = list(find_undecodable(index, advance, size=size))
     wanted = f" to {size} x {size} pixels" if size else ""
     print(f"verified      {len(index)} images, {len(failures)} do not decode{wanted}")
     for offset, label, why in failures:

@@ -105,8 +105,8 @@ def columns_of_recipes(config: Config) -> tuple[str, ...]:
 def open_shared_index(path: str, world: World) -> RecordIndex:
     """Open a set on every rank; the first rank of each machine makes its index if need be."""
     with settings_named(record_filter="data.leave_out"):
-        told = scan_progress(path)
-        first = together(lambda: open_records(path, told) if world.local_rank == 0 else None)
+        progress = scan_progress(path)
+        first = together(lambda: open_records(path, progress) if world.local_rank == 0 else None)
         return together(lambda: open_records(path) if first is None else first)
 
 

@@ -144,8 +144,8 @@ def require_agreement(facts: dict[str, Any]) -> None:
         for rank, theirs in enumerate(everyone):
             having.setdefault(repr(theirs.get(name)), []).append(rank)
         if len(having) > 1:
-            told = ", ".join(f"{_ranks(ranks)} {value}" for value, ranks in having.items())
-            differences.append(f"{name} ({told})")
+            listed = ", ".join(f"{_ranks(ranks)} {value}" for value, ranks in having.items())
+            differences.append(f"{name} ({listed})")
     if differences:
         raise UserError(
             f"the ranks disagree on {'; '.join(differences)}. Start every rank from the same "

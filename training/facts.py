@@ -44,8 +44,8 @@ def agree(
         "precision": (world.device.type, str(precision.compute_dtype)),
     }
     # Digests alone would not say which files they are of.
-    told = {f"{key} of {files}" if key in OF_FILES else key: facts[key] for key in facts}
-    require_agreement(everyone | told)
+    named = {f"{key} of {files}" if key in OF_FILES else key: facts[key] for key in facts}
+    require_agreement(everyone | named)
     return facts | {FILES: files}
 
 

@@ -1,4 +1,4 @@
-"""What a room below calls its arguments, told as the settings of the configuration."""
+"""What a room below calls its arguments, named as the settings of the configuration."""
 
 from __future__ import annotations
 

@@ -39,9 +39,9 @@ def use_copies(config: Config, world: World, records: Collection) -> str:
     files = together(lambda: [file for index in records.indexes for file, _ in _files_of(index)])
     copies = together(lambda: [_take(file, stage) for file in files])
     with settings_named(stage="data.stage"):
-        told = together(lambda: require_room(stage, copies) if world.local_rank == 0 else "")
+        room_line = together(lambda: require_room(stage, copies) if world.local_rank == 0 else "")
     whole = sum(copy.is_whole for copy in copies)
-    return f"{stage}, {whole} of {len(copies)} files are there whole; {told}"
+    return f"{stage}, {whole} of {len(copies)} files are there whole; {room_line}"
 
 
 @contextmanager

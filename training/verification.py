@@ -28,7 +28,7 @@ class Verification:
     Args:
         run: whose backbone.
         sets: on these.
-        forecast: is told how long each of them takes.
+        forecast: is given how long each of them takes.
     """
 
     def __init__(self, run: Assembly, sets: Sequence[ScoredSet], forecast: Forecast) -> None:

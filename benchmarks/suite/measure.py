@@ -1,6 +1,6 @@
 """The one clock of the suite: ways of doing the same, made one after another and timed in turn.
 
-A machine's speed drifts, so what is compared takes turns in one process. Time to warm up is told
+A machine's speed drifts, so what is compared takes turns in one process. Time to warm up is shown
 apart, and what counts is the median of the rounds, with their 5th and 95th percentile.
 """
 

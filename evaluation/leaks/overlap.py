@@ -55,7 +55,7 @@ class Overlap:
         sets: the same of test sets, by name: "fingerprint", "images", "damaged".
         settings: thresholds and what they mean, in words and numbers.
         found: in any order.
-        model: whose embeddings told the people; empty where none did.
+        model: whose embeddings found the people; empty where none did.
     """
 
     training: Mapping[str, Any]

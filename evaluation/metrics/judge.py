@@ -1,4 +1,4 @@
-"""All that is told of a set of scored pairs: figures with intervals, curves, groups, the hardest.
+"""All that is said of a set of scored pairs: figures with intervals, curves, groups, the hardest.
 
 Thresholds: the accuracy in folds judges each pair by a threshold chosen without it. EER, TAR at a
 FAR, FNMR at an FMR and the best accuracy choose theirs on the very pairs that they judge; the

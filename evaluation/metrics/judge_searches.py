@@ -1,4 +1,4 @@
-"""All that is told of searches in one gallery or several: figures with intervals, curves, groups.
+"""All that is said of searches in one gallery or several: figures with intervals, curves, groups.
 
 Intervals are of a bootstrap over people: in a draw a search counts as often as the person of its
 probe is drawn. The galleries stay as they are: what is said holds for a gallery of their size.

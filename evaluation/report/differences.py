@@ -9,7 +9,7 @@ from evaluation.report.figure_text import plain, title
 from evaluation.report.grid import Cell, Grid, Notes
 from evaluation.result import Comparison, Evaluation, Figure
 
-FEW = 3  # models, of which every two are told in words
+FEW = 3  # models, of which every two are compared in words
 
 _NAME = "Differences on the same pairs"
 

@@ -38,7 +38,7 @@ class Section:
 
 def picture_page(
     title: str,
-    told: Mapping[str, str],
+    about_page: Mapping[str, str],
     sections: Sequence[Section],
     *,
     pictures: Pictures | None,
@@ -46,7 +46,7 @@ def picture_page(
     """The page's text.
 
     Args:
-        told: facts for the head of the page, by name.
+        about_page: facts for the head of the page, by name.
         pictures: gives their encoded bytes; without it the page holds no picture of anyone.
     """
     thumbnails = Thumbnails(pictures)
@@ -63,7 +63,9 @@ def picture_page(
         element("h1", title),
         element("p", held, class_="subtitle"),
     )
-    return document(title, element("body", header, element("main", facts(told.items()), *made)))
+    return document(
+        title, element("body", header, element("main", facts(about_page.items()), *made))
+    )
 
 
 def _section(section: Section, thumbnails: Thumbnails) -> Element:

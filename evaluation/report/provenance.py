@@ -50,10 +50,10 @@ def how_made(evaluation: Evaluation) -> Iterable[Element]:
     """For every set what its numbers rest on; what differs between models is said for each."""
     for name in sets(evaluation):
         results = [result for result in evaluation.results if result.set == name]
-        told = [_told(result) for result in results]
+        stated = [_stated(result) for result in results]
         pairs = []
-        for label in dict.fromkeys(label for one in told for label in one):
-            texts = {result.model: one.get(label, MISSING) for result, one in zip(results, told)}
+        for label in dict.fromkeys(label for one in stated for label in one):
+            texts = {result.model: one.get(label, MISSING) for result, one in zip(results, stated)}
             pairs.append((label, _one_or_each(texts)))
         yield element("h3", name)
         yield facts(pairs)
@@ -64,7 +64,7 @@ def overlap_facts(overlap: Mapping[str, Any]) -> Element:
     return facts((name, _shown(value)) for name, value in overlap.items())
 
 
-def _told(result: Result) -> dict[str, str]:
+def _stated(result: Result) -> dict[str, str]:
     """What is said of a result, by its name."""
     counts = ", ".join(f"{count:,} {kind}" for kind, count in result.counts.items())
     return {

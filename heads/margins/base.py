@@ -1,4 +1,4 @@
-"""What a margin is told, what it answers, and what all margins share.
+"""What a margin is given, what it answers, and what all margins share.
 
 A margin sees every row of the global batch at once (the target cosines and the feature norms) and
 answers with the margined cosines and their slopes; the logit is `scale` times the margined cosine.

@@ -200,7 +200,7 @@ class RowFetcher:
         }
 
     def _patch(self, done: _Fetched, job: Future[_Fetched]) -> None:
-        if job.cancelled() or job.exception():  # it is told where it is asked for
+        if job.cancelled() or job.exception():  # it is raised where the rows are asked for
             return
         ahead = job.result()
         to, source = overlap(ahead.rows, done.rows)

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.containers.texts import Texts
 from pipeline.records.scan import RECORD, Summary
 
-_TOLD = 20  # damaged images that are named
+_SHOWN = 20  # damaged images that are named
 
 
 class Content(NamedTuple):
@@ -67,6 +67,6 @@ def summarize(records: np.ndarray, damaged: Sequence[tuple[int, int, str]] = ())
         split_records=0,
         damaged_spans=len(damaged),
         damaged_bytes=sum(size for _, size, _ in damaged),
-        damaged=tuple(damaged[:_TOLD]),
+        damaged=tuple(damaged[:_SHOWN]),
         truncated=False,
     )

@@ -139,7 +139,7 @@ def scan_folder(path: Path, passed_over: PassedOver, progress: Progress | None =
     one that cannot be looked at, is damage.
 
     Args:
-        progress: is told (folders done, folders in all).
+        progress: is called with (folders done, folders in all).
 
     Raises:
         RecordError: where no image is found at all.
@@ -201,8 +201,8 @@ def _list(root: bytes, folder: bytes) -> _Listed:
             if suffix not in _SUFFIXES and (suffix or not _is_image(entry)):
                 inner = is_folder(entry)
                 kind = "folder inside an identity's" if inner else "no image"
-                told = f"{kind} ({_text(suffix)})" if suffix and not inner else kind
-                passed.append(Passed(told, _text(inside + b"/" + name)))
+                seen = f"{kind} ({_text(suffix)})" if suffix and not inner else kind
+                passed.append(Passed(seen, _text(inside + b"/" + name)))
                 continue
             try:
                 size = entry.stat().st_size if entry.is_file() else -1
@@ -229,13 +229,13 @@ def _is_image(entry: os.DirEntry[bytes]) -> bool:
 
 
 def _without_images(path: Path, folders: list[bytes], passed_over: PassedOver) -> RecordError:
-    told = "; ".join(passed_over.lines())
+    seen = "; ".join(passed_over.lines())
     hint = ""
     if any("folder inside" in reason for reason in passed_over.counts):
         hint = f". If the identities are a level deeper, name that: {path / _text(folders[0])}"
     return RecordError(
         f"{path} holds no images in its {len(folders)} folders: expected one folder of images an "
-        f"identity. Found {told}{hint}"
+        f"identity. Found {seen}{hint}"
     )
 
 

@@ -94,7 +94,7 @@ def stored_lmdb(path: Path) -> Stored:
 
     _check_form(path, [at(place) for place in _from_here_and_there(len(kept))])
     return Stored(
-        kept_names, read, state_of([path]), labels, lambda told: look(told)[0], _WOULD_LABEL
+        kept_names, read, state_of([path]), labels, lambda found: look(found)[0], _WOULD_LABEL
     )
 
 

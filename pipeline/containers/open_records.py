@@ -29,7 +29,7 @@ from pipeline.records.recordio import RecordError
 from pipeline.records.scan import Progress
 from pipeline.records.store import Store
 
-_TOLD = 3  # identities that are named
+_SHOWN = 3  # identities that are named
 
 _log = logging.getLogger("facestream.pipeline")
 
@@ -61,7 +61,7 @@ def open_records(path: str | Path, progress: Progress | None = None) -> RecordIn
     """Open a .rec or a set of another form (forms.py), making its index when needed.
 
     Args:
-        progress: of a scan, is told (done, in all), of bytes or of folders.
+        progress: of a scan, is called with (done, in all), of bytes or of folders.
 
     Raises:
         RecordError: a set that cannot be read, has no images, or has other identities than when
@@ -119,7 +119,7 @@ def _check_names(path: Path, index: SetIndex, names: Texts) -> None:
         return
     old, new = set(before), set(names)
     changes = [
-        f"{len(some)} {how} ({', '.join(sorted(some)[:_TOLD])}{', …' * (len(some) > _TOLD)})"
+        f"{len(some)} {how} ({', '.join(sorted(some)[:_SHOWN])}{', …' * (len(some) > _SHOWN)})"
         for how, some in (("new", new - old), ("gone", old - new))
         if some
     ]

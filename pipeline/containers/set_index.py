@@ -155,10 +155,10 @@ def _named(path: Path) -> Path:
 
 def _short(why: str) -> str:
     """As much of it as the preamble has room for: names may be long, and JSON escapes marks."""
-    told = ascii(why)[1:-1]
-    while len(json.dumps(told)) > _LONGEST_REASON:
-        told = told[: _LONGEST_REASON * len(told) // len(json.dumps(told))]
-    return told
+    reason = ascii(why)[1:-1]
+    while len(json.dumps(reason)) > _LONGEST_REASON:
+        reason = reason[: _LONGEST_REASON * len(reason) // len(json.dumps(reason))]
+    return reason
 
 
 def _padded(table: bytes) -> bytes:

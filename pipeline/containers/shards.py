@@ -41,9 +41,9 @@ def train_split(files: Sequence[Path]) -> tuple[list[Path], str]:
         splits.setdefault(named[1] if named else "", []).append(file)
     if len(splits) < 2:
         return list(files), ""
-    told = ", ".join(f"{len(of)} of {split or 'no split'}" for split, of in splits.items())
+    counts = ", ".join(f"{len(of)} of {split or 'no split'}" for split, of in splits.items())
     if "train" not in splits:
         raise RecordError(
-            f"{files[0].parent} holds files of several splits: {told}. Name those to take"
+            f"{files[0].parent} holds files of several splits: {counts}. Name those to take"
         )
-    return splits["train"], told
+    return splits["train"], counts

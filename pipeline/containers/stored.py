@@ -55,7 +55,7 @@ class Stored:
         known_by: what changes with the images.
         labels: finds out who is who, which may take a while; None where the source does not say.
             Raises UserError for labels that cannot be read.
-        spans: finds out where each lies, for a Store; which may take a while. It is told to a
+        spans: finds out where each lies, for a Store; which may take a while. It is given a
             progress.
         would_label: where it does not, what would: a sentence about such a source.
     """

@@ -1,4 +1,4 @@
-"""Landmarks in another order than the template's: told by how badly they fit it."""
+"""Landmarks in another order than the template's: recognized by how badly they fit it."""
 
 from __future__ import annotations
 

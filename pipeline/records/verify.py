@@ -60,7 +60,7 @@ def find_undecodable(
     """The images of `index` that do not decode, or to another size, in file order; on all cores.
 
     Args:
-        progress: is told (images done, images in all).
+        progress: is called with (images done, images in all).
         size: as in `decode_error`.
     """
 

@@ -29,7 +29,7 @@ ABOUT = "about.json"
 _LOCK = "lock"
 _AT_ONCE = 16  # pieces between two syncs
 _LOOK = 5.0  # seconds between two looks at a copy that another process makes
-_TOLD = 10  # lines of progress
+_STEPS = 10  # lines of progress
 
 _log = logging.getLogger("facestream.pipeline")
 
@@ -49,7 +49,7 @@ class Copier:
 
     def __init__(self, file: DataFile, copy: LocalCopy, order: Iterable[int]) -> None:
         self._file, self._copy, self._order = file, copy, order
-        self._told = 0
+        self._announced = 0
 
     def run(self, stop: threading.Event) -> None:
         """Copy what is not there; what keeps it from that is logged, not raised."""
@@ -137,9 +137,9 @@ class Copier:
             raise CopyError("it was changed meanwhile")
 
     def _tell(self) -> None:
-        tenth = self._copy.copied * _TOLD // self._file.size
-        if tenth > self._told:
-            self._told = tenth
+        tenth = self._copy.copied * _STEPS // self._file.size
+        if tenth > self._announced:
+            self._announced = tenth
             _log.info(
                 "%s: %s of %s GB are copied to %s",
                 self._file.path,

@@ -30,8 +30,8 @@ def require_room(stage: Path, copies: Sequence[LocalCopy]) -> str:
             f"stage={stage}: {gigabytes(missing)} GB are to be copied there, {gigabytes(free)} GB "
             f"are free. {remedy}" + "".join(f". Left over there: {line}" for line in others)
         )
-    told = f"{gigabytes(missing)} GB to copy, {gigabytes(free - missing)} GB are left free then"
-    return "; ".join([told, *(f"left over: {line}" for line in others)])
+    text = f"{gigabytes(missing)} GB to copy, {gigabytes(free - missing)} GB are left free then"
+    return "; ".join([text, *(f"left over: {line}" for line in others)])
 
 
 def left_over(stage: Path, copies: Sequence[LocalCopy]) -> list[str]:

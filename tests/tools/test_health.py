@@ -51,7 +51,7 @@ def test_one_that_does_not_is_ill_and_the_command_says_so_by_its_exit_code(run: 
     write(run, [BLIND] * 10, [20.0, *[2.0] * 9])
     done = call(main, run)
     assert done.returncode == 3
-    assert "ill        labels do not fit the images" in done.stdout
+    assert "unhealthy  labels do not fit the images" in done.stdout
 
 
 def test_one_that_has_just_begun_is_neither(run: Path):

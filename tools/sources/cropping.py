@@ -114,7 +114,7 @@ def about_faces(cropper: Cropper) -> list[str]:
 
 
 class CropCounts:
-    """What became of photographs: counted, told at the end."""
+    """What became of photographs: counted, reported at the end."""
 
     def __init__(self) -> None:
         self.cropped = 0

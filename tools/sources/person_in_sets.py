@@ -90,11 +90,11 @@ def find_person(person: str, sets: Sequence[TrainingSet]) -> list[Found]:
         return found
     known = sorted({name for among in sets for name in among.names})
     near = [name for name in known if person.lower() in name.lower()][:_SIMILAR]
-    told = f"Names like it: {', '.join(near)}" if near else "No name is like it"
+    hint = f"Names like it: {', '.join(near)}" if near else "No name is like it"
     if not known:
-        told = "None of the sets says who is who: train.json, the manifest, does"
+        hint = "None of the sets says who is who: train.json, the manifest, does"
     raise UserError(
-        f"{person!r} is in none of {', '.join(str(one.path) for one in sets)}. {told}. Give a "
+        f"{person!r} is in none of {', '.join(str(one.path) for one in sets)}. {hint}. Give a "
         f"name, {LABEL}NUMBER, or a photo: --photo FILE --model MODEL"
     )
 

@@ -99,20 +99,20 @@ class RankFile:
         first, last = self.optimizer["param_groups"][0], self.optimizer["param_groups"][-1]
         rates = self.scheduler.get("base_lrs")
         rate = rates[0] if isinstance(rates, list) and rates else first.get("initial_lr")
-        told = {
+        values_found = {
             "rate": rate,
             "momentum": first.get("momentum"),
             "weight_decay": first.get("weight_decay"),
             "head_weight_decay": last.get("weight_decay"),
         }
-        if not all(map(is_number, told.values())):
+        if not all(map(is_number, values_found.values())):
             return None
         way = {
             "power": self.scheduler.get("power"),
             "warmup_steps": self._of_schedule("warmup_iters", "warmup_steps"),
             "total_steps": self._of_schedule("total_iters", "max_steps"),
         }
-        return Optimization(**told, **way if all(map(is_number, way.values())) else {})
+        return Optimization(**values_found, **way if all(map(is_number, way.values())) else {})
 
     def _of_schedule(self, *names: str) -> Any:
         """A value that its two schedulers, of before and after April 2023, call differently."""

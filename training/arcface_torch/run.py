@@ -87,13 +87,13 @@ def their_run(weights: Weights, translated: Translation, source: Path, output: P
     if weights.optimization is not None:
         notes = [note for note in notes if note != LINEAR or weights.optimization.power is None]
         per_epoch = _steps_per_epoch(weights, weights.optimization, settings)
-        told = _told(weights.optimization, batch=batch, per_epoch=per_epoch)
+        optim_settings = _optim_settings(weights.optimization, batch=batch, per_epoch=per_epoch)
         notes += [
             f"{name} = {value:g}: the checkpoint's, the configuration's is {settings[name]:g}"
-            for name, value in told.items()
+            for name, value in optim_settings.items()
             if isinstance(settings.get(name), (int, float)) and settings[name] != value
         ]
-        settings |= told
+        settings |= optim_settings
         notes += _differing_steps(weights, weights.optimization, per_epoch, parts)
     corrected = replace(translated, settings=settings, notes=tuple(notes))
     config = override(Config(data=DataConfig(train="unknown")), corrected.overrides())
@@ -111,20 +111,20 @@ def _steps_per_epoch(
     return weights.step // weights.epoch if weights.epoch else 0
 
 
-def _told(optimization: Optimization, *, batch: int, per_epoch: int) -> dict[str, Any]:
+def _optim_settings(optimization: Optimization, *, batch: int, per_epoch: int) -> dict[str, Any]:
     """The settings that optimizer and schedule tell. A configuration may have been changed since,
     and of SGD's momentum arcface_torch takes no notice there."""
-    told: dict[str, Any] = {
+    optim_settings: dict[str, Any] = {
         "optim.lr": _rounded(optimization.rate * 512 / batch),
         "optim.momentum": optimization.momentum,
         "optim.weight_decay": optimization.weight_decay,
     }
     if optimization.head_weight_decay != optimization.weight_decay:
-        told["head.weight_decay"] = optimization.head_weight_decay
+        optim_settings["head.weight_decay"] = optimization.head_weight_decay
     if optimization.warmup_steps is not None and per_epoch:
-        told["optim.power"] = float(optimization.power or 0)
-        told["optim.warmup_epochs"] = _rounded(optimization.warmup_steps / per_epoch)
-    return told
+        optim_settings["optim.power"] = float(optimization.power or 0)
+        optim_settings["optim.warmup_epochs"] = _rounded(optimization.warmup_steps / per_epoch)
+    return optim_settings
 
 
 def _rounded(value: float) -> float:

@@ -10,7 +10,7 @@ from training.setting_range import Count
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is told on the way."""
+    """What a run reports while it goes on."""
 
     every: Count = 50  # steps between lines; nothing is read from the device in between
     also: tuple[str, ...] = ()  # wandb, mlflow: dashboards beside TensorBoard, where installed

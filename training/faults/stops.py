@@ -115,7 +115,7 @@ class Stops:
         self._inbox, self._outbox = socket.socketpair()
         self._outbox.setblocking(False)
         # Python runs handlers between two lines of the main thread, which may wait in a collective
-        # for ever; the number of a signal is written to this socket at once.
+        # without end; the number of a signal is written to this socket at once.
         self._previous_wakeup = signal.set_wakeup_fd(self._outbox.fileno())
         heard = [number for number in _SIGNALS if not _ignored(number)]
         self._previous = {number: signal.signal(number, _note) for number in heard}

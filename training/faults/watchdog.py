@@ -115,7 +115,7 @@ class Watchdog:
         self._ask(lambda: self._store.set(str(self._rank), json.dumps(beat)), patience=self._tick)
 
     def _hear(self) -> dict[int, Beat]:
-        """The last beat of every rank that has told one, and of this one."""
+        """The last beat of every rank that has sent one, and of this one."""
         beats: dict[int, Beat] = {}
 
         def read() -> None:

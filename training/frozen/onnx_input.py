@@ -125,9 +125,9 @@ def onnx_input(file: OnnxFile, words: str) -> tuple[Input, str, str]:
         OnnxError: neither says the order of the channels and the range, or the size.
         InputError: words or values that make no sense.
     """
-    told = read_metadata(file.metadata)
+    written = read_metadata(file.metadata)
     given = read_words(words) if words else {}
-    said = _described(file.images.shape) | told | given
+    said = _described(file.images.shape) | written | given
     missing = [
         what
         for field, what in (

@@ -25,20 +25,20 @@ def verdict(course: Course, facts: Facts) -> list[str]:
     lines = [where, *summary(diagnose(course, facts), early=is_early(course, facts))]
     lines.append(f"expected   {source}")
     if expected:
-        lines += [told(one) for one in compare(course, expected)]
+        lines += [as_line(one) for one in compare(course, expected)]
     return lines
 
 
 def summary(findings: list[Finding], *, early: bool) -> list[str]:
     """What was found, or that nothing was."""
     if findings:
-        return [f"ill        {finding}" for finding in findings]
+        return [f"unhealthy  {finding}" for finding in findings]
     if early:
         return ["early      nothing wrong is seen so far; whether it learns shows later"]
     return ["healthy    nothing wrong is seen"]
 
 
-def told(one: Comparison) -> str:
+def as_line(one: Comparison) -> str:
     """A comparison as a line."""
     digits = _LOSS_DIGITS if one.what == "loss" else _SCORE_DIGITS
     found = "     ?" if one.found is None else f"{one.found:.{digits}f}"

@@ -26,7 +26,7 @@ class Watch:
 
     def __init__(self, facts: Facts, lines: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
         self._facts, self._lines = facts, lines
-        self._told: set[str] = set()
+        self._said: set[str] = set()
         self._readings, self._due = 0, float(_FIRST)
 
     def news(self) -> list[str]:
@@ -36,8 +36,8 @@ class Watch:
             return []
         self._due = _GROWN * self._readings
         found = diagnose(Course.of(self._lines()), self._facts)
-        new = [finding for finding in found if finding.cause not in self._told]
-        self._told |= {finding.cause for finding in found}
+        new = [finding for finding in found if finding.cause not in self._said]
+        self._said |= {finding.cause for finding in found}
         return summary(new, early=False) if new else []
 
     def conclusion(self) -> list[str]:

@@ -148,7 +148,7 @@ def _measure(
 ) -> Reading:
     """The pace of steps on these batches; `console` shows how far it is.
 
-    announced: whether they are the loader's first, which the head can be told ahead.
+    announced: whether they are the loader's first, which the head can have ahead.
     """
     # Batches come in rounds of the loader's threads: fewer steps might see none of its waits.
     counted = max(STEPS - WARM_UP, run.plan.loader.threads)

@@ -92,16 +92,16 @@ class Doctor:
     def __init__(self, settings: Mapping[str, object]) -> None:
         self._settings = settings
         self._warm = False
-        self._told: set[str] = set()
+        self._said: set[str] = set()
 
     def __call__(self, reading: Mapping[str, float]) -> list[str]:
         """What is new in this reading; the first, full of warm-up and compiling, is left out."""
         if not self._warm:
             self._warm = True
             return []
-        # Only well below its limit is a cause gone: one that hovers there would be told for ever.
+        # Only well below its limit is a cause gone: one that hovers there would be repeated.
         gone = {name for name, cause in _CAUSES.items() if cause.share(reading) < cause.limit / 2}
         found = diagnose(reading, self._settings)
-        new = [line for name, line in found.items() if name not in self._told - gone]
-        self._told = self._told - gone | found.keys()
+        new = [line for name, line in found.items() if name not in self._said - gone]
+        self._said = self._said - gone | found.keys()
         return new

@@ -86,7 +86,7 @@ class Reporter:
             TextColumn("epoch {task.fields[epoch]:.2f}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[line]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -94,7 +94,7 @@ class Reporter:
             disable=not self.console.is_terminal,
         )
         self._task = self._progress.add_task(
-            "train", total=at.total_steps, completed=at.step, epoch=at.epoch, told=""
+            "train", total=at.total_steps, completed=at.step, epoch=at.epoch, line=""
         )
         self._progress.start()
 
@@ -115,8 +115,8 @@ class Reporter:
         """One reading, named as in reporting/meters.py; the console's line is arcface_torch's."""
         self.journal.write(at, reading)
         self._scalars(self._tags.named(reading), at.step)
-        told = f"{reading['images_per_s']:.0f} images/s  loss {reading['loss']:.3f}"
-        self._progress.update(self._task, told=f"{told}  lr {reading['lr']:.4f}")
+        line = f"{reading['images_per_s']:.0f} images/s  loss {reading['loss']:.3f}"
+        self._progress.update(self._task, line=f"{line}  lr {reading['lr']:.4f}")
         shares = {
             name.removeprefix("share_"): share
             for name, share in reading.items()

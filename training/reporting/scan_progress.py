@@ -20,7 +20,7 @@ def scan_progress(path: str, *, clock: Callable[[], float] = time.monotonic) -> 
     """
     begin = last = clock()
 
-    def told(done: int, total: int) -> None:
+    def show_progress(done: int, total: int) -> None:
         nonlocal last
         now = clock()
         if now - last < _EVERY:
@@ -30,4 +30,4 @@ def scan_progress(path: str, *, clock: Callable[[], float] = time.monotonic) -> 
         text = f"data       {path} is looked through for its index: {done / total:.0%}, "
         show(open_console(), text + f"some {left:.0f} s are left")
 
-    return told
+    return show_progress

@@ -1,4 +1,4 @@
-"""How long each phase of a step takes, told without stopping the device."""
+"""How long each phase of a step takes, measured without stopping the device."""
 
 from __future__ import annotations
 

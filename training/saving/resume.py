@@ -22,8 +22,8 @@ from training.saving.disk import Disk, probe
 from training.saving.files import CheckpointError, checkpoints, faults, is_complete, read_about
 from training.saving.settings import compare_settings
 
-# Facts that say little by themselves are told with the files that they are digests of. Those may be
-# moved: they are not compared.
+# Facts that say little by themselves are shown with the files that they are digests of. Those may
+# be moved: they are not compared.
 FILES, OF_FILES = "data files", ("dataset", "records and labels")
 _LEFT_BY_STARTS = re.compile(
     rf"run\.unfinished|{re.escape(lock.FILE)}|lock\.\d+\.unfinished|probe_\d+"
@@ -215,18 +215,18 @@ def newest_whole(candidates: list[Path]) -> Path:
     read.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    told = []
+    damage = []
     for path in reversed(candidates):
         mine = together(partial(faults, path, rank=rank, world_size=world_size))
         # Without a manifest all ranks say the same.
         found = list(dict.fromkeys(fault for theirs in of_all_ranks(mine) for fault in theirs))
         if not found:
             return path
-        told.append(f"{path} is damaged: {'; '.join(found)}")
+        damage.append(f"{path} is damaged: {'; '.join(found)}")
         if rank == 0:
-            logging.warning("%s. Trying the checkpoint before it", told[-1])
+            logging.warning("%s. Trying the checkpoint before it", damage[-1])
     raise NoneWholeError(
-        f"no checkpoint is whole. {'. '.join(told)}. Restore one of them from a copy, or start "
+        f"no checkpoint is whole. {'. '.join(damage)}. Restore one of them from a copy, or start "
         "again in another run.output"
     )
 
@@ -246,10 +246,10 @@ def _require_same(held: dict[str, Any], facts: dict[str, Any], *, what: str, rem
 def _difference(held: dict[str, Any], facts: dict[str, Any], key: str) -> str:
     if key in OF_FILES and FILES in held and held[FILES] == facts.get(FILES):
         return f"its {key}, of {held[FILES]}, changed since then"
-    return f"its {key} is {_told(held, key)}, this one's is {_told(facts, key)}"
+    return f"its {key} is {_worded(held, key)}, this one's is {_worded(facts, key)}"
 
 
-def _told(facts: dict[str, Any], key: str) -> str:
+def _worded(facts: dict[str, Any], key: str) -> str:
     if key in OF_FILES and FILES in facts:
         return f"that of {facts[FILES]} ({facts[key]})"
     return repr(facts[key])

@@ -35,7 +35,7 @@ class RunState:
     """What state.json says; the main rank's.
 
     The file is replaced as a whole. Where it cannot be written, that is said, and the run goes on.
-    The first end that is told counts, whatever befalls a process that is about to leave; and a run
+    The first end that is written counts, whatever a process that is about to leave writes; a run
     that was finished before this process stays so, as long as no step of it is missing. Safe to use
     from several threads.
 

@@ -117,7 +117,7 @@ def model_card(
 ) -> str:
     """The card's text, from a checkpoint's config.json and about.json.
 
-    Of data and of a network's own file only the names are told, not the folders they lie in.
+    Of data and of a network's own file only the names are written, not the folders they lie in.
     """
     num_classes = about["facts"].get("number of classes")
     source = about["facts"].get("imported from")

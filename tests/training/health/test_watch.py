@@ -36,9 +36,9 @@ def test_a_cause_is_told_once_and_another_when_it_comes_up():
         lines.append(reading(step, 0.0, skipped_steps=skips))
         said += watch.news()
     assert len(said) == 3
-    assert said[0].startswith("ill        one class")
-    assert said[1].startswith("ill        many steps are skipped")
-    assert said[2].startswith("ill        every step is skipped")
+    assert said[0].startswith("unhealthy  one class")
+    assert said[1].startswith("unhealthy  many steps are skipped")
+    assert said[2].startswith("unhealthy  every step is skipped")
 
 
 def test_looking_takes_no_longer_than_reading_the_file_some_tens_of_times():
@@ -54,7 +54,7 @@ def test_the_conclusion_says_what_is_wrong_or_that_nothing_is():
     [healthy] = Watch(FACTS, lambda: [reading(5, 20.0)]).conclusion()
     assert healthy.startswith("early")
     [ill] = Watch(FACTS, lambda: [reading(5, 0.0)]).conclusion()
-    assert ill.startswith("ill        one class")
+    assert ill.startswith("unhealthy  one class")
 
 
 def test_expected_losses_are_at_steps_of_the_run():

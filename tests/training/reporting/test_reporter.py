@@ -249,7 +249,7 @@ def test_what_is_wrong_is_said_while_the_run_goes_on_and_at_its_end(tmp_path):
     reporter.close()
     reporter.sum_up(None)
     log = (tmp_path / "run.log").read_text()
-    assert log.count("ill        one class: the loss is 0 from the start") == 2
+    assert log.count("unhealthy  one class: the loss is 0 from the start") == 2
 
 
 SCORES = {"lfw": {"accuracy": 0.9, "accuracy_std": 0.1, "auc": 0.95, "tar_at_far": 0.5}}

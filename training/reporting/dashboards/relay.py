@@ -17,7 +17,7 @@ PATIENCE = 20.0  # seconds that the end of a run waits for what is not there yet
 
 
 class Relay:
-    """Hands on what a Dashboard is told, in order; is one itself.
+    """Hands on what a Dashboard gets, in order; is one itself.
 
     Its first failure is a warning, and so is an end at which not everything had got through. Where
     it cannot be opened it shows nothing.
