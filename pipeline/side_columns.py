@@ -204,6 +204,9 @@ class _Rows:
             self._row = np.arange(table.rows)
             return
         images = table.places(NAME, (index.file.name(record) for record in index.records))
+        if (images < 0).any():  # data.leave_out and tools/predict.py call those of a .rec so
+            names = (f"record {index.file.name(record)}" for record in index.records)
+            images = np.maximum(images, table.places(NAME, names))
         if (images < 0).any():
             row = int(np.argmax(images < 0))
             example = index.file.name(index.records[0]) if len(index) else ""

@@ -203,6 +203,13 @@ def test_what_is_wrong_is_named_with_its_row(lines, said, index, tmp_path):
         read("\n".join(one.replace("{0}", name) for one in lines), index, tmp_path)
 
 
+def test_a_record_is_named_as_others_of_our_files_name_it(index, tmp_path):
+    """By its number alone, or as in data.leave_out and what tools/predict.py writes."""
+    alone, other = (index.file.name(index.records[i]) for i in (0, 5))
+    columns = read(f"name,quality\nrecord {other},0.25\n{alone},0.5", index, tmp_path)
+    assert columns.values["quality"][[0, 5]].tolist() == [0.5, 0.25]
+
+
 @pytest.mark.parametrize("mark", ["\t", ";", ",", " "])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("begin", ["", "\ufeff", "\ufeff\n\n"])
