@@ -75,7 +75,7 @@ def scan_archive(
     offset, header, length = (of[kept] for of in spans)
     records = to_records(offset, header, length, numbers[kept])
     order = np.argsort(offset, kind="stable")
-    paths = Texts.of(stored.names[place] for place in np.flatnonzero(kept)[order].tolist())
+    paths = stored.names.take(np.flatnonzero(kept)[order])
     if (records["offset"][1:] == records["offset"][:-1]).any():
         raise RecordError(f"{path} is damaged: two of its images begin at one place. Pack it again")
     names = NO_TEXTS if labels.names is None else Texts.of(labels.names)

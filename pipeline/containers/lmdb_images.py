@@ -24,6 +24,7 @@ from pipeline.containers.stored import (
     archive_labels,
     state_of,
 )
+from pipeline.containers.texts import Texts
 from pipeline.lmdb_file import LmdbError, find_lmdb, index_lmdb
 from pipeline.name_order import order_of
 from pipeline.passed_over import PassedOver
@@ -94,7 +95,12 @@ def stored_lmdb(path: Path) -> Stored:
 
     _check_form(path, [at(place) for place in _from_here_and_there(len(kept))])
     return Stored(
-        kept_names, read, state_of([path]), labels, lambda found: look(found)[0], _WOULD_LABEL
+        Texts.of(kept_names),
+        read,
+        state_of([path]),
+        labels,
+        lambda found: look(found)[0],
+        _WOULD_LABEL,
     )
 
 

@@ -23,6 +23,7 @@ from pipeline.containers.parquet_columns import (
     reading,
 )
 from pipeline.containers.stored import Spans, Stored, labels_of, state_of
+from pipeline.containers.texts import Texts
 from pipeline.photos import MOST_BYTES
 from pipeline.records.recordio import RecordError
 from pipeline.records.scan import Progress
@@ -48,9 +49,11 @@ def stored_parquet(
     identities: list[int | str] = []
     for path, file in zip(files, rows.opened):
         identities += _identities(path, file, label_column)
-    names = [f"{path.name}:{row}" for path, n in zip(files, rows.counts) for row in range(n)]
-    if len(set(names)) < len(names):
+    if len({path.name for path in files}) < len(files):
         raise RecordError(f"two files are called {files[0].name}: rename one of them")
+    names = Texts.of(
+        f"{path.name}:{row}" for path, n in zip(files, rows.counts) for row in range(n)
+    )
     known_by = f"{state_of(files)} {image_column}"
     would_label = "A column label would, or another one that --label-column names"
     return Stored(

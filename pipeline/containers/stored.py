@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from facestream import UserError
+from pipeline.containers.texts import Texts
 from pipeline.name_order import order_of
 from pipeline.named_path import mendable
 from pipeline.photos import MOST_BYTES
@@ -60,7 +61,7 @@ class Stored:
         would_label: where it does not, what would: a sentence about such a source.
     """
 
-    names: Sequence[str]
+    names: Texts
     read: Callable[[int], bytes]
     known_by: str
     labels: Callable[[], Labels | None]
@@ -68,38 +69,50 @@ class Stored:
     would_label: str = BY_FOLDERS
 
 
-def labels_of(identities: Sequence[int | str]) -> Labels | None:
+def labels_of(identities: Iterable[int | str]) -> Labels | None:
     """Labels as they are where all are numbers; else the places of the names in their order.
 
     They are the numbers that tools/pack_rec.py gives to the same names. "" is none; where all are
     none, so is what is returned.
     """
-    present = set(identities) - {""}
+    known: dict[int | str, int] = {}
+    found = (known.setdefault(identity, len(known)) for identity in identities)
+    which = np.fromiter(found, np.int64)
+    present = known.keys() - {""}
     if not present:
         return None
     if all(isinstance(identity, int) for identity in present):
-        numbers = [NO_LABEL if identity == "" else identity for identity in identities]
+        numbers = [NO_LABEL if identity == "" else identity for identity in known]
         try:
-            return Labels(np.array(numbers, np.int64))
+            return Labels(np.array(numbers, np.int64)[which])
         except OverflowError:
             raise UserError("a label has more than 64 bits: expected smaller numbers") from None
     texts = {str(identity) for identity in present}
     names = [str(name) for name in sorted(texts, key=order_of(texts))]
     place = {name: number for number, name in enumerate(names)} | {"": NO_LABEL}
-    return Labels(np.array([place[str(identity)] for identity in identities], np.int64), names)
+    return Labels(np.array([place[str(identity)] for identity in known], np.int64)[which], names)
 
 
 def folder_labels(names: Iterable[str]) -> Labels | None:
     """By the first folder of each path; None where there are no folders."""
-    return labels_of([name.partition("/")[0] if "/" in name else "" for name in names])
+    return labels_of(name.partition("/")[0] if "/" in name else "" for name in names)
 
 
 def archive_labels(names: Sequence[str]) -> Labels | None:
     """Likewise, but a folder that all are in, as where one folder was packed, is nobody's name."""
-    parts = [name.split("/") for name in names]
-    while parts and all(len(one) > 2 and one[0] == parts[0][0] for one in parts):
-        parts = [one[1:] for one in parts]
-    return folder_labels("/".join(one) for one in parts)
+    outer = _outer(names)
+    return folder_labels(name[len(outer) :] for name in names)
+
+
+def _outer(names: Iterable[str]) -> str:
+    """What all paths begin with, as far as each has a folder more: "" or ending in a slash."""
+    outer: str | None = None
+    for name in names:
+        if outer is None:
+            outer = name
+        while outer and not (name.startswith(outer) and "/" in name[len(outer) :]):
+            outer = outer[: outer.rstrip("/").rfind("/") + 1]
+    return outer or ""
 
 
 def state_of(files: Iterable[Path]) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import overload
 
 import numpy as np
+
+_PIECE = 1 << 16  # texts that are Python objects at one time
 
 
 class Texts(Sequence[str]):
@@ -19,12 +22,15 @@ class Texts(Sequence[str]):
 
     @classmethod
     def of(cls, texts: Iterable[str | bytes]) -> Texts:
-        raw = [
-            text if isinstance(text, bytes) else text.encode(errors="surrogateescape")
-            for text in texts
-        ]
-        ends = np.cumsum([len(text) for text in raw], dtype=np.int64)
-        return cls(ends, np.frombuffer(b"".join(raw), np.uint8))
+        rest, pieces = iter(texts), []
+        while piece := list(islice(rest, _PIECE)):
+            raw = [
+                text if isinstance(text, bytes) else text.encode(errors="surrogateescape")
+                for text in piece
+            ]
+            ends = np.cumsum([len(text) for text in raw], dtype=np.int64)
+            pieces.append(cls(ends, np.frombuffer(b"".join(raw), np.uint8)))
+        return pieces[0] if len(pieces) == 1 else cls.joined(pieces)
 
     @classmethod
     def joined(cls, pieces: Sequence[Texts]) -> Texts:
@@ -37,6 +43,39 @@ class Texts(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in range(0, len(self), _PIECE):
+            ends = self.ends[piece : piece + _PIECE].tolist()
+            begin = first = int(self.ends[piece - 1]) if piece else 0
+            content = self.content[first : ends[-1]].tobytes()
+            for end in ends:
+                yield content[begin - first : end - first].decode(errors="surrogateescape")
+                begin = end
+
+    def take(self, places: np.ndarray) -> Texts:
+        """Those at (M,) places, in their order."""
+        if np.array_equal(places, np.arange(len(self))):
+            return self
+        pieces = [places[at : at + _PIECE] for at in range(0, len(places), _PIECE)]
+        return Texts.joined([self._take(piece) for piece in pieces])
+
+    def find_twice(self) -> str | None:
+        """One that is there twice, if any."""
+        digests = np.fromiter(map(hash, self), np.int64, len(self))
+        order = np.argsort(digests, kind="stable")
+        alike = np.flatnonzero(np.diff(digests[order]) == 0)
+        for one, other in zip(order[alike].tolist(), order[alike + 1].tolist()):
+            if self.raw(one) == self.raw(other):
+                return self[one]
+        return None
+
+    def _take(self, places: np.ndarray) -> Texts:
+        begins = np.where(places > 0, self.ends[places - 1], 0)
+        lengths = self.ends[places] - begins
+        ends = np.cumsum(lengths)
+        moved = np.repeat(begins - (ends - lengths), lengths)  # of each byte, how far
+        return Texts(ends, self.content[moved + np.arange(len(moved))])
 
     def raw(self, place: int) -> bytes:
         """The bytes of one."""

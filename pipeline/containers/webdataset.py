@@ -24,6 +24,7 @@ from pipeline.containers.files import FilesEndToEnd
 from pipeline.containers.sample import Sample
 from pipeline.containers.shards import shards_of
 from pipeline.containers.stored import OpenFiles, Spans, Stored, labels_of, state_of
+from pipeline.containers.texts import Texts
 from pipeline.passed_over import Passed, PassedOver
 from pipeline.photos import MOST_BYTES
 from pipeline.records.recordio import RecordError
@@ -102,7 +103,7 @@ def stored_webdataset(
         return Spans(offset, np.zeros_like(offset), np.array(sizes, np.int64))
 
     return Stored(
-        list(names),
+        Texts.of(names),
         lambda place: content_at(which[place], starts[place], sizes[place]),
         state_of(shards),
         lambda: labels_of(identities),

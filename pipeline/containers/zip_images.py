@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zipfile
 import zlib
-from array import array
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ from facestream import UserError
 from pipeline.containers.archive import scan_archive
 from pipeline.containers.content import Content, ImageNames
 from pipeline.containers.stored import OpenFiles, Spans, Stored, archive_labels, state_of
-from pipeline.named_path import MALFORMED
+from pipeline.containers.zip_directory import Members, read_directory
 from pipeline.passed_over import PassedOver
 from pipeline.photos import CONVERTED, MOST_BYTES, SUFFIXES
 from pipeline.records.record_file import DataFile
@@ -29,7 +27,8 @@ _LOCAL = _HEADER.size
 _USUAL = 64  # bytes that usually are enough for what follows a name
 _ENCRYPTED, _LATER = 1, 8  # flags; sum and sizes come after the member, not before it
 _IN_64_BITS = 0xFFFFFFFF  # as a size
-_OF_ZIPFILE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError)
+_WANTED = (*SUFFIXES, *CONVERTED)
+_HIDDEN = (".", "__MACOSX")  # as a part of a path begins
 
 
 class ZipError(UserError):
@@ -45,52 +44,44 @@ def stored_zip(path: Path) -> Stored:
         ZipError: another kind of file, one that is cut off, encrypted, compressed in another way
             than by deflating, or with an image that unpacks to more than any has.
     """
-    wanted = (*SUFFIXES, *CONVERTED)
+    members = _members(path)
+    names = list(members.names)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return _stored(path, members.take(np.array(order, np.int64)))
+
+
+def _members(path: Path) -> Members:
+    """The images, each checked, in the order of the directory."""
     try:
-        with zipfile.ZipFile(path) as opened:
-            members = sorted(
-                (
-                    member
-                    for member in opened.infolist()
-                    if not member.is_dir()
-                    and member.filename.lower().endswith(wanted)
-                    and not any(part.startswith((".", "__MACOSX")) for part in _parts(member))
-                ),
-                key=lambda member: member.filename,
-            )
-    except (*MALFORMED, *_OF_ZIPFILE) as error:
+        members = read_directory(path, _is_wanted)
+    except (OSError, RecordError) as error:
         raise ZipError(f"{path} cannot be read as a .zip ({error}): download it again") from error
-    names = [member.filename for member in members]
-    starts, packed, sizes, sums = (array("q") for _ in range(4))
-    deflated = bytearray()
-    for place, member in enumerate(members):
-        _check(path, member)
-        if place and names[place - 1] == member.filename:
-            raise ZipError(f"{path} has {member.filename} twice: pack it again with one of them")
-        starts.append(member.header_offset)
-        packed.append(member.compress_size)
-        sizes.append(member.file_size)
-        sums.append(member.CRC)
-        deflated.append(member.compress_type == zipfile.ZIP_DEFLATED)
+    _check(path, members)
+    return members
+
+
+def _stored(path: Path, members: Members) -> Stored:
+    names, starts, packed, sizes, sums, how, _ = members
     content_at = OpenFiles([path])
 
     def read(place: int) -> bytes:
-        header = content_at(0, starts[place], _LOCAL)
+        start, length, size = int(starts[place]), int(packed[place]), int(sizes[place])
+        header = content_at(0, start, _LOCAL)
         if header[:4] != b"PK\3\4":
             raise RecordError("is damaged: its header in the .zip is none")
         skipped = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        content = content_at(0, starts[place] + _LOCAL + skipped, packed[place])
-        if deflated[place]:
-            content = _inflated(content, sizes[place])
-        if len(content) != sizes[place] or zlib.crc32(content) != sums[place]:
+        content = content_at(0, start + _LOCAL + skipped, length)
+        if how[place] == zipfile.ZIP_DEFLATED:
+            content = _inflated(content, size)
+        if len(content) != size or zlib.crc32(content) != sums[place]:
             raise RecordError("is damaged: it is not what the .zip says of it")
         return content
 
     def spans(_: Progress | None) -> Spans:
         # What follows a local header's name is known when it is read.
-        headers = [_LOCAL + len(os.fsencode(name)) for name in names]
-        lengths = [length if size else 0 for length, size in zip(packed, sizes)]
-        return Spans(*(np.array(one, np.int64) for one in (starts, headers, lengths)))
+        headers = _LOCAL + np.diff(names.ends, prepend=0)
+        lengths = np.where(sizes > 0, packed, 0).astype(np.int64)
+        return Spans(starts, headers, lengths)
 
     return Stored(names, read, state_of([path]), lambda: archive_labels(names), spans)
 
@@ -101,7 +92,8 @@ def zip_state(path: Path) -> str:
 
 def scan_zip(path: Path, passed_over: PassedOver, progress: Progress | None = None) -> Content:
     """As scan_archive."""
-    return scan_archive(str(path), stored_zip(path), passed_over, progress)
+    stored = _stored(path, _members(path))
+    return scan_archive(str(path), stored, passed_over, progress)
 
 
 def zip_store(path: Path, content: Content) -> ZipImages:
@@ -158,23 +150,32 @@ def _local(content: bytes) -> tuple[int, int, int, int]:
     return how, sum_, size if known else 0, _LOCAL + name + more
 
 
-def _parts(member: zipfile.ZipInfo) -> list[str]:
-    return member.filename.split("/")
+def _is_wanted(name: str) -> bool:
+    return (
+        name.lower().endswith(_WANTED)
+        and not name.startswith(_HIDDEN)
+        and not any(f"/{begin}" in name for begin in _HIDDEN)
+    )
 
 
-def _check(path: Path, member: zipfile.ZipInfo) -> None:
-    if member.flag_bits & _ENCRYPTED:
-        raise ZipError(f"{path} is encrypted ({member.filename}): unpack it first")
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+def _check(path: Path, members: Members) -> None:
+    names, _, packed, sizes, _, how, flags = members
+    for place in np.flatnonzero(flags & _ENCRYPTED)[:1].tolist():
+        raise ZipError(f"{path} is encrypted ({names[place]}): unpack it first")
+    for place in np.flatnonzero(~np.isin(how, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))[:1]:
         raise ZipError(
-            f"{path}: {member.filename} is compressed in way {member.compress_type}, expected "
-            "stored or deflated as zip does by default: pack it again"
+            f"{path}: {names[place]} is compressed in way {how[place]}, expected stored or "
+            "deflated as zip does by default: pack it again"
         )
-    if max(member.file_size, member.compress_size) > MOST_BYTES:
+    most = np.maximum(sizes, packed)
+    for place in np.flatnonzero(most > MOST_BYTES)[:1]:
         raise ZipError(
-            f"{path}: {member.filename} unpacks to {member.file_size:,} bytes, more than an image "
-            f"has ({MOST_BYTES:,}): nothing was unpacked. Remove it from the .zip"
+            f"{path}: {names[place]} unpacks to {most[place]:,} bytes, more than an image has "
+            f"({MOST_BYTES:,}): nothing was unpacked. Remove it from the .zip"
         )
+    twice = names.find_twice()
+    if twice is not None:
+        raise ZipError(f"{path} has {twice} twice: pack it again with one of them")
 
 
 def _inflated(content: bytes, size: int) -> bytes:

@@ -100,7 +100,7 @@ def open_named_images(
     stored = _stored(source, columns)
     if stored is not None:
         found, parquet = stored
-        if not found.names:
+        if not len(found.names):
             raise ImagesError(f"{source} holds no images: expected {EXPECTED}")
         images = _seen(found, source, size, photos)
         return NamedImages(images, found.labels, parquet, found.would_label)
@@ -213,14 +213,14 @@ def _refuse(source: Path, what: str, column: str | None) -> None:
 
 
 def _seen(found: Stored, source: Path, size: int, photos: CropOptions) -> Images:
-    cropper = open_cropper(photos, folder=Path())
+    cropper, names = open_cropper(photos, folder=Path()), list(found.names)
     if cropper is None:
-        images = stored_images(found.read, names=found.names, size=size, known_by=found.known_by)
+        images = stored_images(found.read, names=names, size=size, known_by=found.known_by)
         _require_size(images, source)
         return images
     return stored_faces(
         found.read,
-        names=found.names,
+        names=names,
         cropper=replace(cropper, size=size),
         found_by=_digest(cropper.found_by.path),
         known_by=found.known_by,

@@ -25,7 +25,7 @@ def files(folder: Path, labels: pa.Array | None = None, **columns: pa.Array) -> 
 def test_rows_are_read_in_any_order_by_any_thread(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_images, "_KEPT", 1)
     found = stored_parquet(files(tmp_path))
-    assert found.names == [f"{k}.parquet:{row}" for k in range(2) for row in range(5)]
+    assert list(found.names) == [f"{k}.parquet:{row}" for k in range(2) for row in range(5)]
     order = np.random.default_rng(0).permutation(10).tolist() * 5
     with ThreadPoolExecutor(4) as pool:
         read = list(pool.map(found.read, order))

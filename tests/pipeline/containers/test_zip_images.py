@@ -32,7 +32,7 @@ def test_images_are_read_by_their_paths_and_others_passed_over(tmp_path, how):
         "d/": b"",
     }
     found = stored_zip(write(tmp_path / "a.zip", IMAGES | others, how))
-    assert found.names == sorted(IMAGES)
+    assert list(found.names) == sorted(IMAGES)
     assert [found.read(place) for place in range(len(IMAGES))] == [
         IMAGES[name] for name in sorted(IMAGES)
     ]
