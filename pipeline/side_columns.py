@@ -142,6 +142,11 @@ def read_columns(
         elif name == "weight":
             weights = [one.numbers((name,), check=_is_weight, expected=_WEIGHT) for one in rows]
             values[name] = np.nan_to_num(collection.kept_values(weights)[:, 0], nan=1.0)
+            if not values[name].any():
+                raise ColumnsError(
+                    f"{', '.join(map(str, files))}: found the weight 0 for every image, with which "
+                    "nothing is learned; expected some above 0"
+                )
         else:
             values[name] = collection.kept_values([one.numbers((name,)) for one in rows])[:, 0]
     return SideColumns(values, groups, list(dict.fromkeys(n for t in tables for n in t.header)))

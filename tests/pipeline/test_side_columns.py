@@ -203,6 +203,13 @@ def test_what_is_wrong_is_named_with_its_row(lines, said, index, tmp_path):
         read("\n".join(one.replace("{0}", name) for one in lines), index, tmp_path)
 
 
+def test_weights_that_are_all_zero_are_refused(index, tmp_path):
+    lines = [line(index, i, 0) for i in range(len(index))]
+    with pytest.raises(UserError, match="weight 0 for every image"):
+        read("\n".join(["name,weight", *lines]), index, tmp_path)
+    read("\n".join(["name,weight", *lines[1:]]), index, tmp_path)
+
+
 def test_a_record_is_named_as_others_of_our_files_name_it(index, tmp_path):
     """By its number alone, or as in data.leave_out and what tools/predict.py writes."""
     alone, other = (index.file.name(index.records[i]) for i in (0, 5))
