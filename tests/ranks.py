@@ -20,7 +20,10 @@ from training.distributed import World, join_world, leave_world
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["training.loop", "sklearn.metrics", "torch._inductor", "heads.passes.kernels.softmax"]
+    [
+        *("train_dist", "sklearn.metrics", "torch._inductor", "heads.passes.kernels.softmax"),
+        *("training.reporting.curves", "matplotlib.font_manager"),
+    ]
 )
 
 

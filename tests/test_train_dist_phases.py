@@ -7,7 +7,6 @@ where a function that a configuration file replaces is called.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ import torch
 
 import train_dist
 from tests.clock import LIMIT
+from tests.ranks import FORKSERVER
 from tests.training import tiny
 from training.faults.stops import NO_ANSWER_EXIT_CODE
 from training.reporting.journal import read_lines
@@ -179,13 +179,9 @@ def command(data, tmp_path):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["train_dist", "torch._inductor", "heads.passes.kernels.softmax"]
-        )
         logs = [tmp_path / f"rank{rank}" for rank in range(world_size)]
         ranks = [
-            context.Process(target=_rank, args=(rank, world_size, port, config, log))
+            FORKSERVER.Process(target=_rank, args=(rank, world_size, port, config, log))
             for rank, log in enumerate(logs)
         ]
         for process in ranks:

@@ -23,7 +23,7 @@ def faces(tmp_path_factory) -> str:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     "case",
-    [SMALL, (*SMALL, "head.num_classes=200000", "model.embedding_dim=512", "head.sample_rate=0.1")],
+    [SMALL, (*SMALL, "head.num_classes=100000", "model.embedding_dim=512", "head.sample_rate=0.1")],
     ids=["activations", "centers"],
 )
 def test_a_run_takes_what_was_predicted(faces, case):

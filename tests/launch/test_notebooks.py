@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import types
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from tests.training import tiny
 
 ROOT = Path(__file__).parents[2]
-LFW = ROOT.parent / "shared/data/faces_lfw_dev"
 NOTEBOOKS = ("kaggle", "colab")
 
 
@@ -66,25 +64,11 @@ if metrics:
 """
 
 
-def drawn(folder: Path) -> tuple[Path, list[str]]:
-    """A set somewhere below the input, and what makes a run of it long enough to be stopped."""
-    return tiny.write_set(folder / "faces/deep"), ["run.epochs=20"]
-
-
-def lfw(folder: Path) -> tuple[Path, list[str]]:
-    """Real faces in MXNet's own .rec and .idx; copies, for who runs tests may write to any file."""
-    data = folder / "faces/deep"
-    data.mkdir(parents=True)
-    for name in ("train.rec", "train.idx", "property"):
-        shutil.copyfile(LFW / name, data / name)
-    return data, ["run.epochs=1", "data.global_batch=384", "data.image_size=112"]
-
-
 @pytest.mark.slow
 def test_a_session_trains_and_the_next_goes_on(tmp_path, monkeypatch, capsys):
     """The input is read-only; the second session finds the first one's run among its input."""
     stand_in(monkeypatch)
-    data, settings = (lfw if LFW.exists() else drawn)(tmp_path / "input")
+    data = tiny.write_set(tmp_path / "input/faces/deep")
     there = sorted(path.name for path in data.iterdir())
     for path in (*data.iterdir(), data):
         path.chmod(path.stat().st_mode & ~0o222)
@@ -100,7 +84,7 @@ def test_a_session_trains_and_the_next_goes_on(tmp_path, monkeypatch, capsys):
             "OUTPUT": str(output),
             "BEFORE": str(tmp_path),
             "HOURS": 11.5,
-            "SETTINGS": [*settings, "log.every=1", "run.device=cpu"],
+            "SETTINGS": ["run.epochs=20", "log.every=1", "run.device=cpu"],
         }
         known: dict[str, object] = {}
         for cell in cells("kaggle"):
