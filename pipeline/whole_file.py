@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +23,9 @@ def write_whole(file: Path, content: str | bytes, *, aside: Path | None = None) 
 
     Args:
         content: text is written as UTF-8; parts of names that are none, as \\udcff.
-        aside: where it is written first, by default beside it; nothing is left there.
+        aside: where it is written first, by default beside it under a name of this call's own, so
+            that several processes, of other machines too, may write one file; the last one's stays.
+            Nothing is left there.
 
     Raises:
         OSError: where it cannot be written.
@@ -41,7 +44,7 @@ def writing_whole(file: Path, *, aside: Path | None = None) -> Iterator[BinaryIO
     Raises:
         OSError: where it cannot be written.
     """
-    aside = aside or file.with_name(f"{file.name}.unfinished")
+    aside = aside or file.with_name(f"{file.name}.{os.urandom(4).hex()}.unfinished")
     try:
         with aside.open("wb") as stream:
             yield stream

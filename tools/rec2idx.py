@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from facestream import USER_ERROR_EXIT_CODE, UserError
 from pipeline.containers.forms import EXPECTED, form_of
-from pipeline.containers.set_index import index_files
 from pipeline.records.index import RecordIndex, open_index
 from pipeline.records.manifest import read_names
 from pipeline.records.mxnet_idx import idx_lists, write_idx
@@ -87,6 +86,7 @@ def index_set(path: Path) -> RecordIndex:
     """Look through a set that is no .rec, write its index, and say what it holds."""
     # Importing Pillow, which looks at images, takes as long as scanning some hundred megabytes.
     from pipeline.containers.open_records import make_index
+    from pipeline.containers.set_index import index_files
 
     with _progress("scan") as advance:
         index = make_index(path, advance)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.whole_file import write_whole
+from pipeline.whole_file import write_whole, writing_whole
 from tests.bad_disk import FAULTS, break_disk
 
 
@@ -42,4 +42,15 @@ def test_a_disk_that_fails_leaves_the_old_content(call, tmp_path, monkeypatch):
         write_whole(file, "new")
     assert raised.value.filename == str(file)
     assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_two_that_write_one_file_at_once_do_not_meet(tmp_path):
+    file = tmp_path / "file"
+    with writing_whole(file) as first:
+        first.write(b"first")
+        with writing_whole(file) as second:
+            second.write(b"second")
+        assert file.read_bytes() == b"second"
+    assert file.read_bytes() == b"first"
     assert os.listdir(tmp_path) == ["file"]

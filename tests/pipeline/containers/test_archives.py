@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from facestream import UserError
+from pipeline import whole_file
 from pipeline.containers.content import NO_TEXTS, Content, ImageNames, summarize
 from pipeline.containers.files import FilesEndToEnd
 from pipeline.containers.forms import form_of
@@ -179,6 +182,23 @@ def test_damage_in_use_costs_images_or_is_told(tmp_path, form):
                 continue
             except IndexError:  # fewer images are left
                 assert opened is open_records
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_that_make_one_index_at_once_both_write_it(tmp_path, form, caplog, monkeypatch):
+    path = FORMS[form](tmp_path)
+    both, write = Barrier(2, timeout=60), whole_file.replace
+
+    def replace(*names: Path) -> bool:
+        both.wait()  # both have written all of it
+        return write(*names)
+
+    monkeypatch.setattr(whole_file, "replace", replace)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(open_records, [path, path])
+    assert contents(first) == contents(second) == contents(open_records(path))
+    assert not caplog.records
+    assert [file.suffix for file in tmp_path.rglob("*.*") if "fsidx" in file.name] == [".fsidx"]
 
 
 @pytest.mark.parametrize("form", FORMS)
