@@ -30,7 +30,8 @@ def columns_as_named() -> Iterator[None]:
             raise
         raise RecordError(
             f"{error}. That is for tools: to be trained on as it lies, a set has its labels under "
-            "the name label. Rename what has them, or pack the set with tools/pack_rec.py"
+            "the name label, or in the only place where they can be. Rename what has them to "
+            "label, or pack the set with tools/pack_rec.py"
         ) from error
 
 

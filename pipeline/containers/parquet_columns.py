@@ -8,11 +8,12 @@ the names of the identities.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.named_path import MALFORMED
 from pipeline.records.recordio import RecordError
@@ -65,6 +66,26 @@ def check_labels(path: Path, schema: pa.Schema, name: str) -> None:
     kind = kind_of(path, schema, name, role="label")
     if not _holds_labels(kind):
         raise _of_another_kind(path, name, kind, "label", "integers or text")
+
+
+def label_columns(files: Sequence[pq.ParquetFile]) -> list[str]:
+    """The columns of some files that may hold the labels: `label`, or the only ClassLabel, or
+    those of integers or text in which some value comes twice; others name images."""
+    schema = files[0].schema_arrow if files else pa.schema([])
+    if "label" in schema.names:
+        return ["label"]
+    fitting = [field.name for field in schema if _holds_labels(field.type)]
+    named = [name for name in fitting if class_names(schema, name) is not None]
+    if len(named) == 1:
+        return named
+    return [name for name in fitting if any(_repeats(file, name) for file in files)]
+
+
+def _repeats(file: pq.ParquetFile, name: str) -> bool:
+    if name not in file.schema_arrow.names:
+        return False
+    values = file.read(columns=[name]).column(name)
+    return len(values.unique()) < len(values)
 
 
 def kind_of(path: Path, schema: pa.Schema, name: str, *, role: str) -> pa.DataType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from pipeline.containers.parquet_columns import (
     class_names,
     image_column_of,
     kind_of,
+    label_columns,
     named_label,
     reading,
 )
@@ -27,6 +29,8 @@ from pipeline.containers.texts import Texts
 from pipeline.photos import MOST_BYTES
 from pipeline.records.recordio import RecordError
 from pipeline.records.scan import Progress
+
+_log = logging.getLogger("facestream.pipeline")
 
 _MOST_TOGETHER = 2 << 30  # bytes of a row group: images of it are in memory together
 _KEPT = 512 << 20  # bytes of row groups; at least one is kept
@@ -40,15 +44,20 @@ def stored_parquet(
 
     Args:
         image_column: as in read_parquet.
-        label_column: likewise; None for "label", which then need not be there.
+        label_column: likewise; None for the only one that can be, if any: see `label_columns`.
 
     Raises:
         RecordError: as read_parquet, and for row groups too large to be held in memory.
     """
     rows = Rows(files, image_column)
+    with reading(files[0]):
+        columns = [label_column] if label_column else label_columns(rows.opened)
+    if len(columns) == 1 and columns[0] not in ("label", label_column):
+        _log.warning("%s: its labels are in %r, the only column for them", files[0], columns[0])
     identities: list[int | str] = []
     for path, file in zip(files, rows.opened):
-        identities += _identities(path, file, label_column)
+        if len(columns) == 1:
+            identities += _identities(path, file, columns[0])
     if len({path.name for path in files}) < len(files):
         raise RecordError(f"two files are called {files[0].name}: rename one of them")
     names = Texts.of(
@@ -56,6 +65,9 @@ def stored_parquet(
     )
     known_by = f"{state_of(files)} {image_column}"
     would_label = "A column label would, or another one that --label-column names"
+    if len(columns) > 1:
+        several = " and ".join(map(repr, columns))
+        would_label = f"Each of its columns {several} could be the label. {would_label}"
     return Stored(
         names, rows.image, known_by, lambda: labels_of(identities), rows.spans, would_label
     )
@@ -248,12 +260,9 @@ def _check_size(path: Path, about: pq.RowGroupMetaData, column: str) -> tuple[in
     return begin, images.total_compressed_size
 
 
-def _identities(path: Path, file: pq.ParquetFile, label_column: str | None) -> list[int | str]:
+def _identities(path: Path, file: pq.ParquetFile, column: str) -> list[int | str]:
     """Of all rows, "" for none."""
     schema = file.schema_arrow
-    column = label_column or "label"
-    if label_column is None and column not in schema.names:
-        return [""] * file.metadata.num_rows
     check_labels(path, schema, column)
     names = class_names(schema, column)
     with reading(path):

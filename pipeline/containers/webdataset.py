@@ -7,6 +7,7 @@ sample follow one another; what else it has is passed over.
 from __future__ import annotations
 
 import json
+import logging
 import tarfile
 import zlib
 from array import array
@@ -29,6 +30,8 @@ from pipeline.passed_over import Passed, PassedOver
 from pipeline.photos import MOST_BYTES
 from pipeline.records.recordio import RecordError
 from pipeline.records.scan import Progress
+
+_log = logging.getLogger("facestream.pipeline")
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
 
@@ -61,21 +64,27 @@ def read_webdataset(
 
 
 def stored_webdataset(
-    shards: Sequence[Path], *, label_key: str = "label", progress: Progress | None = None
+    shards: Sequence[Path], *, label_key: str | None = None, progress: Progress | None = None
 ) -> Stored:
     """The images of all samples of `shards`, where they lie; a sample need not have a label.
 
     An image is named by its sample, and of several shards by the shard's name before it.
 
+    Args:
+        label_key: of the label in the .json of samples that have no .cls; None for `label`, or else
+            the only key that the first of them has a whole number or text under.
+
     Raises:
         RecordError: as read_webdataset, and for a shard that is compressed, or two images of one
             name.
     """
-    names: dict[str, None] = {}
+    names: list[Texts] = []  # of each shard
     which, starts, sizes = array("q"), array("q"), array("q")
     identities: list[int | str] = []
+    same: dict[int | str, int | str] = {}  # one object of each identity
+    keys = [label_key] if label_key else []
     for number, shard in enumerate(shards):
-        length = shard.stat().st_size
+        length, inside = shard.stat().st_size, []
         with _opened(shard, "r:") as tar:
             for key, fields in _samples(shard, tar, lambda member: member):
                 if "image" not in fields:
@@ -84,17 +93,23 @@ def stored_webdataset(
                 if member.offset_data + member.size > length:
                     raise tarfile.ReadError(f"it ends inside {member.name}")
                 place = f"{shard}, sample {key}"
-                name = key if len(shards) == 1 else f"{shard.name}/{key}"
-                if name in names:
-                    raise RecordError(f"{place}: found two images of this name, expected one")
-                names[name] = None
+                inside.append(key if len(shards) == 1 else f"{shard.name}/{key}")
                 texts = {field: _content(tar, member) for field, member in fields.items()}
-                identities.append(_label_if_any(place, texts, label_key))
+                if not keys and "cls" not in texts and "json" in texts:
+                    keys = _label_keys(_about(place, texts["json"]))
+                label = _label_if_any(place, texts, keys[0] if len(keys) == 1 else None)
+                identities.append(same.setdefault(label, label))
                 which.append(number)
                 starts.append(member.offset_data)
                 sizes.append(member.size)
+        names.append(Texts.of(inside))
         if progress:
             progress(number + 1, len(shards))
+    all_names = Texts.joined(names)
+    if (twice := all_names.find_twice()) is not None:
+        raise RecordError(
+            f"{shards[0].parent}, sample {twice}: found two images of this name, expected one"
+        )
     content_at = OpenFiles(shards)
 
     def spans(_: Progress | None) -> Spans:
@@ -102,13 +117,19 @@ def stored_webdataset(
         offset = np.array(starts, np.int64) + sizes_before[np.array(which, np.int64)]
         return Spans(offset, np.zeros_like(offset), np.array(sizes, np.int64))
 
+    would_label = "A .cls of each sample would, or a key of its .json that --label-column names"
+    if len(keys) == 1 and keys[0] not in ("label", label_key):
+        _log.warning("%s: its labels are under %r, the only key for them", shards[0], keys[0])
+    elif len(keys) > 1:
+        several = " and ".join(map(repr, keys))
+        would_label = f"Each of the keys {several} of a .json could be the label. {would_label}"
     return Stored(
-        Texts.of(names),
+        all_names,
         lambda place: content_at(which[place], starts[place], sizes[place]),
         state_of(shards),
         lambda: labels_of(identities),
         spans,
-        "A .cls of each sample would, or a key of its .json that --label-column names",
+        would_label,
     )
 
 
@@ -194,7 +215,7 @@ def _label(place: str, fields: dict[str, bytes], label_key: str) -> int | str:
             return label
     about = _about(place, fields["json"])
     label = about.get(label_key) if isinstance(about, dict) else None
-    if isinstance(label, bool) or not isinstance(label, (int, str)):
+    if not _is_label(label):
         has = (
             ", ".join(map(repr, about)) if isinstance(about, dict) else f"a {type(about).__name__}"
         )
@@ -205,13 +226,24 @@ def _label(place: str, fields: dict[str, bytes], label_key: str) -> int | str:
     return label
 
 
-def _label_if_any(place: str, fields: dict[str, bytes], label_key: str) -> int | str:
+def _label_if_any(place: str, fields: dict[str, bytes], label_key: str | None) -> int | str:
     """ "" for none."""
     if "cls" not in fields:
         about = _about(place, fields["json"]) if "json" in fields else {}
-        if not isinstance(about, dict) or label_key not in about:
+        if label_key is None or not isinstance(about, dict) or label_key not in about:
             return ""
-    return _label(place, fields, label_key)
+    return _label(place, fields, label_key or "label")
+
+
+def _label_keys(about: Any) -> list[str]:
+    """The keys of a sample's .json that may have its label."""
+    if not isinstance(about, dict):
+        return []
+    return ["label"] if "label" in about else [key for key in about if _is_label(about[key])]
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
 def _about(place: str, content: bytes) -> Any:

@@ -185,7 +185,7 @@ def _stored(source: Path, columns: Columns) -> tuple[Stored, Sequence[Path]] | N
         return found, files
     _refuse(source, "image", columns.image)
     if suffix == ".tar":
-        return stored_webdataset(files, label_key=columns.label or "label"), ()
+        return stored_webdataset(files, label_key=columns.label), ()
     _refuse(source, "label", columns.label)
     if suffix == ".zip":
         return stored_zip(source), ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -114,9 +115,55 @@ def test_rows_without_an_image_are_damage_and_without_a_label_passed_over(tmp_pa
     assert "image without a label: 1" in caplog.text
 
 
+def of_two(folder: Path, **columns: list) -> Path:
+    """Four images, whatever the columns beside them."""
+    return a_parquet(folder / "a.parquet", [JPEG + b"%d" % k for k in range(4)], **columns)
+
+
+def with_json(folder: Path, *texts: str) -> Path:
+    both = [
+        one
+        for k, text in enumerate(texts)
+        for one in ((f"{k}.jpg", JPEG), (f"{k}.json", text.encode()))
+    ]
+    return write_shard(folder / "a.tar", both)
+
+
+@pytest.mark.parametrize(
+    ("write", "labels"),
+    [
+        (lambda at: of_two(at, person_id=[3, 4, 3, 4]), [3, 4, 3, 4]),
+        (lambda at: of_two(at, identity=["x", "w", "w", None], score=[0.5] * 4), [1, 0, 0]),
+        (lambda at: of_two(at, file=list("abcd"), target=[3, 4, 3, 4]), [3, 4, 3, 4]),
+        (lambda at: of_two(at, row=[0, 1, 2, 3], who=["a", "b", "b", "b"]), [0, 1, 1, 1]),
+        (lambda at: of_two(at, age=[9, 9, 8, 8], label=[0, 1, 0, 1]), [0, 1, 0, 1]),
+        (lambda at: with_json(at, '{"id": 5, "score": 0.5}', '{"id": 4, "who": 9}'), [5, 4]),
+        (lambda at: with_json(at, '{"who": "b"}', '{"who": "a", "age": 3}'), [1, 0]),
+        (lambda at: with_json(at, '{"age": 5, "label": 2}', '{"label": 1}'), [2, 1]),
+    ],
+)
+def test_the_only_place_where_labels_can_be_has_them(tmp_path, write, labels, caplog):
+    path = write(tmp_path)
+    index = open_records(path)
+    assert index.labels(np.arange(len(index))).tolist() == labels
+    assert ("its labels are" in caplog.text) == (b"label" not in path.read_bytes())
+
+
+def test_the_only_column_that_is_said_to_have_classes_has_the_labels(tmp_path):
+    features = {"celeb": {"names": ["zoe", "ann"], "_type": "ClassLabel"}}
+    columns = {"image": [JPEG, JPEG + b"2"], "age": [30, 30], "celeb": [0, 1]}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "a.parquet", compression="none")
+    index = open_records(tmp_path / "a.parquet")
+    assert (index.labels(np.arange(2)).tolist(), list(index.names)) == ([1, 0], ["ann", "zoe"])
+
+
 @pytest.mark.parametrize(
     ("write", "told"),
     [
+        (lambda at: of_two(at, age=[9, 9, 8, 8], who=[0, 1, 0, 1]), r"columns 'age' and 'who' co"),
+        (lambda at: with_json(at, '{"age": 5, "who": 2}'), r"keys 'age' and 'who' of a .json co"),
         (lambda path: a_zip(path / "a.zip", {"1.jpg": JPEG}), r"no labels. Paths with a folder"),
         (lambda path: a_zip(path / "a.zip", {"a/1.txt": b"x"}), "holds no images"),
         (lambda path: write_lmdb(path / "a", {"1": JPEG}), r"no labels. Values that are msgpack"),
