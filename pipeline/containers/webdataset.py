@@ -11,11 +11,11 @@ import logging
 import tarfile
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from pipeline.containers.files import FilesEndToEnd
 from pipeline.containers.sample import Sample
 from pipeline.containers.shards import shards_of
 from pipeline.containers.stored import OpenFiles, Spans, Stored, labels_of, state_of
+from pipeline.containers.tar_members import Member, files_in_tar
 from pipeline.containers.texts import Texts
 from pipeline.passed_over import Passed, PassedOver
 from pipeline.photos import MOST_BYTES
@@ -34,6 +35,9 @@ from pipeline.records.scan import Progress
 _log = logging.getLogger("facestream.pipeline")
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
+_FIELDS = (*_IMAGES, "cls", "json")
+
+Field = TypeVar("Field")
 
 
 def read_webdataset(
@@ -52,8 +56,8 @@ def read_webdataset(
             whose label cannot be read; names shard and sample.
     """
     for shard in shards:
-        with _opened(shard, "r|*") as tar:
-            for key, fields in _samples(shard, tar, lambda member: _content(tar, member)):
+        with _opened(shard) as tar:
+            for key, fields in _samples(shard, tar):
                 place = f"{shard}, sample {key}"
                 if "image" not in fields:
                     passed_over.add(Passed("sample without an image", place))
@@ -84,24 +88,21 @@ def stored_webdataset(
     same: dict[int | str, int | str] = {}  # one object of each identity
     keys = [label_key] if label_key else []
     for number, shard in enumerate(shards):
-        length, inside = shard.stat().st_size, []
-        with _opened(shard, "r:") as tar:
-            for key, fields in _samples(shard, tar, lambda member: member):
-                if "image" not in fields:
-                    continue
-                member = fields.pop("image")
-                if member.offset_data + member.size > length:
-                    raise tarfile.ReadError(f"it ends inside {member.name}")
-                place = f"{shard}, sample {key}"
-                inside.append(key if len(shards) == 1 else f"{shard.name}/{key}")
-                texts = {field: _content(tar, member) for field, member in fields.items()}
-                if not keys and "cls" not in texts and "json" in texts:
-                    keys = _label_keys(_about(place, texts["json"]))
-                label = _label_if_any(place, texts, keys[0] if len(keys) == 1 else None)
-                identities.append(same.setdefault(label, label))
-                which.append(number)
-                starts.append(member.offset_data)
-                sizes.append(member.size)
+        inside = []
+        for key, fields in _where_they_lie(shard):
+            if "image" not in fields:
+                continue
+            place = f"{shard}, sample {key}"
+            inside.append(key if len(shards) == 1 else f"{shard.name}/{key}")
+            image = fields.pop("image")
+            texts = {field: _read(shard, member) for field, member in fields.items()}
+            if not keys and "cls" not in texts and "json" in texts:
+                keys = _label_keys(_about(place, texts["json"]))
+            label = _label_if_any(place, texts, keys[0] if len(keys) == 1 else None)
+            identities.append(same.setdefault(label, label))
+            which.append(number)
+            starts.append(image.offset)
+            sizes.append(image.size)
         names.append(Texts.of(inside))
         if progress:
             progress(number + 1, len(shards))
@@ -149,22 +150,43 @@ def tar_store(path: Path, content: Content) -> FilesEndToEnd:
 
 
 @contextmanager
-def _opened(shard: Path, mode: Any) -> Iterator[tarfile.TarFile]:
-    """What is wrong with it names it."""
+def _opened(shard: Path) -> Iterator[tarfile.TarFile]:
+    """From front to end; what is wrong with it names it."""
     try:
-        with tarfile.open(shard, mode) as tar:
+        with tarfile.open(shard, "r|*") as tar:
             yield tar
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        hint = "Download it again" if mode != "r:" else "Download it again, or unpack it: gunzip"
-        raise RecordError(f"{shard} cannot be read as a tar file: {error}. {hint}") from error
+        raise RecordError(
+            f"{shard} cannot be read as a tar file: {error}. Download it again"
+        ) from error
 
 
-def _samples(
-    shard: Path, tar: tarfile.TarFile, take: Callable[[tarfile.TarInfo], Any]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, its fields: "image", "cls" and "json", as `take` makes them of the members)."""
-    for key, members in groupby(_members(tar), key=lambda member: member[0]):
-        yield key, _fields(f"{shard}, sample {key}", members, take)
+def _samples(shard: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, its fields: "image", "cls" and "json")."""
+
+    def members() -> Iterator[tuple[str, str, bytes]]:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would remember millions
+            key, extension = _key(member.name)
+            if key and member.isfile():
+                if member.size > MOST_BYTES:  # few bytes may unpack to more than the memory holds
+                    raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes")
+                yield key, extension, _content(tar, member)
+
+    yield from _grouped(shard, members())
+
+
+def _where_they_lie(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    """The same, of a shard that is not compressed, without their contents."""
+    named = ((*_key(member.name), member) for member in files_in_tar(shard))
+    yield from _grouped(shard, (one for one in named if one[0]))
+
+
+def _grouped(
+    shard: Path, members: Iterable[tuple[str, str, Field]]
+) -> Iterator[tuple[str, dict[str, Field]]]:
+    for key, together in groupby(members, key=lambda member: member[0]):
+        yield key, _fields(f"{shard}, sample {key}", together)
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -176,33 +198,37 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return content
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """(key, extension in lower case, member) of the files that matter."""
-    while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # it would remember millions
-        folder, _, name = member.name.rpartition("/")
-        stem, _, extension = name.partition(".")
-        extension = extension.lower()
-        if member.isfile() and stem and extension in (*_IMAGES, "cls", "json"):
-            if member.size > MOST_BYTES:  # a few bytes may unpack to more than the memory holds
-                raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes")
-            yield f"{folder}/{stem}" if folder else stem, extension, member
+def _read(shard: Path, member: Member) -> bytes:
+    if len(member.begin) == member.size:
+        return member.begin
+    if member.size > MOST_BYTES:
+        raise RecordError(f"{shard}: {member.name} has {member.size:,} bytes. Write it again")
+    with shard.open("rb") as file:
+        file.seek(member.offset)
+        return file.read(member.size)
 
 
-def _fields(
-    place: str,
-    members: Iterable[tuple[str, str, tarfile.TarInfo]],
-    take: Callable[[tarfile.TarInfo], Any],
-) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for _, extension, member in members:
+def _key(path: str) -> tuple[str, str]:
+    """Of a file that matters, the key of its sample and its extension in lower case; of others
+    nothing."""
+    folder, _, name = path.rpartition("/")
+    stem, _, extension = name.partition(".")
+    extension = extension.lower()
+    if not stem or extension not in _FIELDS:
+        return "", ""
+    return f"{folder}/{stem}" if folder else stem, extension
+
+
+def _fields(place: str, members: Iterable[tuple[str, str, Field]]) -> dict[str, Field]:
+    fields: dict[str, Field] = {}
+    for _, extension, content in members:
         field = "image" if extension in _IMAGES else extension
         if field in fields:
             raise RecordError(
                 f"{place}: found two members for its {field}, expected one: sample names must "
                 "differ from one sample to the next"
             )
-        fields[field] = take(member)
+        fields[field] = content
     return fields
 
 
