@@ -74,7 +74,7 @@ Write = Callable[[Path, Files], Path]
         'quo"te',
         "back\\slash",
         "\x1b[31m",
-        "  ",
+        "a  b",
         "né",
         "日本",
         "%s",
