@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from facestream import UserError
+from pipeline.containers.texts import Texts
 
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
 _PAGE_HEADER = struct.Struct("<QHHHH")  # number, unused, flags, end of the pointers, begin of nodes
@@ -41,14 +42,19 @@ class LmdbValues:
 
     Attributes:
         path: of the file.
-        keys: N of them.
+        keys: of each.
         offsets, lengths: (N,) int64, in bytes: where in the file a value begins, and its length.
     """
 
     path: Path
-    keys: list[bytes]
+    keys: Texts
     offsets: np.ndarray
     lengths: np.ndarray
+
+    def take(self, places: np.ndarray) -> LmdbValues:
+        """Those at (M,) places, in their order."""
+        keys = self.keys.take(places)
+        return LmdbValues(self.path, keys, self.offsets[places], self.lengths[places])
 
 
 def find_lmdb(path: Path) -> Path | None:
@@ -65,14 +71,17 @@ def index_lmdb(path: Path) -> LmdbValues:
         LmdbError: another kind of file, one that is cut off or damaged, or with databases inside.
         OSError: where it cannot be read.
     """
-    keys: list[bytes] = []
     offsets, lengths = array("q"), array("q")
-    with path.open("rb") as file:
-        pages = _Pages(path, file.fileno())
+
+    def found(pages: _Pages) -> Iterator[bytes]:
         for key, offset, length in pages.values():
-            keys.append(key)
             offsets.append(offset)
             lengths.append(length)
+            yield key
+
+    with path.open("rb") as file:
+        pages = _Pages(path, file.fileno())
+        keys = Texts.of(found(pages))
     if len(keys) != pages.entries:
         raise pages.damaged(f"{len(keys)} values are there of {pages.entries}")
     return LmdbValues(path, keys, np.array(offsets, np.int64), np.array(lengths, np.int64))

@@ -24,8 +24,7 @@ from pipeline.containers.stored import (
     archive_labels,
     state_of,
 )
-from pipeline.containers.texts import Texts
-from pipeline.lmdb_file import LmdbError, find_lmdb, index_lmdb
+from pipeline.lmdb_file import LmdbError, LmdbValues, find_lmdb, index_lmdb
 from pipeline.name_order import order_of
 from pipeline.passed_over import PassedOver
 from pipeline.photos import MOST_BYTES
@@ -49,12 +48,22 @@ def stored_lmdb(path: Path) -> Stored:
     Raises:
         LmdbError: a file that cannot be read, values of which none looked at has an image.
     """
+    found = _images(path)
+    names = list(found.keys)
+    key_of = order_of(names)
+    order = sorted(range(len(names)), key=lambda place: key_of(names[place]))
+    return _stored(found.take(np.array(order, np.int64)))
+
+
+def _images(path: Path) -> LmdbValues:
+    """In the order of the keys' bytes."""
     found = index_lmdb(path)
-    names = [key.decode(errors="surrogateescape") for key in found.keys]
-    kept = [place for place, key in enumerate(found.keys) if not key.startswith(b"__")]
-    key_of = order_of([names[place] for place in kept])
-    kept.sort(key=lambda place: key_of(names[place]))
-    offsets, lengths = found.offsets[kept], found.lengths[kept]
+    kept = np.fromiter((not key.startswith("__") for key in found.keys), bool, len(found.keys))
+    return found.take(np.flatnonzero(kept))
+
+
+def _stored(images: LmdbValues) -> Stored:
+    path, names, offsets, lengths = images.path, images.keys, images.offsets, images.lengths
     content_at = OpenFiles([path])
 
     def at(place: int) -> At:
@@ -65,8 +74,6 @@ def stored_lmdb(path: Path) -> Stored:
 
         return read
 
-    kept_names = [names[place] for place in kept]
-
     def read(place: int) -> bytes:
         offset, length, _ = _parts(at(place), int(lengths[place]))
         return at(place)(offset, length)
@@ -76,26 +83,26 @@ def stored_lmdb(path: Path) -> Stored:
     def look(progress: Progress | None = None) -> tuple[Spans, np.ndarray]:
         """Where the images lie, and their labels: one look at every value says both."""
         if not looked_at:
-            header, length, label = np.zeros((3, len(kept)), np.int64)
+            header, length, label = np.zeros((3, len(names)), np.int64)
             label[:] = NO_LABEL
-            for place in range(len(kept)):
+            for place in range(len(names)):
                 try:
                     parts = _parts(at(place), int(lengths[place]))
                     header[place], length[place], label[place] = parts
                 except (RecordError, OverflowError):  # it is counted as damaged
                     length[place] = 0
                 if progress and place % _TOLD_EVERY == 0:
-                    progress(place, len(kept))
+                    progress(place, len(names))
             looked_at.append((Spans(offsets, header, length), label))
         return looked_at[0]
 
     def labels() -> Labels | None:
         numbers = look()[1]
-        return Labels(numbers) if (numbers != NO_LABEL).any() else archive_labels(kept_names)
+        return Labels(numbers) if (numbers != NO_LABEL).any() else archive_labels(names)
 
-    _check_form(path, [at(place) for place in _from_here_and_there(len(kept))])
+    _check_form(path, [at(place) for place in _from_here_and_there(len(names))])
     return Stored(
-        Texts.of(kept_names),
+        names,
         read,
         state_of([path]),
         labels,
@@ -110,7 +117,7 @@ def lmdb_state(path: Path) -> str:
 
 def scan_lmdb(path: Path, passed_over: PassedOver, progress: Progress | None = None) -> Content:
     """As scan_archive."""
-    return scan_archive(str(path), stored_lmdb(_file_of(path)), passed_over, progress)
+    return scan_archive(str(path), _stored(_images(_file_of(path))), passed_over, progress)
 
 
 def lmdb_store(path: Path, content: Content) -> LmdbImages:

@@ -66,7 +66,7 @@ def write_set_index(path: Path, content: Content, *, state: str, fingerprint: st
         "path_ends": paths.ends,
         "paths": paths.content,
     }
-    body = b"".join(_padded(np.ascontiguousarray(table).tobytes()) for table in tables.values())
+    body = np.concatenate([_padded(table) for table in tables.values()])
     summary = asdict(content.summary)
     summary["damaged"] = [(*at, _short(why)) for *at, why in content.summary.damaged]
     about: dict[str, Any] = {
@@ -77,7 +77,7 @@ def write_set_index(path: Path, content: Content, *, state: str, fingerprint: st
         "summary": summary,
         "tables": {name: table.nbytes for name, table in tables.items()},
     }
-    about["digest"] = digest(about, np.frombuffer(body, np.uint8))
+    about["digest"] = digest(about, body)
     preamble = json.dumps(about).encode()
     assert len(preamble) < _PREAMBLE, "the list of damaged images is bounded"
     with writing_whole(target) as file:
@@ -161,5 +161,8 @@ def _short(why: str) -> str:
     return reason
 
 
-def _padded(table: bytes) -> bytes:
-    return table.ljust(-(-len(table) // _WORD) * _WORD, b"\0")
+def _padded(table: np.ndarray) -> np.ndarray:
+    """Its bytes, and as many more as fill the last word."""
+    content = np.ascontiguousarray(table).view(np.uint8)
+    missing = -len(content) % _WORD
+    return np.pad(content, (0, missing)) if missing else content

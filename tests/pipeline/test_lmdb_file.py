@@ -28,7 +28,8 @@ def some_values(count: int = 3000) -> dict[bytes, bytes]:
 
 def read(path: Path) -> dict[bytes, bytes]:
     found, content = index_lmdb(path), path.read_bytes()
-    places = zip(found.keys, found.offsets.tolist(), found.lengths.tolist())
+    keys = map(found.keys.raw, range(len(found.keys)))
+    places = zip(keys, found.offsets.tolist(), found.lengths.tolist())
     return {key: content[offset : offset + length] for key, offset, length in places}
 
 
