@@ -96,7 +96,9 @@ class _Elsewhere(TorchDispatchMode):
         if func is torch.ops.aten._fused_sgd_.tensor_lr:
             return None
         if func.namespace == "c10d":
-            (given,) = args[1] if isinstance(args[1], list) else (args[1],)
+            # An all_reduce works in place, others are given where the result goes first.
+            given = args[0] if func._opname == "allreduce_" else args[1]
+            (given,) = given if isinstance(given, list) else (given,)
             self.sent.append(given.nbytes)
         return func(*args, **(kwargs or {}))
 

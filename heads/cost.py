@@ -9,6 +9,7 @@ import torch
 from heads.passes.cosine_softmax import chunk_size
 from heads.rows.stored import row_bytes
 from heads.sampling import AllClasses, Sampling, Shard
+from heads.statistics import gathers
 
 
 class HeadCost(NamedTuple):
@@ -19,7 +20,8 @@ class HeadCost(NamedTuple):
         bytes: that its operations and kernels read and write, each once.
         launches: of kernels.
         gathered: bytes that the rank gives to its all_gathers; it gets those of all ranks.
-        scattered: bytes that it gives to its reduce_scatter; it gets its share of the sum.
+        scattered: bytes that it gives to its reduce_scatter; it gets its share of the sum. What is
+            all-reduced counts twice, since the shares are then gathered.
     """
 
     flops: int
@@ -90,13 +92,17 @@ def predict_cost(
         launches += _OF_A_CHUNK * -(-size // chunk_size(global_batch, torch.float32))
     if sampled:
         moved += _DRAWN * shard.num_local
-    own = global_batch // world_size
-    # Embeddings with their labels; of each row of all ranks a sum and the cosine to its class.
-    gathered = own * (embedding_dim * 4 + 8) + global_batch * 2 * 4
+    gathered = global_batch // world_size * (embedding_dim * 4 + 8)  # embeddings, labels
+    scattered = global_batch * embedding_dim * 4
+    # Of each row of all ranks a sum and the cosine to its class.
+    if gathers(global_batch * 2 * 4, world_size=world_size):
+        gathered += global_batch * 2 * 4
+    else:  # the largest part of the sum, then both
+        scattered += 2 * global_batch * 3 * 4
     return HeadCost(
         flops=4 * 2 * logits * embedding_dim,
         bytes=moved,
         launches=launches,
         gathered=gathered,
-        scattered=global_batch * embedding_dim * 4,
+        scattered=scattered,
     )

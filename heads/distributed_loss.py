@@ -24,6 +24,7 @@ from heads.passes.workspace import Workspace
 from heads.ranks import Ranks
 from heads.rows.stored import Stored, read_rows
 from heads.sampling import AllClasses, Sample, Shard
+from heads.statistics import Statistics, over_all_ranks
 from heads.unit import reciprocal, through_normalization
 
 # Classes of a rank that evaluation looks at together.
@@ -132,7 +133,7 @@ class DistributedLoss:
         workspace: Workspace,
         bank: Bank | None = None,
     ) -> FirstPass:
-        """The loss over the sampled classes: one collective."""
+        """The loss over the sampled classes: the collectives of `over_all_ranks`."""
 
         largest = None
         if any(term.uses_largest_negative for term in self.extra_terms):
@@ -227,43 +228,41 @@ class DistributedLoss:
         """
         margin = self.margin
         cosine, subcenter = target_cosines(batch.unit, centers, sample, self.subcenters)
-        if margin.uses_target_for_negatives:
-            # CurricularFace alone: its negatives wait for the target cosines. A fourth collective.
-            cosine = self._known(self.ranks.all_gather(cosine).sum(0), batch.labels)
+        targets_first = margin.uses_target_for_negatives
+        if targets_first:
+            # CurricularFace alone: its negatives wait for the target cosines. One collective more.
+            cosine = self._known(self.ranks.total(cosine), batch.labels)
         negatives = margin.negatives(cosine, context)
         negative, softmax = sums(negatives)
-        parts = [negative] if margin.uses_target_for_negatives else [negative, cosine]
-        if largest is not None:
-            parts.append(largest)
+        mine = Statistics(negative, cosine=None if targets_first else cosine, largest=largest)
         if bank is not None:
             rows = Stored(bank.rows, None)
             over_bank = self._softmax(
                 rows, batch, sample, Negatives(), bank.workspace, subcenters=1
             )
-            parts.append(over_bank.logsumexp())
-            parts.append(expectations.own_cosines(batch.unit, bank.rows, sample))
-        negative, *parts = self.ranks.all_gather(torch.stack(parts)).unbind(1)
-        if not margin.uses_target_for_negatives:
-            cosine = self._known(parts[0].sum(0), batch.labels)  # only the owner's is not 0
-        passed = None
-        if bank is not None:
-            of_bank, own = parts.pop(-2).logsumexp(0), parts.pop(-1).sum(0)
-        if largest is not None:
-            largest = parts[-1].amax(0)
+            mine = mine._replace(
+                of_bank=over_bank.logsumexp(),
+                own=expectations.own_cosines(batch.unit, bank.rows, sample),
+            )
+        every = over_all_ranks(mine, self.ranks)
+        if every.cosine is not None:
+            cosine = self._known(every.cosine, batch.labels)
         target = margin(cosine, batch.norms, context)
-        negative, other = negative.logsumexp(0), None
+        passed = other = None
         if bank is not None:
+            assert every.of_bank is not None
+            assert every.own is not None
             other, terms = expectations.bank_terms(
-                of_bank,
-                own,
-                negative - margin.scale * target.cosine,
+                every.of_bank,
+                every.own,
+                every.negative - margin.scale * target.cosine,
                 scale=margin.scale,
                 margin=bank.margin,
             )
             moves = expectations.moves(batch.unit, batch.labels, bank.rows, sample)
             passed = BankPass(over_bank, terms, moves)
         loss = combine(
-            negative,
+            every.negative,
             target,
             subcenter,
             margin.scale,
@@ -272,7 +271,7 @@ class DistributedLoss:
             weight=batch.columns.get(WEIGHT),
         )
         state = context.state if target.state is None else target.state
-        return FirstPass(loss, softmax, state, cosine, largest, context.learned, passed)
+        return FirstPass(loss, softmax, state, cosine, every.largest, context.learned, passed)
 
     def _known(self, cosine: Tensor, labels: Tensor) -> Tensor:
         """(G,) cosines, NaN where a label is no class."""

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from heads import ArcFace, PartialFC
+from heads import ArcFace, PartialFC, statistics
 from heads.centers import initial_centers
 from tests.clock import LIMIT
 from tests.heads.head_reference import scalar_head
@@ -179,6 +180,24 @@ def check_center_gradients_that_overflow_on_one_rank_stop_every_rank(
 
 
 def check_the_step_makes_three_collectives(rank: int, world_size: int, classes: int) -> None:
+    three = ["all_gather", "all_gather", "reduce_scatter"]
+    assert collectives_of_a_step(rank, world_size, classes) == (three if world_size > 1 else [])
+
+
+def check_statistics_of_many_bytes_take_two_collectives(
+    rank: int, world_size: int, classes: int
+) -> None:
+    """The step is the dense reference's all the same, and one rank's fault stops every rank."""
+    if world_size == 1:
+        return
+    with patch.object(statistics, "GATHERED_BYTES", 0):
+        four = ["all_gather", "all_reduce", "all_reduce", "reduce_scatter"]
+        assert collectives_of_a_step(rank, world_size, classes) == four
+        check_one_step_equals_the_dense_reference(rank, world_size, classes)
+        check_a_fault_of_one_rank_stops_every_rank(rank, world_size, classes)
+
+
+def collectives_of_a_step(rank: int, world_size: int, classes: int) -> list[str]:
     head = build(classes)
     embeddings, labels = global_batch(world_size, classes)
     calls = []
@@ -192,9 +211,7 @@ def check_the_step_makes_three_collectives(rank: int, world_size: int, classes: 
         for name, original in originals.items():
             setattr(dist, name, original)
     # Under either of the names that torch gave them.
-    kinds = ["all_gather" if name.startswith("all_gather") else name[:14] for name in calls]
-    three = ["all_gather", "all_gather", "reduce_scatter"]
-    assert kinds == (three if world_size > 1 else [])
+    return ["all_gather" if name.startswith("all_gather") else name[:14] for name in calls]
 
 
 def is_collective(name: str) -> bool:
@@ -217,6 +234,7 @@ CHECKS = [
     check_a_fault_of_one_rank_stops_every_rank,
     check_center_gradients_that_overflow_on_one_rank_stop_every_rank,
     check_the_step_makes_three_collectives,
+    check_statistics_of_many_bytes_take_two_collectives,
 ]
 
 
