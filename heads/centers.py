@@ -13,7 +13,7 @@ from heads.sampling import Shard
 
 _STD = 0.01
 _BLOCK = 1024
-_CENTERS = 3  # the kind of draws; heads.rows.step_rows has 1, heads.partial_fc 2 and 4
+_CENTERS = 3  # the kind of draws; heads.rows.step_rows has 1, heads.head_step 2 and 4
 
 
 def shard_of(num_classes: int, *, rank: int, world_size: int) -> Shard:

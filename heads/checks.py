@@ -28,19 +28,21 @@ def check_head(
     num_classes: int,
     embedding_dim: int,
     margin: Margin,
-    extra_terms: Sequence[ExtraTerm],
-    expectation_margin: float | None,
-    columns: Sequence[str],
-    place: str,
+    sample_rate: float,
     group_sampling: GroupClasses | None,
     hard_negatives: HardNegatives | None,
     subcenters: int,
+    extra_terms: Sequence[ExtraTerm],
+    expectation_margin: float | None,
+    columns: Sequence[str],
     momentum: float,
     weight_decay: float,
     seed: int,
     compute_dtype: torch.dtype,
     dtype: torch.dtype,
     kept_in: Mapping[str, torch.dtype | None],
+    place: str,
+    prefetch: int,
 ) -> None:
     """Raises UserError for what no head can be built with."""
     for name, count in (
@@ -57,12 +59,14 @@ def check_head(
         check(alone, "hard_negatives", hard_negatives, expected)
         expected = f"at most {LARGEST_DIM} with hard_negatives"
         check(embedding_dim <= LARGEST_DIM, "embedding_dim", embedding_dim, expected)
+        check(place == "device", "place", place, "device with hard_negatives")
+    check_sample_rate(sample_rate, group_sampling, hard_negatives=hard_negatives is not None)
     check(isinstance(margin, Margin), "margin", margin, "a Margin, such as ArcFace()")
     for term in extra_terms:
         check(isinstance(term, ExtraTerm), "extra_terms", term, "terms, such as SampleToSample()")
     if expectation_margin is not None:
         name = "expectation_margin"
-        check(math.isfinite(expectation_margin), name, expectation_margin, "a finite number")
+        check_expectation_margin(expectation_margin, kept=True)
         check(place == "device", "place", place, f"device with {name}")
         expected = f"another margin than UniFace, or no {name}"
         check(not isinstance(margin, UniFace), "margin", margin, expected)
@@ -74,6 +78,7 @@ def check_head(
     check(0 <= momentum < 1, "momentum", momentum, "in [0, 1)")
     check(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "finite and at least 0")
     check(0 <= seed < 1 << 63, "seed", seed, "in [0, 2**63)")
+    check(isinstance(prefetch, int) and prefetch >= 0, "prefetch", prefetch, "an integer >= 0")
     check_dtype(dtype)
     check(
         compute_dtype in (torch.float16, torch.bfloat16, torch.float32, dtype),
@@ -90,9 +95,31 @@ def check_head(
         )
 
 
-def check_dtype(dtype: torch.dtype) -> None:
-    """Raises UserError unless the arithmetic can have it."""
+def check_dtype(dtype: torch.dtype, fixed: torch.dtype | None = None) -> None:
+    """Raises UserError unless the arithmetic can have it.
+
+    Args:
+        fixed: the one that it has, where rows stay where they are.
+    """
     check(dtype in (torch.float32, torch.float64), "dtype", dtype, "float32 or float64")
+    check(fixed in (None, dtype), "dtype", dtype, f"{fixed}, where rows are not moved")
+
+
+def check_sample_rate(
+    rate: float, group_sampling: GroupClasses | None, *, hard_negatives: bool
+) -> None:
+    """Raises UserError for a rate outside [0, 1], or that does not go with what else is asked."""
+    check(0 <= rate <= 1, "sample_rate", rate, "in [0, 1]")
+    check(group_sampling is None or rate == 1, "sample_rate", rate, "1 with group_sampling")
+    check(rate > 0 or not hard_negatives, "sample_rate", rate, "above 0 with hard_negatives")
+
+
+def check_expectation_margin(margin: float | None, *, kept: bool) -> None:
+    """Raises UserError for what is no finite number, or where expectations are not `kept`."""
+    name = "expectation_margin"
+    check(margin is None or math.isfinite(margin), name, margin, "a finite number")
+    expected = "None, as the head was built: build it with the margin to come, and set that to None"
+    check(margin is None or kept, name, margin, expected)
 
 
 def check_batch(

@@ -1,6 +1,6 @@
 """The loss of the global batch over every rank's classes, and its gradients.
 
-What is done with them, when, and in which memory is heads.partial_fc's business.
+What is done with them, when, and in which memory is heads.head_step's business.
 """
 
 from __future__ import annotations
@@ -113,7 +113,12 @@ class DistributedLoss:
     columns: tuple[str, ...] = ()
 
     def gather(
-        self, embeddings: Tensor, labels: Tensor, columns: Tensor | None, dtype: torch.dtype
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        columns: Tensor | None = None,
+        *,
+        dtype: torch.dtype,
     ) -> Batch:
         """The batches of all ranks, normalized in `dtype`: one collective (all_gather)."""
         rows, labels, values = self.ranks.gather_batch(embeddings, labels, columns)

@@ -165,11 +165,15 @@ class HeadGraphs(Generic[Result]):
         self._ranks, self._device = ranks, device
         self.recording = wanted and can_record(device)
         self._graphs: dict[bool, StepGraphs[Result]] = {}
-        for adding in (False, True):
-            self.renew(adding=adding)
+        self.forget()
 
     def __getitem__(self, adding: bool) -> StepGraphs[Result]:
         return self._graphs[adding]
+
+    def forget(self) -> None:
+        """Let go of all that is recorded, and record again."""
+        for adding in (False, True):
+            self.renew(adding=adding)
 
     def renew(self, *, adding: bool) -> None:
         """Record the steps of one kind again."""

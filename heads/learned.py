@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,18 +36,27 @@ def keep_learned(head: nn.Module, start: Sequence[float], *, like: Tensor) -> No
         head.register_buffer(name, held, persistent=len(start) > 0)
 
 
-def descend(head: Any, step: LearnedStep, *, lr: Tensor, apply: Tensor) -> None:
-    """Momentum SGD on a head's `learned`, in place, as on its centers; what has not started starts.
+def descend(
+    values: Tensor,
+    velocity: Tensor,
+    step: LearnedStep,
+    *,
+    lr: Tensor,
+    momentum: float,
+    weight_decay: float,
+    apply: Tensor,
+) -> None:
+    """Momentum SGD in place, as on the centers; what has not started starts.
 
     Args:
+        values, velocity: (k,) `learned` and `learned_velocity`.
         lr: 0-d.
         apply: 0-d bool; where it is false nothing changes, bit for bit.
     """
-    values, velocity = head.learned, head.learned_velocity
     if not len(values):
         return
     starts = (values == 0) & step.start.isfinite()
-    moved = head.momentum * velocity + step.gradient + head.weight_decay * values
+    moved = momentum * velocity + step.gradient + weight_decay * values
     torch.where(apply, moved, velocity, out=velocity)
     moved = torch.where(starts, step.start, values - lr.to(values.dtype) * velocity)
     torch.where(apply, moved, values, out=values)

@@ -1,82 +1,49 @@
 """PartialFC: a margin-softmax head whose class centers are split over ranks and sampled per step.
 
-It owns this rank's centers, their momentum and their update (PartialFC, An et al., 2022,
-arXiv:2203.15565). The arithmetic is heads.distributed_loss's, with three collectives a step, four
-with CurricularFace, UniFace or extra terms; `begin_step` adds one, hard negatives theirs
+It owns this rank's centers and their momentum (PartialFC, An et al., 2022, arXiv:2203.15565).
+heads.head_step takes the steps, with the arithmetic of heads.distributed_loss. That makes three
+collectives a step, and one more each for CurricularFace, for UniFace or extra terms, for
+`begin_step`, and for very many ranks (heads.statistics); hard negatives have theirs
 (heads.neighbors).
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from heads import counter
 from heads.centers import shard_of
 from heads.checks import (
-    check,
     check_announced,
     check_batch,
     check_dtype,
+    check_expectation_margin,
     check_head,
     check_micro_batches,
-    check_step_inputs,
+    check_sample_rate,
 )
-from heads.distributed_loss import Bank, Batch, DistributedLoss, FirstPass
-from heads.expectations import NOT_IN_KERNELS, own_rows
+from heads.distributed_loss import DistributedLoss
+from heads.expectations import NOT_IN_KERNELS
 from heads.extra_terms import ExtraTerm
 from heads.graph import HeadGraphs
+from heads.head_state import HeadState, begin_state
+from heads.head_step import HeadStep
 from heads.known_gradient import KnownGradient
-from heads.learned import LearnedStep, descend, keep_learned
-from heads.margins import Margin, StepContext
-from heads.micro_batches import MicroBatches
+from heads.margins import Margin
 from heads.neighbors.classes import sampling_near
 from heads.neighbors.table import HardNegatives, NeighborTable
 from heads.passes.backend import Backend, choose_backend
-from heads.passes.cosine_softmax import CenterGradient
-from heads.passes.workspace import Workspace
 from heads.ranks import Ranks
-from heads.rows.buffers import (
-    ROWS,
-    kept_rows,
-    narrow_dtypes,
-    register_rows,
-    restore_dtypes,
-    staying_away,
-)
-from heads.rows.initial import begin_rows
+from heads.rows.buffers import ROWS, rows_kept
 from heads.rows.placement import Placement
 from heads.rows.step_rows import StepRows
-from heads.rows.stored import Noise, Stored
-from heads.sampling import GroupClasses, Sample, sampling_at
-from heads.shard_state import keep_shard
-
-# Kinds of draws, each with keys of its own.
-_MARGIN, _ROUNDING = 2, 4  # heads.rows.step_rows has 1, heads.centers 3
-
-
-class _Update(NamedTuple):
-    """What a training forward leaves for `step`."""
-
-    sample: Sample
-    gradient: CenterGradient
-    finite: Tensor  # 0-d bool, the same on every rank
-    margin_state: Tensor
-    learned: LearnedStep
-    moves: Tensor | None  # (G, D) of the expectations
-
-
-class _Forward(NamedTuple):
-    loss: Tensor  # 0-d
-    grad: Tensor  # (B, D) d loss / d embeddings, of this rank's rows, in the centers' dtype
-    update: _Update
+from heads.rows.stored import Stored
+from heads.sampling import GroupClasses, Sample, Sampling, sampling_at
 
 
 class PartialFC(nn.Module):
@@ -84,8 +51,8 @@ class PartialFC(nn.Module):
 
     Keep it out of DistributedDataParallel, which would give every rank the first one's centers.
 
-    The attributes below are buffers. All but margin_factor are in state_dict, this rank's rows
-    alone, and beside them num_classes and first_class, which say whose rows these are:
+    Its buffers are those of heads.head_state. All but margin_factor are in state_dict, this rank's
+    rows alone, and beside them num_classes and first_class, which say whose rows these are:
     load_state_dict refuses those of other classes with a RuntimeError and changes nothing. A state
     without the two, as older versions saved it, is taken as it is.
 
@@ -128,20 +95,6 @@ class PartialFC(nn.Module):
         prefetch: >= 0, how many announced steps may be fetched ahead.
         process_group: the ranks that share the classes; the default group where torch.distributed
             is initialized by now, else this process alone.
-
-    Attributes:
-        centers: (rows, K·D), drawn from N(0, 0.01²) by global class id, so the start depends on
-            neither the world size nor num_classes.
-        velocity: (rows, K·D), None without momentum.
-        center_scales, velocity_scales: (rows, K) float32, with float8 alone: what the values of a
-            sub-center are multiplied by.
-        expectations: (rows, D) of the classes, in `dtype`; None without expectation_margin.
-        steps: 0-d int64, the number of `step` calls so far, from which each step's draws are made.
-        nonfinite_steps: 0-d int64, how many of them changed nothing for that reason.
-        margin_state: the margin's running values.
-        learned, learned_velocity: (k,) what is learned beside the centers: by the margin, then by
-            each extra term.
-        margin_factor: 0-d in [0, 1], the share of the margin in force.
 
     Raises:
         UserError: arguments outside these ranges.
@@ -192,227 +145,50 @@ class PartialFC(nn.Module):
             num_classes=num_classes,
             embedding_dim=embedding_dim,
             margin=margin,
-            extra_terms=extra_terms,
-            expectation_margin=expectation_margin,
-            columns=columns,
-            place=place,
+            sample_rate=sample_rate,
             group_sampling=group_sampling,
             hard_negatives=hard_negatives,
             subcenters=subcenters,
+            extra_terms=extra_terms,
+            expectation_margin=expectation_margin,
+            columns=columns,
             momentum=momentum,
             weight_decay=weight_decay,
             seed=seed,
             compute_dtype=compute_dtype,
             dtype=dtype,
             kept_in={"centers_dtype": centers_dtype, "momentum_dtype": momentum_dtype},
+            place=place,
+            prefetch=prefetch,
         )
-        self.num_classes = num_classes
-        self.embedding_dim = embedding_dim
-        self.margin = margin
-        self.extra_terms = tuple(extra_terms)
-        self.columns = tuple(columns)
-        self.subcenters = subcenters
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.seed = seed
-        self.compute_dtype = compute_dtype
+        self.num_classes, self.embedding_dim = num_classes, embedding_dim
+        self.margin, self.extra_terms, self.columns = margin, tuple(extra_terms), tuple(columns)
+        self.subcenters, self.seed, self.compute_dtype = subcenters, seed, compute_dtype
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.place, self.prefetch = place, prefetch
         self.ranks = Ranks(process_group)
         self.shard = shard_of(num_classes, rank=self.ranks.rank, world_size=self.ranks.world_size)
-
-        state = torch.tensor(margin.initial_state(), dtype=dtype, device=device)
-        self._placement = Placement(place, place_path, state.device)
-        check(isinstance(prefetch, int) and prefetch >= 0, "prefetch", prefetch, "an integer >= 0")
-        self.place, self.prefetch = place, prefetch
-        begin = partial(
-            begin_rows,
-            self.shard,
-            embedding_dim,
-            subcenters=subcenters,
-            placement=self._placement,
+        self._placement = Placement(place, place_path, torch.empty(0, device=device).device)
+        begin_state(
+            self,
+            self._placement,
+            dtype=dtype,
+            centers_dtype=centers_dtype,
+            momentum_dtype=momentum_dtype,
+            expectations=expectation_margin is not None,
+            classes=max(1.0, num_classes * (sample_rate or 1.0)),
         )
-        centers = begin(dtype=centers_dtype or dtype, seed=seed)
-        velocity = begin(dtype=momentum_dtype or dtype, seed=None) if momentum else None
-        register_rows(self, centers, velocity)
-        bank = None
-        if expectation_margin is not None:
-            bank = state.new_zeros(self.shard.num_local, embedding_dim)
-        self.register_buffer("expectations", bank)
-        self._expectation_margin = expectation_margin
-        for name in ("steps", "nonfinite_steps"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=device))
-        self.register_buffer("margin_state", state, persistent=state.numel() > 0)
-        classes = max(1.0, num_classes * (sample_rate or 1.0))
-        learned = [margin.initial_learned(classes)]
-        learned += [term.initial_learned(embedding_dim) for term in extra_terms]
-        keep_learned(self, sum(learned, ()), like=state)
-        self.register_buffer("margin_factor", state.new_ones(()), persistent=False)
         self.neighbors: NeighborTable | None = None
         if hard_negatives:
-            check(place == "device", "place", place, "device with hard_negatives")
             self.neighbors = NeighborTable(
                 hard_negatives, self.shard, self.ranks, self.centers, subcenters=subcenters
             )
-        keep_shard(self)
         self.register_load_state_dict_pre_hook(_forget_step)
         self.register_state_dict_pre_hook(_settle)
-
         self._backend_wanted, self._cuda_graph = backend, cuda_graph
         self._group_sampling = group_sampling
-        self._sample_rate = math.nan
+        self._sample_rate, self._expectation_margin = sample_rate, expectation_margin
         self._start_over()
-        self.sample_rate = sample_rate
-
-    def _start_over(self) -> None:
-        """Choose backend and graphs for where the centers are, and forget whatever waits."""
-        self.backend: Backend = choose_backend(
-            self._backend_wanted,
-            device=self.device,
-            embedding_dim=self.embedding_dim,
-            compute_dtype=self.compute_dtype,
-            obstacle=None if self.expectations is None else NOT_IN_KERNELS,
-        )
-        self._arithmetic = DistributedLoss(
-            self.margin,
-            self.ranks,
-            self.shard,
-            self.backend,
-            subcenters=self.subcenters,
-            compute_dtype=self.compute_dtype,
-            extra_terms=self.extra_terms,
-            columns=self.columns,
-        )
-        # One for steps of a single forward, one for steps that add several up: a recorded graph
-        # needs its memory to stay as it is.
-        self._workspaces = {adding: Workspace(self.device) for adding in (False, True)}
-        self._micro: MicroBatches | None = None
-        self.forget_graphs()
-        self._rows = StepRows(
-            kept_rows(self),
-            self._placement,
-            self.shard,
-            self.ranks,
-            seed=self.seed,
-            device=self.device,
-            recording=self._graphs.recording,
-            prefetch=self.prefetch,
-        )
-        self._drop_step()
-
-    def _drop_step(self) -> None:
-        """Forget the forwards since the last step."""
-        self._update: _Update | None = None
-        self._adding = False  # whether this step is one of several forwards
-        self._forwards = 0
-
-    def forget_step(self) -> None:
-        """For when the state is replaced: other centers' gradients must not meet those to come."""
-        self._drop_step()
-        if self.neighbors:
-            self.neighbors.forget_step()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
-        """Moving to another device or dtype: what is not in a buffer does not come along."""
-        _settle(self)
-        dtype = fn(self.margin_factor).dtype
-        check_dtype(dtype)
-        if self._placement.away:
-            check(dtype == self.dtype, "dtype", dtype, f"{self.dtype}, where rows are not moved")
-            with staying_away(self):
-                super()._apply(fn, recurse)
-        else:
-            narrow = narrow_dtypes(self)
-            super()._apply(fn, recurse)
-            restore_dtypes(self, narrow)
-        self._start_over()
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        """Rows that are looked at have all that the steps so far have changed in them."""
-        if name in ROWS and "_rows" in self.__dict__:
-            _settle(self)
-        return super().__getattr__(name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies: without what is recorded, or waits for `step`."""
-        _settle(self)
-        state = self.__dict__.copy()
-        made_again = (
-            "backend",
-            "_arithmetic",
-            "_workspaces",
-            "_micro",
-            "_graphs",
-        )
-        for name in (*made_again, "_update", "_rows"):
-            del state[name]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._start_over()
-
-    @property
-    def first_class(self) -> int:
-        """The global id of this rank's first class."""
-        return self.shard.first_class
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the arithmetic: statistics, sums and updates."""
-        return self.margin_factor.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the arithmetic, of embeddings and labels."""
-        return self.margin_factor.device
-
-    @property
-    def stored_centers(self) -> Stored:
-        return Stored(self.centers, self.center_scales)
-
-    @property
-    def sample_rate(self) -> float:
-        return self._sample_rate
-
-    @sample_rate.setter
-    def sample_rate(self, rate: float) -> None:
-        check(0 <= rate <= 1, "sample_rate", rate, "in [0, 1]")
-        check(
-            self._group_sampling is None or rate == 1, "sample_rate", rate, "1 with group_sampling"
-        )
-        if rate != self._sample_rate:
-            if self._adding or self._update:
-                raise RuntimeError("sample_rate changed while gradients wait: call step() first")
-            sampling = self._group_sampling or sampling_at(float(rate))
-            self.sampling = sampling_near(sampling, self.neighbors)
-            self._sample_rate = rate
-            self.forget_graphs()
-
-    @property
-    def expectation_margin(self) -> float | None:
-        return self._expectation_margin
-
-    @expectation_margin.setter
-    def expectation_margin(self, margin: float | None) -> None:
-        if margin == self._expectation_margin:
-            return
-        if margin is not None:
-            check(math.isfinite(margin), "expectation_margin", margin, "a finite number")
-        check(
-            self.expectations is not None,
-            "expectation_margin",
-            margin,
-            "None, as the head was built: build it with the margin to come, and set that to None",
-        )
-        if self._adding or self._update:
-            raise RuntimeError("expectation_margin changed while gradients wait: call step() first")
-        self._expectation_margin = margin
-        self.forget_graphs()
-
-    @property
-    def last_sample(self) -> Sample | None:
-        """The classes of this rank in the last training forward, until `step`."""
-        return self._update.sample if self._update else None
 
     def announce(self, labels: Tensor, *, ahead: int = 1) -> None:
         """Say which labels a coming step will have, so that its rows are fetched beside this one.
@@ -428,7 +204,7 @@ class PartialFC(nn.Module):
             ValueError: labels of another shape or dtype.
         """
         check_announced(labels)
-        self._rows.announce(labels, self.sampling, step=self.steps, ahead=ahead)
+        self._head_step.announce(labels, step=self.steps, ahead=ahead)
 
     def begin_step(self, labels: Tensor) -> None:
         """Announce a step of several micro-batches, whose gradients are to be added up.
@@ -448,22 +224,7 @@ class PartialFC(nn.Module):
                 batch.
         """
         check_micro_batches(labels, self.extra_terms, self.expectation_margin)
-        self._drop_step()
-        self._rows.fetch(labels, self.sampling, step=self.steps)
-        sample = self._sample(self.ranks.all_gather(labels.contiguous()).flatten())
-        if self._micro is None or not self._micro.fits(labels, sample):
-            self._graphs.renew(adding=True)
-            classes = self.shard.num_local if sample.rows is None else len(sample.rows)
-            self._micro = MicroBatches(
-                labels,
-                sample,
-                rows=classes * self.subcenters,
-                embedding_dim=self.embedding_dim,
-                state=self.margin_state,
-                learned=self.learned,
-            )
-        self._micro.restart(labels, sample, self.margin_state)
-        self._adding = True
+        self._head_step.begin(HeadState.of(self), labels)
 
     def forward(self, embeddings: Tensor, labels: Tensor, columns: Tensor | None = None) -> Tensor:
         """The loss of the global batch: a 0-d tensor, the same on every rank.
@@ -496,14 +257,15 @@ class PartialFC(nn.Module):
             device=self.device,
             embedding_dim=self.embedding_dim,
         )
+        state = HeadState.of(self)
         given = (embeddings.detach(), labels, *(() if columns is None else (columns,)))
         # The precision is compute_dtype's to choose, not autocast's.
         with torch.autocast(embeddings.device.type, enabled=False):
-            if not self.training:
-                return self._eval_forward(*given)
             with torch.no_grad():
-                result = self._compute(*given)
-            return KnownGradient.apply(embeddings, result.loss, result.grad)
+                if not self.training:
+                    return self._head_step.evaluate(state, *given)
+                found = self._head_step.forward(state, *given)
+            return KnownGradient.apply(embeddings, found.loss, found.grad)
 
     @torch.no_grad()
     def step(self, lr: float | Tensor, skip: Tensor | None = None) -> None:
@@ -521,169 +283,153 @@ class PartialFC(nn.Module):
             RuntimeError: without the training forwards that it needs.
             UserError: an lr or a skip of another kind.
         """
-        expected = self._micro.count if self._micro and self._adding else 1
-        if self._update is None or self._forwards < expected:
-            raise RuntimeError(
-                f"step() found the gradients of {self._forwards} of {expected} forwards in "
-                "training mode: call the head first, or begin_step() to start this step again"
-            )
-        check_step_inputs(lr, skip)
-        # A CPU takes the rate in any dtype; GPUs read it as float32.
-        dtype = self.dtype if self.device.type == "cpu" else torch.float32
-        if isinstance(lr, Tensor):
-            lr = lr.to(self.device, dtype)
-        else:  # filled in on the device, without a copy from the host
-            lr = torch.full((), lr, dtype=dtype, device=self.device)
-        finite = self._update.finite
-        apply = finite & torch.isfinite(lr)
-        if skip is not None:
-            apply = apply & ~skip
+        self._head_step.update(HeadState.of(self), lr, skip)
+
+    @property
+    def first_class(self) -> int:
+        """The global id of this rank's first class."""
+        return self.shard.first_class
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic: statistics, sums and updates."""
+        return self.margin_factor.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the arithmetic, of embeddings and labels."""
+        return self.margin_factor.device
+
+    @property
+    def stored_centers(self) -> Stored:
+        return Stored(self.centers, self.center_scales)
+
+    @property
+    def last_sample(self) -> Sample | None:
+        """The classes of this rank in the last training forward, until `step`."""
+        return self._head_step.sample
+
+    @property
+    def sample_rate(self) -> float:
+        return self._sample_rate
+
+    @sample_rate.setter
+    def sample_rate(self, rate: float) -> None:
+        near = self.neighbors is not None
+        check_sample_rate(rate, self._group_sampling, hard_negatives=near)
+        if rate != self._sample_rate:
+            self._change("sample_rate", rate)
+
+    @property
+    def expectation_margin(self) -> float | None:
+        return self._expectation_margin
+
+    @expectation_margin.setter
+    def expectation_margin(self, margin: float | None) -> None:
+        if margin != self._expectation_margin:
+            check_expectation_margin(margin, kept=self.expectations is not None)
+            self._change("expectation_margin", margin)
+
+    def _change(self, name: str, value: float | None) -> None:
+        if self._head_step.waits:
+            raise RuntimeError(f"{name} changed while gradients wait: call step() first")
+        _settle(self)
+        setattr(self, f"_{name}", value)
+        self._start_over()
+
+    def forget_step(self) -> None:
+        """For when the state is replaced: other centers' gradients must not meet those to come."""
+        self._head_step.forget()
         if self.neighbors:
-            self.neighbors.advance(self.steps, self.centers)
-        self._graphs.update(self._update_centers, lr, apply, adding=self._adding)
-        self._rows.write_back()
-        self.steps += 1
-        self.nonfinite_steps += ~finite
-        self._drop_step()
-
-    def margin_key(self) -> Tensor:
-        """0-d int64: the counter key of this step's drawn margins."""
-        return counter.step_key(self.seed, self.steps, _MARGIN)
-
-    def _train_forward(
-        self, embeddings: Tensor, labels: Tensor, columns: Tensor | None = None
-    ) -> _Forward:
-        """The loss, and every gradient."""
-        if self._micro and self._adding:
-            return self._add_forward(self._micro, embeddings, labels, columns)
-        batch = self._arithmetic.gather(embeddings, labels, columns, self.dtype)
-        sample = self._sample(batch.labels)
-        index = torch.arange(len(batch.labels), device=labels.device)
-        first = self._first_pass(batch, sample, self.margin_state, index)
-        gradients = self._arithmetic.second_pass(batch, first, share=1.0, into=None)
-        update = _Update(
-            sample,
-            gradients.centers,
-            gradients.finite,
-            first.margin_state,
-            gradients.learned,
-            first.bank and first.bank.moves,
-        )
-        return _Forward(gradients.loss, gradients.embeddings, update)
-
-    def _add_forward(
-        self, micro: MicroBatches, embeddings: Tensor, labels: Tensor, columns: Tensor | None
-    ) -> _Forward:
-        """The same for one of several forwards, whose sums so far are in `micro`."""
-        # Poisoned before they are gathered, so that every rank hears of it.
-        embeddings = torch.where(micro.announced(labels), embeddings, math.nan)
-        batch = self._arithmetic.gather(embeddings, labels, columns, self.dtype)
-        index = micro.index(self.ranks.world_size)
-        sample, share = micro.sample(index), 1 / micro.count
-        first = self._first_pass(batch, sample, micro.margin_state, index)
-        gradients = self._arithmetic.second_pass(batch, first, share=share, into=micro.gradient)
-        micro.finish(gradients.finite, first.margin_state, gradients.learned)
-        update = _Update(
-            sample,
-            gradients.centers,
-            micro.finite,
-            micro.margin_state,
-            micro.learned,
-            first.bank and first.bank.moves,
-        )
-        return _Forward(gradients.loss, gradients.embeddings, update)
-
-    def _first_pass(self, batch: Batch, sample: Sample, state: Tensor, index: Tensor) -> FirstPass:
-        context = self._context(state, index, batch)
-        workspace = self._workspaces[self._adding]
-        centers, _, sample = self._rows.at_hand(kept_rows(self), sample)
-        bank = None
-        if self.expectation_margin is not None:
-            assert self.expectations is not None
-            room = workspace.room("expectations")
-            bank = Bank(self.expectations, self.expectation_margin, room)
-        return self._arithmetic.first_pass(centers, batch, sample, context, workspace, bank)
-
-    @torch.no_grad()
-    def _eval_forward(
-        self, embeddings: Tensor, labels: Tensor, columns: Tensor | None = None
-    ) -> Tensor:
-        batch = self._arithmetic.gather(embeddings, labels, columns, self.dtype)
-        index = torch.arange(len(batch.labels), device=labels.device)
-        context = self._context(self.margin_state, index, batch)
-        return self._arithmetic.evaluate(self.stored_centers, batch, context)
-
-    def _context(self, state: Tensor, index: Tensor, batch: Batch) -> StepContext:
-        key, learned = self.margin_key(), self.learned
-        return StepContext(self.margin_factor, state, key, index, learned, batch.columns)
-
-    def _sample(self, labels: Tensor) -> Sample:
-        """The classes of this step, for the labels of the global batch."""
-        return self._rows.sample(labels, self.sampling, step=self.steps)
-
-    def _update_centers(self, lr: Tensor, apply: Tensor) -> None:
-        """The last forward's update, where `apply` (0-d bool) holds."""
-        update = self._update
-        assert update is not None
-        noise = None
-        if narrow_dtypes(self):
-            key = counter.step_key(self.seed, self.steps, _ROUNDING)
-            noise = Noise(key, update.sample.classes(self.shard))
-        self.backend.update_rows(
-            *self._rows.at_hand(kept_rows(self), update.sample),
-            update.gradient,
-            lr=lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            apply=apply,
-            noise=noise,
-            workspace=self._workspaces[self._adding],
-        )
-        if update.moves is not None and len(self.expectations):
-            moves = torch.where(apply, update.moves, -0.0)
-            self.expectations.index_add_(0, own_rows(update.sample), moves)
-        torch.where(apply, update.margin_state, self.margin_state, out=self.margin_state)
-        descend(self, update.learned, lr=lr, apply=apply)
-
-    def _compute(self, embeddings: Tensor, labels: Tensor, *columns: Tensor) -> _Forward:
-        """`_train_forward`, replayed from a graph where there is one; counts towards `step`."""
-        micro = self._micro if self._adding else None
-        if micro:
-            micro.check(labels, forwards=self._forwards)
-        else:
-            self._rows.fetch(labels, self.sampling, step=self.steps)
-        result = self._graphs.forward(
-            self._train_forward,
-            embeddings,
-            labels,
-            *columns,
-            adding=self._adding,
-            undo=self._rewind_micro_batches,
-        )
-        if self._graphs.recording:
-            # The graph writes it again at the next forward.
-            result = result._replace(grad=result.grad.clone())
-        self._update = result.update
-        self._forwards += 1
-        return result
-
-    def _rewind_micro_batches(self) -> None:
-        if self._micro and self._adding:
-            self._micro.rewind(self.margin_state)
+            self.neighbors.forget_step()
 
     def forget_graphs(self) -> None:
         """Let go of the recorded CUDA graphs; a step after that records again.
 
         Do so before the process group is destroyed: NCCL waits for graphs that use it.
         """
-        self._graphs: HeadGraphs[_Forward] = HeadGraphs(
-            self.ranks, self.device, wanted=self._cuda_graph
+        self._head_step.graphs.forget()
+
+    def _start_over(self) -> None:
+        """Take a new HeadStep: for other centers, another place or other settings."""
+        self.sampling: Sampling = sampling_near(
+            self._group_sampling or sampling_at(float(self._sample_rate)), self.neighbors
         )
+        self.backend: Backend = choose_backend(
+            self._backend_wanted,
+            device=self.device,
+            embedding_dim=self.embedding_dim,
+            compute_dtype=self.compute_dtype,
+            obstacle=None if self.expectations is None else NOT_IN_KERNELS,
+        )
+        arithmetic = DistributedLoss(
+            self.margin,
+            self.ranks,
+            self.shard,
+            self.backend,
+            subcenters=self.subcenters,
+            compute_dtype=self.compute_dtype,
+            extra_terms=self.extra_terms,
+            columns=self.columns,
+        )
+        graphs: HeadGraphs = HeadGraphs(self.ranks, self.device, wanted=self._cuda_graph)
+        rows = StepRows(
+            HeadState.of(self).rows,
+            self._placement,
+            self.shard,
+            self.ranks,
+            seed=self.seed,
+            device=self.device,
+            recording=graphs.recording,
+            prefetch=self.prefetch,
+        )
+        self._head_step = HeadStep(
+            arithmetic,
+            rows,
+            graphs,
+            self.sampling,
+            expectation_margin=self._expectation_margin,
+            neighbors=self.neighbors,
+            seed=self.seed,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            device=self.device,
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
+        """Moving to another device or dtype: what waits does not come along."""
+        _settle(self)
+        check_dtype(
+            fn(self.margin_factor).dtype, fixed=self.dtype if self._placement.away else None
+        )
+        with rows_kept(self, away=self._placement.away):
+            super()._apply(fn, recurse)
+        self._start_over()
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """Rows that are looked at have all that the steps so far have changed in them."""
+        if name in ROWS and "_head_step" in self.__dict__:
+            _settle(self)
+        return super().__getattr__(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: without what is recorded, or waits for `step`."""
+        _settle(self)
+        return {
+            name: part
+            for name, part in self.__dict__.items()
+            if name not in ("backend", "_head_step")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._start_over()
 
 
 def _settle(head: PartialFC, *_: Any) -> None:
     """Have all that was changed in the kept rows."""
-    head._rows.settle()
+    head._head_step.rows.settle()
 
 
 def _forget_step(head: PartialFC, *_: Any) -> None:

@@ -53,14 +53,15 @@ def over_all_ranks(mine: Statistics, ranks: Ranks) -> Statistics:
         gathered = _together(lambda stacked: ranks.all_gather(stacked).unbind(1), given)
         return Statistics(**{name: _OVER_RANKS[name](part) for name, part in gathered.items()})
 
-    logs = {name: given[name] for name in ("negative", "of_bank") if name in given}
-    sums = {name: given[name] for name in ("cosine", "own") if name in given}
-    most = _together(ranks.maximum, {n: p for n, p in given.items() if n not in sums})
+    maxima = {name: part for name, part in given.items() if name not in ("cosine", "own")}
+    maxima = _together(ranks.maximum, maxima)
     # As logsumexp does: what is not finite must not be subtracted from itself.
-    shifts = {name: most[name].where(most[name].isfinite(), 0.0) for name in logs}
-    scaled = {name: (part - shifts[name]).exp() for name, part in logs.items()}
-    total = _together(ranks.total, sums | scaled)
-    return Statistics(**most | total | {name: total[name].log() + shifts[name] for name in logs})
+    shifts = {n: top.where(top.isfinite(), 0.0) for n, top in maxima.items() if n != "largest"}
+    sums = {name: part for name, part in given.items() if name not in maxima}
+    sums |= {name: (given[name] - shift).exp() for name, shift in shifts.items()}
+    sums = _together(ranks.total, sums)
+    logs = {name: sums[name].log() + shift for name, shift in shifts.items()}
+    return Statistics(**maxima | sums | logs)
 
 
 def gathers(size: int, *, world_size: int) -> bool:

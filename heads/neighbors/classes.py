@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from facestream import UserError
 from heads.neighbors.table import NeighborTable
 from heads.sampling import (
-    BatchClasses,
     RandomClasses,
     Sample,
     Sampling,
@@ -53,17 +51,10 @@ class NeighborClasses(Sampling):
 
 
 def sampling_near(sampling: Sampling, table: NeighborTable | None) -> Sampling:
-    """The same with neighbors among the random classes; where all take part, as it is.
-
-    Raises UserError for the batch's own classes alone.
-    """
-    if table is None:
+    """The same with neighbors among the random classes; where all take part, as it is."""
+    if table is None or not isinstance(sampling, RandomClasses):
         return sampling
-    if isinstance(sampling, BatchClasses):
-        raise UserError("PartialFC: sample_rate=0, expected above 0 with hard_negatives")
-    if isinstance(sampling, RandomClasses):
-        return NeighborClasses(sampling.rate, table)
-    return sampling
+    return NeighborClasses(sampling.rate, table)
 
 
 def choose(labels: Tensor, near: Tensor, shard: Shard, *, size: int, most: int) -> Tensor:

@@ -40,29 +40,30 @@ def stored_rows(rows: Mapping[str, Tensor], names: tuple[str, str]) -> Stored | 
 
 
 @contextmanager
-def staying_away(head: nn.Module) -> Iterator[None]:
-    """Inside, rows are no buffers: a head that moves leaves them where they are."""
-    rows = {name: head._buffers.pop(name) for name in ROWS}
-    try:
-        yield
-    finally:
-        others = head._buffers.copy()
-        head._buffers.clear()
-        head._buffers.update(rows | others)
+def rows_kept(head: nn.Module, *, away: bool) -> Iterator[None]:
+    """Inside, a head may move and be converted, and its rows lose nothing by it.
 
+    Those in fewer bits than the arithmetic keep their dtype, and so do scales.
 
-def narrow_dtypes(head: nn.Module) -> dict[str, torch.dtype]:
-    """Of the buffers that keep theirs whatever the arithmetic's is."""
-    return {
+    Args:
+        away: whether all rows stay where they are, as they are.
+    """
+    if away:
+        rows = {name: head._buffers.pop(name) for name in ROWS}
+        try:
+            yield
+        finally:
+            others = head._buffers.copy()
+            head._buffers.clear()
+            head._buffers.update(rows | others)
+        return
+    kept = {
         name: tensor.dtype
         for name, tensor in kept_rows(head).items()
         if tensor.dtype in NARROW or name.endswith("scales")
     }
-
-
-def restore_dtypes(head: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
-    """After a conversion to the dtype of another arithmetic, in which nothing was lost."""
-    for name, dtype in dtypes.items():
+    yield
+    for name, dtype in kept.items():
         setattr(head, name, getattr(head, name).to(dtype))
 
 

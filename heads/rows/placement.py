@@ -45,7 +45,7 @@ class Placement:
                 f"place_path={str(folder or '')!r}, expected a folder that exists, on a local "
                 "disk with room for the centers: place=disk keeps them there"
             )
-        self.place, self._folder, self._device = place, folder, device
+        self.place, self._folder, self.device = place, folder, device
         self._files: dict[int, IO[bytes]] = {}  # by the address of the first byte
 
     @property
@@ -56,7 +56,7 @@ class Placement:
     def __reduce__(self) -> tuple:
         """A copy's rows are in the host's memory: the files stay with the original."""
         place = "host" if self.place == "disk" else self.place
-        return Placement, (place, None, self._device)
+        return Placement, (place, None, self.device)
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A matrix of zeros, with its memory reserved.
@@ -65,7 +65,7 @@ class Placement:
             UserError: the disk has no room, or cannot map files.
         """
         if self.place == "device":
-            matrix = torch.empty(*shape, dtype=dtype, device=self._device)
+            matrix = torch.empty(*shape, dtype=dtype, device=self.device)
             advise_huge_pages(matrix)  # before it is written, `torch.zeros` writes at once
             return matrix.zero_()
         size = math.prod(shape) * dtype.itemsize
@@ -76,7 +76,7 @@ class Placement:
     @property
     def pins(self) -> bool:
         """Whether host memory is to be pinned, so that copies to and from the device run beside."""
-        return self._device.type not in ("cpu", "meta")
+        return self.device.type not in ("cpu", "meta")
 
     def will_need(self, matrix: Tensor, rows: Tensor) -> None:
         """Have the system read (m,) rows of a mapped matrix, all at once.

@@ -17,7 +17,7 @@ from heads.rows.stored import Stored
 from heads.rows.working_set import WorkingSet
 from heads.sampling import Sample, Sampling, Shard
 
-_SAMPLING = 1  # the kind of draws; heads.partial_fc has 2 and 4, heads.centers 3
+_SAMPLING = 1  # the kind of draws; heads.head_step has 2 and 4, heads.centers 3
 
 
 class StepRows:

@@ -149,7 +149,7 @@ def test_where_recording_fails_the_reason_is_told_and_training_goes_on(options, 
 def test_the_rehearsal_before_a_recording_may_fail_as_any_step(monkeypatch):
     """Lack of memory is no obstacle to a graph: other ranks have gone on, so it is raised."""
     head = build(ArcFace(), monkeypatch, RecordedGraphs())
-    monkeypatch.setattr(head, "_train_forward", lambda *inputs: 1 / 0)
+    monkeypatch.setattr(head._head_step, "_whole_forward", lambda *inputs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         head(*batch(0))
 
@@ -171,12 +171,16 @@ def test_a_larger_batch_elsewhere_leaves_the_recorded_memory(monkeypatch):
     head = build(ArcFace(), monkeypatch, RecordedGraphs())
     for step in range(4):
         assert same(train_in_parts(plain, step), train_in_parts(head, step))
-        pointers = {name: held.data_ptr() for name, held in head._workspaces[True]._held.items()}
+        pointers = {
+            name: held.data_ptr() for name, held in head._head_step.workspaces[True]._held.items()
+        }
         large = batch(step, rows=5 * BATCH)
         for one in (plain, head):
             one(*large)
             one.step(0.1)
-        after = {name: held.data_ptr() for name, held in head._workspaces[True]._held.items()}
+        after = {
+            name: held.data_ptr() for name, held in head._head_step.workspaces[True]._held.items()
+        }
         assert after == pointers
         assert same(list(plain.buffers()), list(head.buffers()))
 
@@ -219,7 +223,7 @@ def test_a_batch_of_another_shape_is_refused_by_name(monkeypatch):
 
 def test_a_cpu_head_has_no_graph():
     head = PartialFC(CLASSES, DIM, ArcFace(), cuda_graph=True)
-    assert not head._graphs.recording
+    assert not head._head_step.graphs.recording
 
 
 @pytest.mark.gpu
@@ -241,7 +245,7 @@ def test_cuda_graph_equals_plain_calls(options):
             results.append([loss.detach(), leaf.grad, head.centers])
         for plain, replayed in zip(*results):
             torch.testing.assert_close(plain, replayed, rtol=1e-4, atol=1e-6)
-    assert not heads[1]._graphs[False].obstacles
+    assert not heads[1]._head_step.graphs[False].obstacles
 
 
 @pytest.mark.slow

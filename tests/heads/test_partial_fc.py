@@ -28,6 +28,7 @@ from heads import (
     create_margin,
     distributed_loss,
 )
+from heads.head_step import margin_key
 from tests.graph_safety import GraphSafety
 from tests.heads.head_reference import scalar_head
 
@@ -56,7 +57,7 @@ def margin_context(head: PartialFC, rows: int) -> StepContext:
     return StepContext(
         head.margin_factor.clone(),
         head.margin_state.clone(),
-        head.margin_key(),
+        margin_key(head.seed, head.steps),
         torch.arange(rows),
         head.learned.clone(),
     )

@@ -28,6 +28,7 @@ from heads import (
     UniFace,
     create_margin,
 )
+from heads.head_step import margin_key
 from heads.sampling import EVERYONE
 from tests.heads.head_reference import Reference, scalar_head
 from tests.ranks import run_ranks
@@ -123,7 +124,7 @@ def check_steps(
         context = StepContext(
             head.margin_factor,
             head.margin_state.clone(),
-            head.margin_key(),
+            margin_key(head.seed, head.steps),
             torch.arange(global_batch),
             head.learned.clone(),
         )

@@ -15,7 +15,7 @@ from heads.counter import step_key
 from heads.neighbors.classes import NeighborClasses, choose, sampling_near
 from heads.neighbors.table import HardNegatives, NeighborTable
 from heads.ranks import Ranks
-from heads.sampling import AllClasses, BatchClasses, RandomClasses, Sample, Shard
+from heads.sampling import AllClasses, RandomClasses, Sample, Shard
 from tests.graph_safety import GraphSafety
 
 
@@ -162,9 +162,7 @@ def test_only_random_samples_have_neighbors_in_them():
     table = table_of(some_table(10, 2, seed=0), shard)
     assert sampling_near(RandomClasses(0.3), table) == NeighborClasses(0.3, table)
     assert sampling_near(AllClasses(), table) == AllClasses()
-    with pytest.raises(ValueError, match="sample_rate=0, expected above 0 with hard_negatives"):
-        sampling_near(BatchClasses(), table)
-    assert sampling_near(BatchClasses(), None) == BatchClasses()
+    assert sampling_near(RandomClasses(0.3), None) == RandomClasses(0.3)
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,10 @@ def test_they_are_kept_from_groups_and_from_a_rate_of_zero():
     assert not isinstance(head.sampling, NeighborClasses), "all classes are in"
     head.sample_rate = 0.5
     assert isinstance(head.sampling, NeighborClasses)
+    with pytest.raises(ValueError, match=r"sample_rate=0, expected above 0 with hard_negatives"):
+        head.sample_rate = 0
+    assert head.sample_rate == 0.5
+    assert head(*batch(0)).isfinite(), "the head goes on as it was"
 
 
 # --- over ranks ---

@@ -190,7 +190,7 @@ def test_copies_go_their_own_way(tmp_path):
 def test_a_head_that_is_let_go_ends_its_thread():
     away = build("host", sample_rate=0.3)
     train(away, range(2))
-    (thread,) = away._rows._fetcher._thread._threads
+    (thread,) = away._head_step.rows._fetcher._thread._threads
     gone = weakref.ref(away)
     del away
     assert gone() is None, "nothing holds it in a circle"
