@@ -80,4 +80,6 @@ def test_ctrl_c_that_ends_tee_first_saves_all_the_same(launcher, tmp_path):
         (output / "go on").touch()
         process.wait(LIMIT)
     assert newest(output) == f"step_{steps(output)[-1]:09d}"
-    assert "Traceback" not in (output / "run.log").read_text()
+    log = (output / "run.log").read_text()
+    assert "stopped: SIGINT on rank" in log
+    assert "Traceback" not in log

@@ -22,6 +22,7 @@ from tests.clock import LIMIT
 from tests.ranks import FORKSERVER
 from tests.training import tiny
 from training.faults.stops import NO_ANSWER_EXIT_CODE
+from training.faults.watchdog import HANG_EXIT_CODE
 from training.reporting.journal import read_lines
 from training.saving import files
 
@@ -32,8 +33,10 @@ import os, signal, time
 from pathlib import Path
 import training.assembly, training.loop, training.reporting.curves, training.verification
 import training.saving.checkpoint as checkpoint
+from tests.clock import Clock
 from tests.training import tiny
 from training.config import override
+from training.faults import stops, watchdog
 from training.loop import Trainer
 
 config = override(
@@ -115,6 +118,28 @@ def press_twice(*_):
     while True:
         time.sleep(0.01)
 before(training.reporting.curves, "plot_curves", press_twice)
+""",
+    "an hour later": """
+def pass_an_hour(trainer, *_):
+    if (rank, trainer.steps_done) == (world_size - 1, 2):
+        stops.time = Clock()
+        stops.time.now = time.monotonic() + 3600
+        while not trainer._stops._agreement.frozen:
+            time.sleep(0.01)
+config = override(config, ["run.max_hours=1"])
+before(Trainer, "train_on", pass_an_hour)
+""",
+    # The limit holds from here on only: any other step may take as long as it likes. The last rank
+    # watches once the other has found it out, which does not see it end before.
+    "hang": """
+def sleep(trainer, *_):
+    if trainer.steps_done == 7:
+        while rank and not (trainer.output / "hang_rank0.txt").exists():
+            time.sleep(0.01)
+        trainer._watchdog._minutes = 1 / 60
+        time.sleep(3600 * rank)
+watchdog._TICK = 0.1
+before(Trainer, "train_on", sleep)
 """,
     "closing": """
 def at_the_end(*_):
@@ -277,6 +302,27 @@ def test_when_a_rank_is_killed_the_other_says_so(dead, command):
     assert files.faults(files.newest(ended.output)) == []
     told = ("failed", why) if alive == 0 else ("running", "")
     assert (ended.state["status"], ended.state["why"]) == told
+
+
+@pytest.mark.slow
+def test_when_the_time_is_over_all_is_saved(command):
+    ended = command("an hour later", world_size=2)
+    assert ended.exit_codes == [0, 0], ended.told
+    assert "stopped: run.max_hours=1 is reached" in ended.told
+    assert files.newest(ended.output).name == f"step_{ended.steps[-1]:09d}"
+
+
+@pytest.mark.slow
+def test_a_hang_is_told_by_the_rank_that_waits(command):
+    ended = command("hang", world_size=2)
+    assert ended.exit_codes == [HANG_EXIT_CODE] * 2, ended.told
+    for rank in range(2):
+        told = (ended.output / f"hang_rank{rank}.txt").read_text()
+        assert f"rank {rank} hangs: in training of step 7 since" in told
+        assert "furthest behind" in told
+    assert "in sleep" in (ended.output / "hang_rank1.txt").read_text(), "where it sleeps"
+    assert (ended.state["status"], ended.state["exit_code"]) == ("failed", HANG_EXIT_CODE)
+    assert ended.state["why"].startswith("rank 0 hangs: in training of step 7 since")
 
 
 @pytest.mark.slow

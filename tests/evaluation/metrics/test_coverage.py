@@ -10,7 +10,7 @@ from evaluation.metrics.folds import DISTANCES, Folds
 from evaluation.metrics.scored import ScoredPairs
 from tests.evaluation.metrics.simulated import simulated
 
-SIMULATIONS = 500
+SIMULATIONS = 250
 DRAWS = 200
 FAR = 1e-2
 
@@ -48,7 +48,7 @@ def intervals() -> Iterator[dict[str, tuple[float, float]]]:
 
 @pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say(truth: dict[str, float]) -> None:
-    """Of 500 sets of 100 people, some hard to recognize, whose pairs depend on each other."""
+    """Of 250 sets of 100 people, some hard to recognize, whose pairs depend on each other."""
     found = list(intervals())
     for name, value in truth.items():
         share = np.mean([one[name][0] <= value <= one[name][1] for one in found])
