@@ -1,17 +1,23 @@
-"""Commands called in this process: one of their own would import torch for seconds."""
+"""Commands called in this process, or in one forked from the ranks' server: others would import
+torch for seconds."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch.distributed as dist
 
+from tests.clock import LIMIT
+from tests.ranks import FORKSERVER
 from training.distributed import leave_world
 
 
@@ -34,6 +40,34 @@ def call(main: Callable[[], None], *arguments: object) -> Ended:
             except SystemExit as ended:
                 code = int(ended.code or 0)
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+def call_apart(main: Callable[[], None], *arguments: object, folder: Path) -> Ended:
+    """Call a command's `main` in a process of its own, as a shell in `folder` would start it."""
+    with tempfile.TemporaryDirectory() as written:
+        files = [Path(written) / name for name in ("stdout", "stderr")]
+        given = (main, list(map(str, arguments)), folder, files, os.environ.copy())
+        process = FORKSERVER.Process(target=_apart, args=given)
+        process.start()
+        process.join(LIMIT)
+        out, err = (file.read_text() for file in files)
+    assert process.exitcode is not None, f"it does not end: {out}{err}"
+    return Ended(process.exitcode, out, err)
+
+
+def _apart(
+    main: Callable[[], None],
+    arguments: list[str],
+    folder: Path,
+    files: list[Path],
+    environment: Mapping[str, str],
+) -> None:
+    os.environ |= environment  # the server has that of when it began
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(folder)
+    sys.argv = [main.__module__, *arguments]
+    main()
 
 
 @contextlib.contextmanager

@@ -1,9 +1,5 @@
 """cache_teacher: what it writes is what the teacher makes of the loader's own images."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,13 +9,13 @@ from pipeline.dali_loader import Loader
 from pipeline.records.index import open_index
 from pipeline.records.recordio import RecordWriter, pack_image
 from synthetic import encode_jpeg, render
-from tools.cache_teacher import cache_teacher
+from tests.commands import call_apart
+from tools.cache_teacher import cache_teacher, main
 from training.config import Config, DataConfig, DistillConfig, ModelConfig, RunConfig, StepConfig
 from training.distill.embedding_cache import open_embeddings
 from training.distill.teacher import load_teacher
 from training.step.precision import choose_precision
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 IMAGES, BAD, D = 11, 4, 8
 
@@ -42,13 +38,6 @@ def config(tmp_path):
         model=ModelConfig(embedding_dim=D),
         step=StepConfig(precision="fp32"),
         distill=DistillConfig(teacher=str(tmp_path / "teacher.pth"), model="iresnet10"),
-    )
-
-
-def command(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    script = str(ROOT / "tools/cache_teacher.py")
-    return subprocess.run(
-        [sys.executable, script, str(config), *options], capture_output=True, text=True, cwd="/"
     )
 
 
@@ -86,7 +75,7 @@ def test_the_command_goes_on_where_it_was_interrupted(config, world, tmp_path):
         f"model=ModelConfig(embedding_dim={D}), step=StepConfig(precision='fp32'), "
         f"distill={config.distill!r})\n"
     )
-    done = command(path, "--batch", "4")
+    done = call_apart(main, path, "--batch", 4, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     found, first = (np.frombuffer(c[4096:], np.float16) for c in (cache.read_bytes(), whole))
     assert not found[:D].any()
@@ -100,7 +89,7 @@ def test_a_configuration_without_a_teacher_is_one_line_of_error(tmp_path):
         "from training.config import *\n"
         "config = Config(run=RunConfig(device='cpu'), data=DataConfig(train='x.rec'))\n"
     )
-    done = command(path)
+    done = call_apart(main, path, folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("cache_teacher: distill.teacher='': expected a teacher")
     assert "Traceback" not in done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from models import create_model
+from tests.commands import call_apart
 from tests.training import tiny
 from tests.training.saved import save
 from tools.export_weights import export_arcface_torch, export_safetensors, main
@@ -29,7 +29,6 @@ from training.step.precision import choose_precision
 from training.step.schedules import create_schedule
 from training.step.train_step import TrainStep
 
-ROOT = Path(__file__).parents[2]
 CLASSES, STEPS = 11, 2
 SCORES = {"lfw": {"accuracy": 0.99783, "tar_at_far": 0.5}}
 
@@ -312,10 +311,7 @@ def test_without_sgds_momentum_it_is_said_and_the_rest_is_there(config, world, t
 @pytest.mark.slow
 def test_the_command_writes(config, world, tmp_path):
     _, path = train(config, world)
-    command = [sys.executable, str(ROOT / "tools/export_weights.py"), str(path)]
-    done = subprocess.run(
-        [*command, "-o", "out", "--license", "mit"], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = call_apart(main, path, "-o", "out", "--license", "mit", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         f"checkpoint    {path}: step {STEPS}",

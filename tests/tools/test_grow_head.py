@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +11,11 @@ import torch
 
 from heads.centers import initial_centers
 from pipeline.dali_loader import Loader
+from tests.commands import call_apart
 from tests.training import tiny
 from tests.training.people import build, save_run, with_data, write_people
 from tests.training.saved import save
-from tools.grow_head import grow_head
+from tools.grow_head import grow_head, main
 from training.config import Config, override
 from training.distributed import World
 from training.saving import checkpoint
@@ -28,7 +27,6 @@ from training.step.optim import set_learning_rate
 from training.step.precision import choose_precision
 from training.weights.warm_start import warm_start
 
-ROOT = Path(__file__).parents[2]
 OLD, NEW = ("ann", "bob", "cyd"), ("eve", "fay")
 
 
@@ -192,19 +190,13 @@ def test_nothing_is_left_under_its_name_when_the_disk_fails(trained, new, world,
     assert not faults(tmp_path / "out")
 
 
-def command(*options: object) -> subprocess.CompletedProcess[str]:
-    script = str(ROOT / "tools/grow_head.py")
-    arguments = [sys.executable, script, *map(str, options)]
-    return subprocess.run(arguments, capture_output=True, text=True, cwd="/")
-
-
 @pytest.mark.slow
 def test_the_command_says_what_it_wrote_or_what_is_wrong(trained, new, tmp_path):
-    done = command(trained[0], "--rec", new, "-o", tmp_path / "out")
+    done = call_apart(main, trained[0], "--rec", new, "-o", "out", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"wrote         {tmp_path / 'out'}: 3 centers as they were, 2 new ones" in done.stdout
-    assert f"run.init_from={tmp_path / 'out'}" in done.stdout
-    done = command(trained[0], "--rec", new, "-o", tmp_path / "out")
+    assert "wrote         out: 3 centers as they were, 2 new ones" in done.stdout
+    assert "run.init_from=out" in done.stdout
+    done = call_apart(main, trained[0], "--rec", new, "-o", "out", folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("grow_head: ")
     assert "Traceback" not in done.stderr

@@ -1,12 +1,15 @@
 """What the commands say of themselves."""
 
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-TOOLS = sorted(path.stem for path in (Path(__file__).parents[2] / "tools").glob("[!_]*.py"))
+ROOT = Path(__file__).parents[2]
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("[!_]*.py"))
+ROOMS = ("evaluation", "heads", "models", "pipeline", "synthetic", "tools", "training")
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -20,6 +23,15 @@ def test_every_file_among_the_tools_is_a_command_that_describes_itself(tool, mon
     assert usage.startswith(f"usage: {tool}.py")
     assert description
     assert not description.endswith(":")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_command_finds_our_rooms_wherever_it_is_started(tool):
+    """As a script it has its own folder in the path, not the root."""
+    source = (ROOT / f"tools/{tool}.py").read_text()
+    ours = re.search(rf"^(from|import) ({'|'.join(ROOMS)})\b", source, re.M)
+    found = source.find("\nsys.path.insert(0, str(Path(__file__).resolve().parents[1]))\n")
+    assert not ours or 0 < found < ours.start()
 
 
 @pytest.mark.parametrize("tool", ["cache_teacher", "preview"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models import Architecture
+from tests.commands import call_apart
 from tests.models.small import DIM, SMALL, as_recognized, small
 from tests.training import tiny
 from tools.import_arcface_torch import import_arcface_torch, main
@@ -24,7 +24,6 @@ from training.step.backbone import unwrapped
 from training.step.precision import choose_precision
 from training.weights import imported_run
 
-ROOT = Path(__file__).parents[2]
 CLASSES, RANKS, STEP = 11, 3, 600
 NETWORK = Architecture("iresnet10", embedding_dim=16, image_size=tiny.SIZE, options={"width": 0.25})
 
@@ -126,13 +125,7 @@ def test_a_folder_in_use_is_left_alone(theirs, tmp_path):
 @pytest.mark.slow
 def test_the_command_imports(theirs, tmp_path):
     folder, _, _ = theirs
-    command = [sys.executable, str(ROOT / "tools/import_arcface_torch.py"), str(folder)]
-    done = subprocess.run(
-        [*command, "-o", "out", "--num-classes", str(CLASSES)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    done = call_apart(main, folder, "-o", "out", "--num-classes", CLASSES, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "head          11 classes" in done.stdout
     assert f"run.resume=out/checkpoints/step_{STEP:09d}" in done.stdout

@@ -1,8 +1,6 @@
 """preview: originals beside what the run will see."""
 
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,6 @@ from tests.commands import call
 from tools.preview import main, preview
 from training.config import Config, DataConfig, RunConfig
 
-ROOT = Path(__file__).parents[2]
 TILE = 112 + 2 * 2  # an image and its border
 
 
@@ -47,13 +44,7 @@ def tile(grid: np.ndarray, row: int, column: int) -> np.ndarray:
 @pytest.mark.dali
 def test_the_grid_shows_originals_and_then_what_the_run_sees(config, tmp_path):
     out = tmp_path / "grid.png"
-    options = ("-o", str(out), "--images", "4", "--epochs", "2")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools/preview.py"), str(config), *options],
-        capture_output=True,
-        text=True,
-        cwd="/",
-    )
+    done = call(main, config, "-o", out, "--images", 4, "--epochs", 2)
     assert done.returncode == 0, done.stderr
     grid = np.asarray(Image.open(out))
     assert grid.shape == (4 * TILE, 3 * TILE, 3)
