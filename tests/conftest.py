@@ -60,8 +60,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "dali": None if dali.is_installed() else "no NVIDIA DALI",
     }
     # The longest files begin first, so that processes beside one another end together.
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        if slow := item.get_closest_marker("slow"):
+            seconds[item.path] += slow.kwargs.get("seconds", 1)
+    items.sort(key=lambda item: -seconds[item.path])
     for item in items:
         # Processes that share the tests must collect the same ones.
         assert " at 0x" not in item.nodeid, f"{item.nodeid} has an address: give its parameters ids"

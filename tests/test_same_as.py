@@ -75,7 +75,7 @@ def changed(tmp_path) -> Side:
     return Side("changed", tmp_path / "tree")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=15)
 def test_a_weight_decay_times_1_0001_is_seen(changed, tmp_path, capsys):
     short = ("run.epochs=1", "run.keep=1")
     assert not compare([Side("here", ROOT), changed], CASES[:1], tmp_path, *short)

@@ -38,7 +38,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(train_dist, name, lambda: None)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=6)
 def test_two_ranks_train_verify_save_and_draw_curves(faces, tmp_path):
     """Under the older launcher, which gives them options; test_train_dist_stops uses torchrun."""
     output = tmp_path / "run"
@@ -60,7 +60,7 @@ def test_two_ranks_train_verify_save_and_draw_curves(faces, tmp_path):
     assert [line["step"] for line in lines if "verification" in line] == [0, 8]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=6)
 def test_a_dry_run_takes_the_memory_it_predicts_and_leaves_no_output(faces, tmp_path):
     """Of a head of 500 MB, in a process of its own, whose libraries count."""
     output = tmp_path / "run"
@@ -78,7 +78,7 @@ def test_a_dry_run_takes_the_memory_it_predicts_and_leaves_no_output(faces, tmp_
     assert not output.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=6)
 def test_what_cannot_fit_is_refused_in_one_line_that_says_what_takes_the_memory(
     faces, tmp_path, in_this_process
 ):
@@ -174,7 +174,7 @@ def test_mistakes_end_in_one_line_that_says_how_to_mend_them(
     assert complaint in line
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=6)
 def test_a_mistake_ends_the_process_without_a_trace():
     done = run("train_dist.py", "configs/demo.py", "optim.rate=1")
     assert done.returncode == 2

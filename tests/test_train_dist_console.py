@@ -45,7 +45,7 @@ def configure(tmp_path: Path, *, waits_at: int = -1) -> tuple[Path, Path]:
     return path, output
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=6)
 def test_a_run_outlives_the_head_that_shows_it(tmp_path):
     path, output = configure(tmp_path)
     with subprocess.Popen(
@@ -68,7 +68,7 @@ def test_a_run_outlives_the_head_that_shows_it(tmp_path):
     assert complaints.count("stdout: [Errno 32] Broken pipe") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=6)
 @pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["one process", "torchrun"])
 def test_ctrl_c_that_ends_tee_first_saves_all_the_same(launcher, tmp_path):
     path, output = configure(tmp_path, waits_at=7)

@@ -130,7 +130,7 @@ def newest(output: Path) -> str:
     return max(path.name for path in (output / "checkpoints").glob("step_*"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_ctrl_c_saves_where_it_is_and_the_command_goes_on(configure):
     """Of one process: the losses are those of a run that was never stopped."""
     path, output = configure(HEARS, "run.epochs=6")
@@ -156,7 +156,7 @@ def test_ctrl_c_saves_where_it_is_and_the_command_goes_on(configure):
     assert state(output) == ("finished", "all steps are done", 30, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_what_torchrun_is_sent_stops_all_ranks_after_the_same_step(configure):
     path, output = configure(HEARS)
     with started(*TORCHRUN, "train_dist.py", path) as process:
@@ -171,7 +171,7 @@ def test_what_torchrun_is_sent_stops_all_ranks_after_the_same_step(configure):
     assert newest(output) == f"step_{steps(output)[-1]:09d}"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_one_rank_that_is_sent_a_signal_stops_all_and_none_is_started_again(configure):
     path, output = configure(HEARS)
     with started(*TORCHRUN, "--max-restarts=3", "train_dist.py", path) as process:
@@ -184,7 +184,7 @@ def test_one_rank_that_is_sent_a_signal_stops_all_and_none_is_started_again(conf
     assert newest(output) == f"step_{steps(output)[-1]:09d}"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_when_torchrun_is_killed_its_ranks_save_and_end(configure):
     """As the machine's memory killer may choose it; a signal to one of them makes no difference."""
     path, output = configure(HEARS)
@@ -200,7 +200,7 @@ def test_when_torchrun_is_killed_its_ranks_save_and_end(configure):
     wait_until(lambda: not any(Path(f"/proc/{orphan}").exists() for orphan in orphans))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_a_rank_that_dies_is_started_again_with_all_others(configure):
     path, output = configure(DIES_ONCE, "run.epochs=6")
     with started(*TORCHRUN, "--max-restarts=1", "train_dist.py", path) as process:

@@ -29,7 +29,7 @@ def numbers(cells: list[str]) -> list[float]:
     return [float(cell.replace(",", "")) for cell in cells]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 @pytest.mark.parametrize(("backend", "sizes"), [("triton", 6), ("torch", 3)])
 def test_no_count_of_a_step_has_grown(backend: str, sizes: int) -> None:
     """PyTorch's of the smaller S alone: the larger takes it tens of thousands of operations."""
@@ -56,7 +56,7 @@ def test_a_kernel_more_a_chunk_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
     assert after.sent == before.sent == 4 * (512 * 512 + 2 * 4096 + 4096 * 512) + 8 * 512
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_no_kernel_takes_more_registers_or_shared_memory(pytestconfig: pytest.Config) -> None:
     """As compiled by the Triton that is named there; another may need others."""
     if f"compiled by triton {triton.__version__.rpartition('.')[0]}\n" not in DOCUMENT.read_text():

@@ -19,7 +19,7 @@ def faces(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     "case",

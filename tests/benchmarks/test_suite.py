@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +14,13 @@ import torch
 
 from benchmarks.harness import RESULTS
 from benchmarks.suite import __main__ as suite
-from benchmarks.suite import backbone, facts, head, page, step, stream
+from benchmarks.suite import backbone, facts, head, page, ranks, step, stream
 from benchmarks.suite.figures import Figures
 from benchmarks.suite.measure import Row
-from benchmarks.suite.processes import Stage, run
+from benchmarks.suite.processes import Stage, launcher, run
 from benchmarks.suite.shares import beside_others
 from tests.clock import wait_until
+from tests.ranks import run_ranks
 from training.distributed import World
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +44,7 @@ def rows_of(stage: Callable[[Figures], None], figures: Figures, folder: Path) ->
     return rows
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=6)
 def test_the_facts_name_the_machine_and_its_peaks(figures, tmp_path):
     machine, *peaks = rows_of(facts.facts, figures, tmp_path)
     assert (machine["device"], machine["ranks"]) == ("cpu", 1)
@@ -50,7 +52,7 @@ def test_the_facts_name_the_machine_and_its_peaks(figures, tmp_path):
     assert sum(row.get("bytes_per_s", 0) > 0 for row in peaks) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=6)
 @pytest.mark.parametrize("stage", [stream.stream, head.head, backbone.backbone, step.step])
 def test_a_stage_finds_a_rate_for_each_way(stage, figures, tmp_path):
     rows = rows_of(stage, figures, tmp_path)
@@ -65,8 +67,35 @@ def test_a_stage_finds_a_rate_for_each_way(stage, figures, tmp_path):
         assert 0 <= real["waiting"] <= 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["ranks", "tests", "short_run"])
+def stage_on_ranks(world: World, path: Path) -> None:
+    figures = Figures(path, world, seconds=1000.0, quick=True)
+    ranks.ranks(figures)
+    assert not figures.failed
+
+
+@pytest.mark.slow(seconds=6)
+def test_a_step_is_timed_on_one_rank_and_on_two(tmp_path, monkeypatch):
+    """Which are forked, instead of started by the commands that the stage gives."""
+    path = tmp_path / "rows.jsonl"
+    options = [f"--figures={path}", "--seconds=1000", "--ranks=1", "--device=cpu", "--quick"]
+    monkeypatch.setattr(sys, "argv", ["ranks.py", *options])
+
+    def start(command: list[str], *, check: bool, env: dict[str, str]) -> None:
+        count = int(env[ranks._WITHIN])
+        assert command == [*launcher(count), "-m", "benchmarks.suite.ranks", *options]
+        run_ranks(stage_on_ranks, path, world_size=count, folder=tmp_path)
+
+    monkeypatch.setattr(ranks.subprocess, "run", start)
+    ranks.main()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["ranks"], row["way"]) for row in rows] == [
+        (count, way) for count in (1, 2) for way in ranks.WAYS
+    ]
+    assert all(row["images_per_s"] > 0 for row in rows)
+
+
+@pytest.mark.slow(seconds=6)
+@pytest.mark.parametrize("stage", ["tests", "short_run"])
 def test_a_stage_that_starts_processes_has_figures(stage, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = Namespace(stages=[stage], quick=True, device="cpu")
@@ -74,8 +103,6 @@ def test_a_stage_that_starts_processes_has_figures(stage, tmp_path, monkeypatch)
     (result,) = tmp_path.glob("suite_unknown_*.json")
     rows = json.loads(result.read_text())["stages"][stage]["figures"]
     assert rows
-    if stage == "ranks":
-        assert {row["ranks"] for row in rows} == {1, 2}
     if stage == "tests":
         assert all(row["outcome"] in ("passed", "skipped") for row in rows)
     else:
@@ -124,7 +151,7 @@ def shell(figures: Path, script: str, *, seconds: float = 100.0) -> Stage:
     return Stage(["sh", "-c", row + script, str(figures)], figures, seconds)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=6)
 def test_a_stage_that_fails_hangs_or_dies_is_named_and_keeps_its_figures(
     tmp_path, monkeypatch, capsys
 ):

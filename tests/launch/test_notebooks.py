@@ -64,7 +64,7 @@ if metrics:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=15)
 def test_a_session_trains_and_the_next_goes_on(tmp_path, monkeypatch, capsys):
     """The input is read-only; the second session finds the first one's run among its input."""
     stand_in(monkeypatch)

@@ -81,7 +81,7 @@ exit ${code:-0}
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=13)
 def test_its_command_lines_train_as_two_processes_that_meet(tmp_path):
     root = SCRIPT.parents[1]
     data, output = tiny.write_set(tmp_path / "data"), tmp_path / "run"

@@ -17,7 +17,7 @@ def printed(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys) -> tuple[i
     return code, *capsys.readouterr()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=5)
 def test_a_line_for_each_that_is_named_its_columns_aligned(monkeypatch, capsys):
     code, table, _ = printed("mbf", "edgeface_base", monkeypatch=monkeypatch, capsys=capsys)
     head, first, second = table.splitlines()
@@ -28,7 +28,7 @@ def test_a_line_for_each_that_is_named_its_columns_aligned(monkeypatch, capsys):
     assert len(head) == len(first) == len(second)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=5)
 def test_as_json_the_numbers_are_whole(monkeypatch, capsys):
     arguments = ("iresnet10", "--json", "--speed")
     code, text, _ = printed(*arguments, monkeypatch=monkeypatch, capsys=capsys)
@@ -46,7 +46,7 @@ def test_a_name_that_is_none_is_answered_with_those_that_are(monkeypatch, capsys
     assert errors.startswith("models: unknown model 'r50': choose one of iresnet10, iresnet18")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=5)
 def test_the_table_of_the_documents_is_what_is_printed(monkeypatch, capsys):
     _, table, _ = printed(monkeypatch=monkeypatch, capsys=capsys)
     page = (Path(__file__).parents[2] / "docs/networks.md").read_text()

@@ -28,7 +28,7 @@ from training.config import Config, DataConfig
 from training.distributed import join_world, leave_world
 from training.loop import Trainer
 
-LINES = 60  # of each command
+LINES = 30  # of each command
 # What a command does its work for; {out} is new each time.
 COMMANDS = {
     "tools.align": "{photos} -o {out} --landmarks {marks} --size 32 --no-face skip",

@@ -46,7 +46,7 @@ def intervals() -> Iterator[dict[str, tuple[float, float]]]:
         }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_intervals_hold_the_truth_as_often_as_they_say(truth: dict[str, float]) -> None:
     """Of 250 sets of 100 people, some hard to recognize, whose pairs depend on each other."""
     found = list(intervals())

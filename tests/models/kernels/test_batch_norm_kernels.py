@@ -24,7 +24,7 @@ _ALL = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_interpreted_kernels_match_torch() -> None:
     run_cases(_HERE / "batch_norm_cases.py", interpreted=True)
 
@@ -34,7 +34,7 @@ def test_compiled_kernels_match_torch() -> None:
     run_cases(_HERE / "batch_norm_cases.py", interpreted=False)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_compiles_without_spills(pytestconfig: pytest.Config) -> None:
     """Also where channels fill no tile; and on a T4, which has no bfloat16."""
     cards = [(75, "float16"), *((card, "bfloat16") for card in (80, 90, 120))]

@@ -111,7 +111,7 @@ def go_on(world: World, folder: Path, ours: Path, margin: str) -> list[tuple[flo
     return losses
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=6)
 @pytest.mark.parametrize(("world_size", "margin"), [(1, "arcface"), (2, "cosface")])
 def test_the_next_five_losses_are_theirs(world, data, tmp_path, world_size, margin, capsys):
     folder, ours = tmp_path / "theirs", tmp_path / "ours"

@@ -123,7 +123,7 @@ def step_of(output: Path) -> int:
     return int(path.name.removeprefix("step_")) if path else 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_killed_at_twenty_moments_it_ends_with_the_same_losses_and_weights(tmp_path):
     data = tiny.write_set(tmp_path / "data")
     whole, killed = (

@@ -26,7 +26,7 @@ _PRODUCTS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_interpreted_kernels_match_float64_and_what_is_counted() -> None:
     counted = _HERE.parents[2] / "benchmarks/head_traffic_cases.py"
     run_cases(*_CASES, counted, interpreted=True)
@@ -75,7 +75,7 @@ def _check(results: list[dict[str, Any]], capability: int) -> None:
         assert result["tensor_cores"] == (result["kernel"] in _PRODUCTS), result
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 @pytest.mark.parametrize("size", _SIZES[1:])
 def test_compiles_without_spills(
     compiled: list[dict[str, Any]], size: tuple[int, int, str]
@@ -83,14 +83,14 @@ def test_compiles_without_spills(
     _check(_of(compiled, size), size[0])
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_compiles_other_sizes_without_spills(pytestconfig: pytest.Config) -> None:
     results = _compile(_OTHER_SIZES, pytestconfig)
     for size in _OTHER_SIZES:
         _check(_of(results, size), size[0])
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_before_ampere_only_the_products_are_out_of_reach(compiled: list[dict[str, Any]]) -> None:
     """Why `available` says no there: if this fails, Triton has learned it again."""
     results = _of(compiled, _SIZES[0])
@@ -118,7 +118,7 @@ def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not installed" in kernel_launch.available(gpu, 512, half)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_imports_without_triton() -> None:
     code = """
 import sys, torch
