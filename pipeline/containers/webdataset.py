@@ -37,6 +37,8 @@ _log = logging.getLogger("facestream.pipeline")
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
 _FIELDS = (*_IMAGES, "cls", "json")
 
+_TOLD_EVERY = 1000  # images
+
 Field = TypeVar("Field")
 
 
@@ -77,6 +79,7 @@ def stored_webdataset(
     Args:
         label_key: of the label in the .json of samples that have no .cls; None for `label`, or else
             the only key that the first of them has a whole number or text under.
+        progress: is told (bytes done, in all).
 
     Raises:
         RecordError: as read_webdataset, and for a shard that is compressed, or two images of one
@@ -87,6 +90,7 @@ def stored_webdataset(
     identities: list[int | str] = []
     same: dict[int | str, int | str] = {}  # one object of each identity
     keys = [label_key] if label_key else []
+    before = np.cumsum([0, *(shard.stat().st_size for shard in shards)])  # bytes
     for number, shard in enumerate(shards):
         inside = []
         for key, fields in _where_they_lie(shard):
@@ -103,9 +107,11 @@ def stored_webdataset(
             which.append(number)
             starts.append(image.offset)
             sizes.append(image.size)
+            if progress and len(sizes) % _TOLD_EVERY == 0:
+                progress(int(before[number]) + image.offset, int(before[-1]))
         names.append(Texts.of(inside))
         if progress:
-            progress(number + 1, len(shards))
+            progress(int(before[number + 1]), int(before[-1]))
     all_names = Texts.joined(names)
     if (twice := all_names.find_twice()) is not None:
         raise RecordError(
@@ -114,8 +120,7 @@ def stored_webdataset(
     content_at = OpenFiles(shards)
 
     def spans(_: Progress | None) -> Spans:
-        sizes_before = np.cumsum([0, *(shard.stat().st_size for shard in shards)])
-        offset = np.array(starts, np.int64) + sizes_before[np.array(which, np.int64)]
+        offset = np.array(starts, np.int64) + before[np.array(which, np.int64)]
         return Spans(offset, np.zeros_like(offset), np.array(sizes, np.int64))
 
     would_label = "A .cls of each sample would, or a key of its .json that --label-column names"

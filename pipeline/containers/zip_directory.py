@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.containers.texts import Texts
 from pipeline.records.recordio import RecordError
+from pipeline.records.scan import Progress
 
 _ENTRY = np.dtype(
     [
@@ -75,8 +76,13 @@ class Members(NamedTuple):
         return Members(self.names.take(places), *(array[places] for array in self[1:]))
 
 
-def read_directory(path: Path, wanted: Callable[[str], bool]) -> Members:
+def read_directory(
+    path: Path, wanted: Callable[[str], bool], progress: Progress | None = None
+) -> Members:
     """Members whose paths are wanted.
+
+    Args:
+        progress: is told (bytes of the directory done, in all).
 
     Raises:
         RecordError: for another kind of file, and a directory that is cut off or contradicts
@@ -85,7 +91,7 @@ def read_directory(path: Path, wanted: Callable[[str], bool]) -> Members:
     """
     with path.open("rb") as file:
         begin, end, shift = _place(file, os.fstat(file.fileno()).st_size)
-        kept, names = [], []
+        kept, names, done = [], [], 0
         for piece, entries, starts in _pieces(file, begin, end):
             offset, packed, size = _places(piece, entries, starts)
             offset += shift
@@ -96,6 +102,9 @@ def read_directory(path: Path, wanted: Callable[[str], bool]) -> Members:
             names.append(Texts.of(found[place] for place in chosen.tolist()))
             columns = offset, packed, size, *(entries[name] for name in ("sum", "how", "flags"))
             kept.append([column[chosen] for column in columns])
+            done += len(piece)
+            if progress:
+                progress(done, end - begin)
     if not kept:
         return Members(Texts.of([]), *np.zeros((6, 0), np.int64))
     return Members(Texts.joined(names), *map(np.concatenate, zip(*kept)))
@@ -142,7 +151,7 @@ def _pieces(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, np.nd
         entries = content[first[:, None] + np.arange(_ENTRY.itemsize)].view(_ENTRY)[:, 0]
         if (entries["magic"] != _MAGIC).any():
             raise RecordError("its directory is damaged")
-        yield piece, entries, first
+        yield piece[:at], entries, first
         begin += at
 
 

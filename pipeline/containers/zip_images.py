@@ -50,10 +50,10 @@ def stored_zip(path: Path) -> Stored:
     return _stored(path, members.take(np.array(order, np.int64)))
 
 
-def _members(path: Path) -> Members:
+def _members(path: Path, progress: Progress | None = None) -> Members:
     """The images, each checked, in the order of the directory."""
     try:
-        members = read_directory(path, _is_wanted)
+        members = read_directory(path, _is_wanted, progress)
     except (OSError, RecordError) as error:
         raise ZipError(f"{path} cannot be read as a .zip ({error}): download it again") from error
     _check(path, members)
@@ -92,7 +92,7 @@ def zip_state(path: Path) -> str:
 
 def scan_zip(path: Path, passed_over: PassedOver, progress: Progress | None = None) -> Content:
     """As scan_archive."""
-    stored = _stored(path, _members(path))
+    stored = _stored(path, _members(path, progress))
     return scan_archive(str(path), stored, passed_over, progress)
 
 

@@ -267,6 +267,7 @@ def test_the_first_look_tells_how_far_it_is_and_the_next_opening_needs_none(tmp_
     sets.append(write_shard(tmp_path / "a.tar", [("1.jpg", JPEG), ("1.cls", b"7")]))
     sets.append(a_parquet(tmp_path / "a.parquet", [JPEG], label=[1]))
     sets.append(write_lmdb(tmp_path / "a", {"p/1.jpg": JPEG}))
+    sets.append(a_zip(tmp_path / "a.zip", {"p/1.jpg": JPEG}))
     for path in sets:
         told: list[tuple[int, int]] = []
         open_records(path, lambda done, total, told=told: told.append((done, total)))
@@ -294,3 +295,15 @@ def test_damage_among_the_rows_of_a_parquet_file_costs_images_or_is_told(tmp_pat
                     source()
             except UserError:
                 continue
+
+
+@pytest.mark.parametrize("form", ["zip", "tar"])
+def test_one_large_file_tells_how_far_its_look_is(tmp_path, form, monkeypatch):
+    monkeypatch.setattr("pipeline.containers.webdataset._TOLD_EVERY", 1)
+    monkeypatch.setattr("pipeline.containers.zip_directory._PIECE", 200)
+    told: list[tuple[int, int]] = []
+    open_records(FORMS[form](tmp_path), lambda done, total: told.append((done, total)))
+    done, totals = zip(*told)
+    assert len(done) > 3
+    assert sorted(done) == list(done)
+    assert set(totals) == {done[-1]}
