@@ -177,7 +177,12 @@ def _alike(done: Sequence[Cell], loss: str, rate: float) -> list[Cell]:
 
 def _shown(lines: Sequence[Cell], figure: str, digits: int) -> str:
     mean, deviation = mean_and_deviation(lines, figure)
-    doubt = "" if math.isnan(deviation) else f" ± {deviation:.{digits}f}"
+    # Spaces that do not break keep the two together in a narrow column.
+    doubt = (
+        ""
+        if math.isnan(deviation)
+        else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{deviation:.{digits}f}"
+    )
     return f"{mean:.{digits}f}{doubt}"
 
 

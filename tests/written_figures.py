@@ -35,7 +35,7 @@ _FIGURE = re.compile(rf"({_NUMBER}) ?({_UNIT})(?![\w/])")
 _SHARED = re.compile(
     rf"({_NUMBER})(?= (?:/|and|to|or) {_NUMBER}(?: (?:/|and|to|or) {_NUMBER})* ?({_UNIT})(?![\w/]))"
 )
-_IN_CELL = re.compile(rf"(± )?({_NUMBER})(?![\w.])")
+_IN_CELL = re.compile(rf"(±\s)?({_NUMBER})(?![\w.])")
 
 
 class Figure(NamedTuple):

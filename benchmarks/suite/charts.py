@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 COLORS = {
     "ours": "#2b6cb0",
@@ -16,13 +17,14 @@ COLORS = {
     "products": "#718096",
 }
 OTHERS = "#63a4d8"
+_CALLED = {"rate": "sample rate"}
 CASE = ("classes", "rate", "dtype", "model", "batch", "ranks")
+LOGARITHMIC = ("head", "stream")
 
 
 def draw(path: Path, figures: list[dict[str, Any]], stage: str, *, title: str) -> None:
     """Write the chart of what was timed; the lines at the bars' ends go from the 5th to the 95th
-    percentile. The networks' and the head's images a second differ so much that their axis is
-    logarithmic."""
+    percentile. Where images a second differ much, the axis is logarithmic."""
     timed = [row for row in figures if "images_per_s" in row]
     figure = Figure(figsize=(8, 1.0 + 0.24 * len(timed) + 0.3 * _turns(timed)), dpi=110)
     axes = figure.add_subplot()
@@ -32,15 +34,19 @@ def draw(path: Path, figures: list[dict[str, Any]], stage: str, *, title: str) -
         for row in rows:
             rate = row["images_per_s"]
             color = COLORS.get(row.get("way", ""), OTHERS)
-            axes.barh(place, rate, color=color, height=0.8, xerr=_error(row), ecolor="#2d3748")
-            axes.text(rate, place, f"  {rate:,.0f}", va="center", fontsize=7, clip_on=True)
+            error = _error(row)
+            axes.barh(place, rate, color=color, height=0.8, xerr=error, ecolor="#2d3748")
+            end = rate + (error[1][0] if error else 0)
+            axes.text(end, place, f"  {_three_digits(rate)}", va="center", fontsize=7)
             labels.append(_label(row, stage))
             places.append(place)
             place += 1.0
     axes.set_yticks(places, labels, fontsize=7)
-    axes.invert_yaxis()
-    if stage in ("head", "backbone", "stream"):
+    axes.set_ylim(place, 0)  # the first on top
+    if stage in LOGARITHMIC:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12)
     axes.set_xlabel("images/s, more is better")
     axes.set_title(title, fontsize=9)
@@ -49,13 +55,17 @@ def draw(path: Path, figures: list[dict[str, Any]], stage: str, *, title: str) -
     figure.savefig(path, bbox_inches="tight")
 
 
+def _three_digits(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:#.3g}"
+
+
 def _turns(rows: list[dict[str, Any]]) -> int:
     return len({row.get("turn") for row in rows})
 
 
 def _label(row: dict[str, Any], stage: str) -> str:
     case = [
-        f"{row[key]:,} {key}" if isinstance(row[key], int) else str(row[key])
+        row[key] if isinstance(row[key], str) else f"{_CALLED.get(key, key)} {row[key]:,.10g}"
         for key in CASE
         if key in row and not (stage == "backbone" and key == "dtype")
     ]

@@ -40,7 +40,9 @@ def test_a_row_has_mean_deviation_and_command_and_what_is_missing_is_named(tmp_p
     wanted = cells(["arcface"], [1.0])
     lines = [line(wanted[0], accuracy=0.9), line(wanted[1], accuracy=0.92)]
     text = page(lines, wanted, FACES)
-    assert "| arcface: margin 0.3, scale 32 | 1 | 2 | 0.910 ± 0.014 |" in text
+    assert "| arcface: margin 0.3, scale 32 | 1 | 2 | 0.910 ± 0.014 |" in text.replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
     assert "--losses arcface --rates 1`" in text
     assert "2 of 3 are finished" in text
     assert "arcface 1 seed 2." in text

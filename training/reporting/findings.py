@@ -115,10 +115,14 @@ class Findings:
         write_html(
             evaluation,
             path,
-            pictures=self._picture if self._pictures else None,
+            pictures=self._picture if self._has_pictures() else None,
             more=[] if health is None else [health],
         )
         self.report = path
+
+    def _has_pictures(self) -> bool:
+        """Not where they are unwanted, nor of a run that was stopped, which keeps none."""
+        return self._pictures and any(found.scored.pictures for found in self._found.values())
 
     def _picture(self, name: str, image: str) -> bytes | None:
         return self._found[name].scored.pictures.get(image)

@@ -137,6 +137,14 @@ def test_without_pictures_the_report_holds_none(tmp_path: Path, undrawn: None) -
     assert (tmp_path / "tensorboard" / "projector_config.pbtxt").exists()
 
 
+def test_a_stopped_run_which_kept_no_picture_shows_no_empty_boxes(tmp_path, undrawn) -> None:
+    found, _ = findings(tmp_path)
+    found.add(at(10), MODEL, replace(SCORED, pictures={}))
+    found.write()
+    told = (tmp_path / "report.html").read_text()
+    assert "no pictures of people: they were left out" in told, "as where they are unwanted"
+
+
 def test_nothing_found_leaves_nothing_behind(tmp_path: Path) -> None:
     found, _ = findings(tmp_path)
     found.add(at(10), MODEL, Scored({"accuracy": 0.9}))
