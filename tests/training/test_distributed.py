@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from training.distributed import join_world
+from training.distributed import join_world, leave_world
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cuda", 2), ("auto", 2)])
@@ -14,3 +15,12 @@ def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch, device, gpus):
         ValueError, match=f"run.device={device}, but local rank 2 finds {gpus} GPUs"
     ):
         join_world(device)
+
+
+def test_a_world_ends_while_gloo_still_has_the_last_of_a_tensor():
+    """With torch 2.6 it hung: gloo's thread needs Python's lock to free a tensor."""
+    join_world("cpu")
+    for _ in range(2):
+        dist.all_gather([torch.empty(4_000_000)], torch.ones(4_000_000), async_op=True)
+    leave_world()
+    assert not dist.is_initialized()
