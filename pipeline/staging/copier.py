@@ -8,16 +8,15 @@ lock, which goes with its process.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from pipeline.records.record_file import DataFile, fingerprint
 from pipeline.records.recordio import RecordError
@@ -27,7 +26,7 @@ from pipeline.whole_file import write_whole
 
 ABOUT = "about.json"
 _LOCK = "lock"
-_AT_ONCE = 16  # pieces between two syncs
+_AT_ONCE = 8  # pieces between two syncs; twice as many are in memory
 _LOOK = 5.0  # seconds between two looks at a copy that another process makes
 _STEPS = 10  # lines of progress
 
@@ -97,12 +96,15 @@ class Copier:
         write_whole(copy.folder / ABOUT, json.dumps(about, indent=1) + "\n")
         with _Unfinished.opened(copy) as unfinished:
             wanted = (number for number in self._order if number not in unfinished.there)
-            while pieces := self._read(wanted, unfinished, stop):
-                unfinished.commit(pieces)
-                self._require_unchanged()
-                unfinished.note(pieces)
-                copy.refresh()
-                self._tell()
+            # The source is read while the stage's disk takes and gives back what came before.
+            with ThreadPoolExecutor(1, "stage's disk") as disk:
+                kept = disk.submit(lambda: None)
+                while pieces := self._read(wanted, unfinished, stop):
+                    kept.result()
+                    if stop.is_set():
+                        break
+                    kept = disk.submit(self._keep, pieces, unfinished)
+            kept.result()
             if stop.is_set():
                 return
             unfinished.finish()
@@ -116,19 +118,25 @@ class Copier:
 
     def _read(
         self, wanted: Iterator[int], unfinished: _Unfinished, stop: threading.Event
-    ) -> list[_Piece]:
+    ) -> dict[int, bytes]:
         """Write the next pieces, as many as are synced together; none at the end or a stop."""
-        pieces: list[_Piece] = []
+        pieces: dict[int, bytes] = {}
         while len(pieces) < _AT_ONCE and not stop.is_set():
             number = next(wanted, None)
             if number is None:
                 break
             begin = number * self._copy.piece
             length = min(self._copy.piece, self._file.size - begin)
-            content = self._file.read_source(begin, length)
-            unfinished.write(number, content)
-            pieces.append(_Piece(number, len(content), _digest(content)))
+            pieces[number] = self._file.read_source(begin, length)
+            unfinished.write(number, pieces[number])
         return pieces
+
+    def _keep(self, pieces: Mapping[int, bytes], unfinished: _Unfinished) -> None:
+        unfinished.commit(pieces)
+        self._require_unchanged()
+        unfinished.note(pieces)
+        self._copy.refresh()
+        self._tell()
 
     def _require_unchanged(self) -> None:
         """Raise CopyError where the source is not as it was: its state names the copy."""
@@ -147,12 +155,6 @@ class Copier:
                 gigabytes(self._file.size),
                 self._copy.folder,
             )
-
-
-class _Piece(NamedTuple):
-    number: int
-    length: int  # bytes
-    digest: str
 
 
 class _Unfinished:
@@ -184,20 +186,21 @@ class _Unfinished:
         while written < len(content):
             written += os.pwrite(self._file, content[written:], begin + written)
 
-    def commit(self, pieces: list[_Piece]) -> None:
+    def commit(self, pieces: Mapping[int, bytes]) -> None:
         """Bring pieces to the disk, and see that it gives them back."""
         sync(self._file)
-        if hasattr(os, "posix_fadvise"):  # else they would come from memory
-            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
-        for number, length, digest in pieces:
-            if _digest(os.pread(self._file, length, number * self._copy.piece)) != digest:
+        for number, content in pieces.items():
+            begin, length = number * self._copy.piece, len(content)
+            if hasattr(os, "posix_fadvise"):  # else they would come from memory
+                os.posix_fadvise(self._file, begin, length, os.POSIX_FADV_DONTNEED)
+            if os.pread(self._file, length, begin) != content:
                 raise CopyError("that disk gives back other bytes than were written")
 
-    def note(self, pieces: list[_Piece]) -> None:
+    def note(self, pieces: Iterable[int]) -> None:
         """From here on readers use them."""
-        os.write(self._list, b"".join(piece_line(one.number, one.digest) for one in pieces))
+        os.write(self._list, b"".join(map(piece_line, pieces)))
         sync(self._list)
-        self.there.update(one.number for one in pieces)
+        self.there.update(pieces)
 
     def finish(self) -> None:
         """Give the copy its name."""
@@ -253,10 +256,6 @@ def _begin(copy: LocalCopy) -> None:
     with unfinished.open("wb") as file:
         file.truncate(copy.original.size)
     write_whole(copy.pieces, os.fsencode(unfinished.name) + b"\n")
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def gigabytes(size: int) -> str:

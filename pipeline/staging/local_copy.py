@@ -4,7 +4,7 @@ A stage folder has one folder for each content of a file, named by size, time an
 source that changed never meets its old copy. In it are, while the copy is made by copier.py,
 
     train.rec.<random>.unfinished   as long as the source, with holes
-    pieces                          the name of the first, then "number digest sum" a line
+    pieces                          the name of the first, then "number sum" a line
 
 and, once it is whole, train.rec alone. A line is written after its piece is on the disk, so
 whatever has a line can be read, whoever was killed at whatever moment.
@@ -172,16 +172,17 @@ def whole_lines(content: bytes, *, pieces: int) -> tuple[int, list[int]]:
     numbers, taken = [], 0
     for line in content.splitlines(keepends=True):
         said, _, sum_ = line.rpartition(b" ")
-        if sum_ != _sum(said) or int(said.partition(b" ")[0]) >= pieces:
+        number = said.partition(b" ")[0]  # lists had more in a line once
+        if sum_ != _sum(said) or int(number) >= pieces:
             break
-        numbers.append(int(said.partition(b" ")[0]))
+        numbers.append(int(number))
         taken += len(line)
     return taken, numbers
 
 
-def piece_line(number: int, digest: str) -> bytes:
+def piece_line(number: int) -> bytes:
     """Says that a piece is there: a wrong number would have holes read as images."""
-    said = f"{number} {digest}".encode()
+    said = b"%d" % number
     return said + b" " + _sum(said)
 
 

@@ -190,7 +190,7 @@ def test_who_waits_sees_that_the_other_is_done(source, stage, monkeypatch):
         for number in range(other.copy.count):
             content = CONTENT[number * PIECE : (number + 1) * PIECE]
             unfinished.write(number, content)
-            unfinished.note([copier._Piece(number, len(content), copier._digest(content))])
+            unfinished.note([number])
     thread.join()
     assert waiting.copy.is_whole
 
