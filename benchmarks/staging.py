@@ -36,7 +36,7 @@ from pipeline.staging.by_order import pieces_by_need
 from pipeline.staging.copier import Copier
 from pipeline.staging.local_copy import LocalCopy, Original
 
-IMAGES, THREADS, BATCH = 120_000, 2, 128
+IMAGES, THREADS, BATCH = 60_000, 2, 128
 
 
 def prepare(rec: Path, state: str) -> None:

@@ -130,6 +130,7 @@ class Loader:
         for recipe, needed in self._augmentation.needs.items():
             given.require(needed, reader=f"the recipe {recipe}")
         given.require(self._handed, reader="the head")
+        given.require_size(image_size)
         if self.uses_dali:
             dali.require()
         self._image_size = image_size

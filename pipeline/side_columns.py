@@ -80,6 +80,20 @@ class SideColumns:
                 "a file that has it"
             )
 
+    def require_size(self, size: int) -> None:
+        """Raise ColumnsError where landmarks are not those of images of `size` pixels a side.
+
+        Faces are in the middle of their crops, so landmarks are, on average, too.
+        """
+        across = self.values.get("landmarks", np.zeros((0, 5, 2), np.float32))[:, :, 0]
+        known = across[~np.isnan(across)]
+        if len(known) and not size / 3 <= known.mean() <= size * 2 / 3:
+            raise ColumnsError(
+                f"columns: landmarks are {known.mean():.0f} pixels from the left on average, in "
+                f"images of {size}: expected about {size // 2}. They are of images of another "
+                "size: give those of the images that are trained on"
+            )
+
     def digest(self) -> str:
         """Of all values."""
         digest = hashlib.blake2b(digest_size=16)

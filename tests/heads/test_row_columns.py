@@ -68,18 +68,29 @@ def test_weights_hold_in_every_precision(dtype):
     assert not found[1][1].any(), "a weight of 0"
 
 
-def test_micro_batches_have_weights_of_their_own():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MARGINS)
+def test_a_batch_whose_weights_are_all_zero_teaches_nothing(name, dtype):
+    found = step(torch.zeros(BATCH), create_margin(name), dtype=torch.float32, compute_dtype=dtype)
+    for value in found:
+        assert not value.any(), "nor is it NaN, which is true"
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, WEIGHTS * (WEIGHTS < 0.3)])
+def test_micro_batches_have_weights_of_their_own(weights):
+    """One part's may all be 0."""
+
     def steps(parts: int) -> Tensor:
         head = PartialFC(CLASSES, DIM, CosFace(), columns=("weight",), weight_decay=0.0)
         embeddings, labels = rows(torch.float32)
         if parts > 1:
             head.begin_step(labels.view(parts, -1))
-        for part in zip(embeddings.chunk(parts), labels.chunk(parts), WEIGHTS.chunk(parts)):
+        for part in zip(embeddings.chunk(parts), labels.chunk(parts), weights.chunk(parts)):
             head(part[0].requires_grad_(), part[1], part[2].unsqueeze(1)).backward()
         head.step(0.1)
         return head.centers
 
-    torch.testing.assert_close(steps(2), steps(1))
+    torch.testing.assert_close(steps(3), steps(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,30 +104,41 @@ class Careful(Margin):
         return Target(cosine - 0.4 * context.factor * quality)
 
 
-def on_ranks(world: World) -> list[Tensor]:
+# Of all rows, of none of the first rank's own, of none at all.
+CASES = torch.stack([WEIGHTS, WEIGHTS * (torch.arange(BATCH) > 2), 0 * WEIGHTS])
+
+
+def on_ranks(world: World) -> list[tuple[Tensor, Tensor]]:
+    """The loss and the gradients of this rank's rows, by case."""
     mine = slice(
         world.rank * BATCH // world.world_size, (world.rank + 1) * BATCH // world.world_size
     )
-    head = PartialFC(CLASSES, DIM, Careful(), columns=("weight", "quality"))
-    embeddings, labels = rows(torch.float32)
     quality = torch.tensor([0.0, 1.0, 0.5, torch.nan, 0.2, 0.9])
-    columns = torch.stack([WEIGHTS, quality], dim=1)
-    embeddings = embeddings[mine].requires_grad_()
-    loss = head(embeddings, labels[mine], columns[mine])
-    loss.backward()
-    return [loss.detach(), embeddings.grad]
+    found = []
+    for weights in CASES:
+        head = PartialFC(CLASSES, DIM, Careful(), columns=("weight", "quality"))
+        embeddings, labels = rows(torch.float32)
+        columns = torch.stack([weights, quality], dim=1)
+        embeddings = embeddings[mine].requires_grad_()
+        loss = head(embeddings, labels[mine], columns[mine])
+        loss.backward()
+        assert embeddings.grad is not None
+        found.append((loss.detach(), embeddings.grad))
+    return found
 
 
 def test_every_rank_sees_the_columns_of_all(tmp_path: Path):
     """The loss, and the ranks' gradients together, are those of one rank."""
     (alone,) = run_ranks(on_ranks, world_size=1, folder=tmp_path)
-    assert not alone[1][1].any(), "a weight of 0"
-    assert alone[1][0].any()
+    for (_, gradient), weights in zip(alone, CASES):
+        assert gradient.any(1).tolist() == (weights > 0).tolist()
     for ranks in (2, 3):
-        found = run_ranks(on_ranks, world_size=ranks, folder=tmp_path)
-        for loss, _ in found:
-            torch.testing.assert_close(loss, alone[0])
-        torch.testing.assert_close(torch.cat([gradient for _, gradient in found]), alone[1])
+        by_rank = run_ranks(on_ranks, world_size=ranks, folder=tmp_path)
+        for case, (loss, gradient) in enumerate(alone):
+            for found in by_rank:
+                torch.testing.assert_close(found[case][0], loss)
+            together = torch.cat([found[case][1] for found in by_rank])
+            torch.testing.assert_close(together, gradient)
 
 
 def test_a_margin_reads_the_column_that_it_names():

@@ -276,7 +276,7 @@ def test_a_run_of_two_ranks_resumes_as_three_mid_epoch_with_every_image_equal(in
 
 
 def test_labels_are_untouched_by_every_recipe(index):
-    columns = SideColumns({"landmarks": np.full((len(index), 5, 2), 20, np.float32)}, ())
+    columns = SideColumns({"landmarks": np.full((len(index), 5, 2), 50, np.float32)})
 
     def labels(augment) -> list[int]:
         settings = {"global_batch": 20, "device": torch.device("cpu"), "seed": 1}

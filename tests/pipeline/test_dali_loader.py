@@ -85,7 +85,7 @@ def test_a_run_of_two_ranks_resumes_mid_epoch_in_any_world_with_the_same_pixels(
 ):
     face = np.array([[0.34, 0.46], [0.66, 0.46], [0.5, 0.64], [0.37, 0.82], [0.63, 0.82]]) * SIZE
     points = np.repeat(face[None].astype(np.float32), len(index), axis=0)
-    columns = SideColumns({"landmarks": points}, ())
+    columns = SideColumns({"landmarks": points})
     everything = {"augment": tuple(RECIPES), "columns": columns}
     whole = [
         take(loader(index, **everything, rank=rank, world_size=2).stream(0), 3) for rank in range(2)

@@ -373,3 +373,14 @@ def test_landmarks_are_not_read_where_they_have_moved():
     with pytest.raises(UserError, match="occlude reads landmarks, expected before geometry"):
         Augmentation(["flip", "geometry", "occlude"])
     Augmentation(["flip", "occlude", "geometry"])
+
+
+@pytest.mark.parametrize("size", [32, 224])
+def test_landmarks_of_images_of_another_size_are_refused(size, index):
+    points = np.repeat(FACE[None] * size / 112, len(index), axis=0)
+    points[1:] = np.nan
+    columns = SideColumns({"landmarks": points})
+    settings = {"global_batch": 8, "device": torch.device("cpu")}
+    Loader(index, columns=columns, image_size=size, **settings)
+    with pytest.raises(UserError, match="of images of another size: give those of the images"):
+        Loader(index, columns=columns, image_size=64, **settings)

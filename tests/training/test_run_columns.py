@@ -15,11 +15,11 @@ from facestream import UserError
 from heads import MARGINS, OWN_MARGINS, Margin, StepContext, Target, register_margin
 from pipeline.records.index import open_index
 from tests.training import tiny
+from tests.training.steps import build
 from training.config import Config, ConfigError, override
 from training.distributed import World
 from training.loop import Trainer
 from training.saving.files import CheckpointError
-from training.step.precision import choose_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def write_columns(data: Path, folder: Path, *, weight: float, quality: float = 0
 
 
 def trained(config: Config, world: World) -> Trainer:
-    trainer = Trainer(config, world, precision=choose_precision(world.device, "fp32"))
+    trainer = build(config, world)
     trainer.run()
     return trainer
 
@@ -80,13 +80,36 @@ def test_weights_of_one_change_nothing_and_weights_of_zero_teach_nothing(data, w
         *("zeros", "optim.weight_decay=0"),
         *(f"data.columns=[{zeros}]", "data.record_weights=true"),
     )
-    fresh = Trainer(
-        tiny.config(data, tmp_path / "fresh"),
-        world,
-        precision=choose_precision(world.device, "fp32"),
-    )
+    fresh = build(tiny.config(data, tmp_path / "fresh"), world)
     assert torch.equal(untaught["centers"], fresh.step.head.centers)
     assert not torch.equal(plain["centers"], fresh.step.head.centers)
+    fresh.close()
+
+
+@pytest.mark.slow
+def test_a_teachers_part_is_not_weighted(data, world, tmp_path):
+    """Nor in micro-batches: ones change nothing, and with zeros the backbone learns from it."""
+    trained(override(tiny.config(data, tmp_path / "teacher"), ["run.epochs=1"]), world).close()
+
+    def run(name: str, *more: str) -> Trainer:
+        taught = [f"distill.teacher={tmp_path / 'teacher'}", "step.micro_batches=2"]
+        settings = ["run.epochs=1", "optim.weight_decay=0", *taught, *more]
+        return trained(override(tiny.config(data, tmp_path / name), settings), world)
+
+    plain, ones, zeros = (
+        run(
+            str(weight),
+            *([f"data.columns=[{write_columns(data, tmp_path, weight=weight)}]"] * (weight < 2)),
+            f"data.record_weights={str(weight < 2).lower()}",
+        )
+        for weight in (2, 1, 0)
+    )
+    for name, tensor in state(plain).items():
+        torch.testing.assert_close(state(ones)[name], tensor, msg=name)
+    fresh = build(tiny.config(data, tmp_path / "fresh"), world)
+    assert torch.equal(zeros.step.head.centers, fresh.step.head.centers)
+    last = "features.weight"
+    assert not torch.equal(state(zeros)[last], state(fresh)[last])
     fresh.close()
 
 

@@ -10,12 +10,15 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from pipeline.records.index import open_index
 from pipeline.records.record_file import DataFile
 from pipeline.staging.copier import Copier
 from tests.clock import wait_until
+from tests.pipeline.containers.test_lmdb_images import write as write_lmdb
 from tests.ranks import run_ranks
 from tests.training import tiny
 from tests.training.steps import advance, build
@@ -143,10 +146,41 @@ def as_tars(root: Path, images: list[tuple[str, bytes]]) -> str:
     return str(root / "shards")
 
 
+def as_lmdb(root: Path, images: list[tuple[str, bytes]]) -> str:
+    return str(write_lmdb(root / "lmdb", dict(images)))
+
+
+def as_parquet(root: Path, images: list[tuple[str, bytes]]) -> str:
+    """Two shards."""
+    (root / "shards").mkdir()
+    for shard in range(2):
+        table = {
+            "image": [content for _, content in images[shard::2]],
+            "label": [int(name.partition("/")[0]) for name, _ in images[shard::2]],
+        }
+        path = root / "shards" / f"{shard}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table(table), path, compression="none")
+    return str(root / "shards")
+
+
+def as_two_recs(root: Path, _: list[tuple[str, bytes]]) -> str:
+    """Of the same content: each has a name of its own, and a time."""
+    return f"[{','.join(str(tiny.write_set(root / name)) for name in 'ab')}]"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "files"), [(as_zip, 1), (as_tars, 2)])
+@pytest.mark.parametrize(
+    ("form", "suffix", "files"),
+    [
+        (as_zip, "zip", 1),
+        (as_tars, "tar", 2),
+        (as_lmdb, "mdb", 1),
+        (as_parquet, "parquet", 2),
+        (as_two_recs, "rec", 2),
+    ],
+)
 def test_other_forms_in_files_are_staged_too(
-    world, staged, data, tmp_path, monkeypatch, form, files
+    world, staged, data, tmp_path, monkeypatch, form, suffix, files
 ):
     index = open_index(data)
     images = [
@@ -158,12 +192,7 @@ def test_other_forms_in_files_are_staged_too(
     first = planned(config, world)
     assert f"0 of {files} files are there whole" in first.staged
     with copying(config, world, first.data, epoch=0, step=0):
-        wait_until(
-            lambda: (
-                len(list((tmp_path / "near").glob("*/*.zip"))) == files
-                or len(list((tmp_path / "near").glob("*/[0-9].tar"))) == files
-            )
-        )
+        wait_until(lambda: len(list((tmp_path / "near").glob(f"*/*.{suffix}"))) == files)
     second = planned(config, world)
     assert f"{files} of {files} files are there whole" in second.staged
 
