@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.ahead import cores, map_ahead
 from pipeline.containers.content import ImageNames
 from pipeline.records.record_file import DataFile
+
+
+class Reading(io.RawIOBase):
+    """A file as libraries read one: by DataFile, from a copy where there is one."""
+
+    def __init__(self, file: DataFile) -> None:
+        self._file, self._at, self.size = file, 0, file.size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        self._at = begin + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._file.read(self._at, max(0, min(len(buffer), self.size - self._at)))
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
 
 
 class FilesEndToEnd:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.containers.files import Reading
 from pipeline.containers.parquet_columns import (
     NO_IMAGE,
     check_labels,
@@ -27,6 +28,7 @@ from pipeline.containers.parquet_columns import (
 from pipeline.containers.stored import Spans, Stored, labels_of, state_of
 from pipeline.containers.texts import Texts
 from pipeline.photos import MOST_BYTES
+from pipeline.records.record_file import DataFile
 from pipeline.records.recordio import RecordError
 from pipeline.records.scan import Progress
 
@@ -73,9 +75,9 @@ def stored_parquet(
     )
 
 
-def open_rows(files: Sequence[Path]) -> Callable[[int], bytes]:
+def open_rows(files: Sequence[DataFile]) -> Callable[[int], bytes]:
     """What reads the image of a row by its offset, as `Stored.spans` has it."""
-    return Rows(files, None).image_at
+    return Rows([file.path for file in files], None, [Reading(file) for file in files]).image_at
 
 
 def column_of(files: Sequence[Path], name: str) -> np.ndarray:
@@ -117,12 +119,20 @@ class _Group:
 class Rows:
     """The image of any row; threads may share them, and the last row groups are kept.
 
+    Args:
+        contents: of the files, where they are read otherwise than by their paths.
+
     Attributes:
         opened: the files.
         counts: of their rows.
     """
 
-    def __init__(self, files: Sequence[Path], image_column: str | None) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        image_column: str | None,
+        contents: Sequence[Reading] | None = None,
+    ) -> None:
         self._files, self._lock = files, threading.Lock()
         self._kept: OrderedDict[int, pa.Array] = OrderedDict()
         self._groups: list[_Group] = []
@@ -130,28 +140,29 @@ class Rows:
         self._bytes = 0  # of the files so far
         self.opened: list[pq.ParquetFile] = []
         self.counts: list[int] = []
-        for path in files:
+        opened: Sequence[Path | Reading] = contents or files
+        for path, content in zip(files, opened):
             with reading(path):
-                self._open(path, image_column)
+                self._open(path, content, image_column)
         self._firsts = np.array([group.first for group in self._groups], np.int64)
         self._begins = np.array([group.begin for group in self._groups], np.int64)
-        self._starts = np.cumsum([0, *(path.stat().st_size for path in files)]).tolist()
+        self._starts = np.cumsum([0, *map(_size_of, opened)]).tolist()
 
-    def _open(self, path: Path, image_column: str | None) -> None:
-        file, before = pq.ParquetFile(path), sum(self.counts)
+    def _open(self, path: Path, content: Path | Reading, image_column: str | None) -> None:
+        file, before = pq.ParquetFile(content), sum(self.counts)
         column = image_column_of(path, file.schema_arrow, image_column)
         if pa.types.is_struct(file.schema_arrow.field(column).type):
             column += ".bytes"
         rows = 0
         for number in range(file.metadata.num_row_groups):
             about = file.metadata.row_group(number)
-            begin, size = _check_size(path, about, column)
+            begin, size = _check_size(path, _size_of(content), about, column)
             at = len(self.opened), number, before + rows, about.num_rows, self._bytes + begin, size
             self._groups.append(_Group(*at))
             rows += about.num_rows
         if rows != file.metadata.num_rows:
             raise RecordError(f"{path} is damaged: its row groups are not its rows")
-        self._bytes += path.stat().st_size
+        self._bytes += _size_of(content)
         self.opened.append(file)
         self.counts.append(rows)
         self._columns.append(column)
@@ -239,12 +250,18 @@ class Rows:
         return pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
 
 
-def _check_size(path: Path, about: pq.RowGroupMetaData, column: str) -> tuple[int, int]:
+def _size_of(content: Path | Reading) -> int:
+    return content.size if isinstance(content, Reading) else content.stat().st_size
+
+
+def _check_size(
+    path: Path, file_size: int, about: pq.RowGroupMetaData, column: str
+) -> tuple[int, int]:
     """Where the images of a row group begin in the file, and how many bytes they take there.
 
     Raises RecordError where they are more than can be held in memory.
     """
-    if not 0 <= about.num_rows <= _ROWS_A_BYTE * path.stat().st_size:
+    if not 0 <= about.num_rows <= _ROWS_A_BYTE * file_size:
         raise RecordError(f"{path} is damaged: it says it has {about.num_rows:,} rows")
     parts = [about.column(i) for i in range(about.num_columns)]
     images = next((part for part in parts if part.path_in_schema == column), None)

@@ -72,7 +72,7 @@ class ParquetImages(FilesEndToEnd):
     def _row(self, offset: int) -> bytes:
         with self._lock:
             if self._opened is None:
-                self._opened = _reader().open_rows([file.path for file in self.files])
+                self._opened = _reader().open_rows(self.files)
         return self._opened(offset)
 
 

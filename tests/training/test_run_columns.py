@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from facestream import UserError
 from heads import MARGINS, OWN_MARGINS, Margin, StepContext, Target, register_margin
+from pipeline.order import GlobalOrder
 from pipeline.records.index import open_index
 from tests.training import tiny
 from tests.training.steps import build
@@ -43,8 +45,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_columns(data: Path, folder: Path, *, weight: float, quality: float = 0.0) -> Path:
+    """The image that is left over in the first epoch weighs 1: at least one must weigh anything."""
     index = open_index(data)
-    lines = [f"{index.file.name(one)},{weight},{quality}" for one in index.records]
+    order = GlobalOrder(len(index), seed=tiny.config(data, folder).run.seed)
+    last = int(order(np.array([len(index) - 1]), 0)[0])
+    lines = [
+        f"{index.file.name(record)},{1 if i == last else weight},{quality}"
+        for i, record in enumerate(index.records)
+    ]
     path = folder / f"{weight}_{quality}.csv"
     path.write_text("\n".join(["name,weight,quality", *lines]))
     return path
@@ -108,7 +116,7 @@ def test_a_teachers_part_is_not_weighted(data, world, tmp_path):
         torch.testing.assert_close(state(ones)[name], tensor, msg=name)
     fresh = build(tiny.config(data, tmp_path / "fresh"), world)
     assert torch.equal(zeros.step.head.centers, fresh.step.head.centers)
-    last = "features.weight"
+    last = "fc.weight"
     assert not torch.equal(state(zeros)[last], state(fresh)[last])
     fresh.close()
 
