@@ -81,9 +81,11 @@ def test_a_read_that_does_not_return_is_named_while_it_hangs(tmp_path, clock, mo
             assert len(caplog.messages) == told
         answer.set()
         assert [read.result(LIMIT) for read in reads] == [bytes(90)] * 2
-    for message, seconds in zip(caplog.messages, (7, 67), strict=True):
+    *during, after = caplog.messages
+    for message, seconds in zip(during, (7, 67), strict=True):
         assert f"{file.path}: its disk stalls: reading 90 bytes takes {seconds} s by n" in message
         assert "2 reads wait" in message
+    assert "reading 90 bytes took 67 s" in after
 
 
 def test_so_is_one_that_fails_at_last(file, clock, monkeypatch, caplog):
