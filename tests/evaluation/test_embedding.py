@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
 from evaluation.embedding import Embedded, Load, decoder, embed_batches, eval_mode, on_pixels
 from evaluation.pair_set import read_bin
 from models import create_model
-from tests.clock import LIMIT
-from tests.ranks import start
+from tests.ranks import run_ranks
+from training.distributed import World
 
 CPU = torch.device("cpu")
 SIZE = 16
@@ -116,38 +114,18 @@ def test_no_images_are_no_batches() -> None:
     assert embed_all([]) == []
 
 
-def embed_as_one_of(
-    spawned: int, folder: Path, first_rank: int, world_size: int
-) -> list[tuple[range, Tensor]]:
-    """What a rank gets of 7 images in batches of 2; kept in a file, too."""
-    rank = first_rank + spawned
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=LIMIT),
-    )
+def embed_as_one_of(world: World) -> list[tuple[list[int], Tensor]]:
+    """What a rank gets of 7 images in batches of 2."""
     images = [png(p) for p in random_pixels(7)]
-    try:
-        batches = embed_all(images, rank=rank, world_size=world_size, batch_size=2)
-    finally:
-        dist.destroy_process_group()
-    found = [(batch.places, batch.embeddings) for batch in batches]
-    torch.save([(list(places), rows) for places, rows in found], folder / f"{rank}.pt")
-    return found
+    batches = embed_all(images, rank=world.rank, world_size=world.world_size, batch_size=2)
+    return [(list(batch.places), batch.embeddings) for batch in batches]
 
 
 @pytest.mark.slow
 def test_every_rank_gets_all_batches_even_where_there_are_fewer_than_ranks(tmp_path: Path) -> None:
     """4 batches over 3 ranks: two of them have none in the second turn."""
-    others = start(embed_as_one_of, args=(tmp_path, 1, 3), nprocs=2, join=False)
-    embed_as_one_of(0, tmp_path, 0, 3)
-    while not others.join():
-        pass
     alone = embed_all([png(p) for p in random_pixels(7)], batch_size=2)
-    for rank in range(3):
-        found = torch.load(tmp_path / f"{rank}.pt")
+    for found in run_ranks(embed_as_one_of, world_size=3, folder=tmp_path):
         assert [places for places, _ in found] == [list(batch.places) for batch in alone]
         for (_, rows), batch in zip(found, alone):
             assert torch.equal(rows, batch.embeddings)

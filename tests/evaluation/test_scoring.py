@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from PIL import Image
 
 from evaluation.embedding import on_pixels
@@ -20,8 +18,8 @@ from evaluation.pair_set import read_bin, write_bin
 from evaluation.protocols.pairs import Pairs, open_bin
 from evaluation.scoring import Scored, score
 from facestream import UserError
-from tests.clock import LIMIT
-from tests.ranks import start
+from tests.ranks import run_ranks
+from training.distributed import World
 
 CPU = torch.device("cpu")
 SIZE = 112
@@ -126,43 +124,22 @@ def test_a_network_that_has_diverged_cannot_be_scored(pair_file: Path) -> None:
 # --- several ranks ------------------------------------------------------------------------------
 
 
-def as_rank(spawned: int, path: Path, first_rank: int, world_size: int, task: Any) -> Any:
-    rank = first_rank + spawned
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{path.parent}/store",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=LIMIT),
-    )
-    try:
-        found = task(path, rank, world_size)
-    finally:
-        dist.destroy_process_group()
-    torch.save(found, path.parent / f"{rank}.pt")
-    return found
+def on_rank(world: World) -> dict[str, int]:
+    return {"rank": world.rank, "world_size": world.world_size}
 
 
-def on_ranks(task: Any, path: Path, world_size: int) -> list[Any]:
-    """What `task(path, rank, world_size)` returns on each; this process is the first."""
-    others = start(as_rank, (path, 1, world_size, task), nprocs=world_size - 1, join=False)
-    found = [as_rank(0, path, 0, world_size, task)]
-    while not others.join():
-        pass
-    paths = (path.parent / f"{rank}.pt" for rank in range(1, world_size))
-    return found + [torch.load(path, weights_only=False) for path in paths]
-
-
-def score_a_share(path: Path, rank: int, world_size: int) -> tuple[Scored, int]:
+def score_a_share(world: World, path: Path) -> tuple[Scored, int]:
     network = Projecting()
     how = {"draws": 20, "sample": 30, "pictures": True}
-    return scored(path, network, rank=rank, world_size=world_size, **how), network.images // 2
+    return scored(path, network, **on_rank(world), **how), network.images // 2
 
 
 @pytest.mark.slow
-def test_three_ranks_share_the_batches_and_agree_with_one_to_the_last_bit(pair_file: Path) -> None:
+def test_three_ranks_share_the_batches_and_agree_with_one_to_the_last_bit(
+    pair_file: Path, tmp_path: Path
+) -> None:
     """5 batches of 8 images: two ranks embed two of them, the third one. The first has it all."""
-    found = on_ranks(score_a_share, pair_file, 3)
+    found = run_ranks(score_a_share, pair_file, world_size=3, folder=tmp_path)
     assert [images for _, images in found] == [16, 16, 8]
     alone = scored(pair_file, Projecting(), draws=20, sample=30, pictures=True)
     assert all(one.scores == alone.scores for one, _ in found)
@@ -173,14 +150,16 @@ def test_three_ranks_share_the_batches_and_agree_with_one_to_the_last_bit(pair_f
     assert all((one.result, one.sample, one.pictures) == (None, None, {}) for one in others)
 
 
-def score_a_damaged_set(path: Path, rank: int, world_size: int) -> str:
+def score_a_damaged_set(world: World, path: Path) -> str:
     with pytest.raises(ImagesError) as caught:
-        scored(path, Projecting(), rank=rank, world_size=world_size)
+        scored(path, Projecting(), **on_rank(world))
     return str(caught.value)
 
 
 @pytest.mark.slow
-def test_an_image_that_one_rank_cannot_decode_is_named_on_both(pair_file: Path) -> None:
+def test_an_image_that_one_rank_cannot_decode_is_named_on_both(
+    pair_file: Path, tmp_path: Path
+) -> None:
     """The other would wait for its embeddings."""
     pairs = read_bin(pair_file)
     tables = pairs.images[25].index(b"\xff\xc4") + 5  # how many Huffman codes of each length
@@ -188,7 +167,7 @@ def test_an_image_that_one_rank_cannot_decode_is_named_on_both(pair_file: Path) 
         pairs.images[25][tables : tables + 16], b"\xff" * 16, 1
     )
     write_bin(pair_file, pairs.images, pairs.same)
-    told = on_ranks(score_a_damaged_set, pair_file, 2)
+    told = run_ranks(score_a_damaged_set, pair_file, world_size=2, folder=tmp_path)
     assert told[0] == told[1]
     assert "blocks: 1 of 40 images are bad: image 25 cannot be decoded" in told[0]
 
@@ -197,14 +176,15 @@ def refuse(*_: object) -> None:
     raise UserError("no scores")
 
 
-def score_what_has_no_scores(path: Path, rank: int, world_size: int) -> str:
+def score_what_has_no_scores(world: World, path: Path) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pairs, "scores", refuse)
         with pytest.raises(UserError) as caught:
-            scored(path, Projecting(), rank=rank, world_size=world_size)
+            scored(path, Projecting(), **on_rank(world))
     return str(caught.value)
 
 
 @pytest.mark.slow
-def test_an_error_of_the_rank_that_judges_is_every_ranks(pair_file: Path) -> None:
-    assert on_ranks(score_what_has_no_scores, pair_file, 2) == ["no scores"] * 2
+def test_an_error_of_the_rank_that_judges_is_every_ranks(pair_file: Path, tmp_path: Path) -> None:
+    told = run_ranks(score_what_has_no_scores, pair_file, world_size=2, folder=tmp_path)
+    assert told == ["no scores"] * 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,10 @@ from heads.neighbors import table as table_file
 from heads.neighbors.classes import NeighborClasses
 from heads.neighbors.search import NOTHING, rounded, take_nearest, write_ids
 from heads.rows.step_rows import _SAMPLING
-from tests.clock import LIMIT
 from tests.heads.head_reference import scalar_head
 from tests.host_reads import HostReads
-from tests.ranks import start
+from tests.ranks import run_ranks
+from training.distributed import World
 
 CLASSES, DIM, BATCH, EVERY = 70, 8, 6, 4
 
@@ -210,7 +209,7 @@ def all_rows(head: PartialFC, rows: Tensor) -> Tensor:
     return torch.cat(gathered)
 
 
-def check_the_table_is_that_of_one_process(rank: int, world_size: int) -> None:
+def check_the_table_is_that_of_one_process() -> None:
     head = build()
     centers = all_rows(head, head.centers)
     for step in range(EVERY):
@@ -241,34 +240,17 @@ def check_loss_and_gradients_are_those_of_the_sample(rank: int, world_size: int)
         head.step(0.5)
 
 
-def worker(rank: int, world_size: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=LIMIT),
-    )
-    try:
-        table_file.PIECE = 16
-        check_the_table_is_that_of_one_process(rank, world_size)
-        check_loss_and_gradients_are_those_of_the_sample(rank, world_size)
-    finally:
-        dist.destroy_process_group()
+def check_ranks(world: World) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_file, "PIECE", 16)
+        check_the_table_is_that_of_one_process()
+        check_loss_and_gradients_are_those_of_the_sample(world.rank, world.world_size)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_any_number_of_ranks_have_the_same_table_and_the_exact_loss(
-    world_size, tmp_path: Path, monkeypatch
-):
-    arguments = (world_size, str(tmp_path / "store"))
-    if world_size == 1:
-        monkeypatch.setattr(table_file, "PIECE", 16)  # put back what the worker sets
-        worker(0, *arguments)
-    else:
-        start(worker, arguments, nprocs=world_size)
+def test_any_number_of_ranks_have_the_same_table_and_the_exact_loss(world_size, tmp_path: Path):
+    run_ranks(check_ranks, world_size=world_size, folder=tmp_path)
 
 
 @pytest.mark.parametrize("every", [3, 7])
