@@ -51,7 +51,8 @@ hypothesis.settings.load_profile("facestream")
 def pytest_configure(config: pytest.Config) -> None:
     """Matplotlib keeps its list of this machine's fonts where Triton's kernels are kept: who makes
     it in the middle of a test says so in that test's output, where it takes long."""
-    os.environ.setdefault("MPLCONFIGDIR", str(config.cache.mkdir("matplotlib")))
+    if config.pluginmanager.has_plugin("cacheprovider"):
+        os.environ.setdefault("MPLCONFIGDIR", str(config.cache.mkdir("matplotlib")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
