@@ -43,6 +43,7 @@ BATCHES = (128, 1024, 4096)
 # Compute capability, and multiprocessors of a card that has it: T4, A100, H100, RTX 5090.
 CARDS = {75: 40, 80: 108, 90: 132, 120: 170}
 _COUNTED = 90
+_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 class Counts(NamedTuple):
@@ -103,6 +104,15 @@ class _Elsewhere(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _AtTheGroup(TorchDispatchMode):
+    """Collectives go to the fake group as a CPU's: torch 2.6 has no rule for such tensors."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            return func.redispatch(_CPU, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
 def act_out(
     classes: int, rate: float, batch: int, *, backend: str = "triton", capability: int = _COUNTED
 ) -> ActedOut:
@@ -131,7 +141,7 @@ def act_out(
         embeddings = torch.empty(batch // RANKS, DIM, device="meta", requires_grad=True)
         labels = torch.empty(batch // RANKS, dtype=torch.int64, device="meta")
         launches = stack.enter_context(recorded_launches())
-        with Traffic() as traffic, _Elsewhere() as elsewhere:
+        with _AtTheGroup(), Traffic() as traffic, _Elsewhere() as elsewhere:
             head(embeddings, labels).backward()
             head.step(torch.empty((), device="meta"))
     return ActedOut(traffic, launches, elsewhere.sent)
