@@ -169,13 +169,13 @@ def cost(form: str, path: Path) -> dict[str, float]:
     print(f"{form}: {first} {again}")
     return {
         "images": first["images"],
-        "first_look_s": first["seconds"],
-        "first_look_cpu_s": first["cpu_seconds"],
+        "first_look_seconds": first["seconds"],
+        "first_look_cpu_seconds": first["cpu_seconds"],
         "first_look_bytes": first["memory_bytes"],
-        "next_opening_s": again["seconds"],
-        "next_opening_cpu_s": again["cpu_seconds"],
+        "next_opening_seconds": again["seconds"],
+        "next_opening_cpu_seconds": again["cpu_seconds"],
         "next_opening_bytes": again["memory_bytes"],
-        "first_batch_s": again["batch_seconds"],
+        "first_batch_seconds": again["batch_seconds"],
         "index_bytes": next(file for file in index_files(path) if file.is_file()).stat().st_size,
     }
 
@@ -201,12 +201,12 @@ def main() -> None:
         [
             (
                 form,
-                f"{one['first_look_s']:.1f}",
-                f"{one['first_look_cpu_s']:.1f}",
+                f"{one['first_look_seconds']:.1f}",
+                f"{one['first_look_cpu_seconds']:.1f}",
                 f"{one['first_look_bytes'] / 1e9:.2f}",
-                f"{one['next_opening_s']:.2f}",
+                f"{one['next_opening_seconds']:.2f}",
                 f"{one['next_opening_bytes'] / 1e9:.2f}",
-                f"{one['first_batch_s']:.2f}",
+                f"{one['first_batch_seconds']:.2f}",
                 f"{one['index_bytes'] / 1e6:.0f}",
             )
             for form, one in found.items()
