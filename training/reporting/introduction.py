@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from training.assembly import Assembly
 from training.data import shuffle_report
+from training.saving.run_state import describe_silent_end
+from training.scored_sets import ScoredSet
+from training.start import Start
 
 _CENTERS = {
     "host": "in the host's memory; those of a step are fetched",
@@ -33,4 +38,32 @@ def introduce(run: Assembly) -> list[str]:
     ]
     if run.step.distillation:
         lines.append(f"teacher    {run.step.distillation}")
+    return lines
+
+
+def introduce_start(start: Start, sets: Sequence[ScoredSet]) -> list[str]:
+    """The same, and where and how the run begins; the main rank's.
+
+    Args:
+        sets: that it is scored on.
+    """
+    assert start.held, "the main rank's"
+    plan, resumed = start.assembly.plan, ""
+    output = plan.config.run.output
+    silent = describe_silent_end(start.held.state.before)
+    if start.checkpoint:
+        resumed = f", resumed from {start.checkpoint.name}"
+    lines = [
+        *introduce(start.assembly),
+        *(f"scored     {one}" for one in sets),
+        f"memory     {plan.prediction}",
+        *([f"before     the run {silent}"] if silent else []),
+        *(f"start      {line}" for line in start.taken),
+        *(f"changed    {line}" for line in start.changed),
+        f"output     {output}{resumed}",
+        f"disk       {start.held.disk}",
+        f"log        {output}/run.log, with the settings left at their defaults, too",
+    ]
+    if start.steps_done >= plan.schedule.total_steps:
+        lines.append(f"finished, nothing to do: step {start.steps_done} was the last")
     return lines

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from facestream import UserError
+from training.config import Config
 from training.health.facts import Facts
 from training.health.watch import Watch
 from training.reporting.dashboards.dashboard import Dashboard
@@ -107,6 +108,19 @@ class Reporter:
         """A line for run.log alone."""
         self._log.write(text)
 
+    def introduce(self, config: Config, lines: Sequence[str]) -> None:
+        """Say what is about to run: these lines, and the settings that are no defaults.
+
+        The defaults go to run.log, all settings to the dashboards.
+        """
+        changed = config.changes()
+        for line in config.lines():
+            (self.say if line in changed else self.note)(line)
+        for line in lines:
+            self.say(line)
+        for dashboard in self._dashboards:
+            dashboard.settings(config.settings())
+
     def advance(self, at: Position) -> None:
         """Move the progress bar."""
         self._progress.update(self._task, completed=at.step, epoch=at.epoch)
@@ -169,11 +183,6 @@ class Reporter:
         grid = shown.reshape(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
         picture = grid.reshape(rows * height, columns * width, channels).numpy()
         self._image("data/images", picture, at.step)
-
-    def settings(self, values: Mapping[str, Any]) -> None:
-        """The resolved configuration, "section.key" to value."""
-        for dashboard in self._dashboards:
-            dashboard.settings(values)
 
     def finish(self, settings: Mapping[str, Any], results: Scores) -> None:
         """The settings of a run that is finished beside its last scores."""

@@ -104,7 +104,7 @@ class Saver:
         self._copy = HostCopy()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
-        self._newest: Path | None = None
+        self.newest: Path | None = None  # that was completed, as far as was waited for
         self._scores: dict[int, Scores] = {}  # by step, of checkpoints that lack them
         self.fault: str | None = None  # why the last save failed, if it did
         self.on_saved: Callable[[Path], None] = lambda path: None  # called by the thread
@@ -169,10 +169,10 @@ class Saver:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             try:
-                self._newest, self.fault = pending.result(), None
+                self.newest, self.fault = pending.result(), None
             except CheckpointError as error:
                 self.fault = str(error)
-        return self._newest
+        return self.newest
 
     def close(self) -> Path | None:
         """Wait as `wait` does, for the last time."""

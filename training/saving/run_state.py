@@ -22,8 +22,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.named_path import MALFORMED, as_text
+from facestream import USER_ERROR_EXIT_CODE
+from pipeline.named_path import MALFORMED, as_text, mendable
 from training.faults.memory_killer import count_kills
+from training.faults.stops import NO_ANSWER_EXIT_CODE
 from training.reporting.outlet import Outlet
 from training.saving.files import step_of
 from training.saving.lock import Lock
@@ -99,6 +101,11 @@ class RunState:
             if self._content["status"] == "running":
                 self._write(status=status, why=why, exit_code=exit_code, **known)
 
+    def fail(self, error: Exception, *, loss: str | None = None, **known: int) -> None:
+        """The run ends by an error; loss: of which rank that is the consequence, in words."""
+        code = NO_ANSWER_EXIT_CODE if loss else USER_ERROR_EXIT_CODE if mendable(error) else 1
+        self.end("failed", why=loss or describe(error), exit_code=code, **known)
+
     def _write(self, **known: Any) -> None:
         if self._folder:
             self._folder.require()
@@ -111,6 +118,11 @@ class RunState:
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }
             self._outlet.attempt(lambda: _replace(self._path, state))
+
+
+def describe(error: Exception) -> str:
+    """An error in words."""
+    return f"{type(error).__name__}: {error}"
 
 
 def describe_silent_end(before: dict[str, Any]) -> str | None:

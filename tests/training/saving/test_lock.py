@@ -323,7 +323,7 @@ def test_a_run_that_lost_its_folder_writes_no_metrics_and_no_state(data, world, 
     with pytest.raises(Ended):
         trainer.run()
     with pytest.raises(Ended):
-        trainer._part("stopped", why="SIGTERM on rank 0", exit_code=143)
+        trainer._held.part("stopped", why="SIGTERM on rank 0", exit_code=143)
     assert (output / "metrics.jsonl").read_text() == ""
     assert (output / "state.json").read_text() == others
     assert files.checkpoints(output) == []

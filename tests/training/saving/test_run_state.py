@@ -42,7 +42,7 @@ def test_it_follows_a_run_to_its_end(data, world, tmp_path, monkeypatch):
     assert read(tmp_path) | {"status": "running", "step": 0, "checkpoint": None} == read(tmp_path)
     seen, saved = [], RunState.saved
     monkeypatch.setattr(RunState, "saved", lambda *a: saved(*a) or seen.append(read(tmp_path)))
-    trainer._saver.on_saved = trainer._state.saved
+    trainer._saver.on_saved = trainer._held.state.saved
     trainer.run()
     assert [(state["status"], state["step"], state["epoch"]) for state in seen] == [
         ("running", 5, 1.0),
