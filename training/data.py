@@ -58,7 +58,7 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     """
     data = config.data
     named = ("data.train", "data.identity_map", "data.leave_out", "data.columns")
-    together(lambda: check_named_files(config, *named))
+    together(lambda: check_named_files(config, *named, "distill.teacher"))
     indexes = [open_shared_index(path, world) for path in data.files]
     with settings_named("data.max_bad_fraction"):
         for index in indexes:

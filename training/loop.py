@@ -28,6 +28,7 @@ from training.saving import checkpoint
 from training.saving.files import Scores, counters, read_about, remove_beyond
 from training.saving.room import Room, require_room
 from training.saving.run_state import describe
+from training.saving.saver import Saver
 from training.saving.saves import Saves
 from training.scored_sets import ScoredSet, compared
 from training.staging import copying
@@ -76,12 +77,12 @@ class Trainer:
         self.prediction = planned.prediction
         gone_back = counters(begun.checkpoint) if begun.checkpoint else {}
         self.rollback = Rollback(config.run.max_nonfinite, gone_back.get("times_gone_back", 0))
-        self._saver = checkpoint.Saver(
+        self._saver = Saver(
             self.output,
             config=config,
             train_step=self.step,
             facts=planned.facts,
-            lock=self._held and self._held.lock,
+            lock=self._held.lock if self._held else None,
             compared_by=compared(sets),
         )
         if self._held:

@@ -11,7 +11,7 @@ from training.config import Config
 from training.distributed import World, together
 from training.faults.stops import Stops
 from training.faults.watchdog import Watchdog
-from training.planning.memory import available_memory
+from training.planning.machine import available_memory
 from training.planning.out_of_memory import memory_explained
 from training.saving import checkpoint, resume
 from training.saving.disk import Disk
@@ -20,7 +20,7 @@ from training.saving.run_state import RunState
 from training.scored_sets import ScoredSet
 from training.step.precision import Precision
 from training.weights.identities import Identities, write_identities
-from training.weights.warm_start import warm_start
+from training.weights.warm_start import foresee_warm_start, warm_start
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,14 @@ def start(
     """
     output = Path(config.run.output)
     together(lambda: world.is_main and require_free(output))
+    fresh = resume.starts_fresh(config)
+    if fresh:
+        foresee_warm_start(config)
     planned = plan(config, world, precision, sets=sets)
     available = available_memory(world.device, local_world_size=world.local_world_size)
     assembly = assemble(planned)
-    begun = together(lambda: checkpoint.checkpoints(output))
     taken: list[str] = []
-    if config.run.init_from and not begun and config.run.resume in ("auto", "never"):
+    if config.run.init_from and fresh:
         with memory_explained(config, world, planned.prediction):
             taken = warm_start(
                 config, world, step=assembly.step, data=planned.data, precision=precision

@@ -24,6 +24,7 @@ from training.frozen.model import digest_of_weights
 from training.saving import checkpoint
 from training.saving.files import CheckpointError
 from training.saving.reading import SavedCheckpoint
+from training.saving.saver import Saver
 from training.saving.weight_file import WeightsError
 from training.step.precision import choose_precision
 from training.step.schedules import create_schedule
@@ -120,7 +121,7 @@ class PolynomialLRWarmup(torch.optim.lr_scheduler.LRScheduler):
 
 
 def save_at(config: Config, step: TrainStep, number: int, **counters: int) -> Path:
-    saver = checkpoint.Saver(Path(config.run.output), config=config, train_step=step, facts={})
+    saver = Saver(Path(config.run.output), config=config, train_step=step, facts={})
     path = saver.save(number, counters=counters)
     saver.close()
     return path

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from training.config import Config
-from training.saving.checkpoint import Saver
 from training.saving.files import CheckpointError, Scores
+from training.saving.saver import Saver
 from training.step.train_step import TrainStep
 
 

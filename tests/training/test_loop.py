@@ -1,4 +1,4 @@
-"""A whole run on one process: what it leaves behind, how it resumes, what it refuses."""
+"""A whole run on one process: what it leaves behind, and who may go on with that."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import sys
 from functools import partialmethod
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,29 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.records import record_file
 from tests.host_reads import no_host_reads
 from tests.training import tiny
-from training.config import Config, ConfigError, override
-from training.distributed import World
-from training.faults.agreement import Reason
-from training.faults.stops import Stopped
+from tests.training.runs import SCORES, build, state
+from training.config import override
 from training.loop import Trainer
 from training.reporting.meters import Meters
-from training.saving import checkpoint, files, room
+from training.saving import checkpoint
 from training.saving.files import CheckpointError
-from training.step.backbone import unwrapped
 from training.step.precision import choose_precision
-
-SCORES = {"accuracy": 0.5, "accuracy_std": 0.1, "auc": 0.6, "tar_at_far": 0.0, "far": 0.0}
-
-
-def build(config: Config, world: World, score=lambda network: {"pairs": SCORES}) -> Trainer:
-    precision = choose_precision(world.device, "fp32")
-    return Trainer(config, world, precision=precision, sets=[tiny.scored(config, score)])
-
-
-def state(trainer: Trainer) -> list[torch.Tensor]:
-    step = trainer.step
-    momentum = [s["momentum_buffer"] for s in step.optimizer.state.values()]
-    return [*step.backbone.state_dict().values(), *step.head.state_dict().values(), *momentum]
 
 
 @pytest.fixture(scope="module")
@@ -166,41 +149,6 @@ def test_what_leaves_the_weights_alone_may_change_and_is_listed(finished, world,
     again.close()
 
 
-def test_checkpoints_that_cannot_fit_are_refused_before_the_first_step(
-    data, world, tmp_path, monkeypatch
-):
-    config = tiny.config(data, tmp_path / "run")
-    trainer = build(config, world)
-    full = SimpleNamespace(f_bavail=5, f_frsize=10**6, f_blocks=9)
-    with monkeypatch.context() as patch:
-        patch.setattr(room.os, "statvfs", lambda folder: full)
-        with pytest.raises(CheckpointError, match=r"3 checkpoints of 3 MB .*room for 1 in all"):
-            trainer.run()
-    assert trainer.steps_done == 0
-    assert not checkpoint.checkpoints(tmp_path / "run")
-    build(config, world).close()
-
-
-@pytest.mark.slow
-def test_a_try_that_saved_nothing_does_not_refuse_the_mended_one(data, world, tmp_path):
-    """As where the first step ran out of memory; what it has told is forgotten."""
-    output = tmp_path / "run"
-    tried = build(override(tiny.config(data, output), ["model.width=0.5"]), world)
-    tried.verify()
-    tried.close()
-    files.folder_of(output, 5).mkdir(parents=True)  # an unfinished save
-    config = override(tiny.config(data, output), ["run.resume=never", "run.epochs=1"])
-    mended = build(config, world)
-    mended.run()
-    lines = [json.loads(line) for line in mended.reporter.journal.path.read_text().splitlines()]
-    assert [line["step"] for line in lines if "verification" in line] == [0, 5]
-    events = EventAccumulator(str(mended.reporter.tensorboard_path)).Reload()
-    steps = [event.step for event in events.Scalars("verification_pairs/accuracy")]
-    assert steps == [0, 5]
-    with pytest.raises(CheckpointError, match=r"holds another run: its model\.width is 0\.25"):
-        build(tried.config, world)
-
-
 def test_a_line_that_was_half_written_does_not_stop_a_resume(finished, world):
     metrics = finished.reporter.journal.path
     whole = metrics.read_text()
@@ -245,94 +193,6 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(finished, world, ch
     assert sorted(finished.output.rglob("*")) == before
 
 
-def test_a_folder_with_something_else_is_refused(data, world, tmp_path):
-    (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(checkpoint.CheckpointError, match=r"not empty \(thesis\.tex\)"):
-        build(tiny.config(data, tmp_path), world)
-
-
-def test_labels_beyond_the_classes_are_refused_before_anything_is_allocated(data, world, tmp_path):
-    config = override(tiny.config(data, tmp_path / "run"), ["head.num_classes=7"])
-    with pytest.raises(
-        ConfigError, match=r"head\.num_classes=7: .* labels up to 9, .* at offset \d+"
-    ):
-        build(config, world)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ("model.sync_bn=true", r"model\.sync_bn=True: expected a GPU"),
-        ("data.global_batch=100", "global batch of 100 does not fit 70 records"),
-        ("data.augment=[flap]", "flap"),
-        ("run.output=/dev/null", "is a file: choose a folder"),
-        ("data.train=nowhere.rec", r"nowhere\.rec does not exist"),
-    ],
-)
-def test_what_cannot_run_is_refused_with_its_name(data, world, tmp_path, change, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        build(override(tiny.config(data, tmp_path / "run"), [change]), world)
-    assert not (tmp_path / "run").exists(), "the mended run finds its folder free"
-
-
-HEAD_SCHEDULES = [
-    "head.loss=adaface",
-    "head.loss_args={scale: 16.0}",
-    "head.sample_rate=0.3",
-    "head.sample_rate_from={1: 0.6, 2: 1.0}",
-    "head.margin_warmup_epochs=1.4",
-    "head.subcenters=2",
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("loss", "terms"),
-    [
-        ("adaface", "{}"),
-        pytest.param(
-            "uniface", "{sample_to_sample: {}, classifiability: {}}", marks=pytest.mark.slow
-        ),
-    ],
-)
-def test_the_heads_schedules_and_statistics_survive_an_interruption(
-    loss, terms, data, world, tmp_path
-):
-    """Rate, share of the margin, AdaFace's statistics and what is learned are those of the step,
-    resumed or not."""
-
-    def run(output: Path, *overrides: str) -> tuple[Trainer, list[tuple[float, float]]]:
-        settings = [*HEAD_SCHEDULES, f"head.loss={loss}", f"head.extra_terms={terms}", *overrides]
-        config = override(tiny.config(data, output), settings)
-        trainer, seen = build(config, world), []
-        head, train_on = trainer.step.head, trainer.train_on
-
-        def watch(*arguments):
-            result = train_on(*arguments)
-            seen.append((head.sample_rate, head.margin_factor.item()))
-            return result
-
-        trainer.train_on = watch
-        trainer.run()
-        return trainer, seen
-
-    whole, seen = run(tmp_path / "whole")
-    assert [rate for rate, _ in seen] == [0.3] * 5 + [0.6] * 5 + [1.0] * 5
-    shares = [share for _, share in seen]
-    assert shares == pytest.approx([min(1, (step + 1) / 8) for step in range(15)])
-    if loss == "adaface":
-        assert (whole.step.head.margin_state != torch.tensor([20.0, 100.0])).all()
-    else:
-        assert whole.step.head.learned_velocity.all()
-
-    for path in (tmp_path / "whole" / "checkpoints").glob("step_*15"):
-        shutil.rmtree(path)
-    resumed, rest = run(tmp_path / "whole")
-    assert rest == seen[10:]
-    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
-
-
 def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
     """A label outside the classes poisons the loss with NaN: weights, BatchNorm's statistics,
     centers and all momentum stay."""
@@ -355,76 +215,6 @@ def test_a_step_that_is_not_finite_changes_nothing(data, world, tmp_path):
     means = meters.read()
     assert means["skipped_steps"] == 1
     assert means["loss"] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("order", ["block", "balanced"])
-def test_every_order_resumes_as_it_went_on(order, data, world, tmp_path):
-    overrides = [
-        f"data.order={order}",
-        "data.block_records=4",
-        "data.window_blocks=3",
-        "data.images_per_identity=3",
-    ]
-    config = override(tiny.config(data, tmp_path / "run"), overrides)
-    whole = build(config, world)
-    whole.run()
-    for path in (tmp_path / "run" / "checkpoints").glob("step_*15"):
-        shutil.rmtree(path)
-    resumed = build(config, world)
-    assert resumed.steps_done == 10
-    resumed.run()
-    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
-
-
-def test_an_order_that_cannot_be_is_refused_with_its_name(data, world, tmp_path):
-    config = override(
-        tiny.config(data, tmp_path / "run"),
-        ["data.order=balanced", "data.images_per_identity=5"],
-    )
-    with pytest.raises(ValueError, match=r"images=5 does not.*data\.images_per_identity"):
-        build(config, world)
-
-
-@pytest.mark.slow
-def test_several_files_are_trained_on_as_one(data, world, tmp_path):
-    """Labels follow one another, weights count, what is listed is left out, a resume goes on."""
-    shutil.copytree(data, tmp_path / "more")
-    (tmp_path / "drop.txt").write_text("more identity 3\n")
-    config = override(
-        tiny.config(data, tmp_path / "run"),
-        [
-            f"data.train=[{data},{tmp_path / 'more'}]",
-            "data.weights=[1,0.5]",
-            f"data.leave_out={tmp_path / 'drop.txt'}",
-            "log.every=2",
-        ],
-    )
-    whole = build(config, world)
-    assert whole.step.head.num_classes == 20
-    assert whole.loader.steps_per_epoch == (70 + 32) // 12
-    whole.run()
-    for path in (tmp_path / "run" / "checkpoints").glob("step_*24"):
-        shutil.rmtree(path)
-    resumed = build(config, world)
-    assert resumed.steps_done == 16
-    resumed.run()
-    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["data.train=[]"], "expected a .rec file, its folder, or a set of another form"),
-        (["data.train=[a.rec,a.rec]"], "expected each file once"),
-        (["data.weights=[1,2]"], "expected one for each of data.train, which are 1"),
-        (["data.weights=[1]", "data.order=balanced"], "expected none with data.order=balanced"),
-        (["data.weights=[-1]"], "expected at least 0"),
-    ],
-)
-def test_files_and_weights_that_do_not_fit_are_named(overrides, message, data, world, tmp_path):
-    with pytest.raises(ConfigError, match=message):
-        build(override(tiny.config(data, tmp_path / "run"), overrides), world)
 
 
 @pytest.mark.slow
@@ -476,37 +266,6 @@ def test_fifty_steps_between_two_lines_read_nothing_from_the_device(
 
 
 @pytest.mark.slow
-def test_a_student_learns_from_a_teacher_and_goes_on_where_it_stopped(data, world, tmp_path):
-    """The teacher is an earlier run's checkpoint; its targets pull the student's embeddings."""
-    teacher = build(tiny.config(data, tmp_path / "teacher"), world)
-    teacher.run()
-    student = override(
-        tiny.config(data, tmp_path / "student"),
-        [
-            f"distill.teacher={teacher.last_checkpoint}",
-            "distill.weight=40.0",
-            "distill.weight_end=10.0",
-            "run.seed=7",
-            "log.every=5",
-            "step.micro_batches=2",
-        ],
-    )
-    whole = build(student, world)
-    whole.run()
-    lines = [json.loads(line) for line in whole.reporter.journal.path.read_text().splitlines()]
-    distances = [
-        line["distillation"] / weight
-        for line, weight in zip((x for x in lines if "loss" in x), (35.7, 25.0, 14.3))
-    ]
-    assert distances[2] < 0.8 * distances[0]
-    for path in (tmp_path / "student" / "checkpoints").glob("step_*15"):
-        shutil.rmtree(path)
-    resumed = build(student, world)
-    resumed.run()
-    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
-
-
-@pytest.mark.slow
 def test_a_run_compiles_records_and_gives_the_centers_a_rate_as_it_is_told(
     data, world, tmp_path, monkeypatch, caplog
 ):
@@ -527,108 +286,6 @@ def test_a_run_compiles_records_and_gives_the_centers_a_rate_as_it_is_told(
     assert "steps run without a graph: there are none on a cpu" in caplog.text
     assert trainer.step._head_lr_ratio == 0.25  # of optim.lr=2.0
     assert trainer.steps_done == 15
-
-
-@pytest.mark.slow
-def test_a_run_starts_from_another_ones_weights_and_resumes_its_own(data, world, tmp_path, capsys):
-    first = build(tiny.config(data, tmp_path / "first"), world)
-    first.run()
-    config = override(
-        tiny.config(data, tmp_path / "second"),
-        [f"run.init_from={tmp_path / 'first'}", "run.seed=5"],
-    )
-    second = build(config, world)
-    expected = unwrapped(first.step.backbone).state_dict()
-    for name, tensor in unwrapped(second.step.backbone).state_dict().items():
-        counted = name.endswith("num_batches_tracked")  # a run counts its own
-        assert counted or torch.equal(tensor, expected[name]), name
-    assert torch.equal(second.step.head.centers, first.step.head.centers)
-    assert "start      " in capsys.readouterr().out
-    second.run()
-    resumed = build(config, world)
-    assert resumed.steps_done == 15
-    assert not torch.equal(resumed.step.head.centers, first.step.head.centers)
-
-
-def test_a_failed_start_from_weights_leaves_the_folder_free(data, world, tmp_path):
-    config = override(
-        tiny.config(data, tmp_path / "run"), [f"run.init_from={tmp_path / 'nowhere'}"]
-    )
-    with pytest.raises(ValueError, match="nowhere"):
-        build(config, world)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_a_run_that_cannot_save_its_last_step_says_so(data, world, tmp_path, monkeypatch):
-    """Once is tried again; twice is an error, not the exit code of a finished run."""
-    complete, failures = files.complete, [OSError(28, "No space left on device")]
-
-    def failing(final, **arguments):
-        if final.name.endswith("15") and failures:
-            raise failures[0]
-        complete(final, **arguments)
-
-    monkeypatch.setattr(files, "complete", failing)
-    trainer = build(tiny.config(data, tmp_path / "run"), world)
-    with pytest.raises(CheckpointError, match=r"step 15 is not saved.*step_000000010: .*No space"):
-        trainer.run()
-    failures.clear()
-    resumed = build(tiny.config(data, tmp_path / "run"), world)
-    assert resumed.steps_done == 10
-    resumed.run()
-    assert resumed.last_checkpoint.name == "step_000000015"
-
-
-@pytest.mark.slow
-def test_one_failed_save_is_a_warning_and_two_in_a_row_end_the_run(
-    data, world, tmp_path, monkeypatch, caplog
-):
-    """The second is noticed at once, not an epoch later, and tried again first."""
-    complete, failing = files.complete, {"05": 1, "15": 1, "20": 9}
-
-    def fail(final, **arguments):
-        if failing.get(final.name[-2:], 0):
-            failing[final.name[-2:]] -= 1
-            raise OSError(28, "No space left on device")
-        complete(final, **arguments)
-
-    monkeypatch.setattr(files, "complete", fail)
-    trainer = build(override(tiny.config(data, tmp_path / "run"), ["run.epochs=6"]), world)
-    with pytest.raises(CheckpointError, match=r"step 20 is not saved.*step_000000010: .*No space"):
-        trainer.run()
-    assert trainer.steps_done == 20
-    assert failing["20"] == 6, "three tries"
-    told = [r.getMessage() for r in caplog.records if "was not saved" in r.getMessage()]
-    assert len(told) == 5
-
-
-@pytest.mark.slow
-def test_a_stop_before_the_first_step_leaves_the_checkpoint_as_it_is(data, world, tmp_path):
-    steps = ["optim.schedule=step", "optim.decay_epochs=[2]"]  # more epochs may follow then
-    config = override(tiny.config(data, tmp_path / "run"), steps)
-    trainer = build(config, world)
-    trainer.run()
-    path = trainer.last_checkpoint
-    before = files.read_about(path)
-    assert before["accuracy"] == SCORES["accuracy"]
-    resumed = build(override(config, ["run.epochs=4"]), world)
-    with pytest.raises(Stopped, match="a test"):
-        resumed._stop(Reason("a test", 0))
-    resumed.close()
-    assert files.read_about(path) == before
-
-
-@pytest.mark.slow
-def test_a_run_does_not_go_on_with_other_peoples_centers(data, world, tmp_path):
-    """The same file, less one identity: labels mean what they meant, but the set is another."""
-    build(tiny.config(data, tmp_path / "run"), world).run()
-    (tmp_path / "drop.txt").write_text("identity 3\n")
-    changed = override(
-        tiny.config(data, tmp_path / "run"), [f"data.leave_out={tmp_path / 'drop.txt'}"]
-    )
-    with pytest.raises(CheckpointError, match="records and labels"):
-        build(changed, world)
 
 
 def test_a_start_computes_a_files_fingerprint_once(data, world, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from tests.training import tiny
 from training.config import Config, override
 from training.distributed import World
 from training.loop import Trainer
-from training.saving import checkpoint, files
+from training.saving import checkpoint, digests, files
 from training.step.backbone import unwrapped
 from training.step.precision import choose_precision
 
@@ -202,7 +202,7 @@ def test_scores_in_about_json_are_read_as_older_runs_wrote_them(config, world):
     content = json.dumps(about | {"scores": scores(0.8), "accuracy": 0.8}).encode()
     (folder / "about.json").write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
-    with files.DigestedFile(folder / "about.json") as file:
+    with digests.DigestedFile(folder / "about.json") as file:
         file.write(content)
     manifest["files"]["about.json"] = file.digest()
     (folder / "manifest.json").write_text(json.dumps(manifest))

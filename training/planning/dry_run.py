@@ -39,9 +39,11 @@ from training.reporting.introduction import introduce
 from training.reporting.meters import pace, peak_memory
 from training.reporting.stopwatch import Stopwatch
 from training.saving.files import newest, step_of
+from training.saving.resume import foresee, starts_fresh
 from training.saving.room import Room, require_room
 from training.scored_sets import ScoredSet
 from training.step.precision import Precision
+from training.weights.warm_start import foresee_warm_start
 
 STEPS = 20  # on synthetic images, and again on real ones; those to warm up are not counted
 _CLEAR_PEAK = Path("/proc/self/clear_refs")  # Linux: a 5 sets a process's peak to what it has now
@@ -63,22 +65,32 @@ def dry_run(
 ) -> int:
     """Check a run, predict its memory and take a few steps of it; call it on every rank.
 
-    The main rank prints tables and a verdict. Nothing is written, so run.output is neither claimed
-    nor resumed from; and nothing is verified, on whatever `sets` the run will be.
+    The main rank prints tables and a verdict. Nothing is written, so run.output is not claimed; of
+    the checkpoint that the run would begin at the settings are compared, not the weights; and
+    nothing is verified, on whatever `sets` the run will be.
 
     Returns 0, or USER_ERROR_EXIT_CODE where it is predicted not to fit: then no step is taken.
 
     Raises UserError for whatever a run would refuse, and where memory runs out all the same.
     """
     console = Console(quiet=not world.is_main, highlight=False, soft_wrap=True)
+    taken = foresee_warm_start(config) if starts_fresh(config) else []
     planned = plan(config, world, precision, sets=sets)
+    total_steps = planned.schedule.total_steps
+    where = foresee(config, facts=planned.facts, total_steps=total_steps)
     prediction, available = planned.prediction, least_available(world)
     console.print(memory_table(prediction, available))
     if max(of_all_ranks(prediction.total)) > available:
         console.print(does_not_fit(config, prediction, available=available))
         return USER_ERROR_EXIT_CODE
     with memory_explained(config, world, prediction):
-        readings = _rehearse(planned, [f"scored     {one}" for one in sets], console)
+        about = [
+            *(f"scored     {one}" for one in sets),
+            f"output     {config.run.output}, which a dry run leaves as it is",
+            *(f"start      {one}" for one in taken),
+            f"begins     {where}",
+        ]
+        readings = _rehearse(planned, about, console)
     console.print(_speed_table(readings))
     console.print(_time(config, readings))
     later = prediction.checkpoint + prediction.verification
@@ -99,13 +111,12 @@ def dry_run(
     return 0
 
 
-def _rehearse(planned: Plan, about_sets: Sequence[str], console: Console) -> _Readings:
+def _rehearse(planned: Plan, about: Sequence[str], console: Console) -> _Readings:
     """Steps on synthetic and on real batches, built as for the run."""
     config, world = planned.config, planned.world
     _forget_peak(world.device)
     run = assemble(planned)
-    lines = [*config.changes(), *introduce(run), *about_sets]
-    for line in (*lines, f"output     {config.run.output}, which a dry run leaves as it is"):
+    for line in (*config.changes(), *introduce(run), *about):
         console.print(line, markup=False)
     try:
         noise = _synthetic_batches(planned)

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import os
-import weakref
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from heads import GroupClasses, create_extra_terms
 from heads.centers import shard_of
 from heads.memory import HeadMemory, predict_memory
 from heads.rows.stored import DTYPES
 from heads.sampling import Sampling, sampling_at
-from models import fold_batch_norm, normalize
 from models.batch_norm import fuse_batch_norm
 from models.checkpointing import checkpoint_blocks
-from models.cost import kept_for_backward, without_memory
 from pipeline.augment import Augmentation
 from pipeline.dali_decode import PREFETCH
 from pipeline.dali_loader import choose_threads
 from training.config import Config, DataConfig, OptimConfig
 from training.distributed import World
+from training.planning.alive import (
+    Blocks,
+    blocks_of_inference,
+    blocks_of_training,
+    blocks_run_again,
+)
+from training.planning.machine import own_memory
 from training.planning.row_places import RowPlaces, place_rows
 from training.saving.files import CheckpointError, split_choice
 from training.saving.reading import open_weights
@@ -48,10 +47,6 @@ _TO_AUGMENT = 50_000_000  # of DALI
 # come between what is freed and made again all the time, and glibc's malloc is left with pieces
 # that fit nothing. Measured, of IResNets, MobileFaceNet and ViTs: between nothing and all of them.
 _IN_PIECES = 2
-_LARGE = 32 << 20  # bytes: the largest block that glibc's malloc may keep
-
-_MEMINFO = Path("/proc/meminfo")
-_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
 @dataclass(frozen=True)
@@ -129,12 +124,12 @@ def predict(
     rate_factors(backbone, config.optim)  # before anything is allocated
     head = predict_head(config, world, precision, num_classes=num_classes)
     size, on_cpu = config.data.image_size, world.device.type == "cpu"
-    held = _activations
+    held = blocks_of_training
     if config.model.fused:
         fuse_batch_norm(backbone)
     if config.model.checkpointing:
         checkpoint_blocks(backbone, config.architecture.family.stages)
-        held = _activations_again
+        held = blocks_run_again
     activations = held(backbone, batch=batch // micro_batches, image_size=size, precision=precision)
     teacher = verification = 0
     if config.distill.teacher and not config.distill.cached:
@@ -142,7 +137,7 @@ def predict(
             config, batch=batch, precision=precision, run_on=world.device, besides=activations
         )
     if config.eval.sets:
-        inference = _inference(
+        inference = blocks_of_inference(
             backbone,
             batch=config.eval.batch_size,
             image_size=size,
@@ -217,191 +212,11 @@ def predict_head(
     )
 
 
-def activation_bytes(
-    backbone: nn.Module, *, batch: int, image_size: int, precision: Precision
-) -> int:
-    """Bytes that a training forward of `batch` images keeps for backward.
-
-    Parameters aside, but with their narrow copies under autocast. The forward runs on tensors that
-    have no memory, as on a CPU: other devices keep the same.
-
-    Args:
-        backbone: in train mode, on any device, the meta device included; left unchanged.
-    """
-    return sum(_activations(backbone, batch=batch, image_size=image_size, precision=precision))
-
-
-def _activations(
-    backbone: nn.Module,
-    *,
-    batch: int,
-    image_size: int,
-    precision: Precision,
-) -> _Blocks:
-    with FakeTensorMode():
-        state = without_memory(backbone)
-        shape = (batch, image_size, image_size, 3)
-        images = torch.empty(shape, dtype=torch.uint8, device="cpu").permute(0, 3, 1, 2)
-
-        def forward() -> Tensor:
-            with precision.autocast(images.device):
-                pixels = normalize(images, precision.compute_dtype)
-                return torch.func.functional_call(backbone, state, (pixels,))
-
-        return _Blocks.of(kept_for_backward(forward, besides=state.values()))
-
-
-def _activations_again(
-    backbone: nn.Module, *, batch: int, image_size: int, precision: Precision
-) -> _Blocks:
-    """What is alive at once, at most, in a forward and backward whose blocks run again in backward.
-
-    Parameters and their gradients aside.
-    """
-    with FakeTensorMode(), _Living() as living:
-        step = _ForwardBackward(backbone)
-        state = without_memory(step)
-        for parameter in state.values():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(_forget_gradient)
-        living.forget()
-        images = torch.empty((batch, image_size, image_size, 3), dtype=torch.uint8, device="cpu")
-        pixels = normalize(images.permute(0, 3, 1, 2), precision.compute_dtype)
-        torch.func.functional_call(step, state, (pixels, precision))
-    return living.peak
-
-
-class _ForwardBackward(nn.Module):
-    """Both while the network has the tensors that a functional call gives it."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixels: Tensor, precision: Precision) -> None:
-        with precision.autocast(pixels.device):
-            embeddings = self.network(pixels)
-        embeddings.sum().backward()
-
-
-def _forget_gradient(parameter: Tensor) -> None:
-    parameter.grad = None
-
-
-def _inference(
-    network: nn.Module, *, batch: int, image_size: int, precision: Precision, run_on: torch.device
-) -> _Blocks:
-    """What is alive at once, at most, in a forward of `batch` images without a gradient.
-
-    Of the network as it is folded for the device. Parameters aside.
-
-    Args:
-        network: in any mode, on the meta device; left unchanged.
-    """
-    with torch.device("meta"):
-        folded = fold_batch_norm(network, run_on=run_on)
-    with FakeTensorMode(), _Living() as living, torch.no_grad():
-        state = without_memory(folded)
-        living.forget()
-        images = torch.empty((batch, image_size, image_size, 3), dtype=torch.uint8, device="cpu")
-        with precision.autocast(images.device):
-            pixels = normalize(images.permute(0, 3, 1, 2), precision.compute_dtype)
-            torch.func.functional_call(folded, state, (pixels,))
-    return living.peak
-
-
-def resident_memory() -> int:
-    """Bytes of the machine's memory that this process takes now; 0 where nothing tells."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    lines = status.read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
-
-
-def available_memory(device: torch.device, *, local_world_size: int) -> int:
-    """Bytes that a rank may take in all: free ones of its accelerator; or its share of what is free
-    on the machine, and what it has already.
-    """
-    if device.type != "cpu":
-        return torch.get_device_module(device).mem_get_info(device)[0]
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    if _MEMINFO.exists():  # where what files take of the memory counts as free
-        (line,) = (
-            line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable")
-        )
-        free = int(line.split()[1]) << 10
-    available = free // local_world_size + resident_memory()
-    if _LIMIT.exists() and (allowed := _LIMIT.read_text().strip()) != "max":
-        available = min(available, int(allowed) // local_world_size)
-    return available
-
-
-class _Blocks(NamedTuple):
-    """Bytes in small blocks of memory and in large ones.
-
-    glibc gives large blocks back to the system when they are free and keeps most of the small ones
-    for the next that are small: one kind hardly stands in for the other.
-    """
-
-    small: int
-    large: int
-
-    @classmethod
-    def of(cls, sizes: Iterable[int]) -> _Blocks:
-        sizes = list(sizes)
-        large = sum(size for size in sizes if size >= _LARGE)
-        return cls(sum(sizes) - large, large)
-
-    def beyond(self, others: _Blocks) -> int:
-        """Bytes that are needed where there were `others` before."""
-        returned = max(0, others.small - self.small) // 4  # measured
-        more_small = max(0, self.small - others.small)
-        return more_small + max(0, self.large - others.large - returned)
-
-
-class _Living(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, as operators make them; `peak` is the most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._known = weakref.WeakSet()
-        self.forget()
-
-    @property
-    def peak(self) -> _Blocks:
-        return _Blocks(self._most[False], self._most[True])
-
-    def forget(self) -> None:
-        """Count only what is made from here on."""
-        self._alive, self._most = [0, 0], [0, 0]  # small blocks, large ones
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in pytree.tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        return made
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
-            return
-        self._known.add(storage)
-        size = storage.nbytes()
-        kind = size >= _LARGE
-        self._alive[kind] += size
-        self._most[kind] = max(self._most[kind], self._alive[kind])
-        weakref.finalize(storage, self._end, size)
-
-    def _end(self, size: int) -> None:
-        self._alive[size >= _LARGE] -= size
-
-
 def _library_bytes(data: DataConfig) -> int:
     """What the process has by now, and what its libraries take later in any run."""
     needs_dali = Augmentation(data.augment, mirrored_before=True).needs_graph
     loaded = _LOADED_LATER + LOADED_BEYOND_STEPS + (_TO_AUGMENT if needs_dali else 0)
-    return resident_memory() + loaded
+    return own_memory() + loaded
 
 
 def _backbone_bytes(backbone: nn.Module, optim: OptimConfig) -> int:
@@ -427,7 +242,7 @@ def _trained_bytes(backbone: nn.Module) -> int:
 
 
 def _teacher_bytes(
-    config: Config, *, batch: int, precision: Precision, run_on: torch.device, besides: _Blocks
+    config: Config, *, batch: int, precision: Precision, run_on: torch.device, besides: Blocks
 ) -> int:
     """The teacher's weights, and of its forward what exceeds the `besides` of the student's step.
 
@@ -446,7 +261,9 @@ def _teacher_bytes(
     with torch.device("meta"):
         network = architecture.create()
     size = architecture.image_size
-    forward = _inference(network, batch=batch, image_size=size, precision=precision, run_on=run_on)
+    forward = blocks_of_inference(
+        network, batch=batch, image_size=size, precision=precision, run_on=run_on
+    )
     return _weight_bytes(network) + forward.beyond(besides)
 
 

@@ -17,7 +17,8 @@ import torch
 from facestream import UserError
 from training.config import Config
 from training.distributed import World, of_all_ranks, together
-from training.planning.memory import Prediction, available_memory
+from training.planning.machine import available_memory
+from training.planning.memory import Prediction
 from training.planning.row_places import lack_on_disk
 
 _SIGNS = re.compile(

@@ -8,7 +8,8 @@ A reading is a flat mapping; its names do not change:
     skipped_in_a_row                      how many steps up to now changed nothing
     loss_scale                            for the next step; 1 where losses are not scaled
     memory_mb                             peak so far of this rank, in 10^6 bytes: what tensors
-                                          took of the GPU, or on a CPU the whole process
+                                          took of the GPU, or on a CPU the whole process,
+                                          pages of files aside
     lr                                    of the last step
     images_per_s                          over all ranks
     seconds_left                          to the last step, at this speed
@@ -22,11 +23,9 @@ A reading is a flat mapping; its names do not change:
 
 from __future__ import annotations
 
-import resource
-from pathlib import Path
-
 import torch
 
+from training.planning.machine import own_peak
 from training.reporting.stopwatch import Laps
 from training.step.train_step import StepResult
 
@@ -77,13 +76,9 @@ class Meters:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took of an accelerator, or a CPU's process of its memory."""
+    """Bytes: the most that tensors took of an accelerator, or this process of a CPU's memory."""
     if device.type == "cpu":
-        status = Path("/proc/self/status")
-        if status.exists():  # of this program; rusage counts who started it, too
-            lines = status.read_text().splitlines()
-            return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        return own_peak()
     return torch.get_device_module(device).max_memory_allocated(device)
 
 

@@ -19,8 +19,6 @@ A file that the disk does not give is not damaged: that is tried again, then ref
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import logging
 import os
@@ -29,12 +27,13 @@ import shutil
 import stat
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 from facestream import UserError
 from pipeline.named_path import MALFORMED
 from pipeline.sync import sync
 from pipeline.whole_file import replace
+from training.saving.digests import Digest, digest_of
 from training.saving.disk import NOT_THERE, persistently, sync_folder
 
 FORMAT = 1  # of a checkpoint; it rises where older versions would read a new one wrongly
@@ -44,7 +43,6 @@ _DAMAGED = "manifest.damaged"  # the manifest of one that was passed over
 _NAME = re.compile(r"step_\d{9}")
 _OLD_PARTIAL = "partial_*"  # what earlier versions called a checkpoint that was not complete
 _SOUND = 2  # checkpoints to go back to that stay, whatever run.keep says
-_BLOCK = 1 << 24  # bytes read at once
 
 
 Scores = Mapping[str, Mapping[str, float]]  # test set → score → value, its main one first
@@ -57,43 +55,6 @@ class CheckpointError(UserError):
 
 class UnreadableError(CheckpointError):
     """A file that is there and that the disk does not give: it may be whole."""
-
-
-class Digest(TypedDict):
-    """What a file must be: its size in bytes and its BLAKE2b in hexadecimal."""
-
-    bytes: int
-    blake2b: str
-
-
-class DigestedFile(io.FileIO):
-    """A file for writing from start to end, digested on the way, synced when closed. Unbuffered."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path, "wb")
-        self._hash, self._bytes = _new_hash(), 0
-
-    def write(self, data: Any) -> int:
-        """Write all of a buffer, where FileIO would stop after 2 GB."""
-        view = memoryview(data).cast("B")
-        written = 0
-        while written < len(view):
-            written += super().write(view[written:])
-        self._hash.update(view)
-        self._bytes += written
-        return written
-
-    def close(self) -> None:
-        """Make sure that what was written lasts, where the disk can do that."""
-        if not self.closed:
-            try:
-                sync(self.fileno())
-            finally:
-                super().close()
-
-    def digest(self) -> Digest:
-        """Of what was written so far."""
-        return Digest(bytes=self._bytes, blake2b=self._hash.hexdigest())
 
 
 def split_choice(given: str) -> tuple[Path, str]:
@@ -255,7 +216,9 @@ def complete(final: Path, *, documents: Mapping[str, Any], digests: Mapping[str,
     """
     for name, content in documents.items():
         _write_json(final / name, content)
-    files = {file.name: digests.get(file.name) or _digest(file) for file in sorted(final.iterdir())}
+    files = {
+        file.name: digests.get(file.name) or digest_of(file) for file in sorted(final.iterdir())
+    }
     # Before the manifest has its name, so that after a power cut it vouches for nothing lost.
     sync_folder(final)
     sync_folder(final.parent)
@@ -387,7 +350,7 @@ def _fault(file: Path, size: int, blake2b: str) -> str | None:
     found = _ask(file, lambda: file.stat().st_size)
     if found is not None and found != size:
         return f"{file.name} has {found:,} bytes instead of {size:,}"
-    digest = _ask(file, lambda: _digest(file))
+    digest = _ask(file, lambda: digest_of(file))
     if digest is None:
         return f"{file.name} is missing"
     if digest["blake2b"] != blake2b:
@@ -407,20 +370,6 @@ def _ask(path: Path, question: Callable[[], T]) -> T | None:
             "neither passed over nor removed. Look after the disk and start again; or move "
             f"{path.parent} away to go on without it"
         ) from error
-
-
-def _new_hash() -> hashlib.blake2b:
-    return hashlib.blake2b(digest_size=16)
-
-
-def _digest(file: Path) -> Digest:
-    digest, size = _new_hash(), 0
-    with file.open("rb", buffering=0) as stream:
-        buffer = memoryview(bytearray(_BLOCK))
-        while count := stream.readinto(buffer):
-            digest.update(buffer[:count])
-            size += count
-    return Digest(bytes=size, blake2b=digest.hexdigest())
 
 
 def _write_json(file: Path, content: Any) -> None:

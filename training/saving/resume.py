@@ -40,8 +40,7 @@ def open_output(output: Path) -> tuple[lock.Lock, Disk]:
     Raises CheckpointError where it holds what is not a run's, where a process holds it, or where
     nothing can be saved.
     """
-    if output.exists() and not output.is_dir():
-        raise CheckpointError(f"run.output={output} is a file: choose a folder")
+    _require_folder(output)
     folder, held = output / "checkpoints", lock.Lock(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -64,6 +63,57 @@ def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
     `facts` are what identifies the run: model, number of classes, dataset. They are written down
     at first, and bind from the first checkpoint on: a try that saved nothing owns no folder.
     """
+    written = _require_ours(output, config, facts)
+    if written is None or not checkpoints(output):
+        path = output / "run.json"
+        write_whole(path, json.dumps(facts, indent=2), aside=path.with_suffix(".unfinished"))
+
+
+def foresee(config: Config, *, facts: dict[str, Any], total_steps: int) -> str:
+    """See that a run of these facts may begin or go on in its run.output; call it on every rank.
+
+    Writes nothing and reads no weights, so checksums are not compared. Returns where it would
+    begin, in words.
+
+    Raises CheckpointError as `open_output`, `claim`, `choose_checkpoint`, `require_settings` and
+    `require_steps` do.
+    """
+    output = Path(config.run.output)
+
+    def look() -> None:
+        _require_folder(output)
+        if output.exists():
+            _refuse_others(output)
+            _require_ours(output, config, facts)
+
+    together(look)
+    candidates = _candidates(config, output)
+    if not candidates:
+        return "at step 0"
+    path = candidates[-1]
+    _require_facts(path, facts)
+    require_settings(path, output, config)
+    done = read_about(path)["step"]
+    require_steps(path, output, done=done, total=total_steps)
+    return f"at step {done}, of {path}"
+
+
+def starts_fresh(config: Config) -> bool:
+    """Whether a run begins at step 0, where run.init_from counts; call it on every rank."""
+    begun = together(lambda: checkpoints(Path(config.run.output)))
+    return not begun and config.run.resume in ("auto", "never")
+
+
+def _require_folder(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise CheckpointError(f"run.output={output} is a file: choose a folder")
+
+
+def _require_ours(output: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """Raise CheckpointError where a folder's checkpoints are another run's, or none may be there.
+
+    Returns what run.json says.
+    """
     path, begun = output / "run.json", checkpoints(output)
     written = _read_facts(path)
     if begun:
@@ -83,8 +133,7 @@ def claim(output: Path, config: Config, *, facts: dict[str, Any]) -> None:
             f"run.output={output} already holds this run and run.resume=never: choose another "
             "run.output, or run.resume=auto to go on"
         )
-    if not begun or written is None:
-        write_whole(path, json.dumps(facts, indent=2), aside=path.with_suffix(".unfinished"))
+    return written
 
 
 def _read_facts(path: Path) -> dict[str, Any] | None:
@@ -126,20 +175,12 @@ def choose_checkpoint(output: Path, config: Config, *, facts: dict[str, Any]) ->
     run.resume names none or an older one of this very run, and where the one it names is of another
     model, head or dataset.
     """
-    own, named = together(lambda: checkpoints(output)), config.run.resume
-    candidates = own if named in ("auto", "never") else _named(config, own)
-    candidates = from_main(candidates)
-    if isinstance(candidates, CheckpointError):
-        raise candidates
+    candidates = _candidates(config, output)
     if not candidates:
         return None
     path = newest_whole(candidates)
-    _require_same(
-        read_about(path)["facts"],
-        facts,
-        what=f"{path} is of another run",
-        remedy="Choose another run.resume, or restore what it had to go on",
-    )
+    _require_facts(path, facts)
+    own = from_main(together(lambda: checkpoints(output)))
     if path in own:
         damaged = own[own.index(path) + 1 :]
         together(lambda: dist.get_rank() == 0 and [files.pass_over(newer) for newer in damaged])
@@ -176,6 +217,24 @@ def require_steps(path: Path, output: Path, *, done: int, total: int) -> None:
             f"run.resume={path} has done {done} steps, and this run has {total}: nothing would be "
             f"trained. Raise run.epochs, or start from its weights: run.init_from={path}"
         )
+
+
+def _candidates(config: Config, output: Path) -> list[Path]:
+    """The checkpoints that a run may begin at, oldest first; the same on every rank."""
+    own, named = together(lambda: checkpoints(output)), config.run.resume
+    found = from_main(own if named in ("auto", "never") else _named(config, own))
+    if isinstance(found, CheckpointError):
+        raise found
+    return found
+
+
+def _require_facts(path: Path, facts: dict[str, Any]) -> None:
+    _require_same(
+        read_about(path)["facts"],
+        facts,
+        what=f"{path} is of another run",
+        remedy="Choose another run.resume, or restore what it had to go on",
+    )
 
 
 def _is_of(path: Path, output: Path) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from training.faults.watchdog import Watchdog
-from training.saving.checkpoint import Saver
 from training.saving.files import CheckpointError, step_of
+from training.saving.saver import Saver
 
 
 class Saves:

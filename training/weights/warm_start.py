@@ -21,10 +21,11 @@ from training.config import Config
 from training.data import TrainingData
 from training.distributed import World, from_main, require_agreement, together
 from training.named_files import check_named_files
-from training.saving.names import CENTERS
+from training.saving.names import BACKBONE, CENTERS, under
 from training.saving.reading import SavedCheckpoint, SavedFile, open_weights
 from training.saving.weight_file import WeightsError, some
 from training.step.backbone import unwrapped
+from training.step.learning import create_network
 from training.step.precision import Precision
 from training.step.train_step import TrainStep
 from training.weights.center_transfer import (
@@ -112,6 +113,31 @@ def warm_start(
     return lines
 
 
+def foresee_warm_start(config: Config) -> list[str]:
+    """What `warm_start` would take of the backbone, found before data are read or anything is
+    allocated; call it on every rank.
+
+    Returns lines for the log; none without `config.run.init_from`. Raises as `warm_start`, but for
+    weights that are damaged and statistics that are not there.
+    """
+    if not config.run.init_from:
+        return []
+    together(lambda: check_named_files(config, "run.init_from"))
+    saved = open_weights(config.run.init_from, checked=False)
+    shapes = under(BACKBONE, saved.shapes())
+    with torch.device("meta"):
+        network = create_network(config)
+    try:
+        misfits = _require_fit(network, shapes, path=saved.path)
+    except WeightsError as error:
+        held = saved.architecture
+        raise WeightsError(
+            f"run.init_from={config.run.init_from}: {error}. It holds {held}, "
+            f"{held.embedding_dim} values, and model.name={config.model.name} is configured"
+        ) from error
+    return [f"backbone from {saved.path}", *misfits]
+
+
 def take_backbone(network: nn.Module, weights: Mapping[str, Tensor], *, path: Path) -> list[str]:
     """Copy the floating tensors whose names and shapes fit, in place.
 
@@ -119,14 +145,29 @@ def take_backbone(network: nn.Module, weights: Mapping[str, Tensor], *, path: Pa
     was taken whole. Raises WeightsError where none fits, and where there are tensors that have no
     place in it: without them those that fit would compute something else.
     """
-    own = {
-        name: t
-        for name, t in network.state_dict().items()
-        # Low-rank updates begin at nothing, whatever they are updates of.
-        if t.is_floating_point() and name.rpartition(".")[2] not in FACTORS
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    lines = _require_fit(network, shapes, path=path)
+    with torch.no_grad():
+        for name, tensor in _started(network).items():
+            if shapes.get(name) == tensor.shape:
+                tensor.copy_(weights[name])
+    return lines
+
+
+def _started(network: nn.Module) -> dict[str, Tensor]:
+    """Its tensors that other weights may start: low-rank updates begin at nothing."""
+    return {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if tensor.is_floating_point() and name.rpartition(".")[2] not in FACTORS
     }
+
+
+def _require_fit(network: nn.Module, weights: Mapping[str, torch.Size], *, path: Path) -> list[str]:
+    """As `take_backbone`, by shapes alone."""
+    own = {name: tensor.shape for name, tensor in _started(network).items()}
     missing = [name for name in own if name not in weights]
-    other = [n for n in own if n in weights and weights[n].shape != own[n].shape]
+    other = [name for name in own if name in weights and weights[name] != own[name]]
     if len(missing) + len(other) == len(own):
         raise WeightsError(
             f"{path} has no tensor that fits model.name's: it has {some(list(weights))}; expected "
@@ -138,6 +179,12 @@ def take_backbone(network: nn.Module, weights: Mapping[str, Tensor], *, path: Pa
             f"other shapes, such as {_shapes(other[:1], weights, own)}. Set the model's name and "
             "width to what was trained there"
         )
+    if 2 * len(missing) > len(own):
+        raise WeightsError(
+            f"{path} is of another network than model.name's: it does not have {len(missing)} of "
+            f"{len(own)} tensors, such as {missing[0]}. Set the model's name to what was trained "
+            "there"
+        )
     unused = [name for name in weights if name not in network.state_dict()]
     if unused:
         raise WeightsError(
@@ -145,9 +192,6 @@ def take_backbone(network: nn.Module, weights: Mapping[str, Tensor], *, path: Pa
             "Without them the others are of no network that was trained. Set the model's name to "
             "what was trained there; if these are no part of it, save a file without them"
         )
-    with torch.no_grad():
-        for name in own.keys() - {*missing, *other}:
-            own[name].copy_(weights[name])
     lines = []
     if missing:
         lines.append(f"not there: {some(missing)}")
@@ -156,8 +200,10 @@ def take_backbone(network: nn.Module, weights: Mapping[str, Tensor], *, path: Pa
     return lines
 
 
-def _shapes(names: list[str], theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    shapes = [f"{n} {tuple(theirs[n].shape)}, here {tuple(own[n].shape)}" for n in names]
+def _shapes(
+    names: list[str], theirs: Mapping[str, torch.Size], own: Mapping[str, torch.Size]
+) -> str:
+    shapes = [f"{name} {tuple(theirs[name])}, here {tuple(own[name])}" for name in names]
     return some(shapes, between="; ")
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from facestream import USER_ERROR_EXIT_CODE
+from facestream import USER_ERROR_EXIT_CODE, UserError
 from pipeline.dali_loader import Batch, Loader
 from tests.clock import Clock
 from tests.ranks import run_ranks
@@ -22,11 +22,13 @@ from tests.training import tiny
 from training.assembly import Assembly
 from training.config import Config, ConfigError, override
 from training.distributed import World
+from training.loop import Trainer
 from training.planning import dry_run as module
 from training.planning.dry_run import dry_run
 from training.planning.memory import Prediction
 from training.planning.out_of_memory import OutOfMemoryError
 from training.scored_sets import ScoredSet
+from training.step.learning import create_network
 from training.step.precision import choose_precision
 
 
@@ -153,6 +155,72 @@ def test_what_a_run_would_refuse_is_refused(world, config):
         rehearse(world, override(config, ["head.num_classes=3"]))
     with pytest.raises(ConfigError, match=r"data\.global_batch=12: expected a multiple"):
         rehearse(world, override(config, ["step.micro_batches=5"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (
+            ["model.name=iresnet50"],
+            r"start\.pth is of another network .* not have \d+ of \d+ tensors, such as layer1\.1\."
+            r".* It holds iresnet10.* model\.name=iresnet50 is configured",
+        ),
+        (["model.name=mbf"], r"start\.pth has no tensor that fits .* It holds iresnet10"),
+        (["run.init_from=nowhere.onnx"], r"run\.init_from=nowhere\.onnx does not exist"),
+    ],
+)
+def test_weights_of_another_network_are_refused_before_data_are_read(
+    world, config, tmp_path, monkeypatch, changes, complaint
+):
+    monkeypatch.setattr(module, "plan", None)
+    torch.save(create_network(config).state_dict(), tmp_path / "start.pth")
+    start = [f"run.init_from={tmp_path / 'start.pth'}"]
+    with pytest.raises(UserError, match=complaint):
+        rehearse(world, override(config, [*start, *changes]))
+
+
+@pytest.mark.parametrize(
+    ("named", "complaint"),
+    [
+        ("distill.teacher", r"distill\.teacher=nowhere\.onnx does not exist"),
+        ("run.resume", r"run\.resume=nowhere\.onnx does not exist"),
+        ("data.leave_out", r"data\.leave_out=nowhere\.onnx does not exist"),
+        ("data.identity_map", r"data\.identity_map=nowhere\.onnx does not exist"),
+        ("data.columns", r"data\.columns=nowhere\.onnx does not exist"),
+    ],
+)
+def test_every_file_that_is_named_is_looked_at_before_anything_is_built(
+    world, config, monkeypatch, named, complaint
+):
+    monkeypatch.setattr(module, "assemble", None)
+    with pytest.raises(UserError, match=complaint):
+        rehearse(world, override(config, [f"{named}=nowhere.onnx"]))
+
+
+def test_a_folder_in_which_the_run_could_not_go_on_is_refused(world, config, monkeypatch, tmp_path):
+    trainer = Trainer(config, world, precision=choose_precision(world.device, "fp32"))
+    trainer.save()
+    trainer.close()
+    monkeypatch.setattr(module, "assemble", None)
+    before = sorted(Path(config.run.output).rglob("*"))
+    for change, complaint in (
+        ("model.width=0.5", r"holds another run: its model\.width is 0\.25"),
+        ("optim.momentum=0.5", r"other settings: optim\.momentum was 0\.9, is 0\.5"),
+        ("run.resume=never", r"already holds this run and run\.resume=never"),
+        (f"run.output={tmp_path}", r"is not empty .* holds no run"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            rehearse(world, override(config, [change]))
+    assert sorted(Path(config.run.output).rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_it_says_where_the_run_would_begin(world, config, tmp_path, capsys):
+    torch.save(create_network(config).state_dict(), tmp_path / "start.pth")
+    start = override(config, [f"run.init_from={tmp_path / 'start.pth'}"])
+    assert rehearse(world, start) == 0
+    printed = capsys.readouterr().out
+    assert f"start      backbone from {tmp_path / 'start.pth'}\nbegins     at step 0\n" in printed
 
 
 @pytest.mark.slow

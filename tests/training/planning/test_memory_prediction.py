@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from heads.centers import shard_of
 from heads.memory import predict_memory
 from heads.sampling import GroupClasses, RandomClasses
-from models import create_model, normalize
-from models.checkpointing import checkpoint_blocks
+from models import create_model
 from pipeline.dali_decode import PREFETCH
 from pipeline.dali_loader import Loader
 from pipeline.records.index import open_index
@@ -26,13 +25,8 @@ from training.config import Config, override
 from training.distributed import World
 from training.loop import Trainer
 from training.planning import memory
-from training.planning.memory import (
-    Prediction,
-    activation_bytes,
-    available_memory,
-    predict,
-    resident_memory,
-)
+from training.planning.machine import own_memory
+from training.planning.memory import Prediction, predict
 from training.saving.state import HostCopy, read_state
 from training.step.optim import create_optimizer
 from training.step.precision import choose_precision
@@ -64,65 +58,6 @@ def create_backbone(config: Config) -> nn.Module:
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
-
-
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_activations_are_what_a_real_batch_keeps(dtype):
-    config, precision = configured("model.dropout=0.3"), choose_precision(CPU, dtype)
-    backbone, batch, size = create_backbone(config), 24, config.data.image_size
-    kept = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()
-
-    images = torch.zeros(batch, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        precision.autocast(CPU),
-    ):
-        backbone(normalize(images, precision.compute_dtype))
-    for tensor in (*backbone.parameters(), *backbone.buffers()):
-        kept.pop(tensor.data_ptr(), None)
-    found = activation_bytes(backbone, batch=batch, image_size=size, precision=precision)
-    assert found == pytest.approx(sum(kept.values()), rel=0.05)
-
-
-@pytest.mark.slow
-def test_blocks_that_run_again_have_as_much_alive_as_a_real_step():
-    """Counted at every operator of one, and with it what malloc is left with, on a CPU alone."""
-    config = configured("model.checkpointing=true", "data.global_batch=96")
-    network = create_backbone(config)
-    checkpoint_blocks(network, config.architecture.family.stages)
-    step = memory._ForwardBackward(network)
-    for parameter in filter(lambda one: one.requires_grad, network.parameters()):
-        parameter.register_post_accumulate_grad_hook(memory._forget_gradient)
-    pixels = torch.zeros(96, 3, tiny.SIZE, tiny.SIZE).contiguous(memory_format=torch.channels_last)
-    with memory._Living() as living:
-        living.forget()
-        step(pixels.clone(), FP32)
-    found = memory._activations_again(network, batch=96, image_size=tiny.SIZE, precision=FP32)
-    assert sum(found) == pytest.approx(sum(living.peak), rel=0.05)
-    on_cpu, on_gpu = (
-        predict(
-            config, replace(ALONE, device=torch.device(device)), FP32, num_classes=CLASSES
-        ).activations
-        for device in ("cpu", "cuda")
-    )
-    assert on_gpu == sum(found)
-    assert on_cpu == on_gpu + found.small // 2
-
-
-def test_activations_of_a_gpus_float16_are_found_on_any_machine():
-    backbone = create_backbone(configured())
-    half, bf16 = (
-        activation_bytes(
-            backbone, batch=24, image_size=tiny.SIZE, precision=replace(FP32, compute_dtype=dtype)
-        )
-        for dtype in (torch.float16, torch.bfloat16)
-    )
-    assert half == bf16
 
 
 @pytest.mark.slow
@@ -241,20 +176,9 @@ def test_it_is_told_in_one_line():
     assert found.total == sum(found.parts.values())
 
 
-def test_ranks_of_a_machine_share_what_is_free_and_have_what_they_took(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
-    monkeypatch.setattr(memory, "_LIMIT", tmp_path / "memory.max")
-    monkeypatch.setattr(memory, "resident_memory", lambda: 100 << 10)
-    assert available_memory(CPU, local_world_size=1) == 8100 << 10
-    assert available_memory(CPU, local_world_size=4) == 2100 << 10
-    (tmp_path / "memory.max").write_text(f"{4000 << 10}\n")  # of the container
-    assert available_memory(CPU, local_world_size=4) == 1000 << 10
-
-
 def test_what_is_here_already_counts():
-    assert resident_memory() > 1 << 26
-    assert predicted(configured()).libraries > resident_memory()
+    assert own_memory() > 1 << 26
+    assert predicted(configured()).libraries > own_memory()
 
 
 @pytest.mark.parametrize("optimizer", ["name=sgd", "name=adamw", "momentum=0"])
@@ -315,29 +239,3 @@ def test_the_embeddings_of_the_largest_test_set_count_on_a_cpu():
         for images in (0, 469_375)
     )
     assert few == most
-
-
-def test_what_is_alive_at_once_is_found_without_a_gradient():
-    """Of five maps of one size in a row two are alive beside the images, uint8 and normalized."""
-    network = nn.Sequential(*[nn.AvgPool2d(1) for _ in range(5)])
-    found = memory._inference(
-        network, batch=8, image_size=32, precision=FP32, run_on=torch.device("cpu")
-    )
-    pixels = 8 * 3 * 32 * 32
-    assert sum(found) == pixels + 3 * 4 * pixels
-
-
-def test_a_forward_without_a_gradient_is_of_the_network_as_it_is_folded():
-    """On a CPU it then overwrites its maps."""
-    with torch.device("meta"):
-        network = create_model("iresnet10")
-
-    def largest(device: str) -> int:
-        run_on = torch.device(device)
-        return memory._inference(
-            network, batch=64, image_size=112, precision=FP32, run_on=run_on
-        ).large
-
-    map_bytes = 64 * 64 * 112 * 112 * 4
-    assert largest("cpu") < 3 * map_bytes
-    assert largest("cuda") > 4 * map_bytes

@@ -114,7 +114,7 @@ def test_at_any_moment_the_end_says_what_there_was_and_what_to_change(
         monkeypatch.setattr(Trainer, "train_on", exhaust)
     elif moment in ("reserving", "saving"):
         name = "reserve" if moment == "reserving" else "save"
-        monkeypatch.setattr(loop.checkpoint.Saver, name, exhaust)
+        monkeypatch.setattr(loop.Saver, name, exhaust)
     with pytest.raises(OutOfMemoryError) as caught:
         build(config, world, *([exhaust] if moment == "verification" else [])).run()
     message = str(caught.value)

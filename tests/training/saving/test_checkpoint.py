@@ -17,7 +17,8 @@ from tests.ranks import run_ranks
 from tests.training.saved import save
 from training.config import Config, DataConfig, RunConfig
 from training.distributed import World
-from training.saving import checkpoint, files
+from training.saving import checkpoint, digests, files
+from training.saving.saver import Saver
 
 CONFIG = Config(run=RunConfig(keep=2), data=DataConfig(train="unused"))
 FACTS = {"model.name": "iresnet10"}
@@ -55,10 +56,8 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def saver(output: Path, step: SimpleNamespace) -> checkpoint.Saver:
-    return checkpoint.Saver(
-        output, config=CONFIG, train_step=step, facts=FACTS, compared_by=["agedb", "lfw"]
-    )
+def saver(output: Path, step: SimpleNamespace) -> Saver:
+    return Saver(output, config=CONFIG, train_step=step, facts=FACTS, compared_by=["agedb", "lfw"])
 
 
 def test_training_goes_on_while_what_was_is_written(world, tmp_path, monkeypatch):
@@ -116,9 +115,9 @@ def test_a_full_or_closed_disk_is_told_once_and_the_checkpoint_before_stays(
     with monkeypatch.context() as patch:
         if where == "shard":
             # In the middle of torch.save's archive, which hides the error by one of its own.
-            write, calls = files.DigestedFile.write, []
+            write, calls = digests.DigestedFile.write, []
             patch.setattr(
-                files.DigestedFile,
+                digests.DigestedFile,
                 "write",
                 lambda file, data: (
                     fail() if calls.append(1) or len(calls) > 9 else write(file, data)
@@ -199,7 +198,7 @@ def two_ranks(world: World, folder: Path) -> tuple[bool, list[str], str | None, 
     restored = train_step(seed=1)
     checkpoint.load(first, train_step=restored)
     if world.rank == 1:
-        files.DigestedFile.write = lambda *_: (_ for _ in ()).throw(FULL)
+        digests.DigestedFile.write = lambda *_: (_ for _ in ()).throw(FULL)
     saving.save(2)
     kept = saving.close() == first
     faults = files.faults(first, rank=world.rank, world_size=2)

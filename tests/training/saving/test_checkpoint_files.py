@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from training.saving import disk, files
+from training.saving import digests, disk, files
 
 SHARD, CONTENT = "__0_0.distcp", bytes(range(256)) * 300
 
@@ -22,7 +22,7 @@ def make(output: Path, step: int, accuracy: float | None = None) -> Path:
     final = files.folder_of(output, step)
     files.clear(final)
     final.mkdir()
-    with files.DigestedFile(final / SHARD) as shard:
+    with digests.DigestedFile(final / SHARD) as shard:
         shard.write(CONTENT[:1000])
         shard.write(CONTENT[1000:])
     documents = {"about.json": {"step": step, "accuracy": accuracy}}

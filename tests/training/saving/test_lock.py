@@ -17,10 +17,11 @@ from tests.clock import LIMIT, wait_until
 from tests.training import tiny
 from tests.training.saving.test_checkpoint import CONFIG, train_step
 from training.loop import Trainer
-from training.saving import checkpoint, files
+from training.saving import digests, files
 from training.saving import lock as locks
 from training.saving.files import CheckpointError
 from training.saving.lock import Lock
+from training.saving.saver import Saver
 from training.step.precision import choose_precision
 
 
@@ -282,9 +283,7 @@ def test_a_suspended_run_that_another_took_over_ends_at_its_next_heartbeat(
 
 def test_it_replaces_none_of_the_others_checkpoints(world, tmp_path, ended):
     """Neither when it begins to save, nor when it was suspended in the middle."""
-    saver = checkpoint.Saver(
-        tmp_path, config=CONFIG, train_step=train_step(), facts={}, lock=hold(tmp_path)
-    )
+    saver = Saver(tmp_path, config=CONFIG, train_step=train_step(), facts={}, lock=hold(tmp_path))
     saver.save(1)
     path = saver.wait()
     held_by(tmp_path, 4, token="far")
@@ -297,12 +296,12 @@ def test_it_replaces_none_of_the_others_checkpoints(world, tmp_path, ended):
 
 
 def test_it_completes_no_checkpoint_that_it_was_writing(world, tmp_path, monkeypatch, ended):
-    saver = checkpoint.Saver(
-        tmp_path, config=CONFIG, train_step=train_step(), facts={}, lock=hold(tmp_path)
-    )
-    digest = files.DigestedFile.digest
+    saver = Saver(tmp_path, config=CONFIG, train_step=train_step(), facts={}, lock=hold(tmp_path))
+    digest = digests.DigestedFile.digest
     monkeypatch.setattr(
-        files.DigestedFile, "digest", lambda file: held_by(tmp_path, 4, token="t") and digest(file)
+        digests.DigestedFile,
+        "digest",
+        lambda file: held_by(tmp_path, 4, token="t") and digest(file),
     )
     saver.save(1)
     with pytest.raises(Ended):

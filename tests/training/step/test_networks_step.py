@@ -18,7 +18,8 @@ from training.assembly import create_step
 from training.config import Config, ConfigError, ModelConfig, override
 from training.distributed import World
 from training.planning import memory
-from training.planning.memory import activation_bytes, predict
+from training.planning.alive import Living, activation_bytes
+from training.planning.memory import predict
 from training.step.compile import compile_backbone
 from training.step.optim import set_learning_rate
 from training.step.precision import choose_precision
@@ -98,7 +99,7 @@ def test_predicted_activations_are_what_a_real_batch_keeps(name, world):
     for parameter in network.parameters():
         if parameter.requires_grad:  # gradients are another part
             parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    with memory._Living() as living:
+    with Living() as living:
         with BF16.autocast(CPU):
             embeddings = network(normalize(loaded(0), torch.bfloat16))
         embeddings.sum().backward()

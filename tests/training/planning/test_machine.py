@@ -1,0 +1,39 @@
+"""What this process has of the machine's memory, and what a rank may take."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import torch
+
+from training.planning import machine
+from training.planning.machine import available_memory, own_memory, own_peak
+
+CPU = torch.device("cpu")
+SIZE = 64 << 20  # of what is held
+
+
+def test_ranks_of_a_machine_share_what_is_free_and_have_what_they_took(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "_MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    monkeypatch.setattr(machine, "_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(machine, "own_memory", lambda: 100 << 10)
+    assert available_memory(CPU, local_world_size=1) == 8100 << 10
+    assert available_memory(CPU, local_world_size=4) == 2100 << 10
+    (tmp_path / "memory.max").write_text(f"{4000 << 10}\n")  # of the container
+    assert available_memory(CPU, local_world_size=4) == 1000 << 10
+
+
+def test_pages_of_files_that_are_read_are_not_its_own_and_what_it_allocates_is(tmp_path: Path):
+    """As those of a training set or of rows on a disk, which the system takes back."""
+    (tmp_path / "rows").write_bytes(bytes(SIZE))
+    before, peak = own_memory(), own_peak()
+    with (tmp_path / "rows").open("r+b") as file, mmap.mmap(file.fileno(), SIZE) as pages:
+        assert sum(pages[start] for start in range(0, SIZE, mmap.PAGESIZE)) == 0
+        assert own_memory() - before < SIZE / 4
+        assert own_peak() - peak < SIZE / 4
+    held = torch.ones(SIZE, dtype=torch.uint8)
+    assert own_memory() - before > SIZE * 3 / 4
+    assert own_peak() >= own_memory() - SIZE / 4
+    del held
