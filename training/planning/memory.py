@@ -38,7 +38,7 @@ from training.step.precision import Precision
 # Bytes that a run's libraries take on a CPU after the prediction, whatever is trained: code that
 # they load or compile, threads, and what malloc keeps without use. Measured, see
 # benchmarks/memory_prediction.py.
-_LOADED_LATER = 90_000_000
+_LOADED_LATER = 60_000_000
 LOADED_BEYOND_STEPS = 60_000_000  # the same, of what a dry run's steps alone do not load
 _TO_VERIFY = 130_000_000  # the same, of what only verification uses: it draws its curves
 _TO_JUDGE = 32  # for each number of a test set's embeddings; 24 to 31 measured, of 6,000 pairs
