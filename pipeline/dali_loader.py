@@ -154,7 +154,8 @@ class Loader:
         """How batches are made, for the log."""
         dali = "DALI augments" if self._augmentation.needs_graph else "DALI hands over"
         return (
-            f"{self.decode}, {self.threads} threads, {self._ahead} batches ahead, "
+            f"{self.decode}, {self.threads} thread{'s' * (self.threads > 1)}, "
+            f"{self._ahead} batches ahead, "
             f"{dali if self.uses_dali else 'without DALI'}"
         )
 

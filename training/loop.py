@@ -324,8 +324,9 @@ class Trainer:
         reading = means | {"lr": rate} | measured
         self._require_lock()
         self.reporter.training(at, reading)
-        for line in self._doctor(reading):
-            self.reporter.say(line)
+        if not self._at_end():  # when nothing can be changed any more
+            for line in self._doctor(reading):
+                self.reporter.say(line)
 
     def require_room(self) -> None:
         """Make sure that the checkpoints to come fit on run.output's disk."""

@@ -171,7 +171,7 @@ def test_it_is_told_in_one_line():
     )
     assert str(found) == (
         "2,732 MB a rank: libraries 500, backbone 350, activations 620, centers 200, momentum 200, "
-        "neighbors 0, transients 2, loader 0, teacher 30, checkpoint 750, verification 80"
+        "transients 2, teacher 30, checkpoint 750, verification 80"
     )
     assert found.total == sum(found.parts.values())
 
