@@ -56,7 +56,13 @@ def check_cores() -> Finding:
 
 
 def check_memory() -> Finding:
-    lines = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+    lines = dict(line.split(":") for line in _text(_MEMINFO).splitlines())
+    if "MemAvailable" not in lines:
+        return note(
+            "memory",
+            f"{_MEMINFO} does not say how much is free",
+            "mount /proc: a run asks there whether it fits",
+        )
     free = int(lines["MemAvailable"].split()[0]) << 10
     limit = _text(_LIMIT) or "max"
     held = "" if limit == "max" else f"; the container may use {_gb(int(limit))} in all"

@@ -67,6 +67,16 @@ def test_memory_is_what_a_container_leaves_of_it(monkeypatch, tmp_path, limit, s
     assert machine.check_memory().state == state
 
 
+@pytest.mark.parametrize("said", [None, "", "MemTotal: 99 kB\n"])
+def test_a_memory_that_is_not_known_keeps_nobody_from_training(monkeypatch, file, said):
+    """As where /proc is not mounted; a run does without it, too."""
+    if said is not None:
+        file.write_text(said)
+    monkeypatch.setattr(machine, "_MEMINFO", file)
+    found = machine.check_memory()
+    assert (found.state, "mount /proc" in found.remedy) == ("note", True)
+
+
 def test_a_small_dev_shm_is_named_with_the_way_to_enlarge_it(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "_SHARED", tmp_path)
     room(monkeypatch, free=64 << 20)
