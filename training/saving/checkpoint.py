@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -133,6 +134,8 @@ def write(
 
 def create_writer(folder: Path) -> tuple[dcp.FileSystemWriter, dict[str, Digest]]:
     """What dcp.save writes a checkpoint's folder with, and the digests of its files, by name."""
+    # A warning of torch 2.6 about itself, left out for the whole process, as a thread may save.
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated", module="torch.distributed")
     # Nothing is copied ahead: that would start an accelerator's context in this thread. Files are
     # synced as they are closed: left to itself the writer fails on disks that cannot.
     writer = dcp.FileSystemWriter(folder, per_thread_copy_ahead=0, sync_files=False)
