@@ -44,6 +44,8 @@ class Update(NamedTuple):
 
 
 class Forward(NamedTuple):
+    """What a forward finds."""
+
     loss: Tensor  # 0-d
     grad: Tensor  # (B, D) d loss / d embeddings, of this rank's rows, in the arithmetic's dtype
     update: Update
@@ -53,6 +55,9 @@ class HeadStep:
     """Computes step after step with one sampling, on one device.
 
     Args:
+        arithmetic: how each computes.
+        rows: where centers and velocity come from and go to.
+        graphs: what is recorded of the steps.
         sampling: which classes take part.
         expectation_margin: of LVFace's penalty; None: there is none.
         neighbors: the table that each step helps to build.
@@ -105,7 +110,7 @@ class HeadStep:
         self.rows.announce(labels, self._sampling, step=step, ahead=ahead)
 
     def begin(self, state: HeadState, labels: Tensor) -> None:
-        """Begin a step of several forwards, with the rows of (k, B) labels."""
+        """As PartialFC.begin_step: begin a step of k forwards, with the rows of (k, B) labels."""
         self.forget()
         arithmetic = self._arithmetic
         self.rows.fetch(labels, self._sampling, step=state.steps)
@@ -161,7 +166,7 @@ class HeadStep:
         return self._arithmetic.evaluate(state.centers, batch, context)
 
     def update(self, state: HeadState, lr: float | Tensor, skip: Tensor | None) -> None:
-        """As PartialFC.step."""
+        """As PartialFC.step, with the same errors: move what is trained, and count the step."""
         expected = self._micro.count if self._micro and self._adding else 1
         if self._update is None or self._forwards < expected:
             raise RuntimeError(

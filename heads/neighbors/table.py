@@ -111,10 +111,6 @@ class NeighborTable(nn.Module):
             ids = self.ids.index_select(0, rows.clamp_min(0))
         return self._ranks.maximum(torch.where((rows >= 0).unsqueeze(1), ids, -1))
 
-    def last_step_with(self, step: int) -> int:
-        """The last step at which the table is the one of `step`: draws until then can be made."""
-        return step - step % self.settings.every + self.settings.every - 1
-
     def forget_step(self) -> None:
         """Ask again which step it is: for after the state was replaced."""
         self._step = None

@@ -78,7 +78,6 @@ def test_a_table_is_of_the_centers_at_its_start_and_counts_from_the_next_start_o
             assert (in_force == -1).all()
         else:
             assert torch.equal(in_force, searched(centers[begun], subcenters))
-        assert head.neighbors.last_step_with(step) == begun + 2 * EVERY - 1
         centers.append(head.centers.clone())
         train(head, range(step, step + 1))
     assert not torch.equal(centers[0], centers[-1])
@@ -107,11 +106,11 @@ def test_the_sample_of_a_step_has_neighbors_of_its_classes():
     assert len(head.last_sample.rows) == 21
 
 
-def test_the_draw_of_a_coming_step_can_be_made_ahead():
-    """Until the table changes: a draw follows from step, labels and the table in force alone."""
+def test_a_draw_follows_from_step_labels_and_the_table_in_force_alone():
+    """Made ahead, it is the step's own until the table changes."""
     head = build()
     train(head, range(EVERY + 1))
-    last = head.neighbors.last_step_with(EVERY + 1)
+    last = 2 * EVERY - 1
     ahead = {
         step: head.sampling.draw(
             batch(step)[1], head.shard, step_key(head.seed, torch.tensor(step), _SAMPLING)
