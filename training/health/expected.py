@@ -65,7 +65,7 @@ class Comparison:
 
     Attributes:
         what: "loss", or the name of a set.
-        found: None where the run was not that far, or not scored there.
+        found: None where the run was not that far.
     """
 
     what: str
@@ -136,4 +136,5 @@ def _compare(course: Course, expected: Expectation) -> Iterator[Comparison]:
         if name in course.scores:
             for epoch, (low, high) in points.items():
                 there = course.score_at(name, epoch) if course.epoch >= epoch else None
-                yield Comparison(name, epoch, low, high, there)
+                if there is not None or course.epoch < epoch:  # else it was not scored there
+                    yield Comparison(name, epoch, low, high, there)

@@ -12,8 +12,11 @@ from training.config import load_config
 from training.health.course import Course
 from training.health.expected import compare, expectation_of, known
 from training.health.facts import Facts
+from training.health.verdict import verdict
 
 ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "benchmarks/results"
+DEMO = "demo_by_epoch_cpu_2026-11-28.jsonl"  # three seeds, on two ranks
 RECIPES = [one.recipe for one in known()]
 
 
@@ -78,13 +81,56 @@ def test_the_page_names_what_is_known():
 
 
 def test_figures_of_runs_here_are_within_what_is_expected():
-    """Those of benchmarks/results that the sources name."""
-    for recipe, file in (("demo", "demo_cpu_2026-11-27"), ("lfw_dev", "lfw_dev_cpu_2026-11-22")):
-        found = json.loads((ROOT / f"benchmarks/results/{file}.json").read_text())
+    """Those of benchmarks/results that the sources name, and other runs of the demo."""
+    for recipe, file in (
+        ("lfw_dev", "lfw_dev_cpu_2026-11-22.json"),
+        ("demo", "demo_cpu_2026-11-27.json"),
+    ):
+        found = json.loads((RESULTS / file).read_text())
         [expected] = [one for one in known() if one.recipe == recipe]
-        assert f"{file}.json" in expected.source
+        assert recipe == "demo" or file in expected.source
         [points] = expected.scores.values()
         for run in found.get("results", [found]):
             scored = {one["epoch"]: one["accuracy"] for one in run["verification"]}
-            for epoch, (low, high) in points.items():
+            for epoch in scored.keys() & points.keys():
+                low, high = points[epoch]
                 assert low <= scored[epoch] <= high
+
+
+DEMOS = [json.loads(line) for line in (RESULTS / DEMO).read_text().splitlines()]
+
+
+def test_what_is_expected_of_the_demo_is_what_its_runs_showed():
+    """Losses a tenth around the lowest and highest of them, accuracies by their deviations."""
+    [expected] = [one for one in known() if one.recipe == "demo"]
+    assert DEMO in expected.source
+    courses = [Course.of(run["journal"]) for run in DEMOS]
+    for epoch, span in expected.losses.items():
+        losses = [course.loss_at(epoch) for course in courses]
+        assert span == pytest.approx((0.9 * min(losses), 1.1 * max(losses)), abs=0.006)
+    for epoch, span in expected.scores["val"].items():
+        scored = [
+            line["verification"]["val"]
+            for run in DEMOS
+            for line in run["journal"]
+            if "verification" in line and line["epoch"] == epoch
+        ]
+        low = min(one["accuracy"] - one["accuracy_std"] for one in scored)
+        high = max(one["accuracy"] + one["accuracy_std"] for one in scored)
+        assert span == pytest.approx((low, min(high, 1.0)), abs=0.0006)
+
+
+def test_a_demo_is_told_where_it_is_within_the_band():
+    facts, [run, *_] = facts_of("demo"), DEMOS
+    every_third = [
+        line
+        for line in run["journal"]
+        if "verification" not in line or line["epoch"] in (0, 3, 5)  # as configs/demo.py verifies
+    ]
+    lines = verdict(Course.of(every_third), facts)
+    compared = [line for line in lines if line.startswith("epoch ")]
+    assert [line.split()[1:3] for line in compared] == [
+        *([f"{epoch}.00", "loss"] for epoch in (1, 2, 3, 4, 5)),
+        *([f"{epoch}.00", "val"] for epoch in (3, 5)),
+    ]
+    assert all(line.endswith(": as expected") for line in compared)
