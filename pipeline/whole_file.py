@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ _NO_RENAME = {  # what file systems answer that cannot do it
     *(errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP),
     *(errno.EMFILE, errno.EXDEV, errno.EPERM),
 }
+_ABANDONED = 3600  # seconds in which nothing was written: its writer was killed
 
 
 def write_whole(file: Path, content: str | bytes, *, aside: Path | None = None) -> None:
@@ -25,7 +27,8 @@ def write_whole(file: Path, content: str | bytes, *, aside: Path | None = None) 
         content: text is written as UTF-8; parts of names that are none, as \\udcff.
         aside: where it is written first, by default beside it under a name of this call's own, so
             that several processes, of other machines too, may write one file; the last one's stays.
-            Nothing is left there.
+            Nothing is left there, but by a process that is killed: the first write of the file
+            an hour later removes that.
 
     Raises:
         OSError: where it cannot be written.
@@ -47,6 +50,8 @@ def writing_whole(file: Path, *, aside: Path | None = None) -> Iterator[BinaryIO
     aside = aside or file.with_name(f"{file.name}.{os.urandom(4).hex()}.unfinished")
     try:
         with aside.open("wb") as stream:
+            # A new file's own time is by the clock that theirs are by: that of the disk's machine.
+            _remove_abandoned(file, now=os.fstat(stream.fileno()).st_mtime)
             yield stream
             stream.flush()
             sync(stream.fileno())
@@ -74,3 +79,12 @@ def replace(source: Path, target: Path) -> bool:
         sync(write.fileno())
     source.unlink()
     return False
+
+
+def _remove_abandoned(file: Path, *, now: float) -> None:
+    """What killed writers of a file have left beside it."""
+    theirs = re.compile(re.escape(file.name) + r"\.[0-9a-f]{8}\.unfinished")
+    with suppress(OSError), os.scandir(file.parent) as entries:
+        for entry in entries:
+            if theirs.fullmatch(entry.name) and now - entry.stat().st_mtime > _ABANDONED:
+                os.unlink(entry)

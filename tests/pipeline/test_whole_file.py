@@ -54,3 +54,13 @@ def test_two_that_write_one_file_at_once_do_not_meet(tmp_path):
         assert file.read_bytes() == b"second"
     assert file.read_bytes() == b"first"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_killed_writer_left_is_removed_an_hour_later_and_nobody_else_is_disturbed(tmp_path):
+    file, others = tmp_path / "file", ["file.unfinished", "other.0123abcd.unfinished"]
+    for name in ("file.0123abcd.unfinished", *others):
+        (tmp_path / name).write_text("begun")
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / "file.89abcdef.unfinished").write_text("under way")
+    write_whole(file, "new")
+    assert sorted(os.listdir(tmp_path)) == ["file", "file.89abcdef.unfinished", *others]
