@@ -9,8 +9,8 @@ the mean, and behind ± as the deviation. Where a table's row or title, or a par
 the file's settings or keys, it must be of that one.
 
 Other numbers of such a block are named in it: `<!-- not measured: 80 GB, 4 KB -->`, or
-`<!-- computed: 2.6 times -->` from what is in the file. A block in docs/ whose figures have units
-and no file says why: `<!-- not measured: counted -->`, `<!-- measured by hand: without a file -->`.
+`<!-- computed: 2.6 times -->` from what is in the file. A block whose figures have units and no
+file says why: `<!-- not measured: counted -->`, `<!-- measured by hand: without a file -->`.
 
 written_figures.py finds what stands in the documents, measured_values.py what is in the files.
 """
@@ -109,7 +109,7 @@ def test_measured_figures_are_in_the_file_that_they_name(document):
     assert missing == [], "see this file's first lines"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS[1:], ids=lambda path: path.name)
+@BY_DOCUMENT
 def test_figures_with_units_name_their_file_or_say_what_they_are(document):
     bare = [
         f"{figure}: {block.strip()[:80]}…"
