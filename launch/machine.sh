@@ -6,7 +6,8 @@
 # Ctrl-C saves and stops. Exit codes: docs/runs.md.
 set -u
 usage="expected a configuration: launch/machine.sh configs/ms1mv3_r50.py [section.key=value ...]"
-config=${1:?$usage}
+[ $# -ge 1 ] || { echo "$usage" >&2; exit 2; }
+config=$1
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 [ -f .venv/bin/activate ] && source .venv/bin/activate

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from facestream import USER_ERROR_EXIT_CODE
 from training.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +45,9 @@ def test_a_machine_starts_a_rank_for_each_gpu_and_hands_settings_on(tmp_path):
     assert called[-4:] == [
         *("train_dist.py", "configs/x.py", "head.loss_args={margin: 0.4}", "threads 1")
     ]
-    assert "expected a configuration" in start().stderr
+    without = start()
+    assert "expected a configuration" in without.stderr
+    assert without.returncode == USER_ERROR_EXIT_CODE
 
 
 def test_the_job_for_kubernetes_names_what_is_there():

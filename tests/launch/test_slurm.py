@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from facestream import USER_ERROR_EXIT_CODE
 from tests.training import tiny
 
 SCRIPT = Path(__file__).parents[2] / "launch/slurm.sbatch"
@@ -108,3 +109,9 @@ def test_its_command_lines_train_as_two_processes_that_meet(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((output / "state.json").read_text())["status"] == "finished"
     assert re.search(r"ranks +2 on", (output / "run.log").read_text())
+
+
+def test_without_a_configuration_it_says_what_it_expects(tmp_path):
+    done = submit(tmp_path, "runs/x")
+    assert "expected a folder and a configuration" in done.stderr
+    assert done.returncode == USER_ERROR_EXIT_CODE

@@ -47,10 +47,9 @@ def available_memory(device: torch.device, *, local_world_size: int) -> int:
         return torch.get_device_module(device).mem_get_info(device)[0]
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     if _MEMINFO.exists():  # where what files take of the memory counts as free
-        (line,) = (
-            line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable")
-        )
-        free = int(line.split()[1]) << 10
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):  # some containers do not say it
+                free = int(line.split()[1]) << 10
     available = free // local_world_size + own_memory()
     if _LIMIT.exists() and (allowed := _LIMIT.read_text().strip()) != "max":
         available = min(available, int(allowed) // local_world_size)

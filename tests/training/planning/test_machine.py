@@ -25,6 +25,17 @@ def test_ranks_of_a_machine_share_what_is_free_and_have_what_they_took(monkeypat
     assert available_memory(CPU, local_world_size=4) == 1000 << 10
 
 
+def test_a_container_that_says_less_of_its_memory_leaves_what_the_system_says(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(machine, "_MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\n")
+    monkeypatch.setattr(machine, "_LIMIT", tmp_path / "none")
+    monkeypatch.setattr(machine, "own_memory", lambda: 0)
+    monkeypatch.setattr(machine.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_AVPHYS_PAGES": 10}.get)
+    assert available_memory(CPU, local_world_size=2) == 5 * 4096
+
+
 def test_pages_of_files_that_are_read_are_not_its_own_and_what_it_allocates_is(tmp_path: Path):
     """As those of a training set or of rows on a disk, which the system takes back."""
     (tmp_path / "rows").write_bytes(bytes(SIZE))
