@@ -107,7 +107,12 @@ def _backward(loss: Tensor) -> None:
         # Nodes written in Python are not called, but applied.
         found = getattr(node, "apply", node)(*waiting.pop(node))
         found = found if isinstance(found, tuple) else (found,)
-        for grad, (target, slot) in zip(found, node.next_functions):
+        following = node.next_functions
+        if hasattr(node, "apply"):
+            # These give a gradient, None, of arguments that are no tensors, which nothing follows.
+            found = [grad for grad, needed in zip(found, node.needs_input_grad) if needed]
+            following = [one for one in following if one[0] is not None]
+        for grad, (target, slot) in zip(found, following):
             if grad is None or target is None:
                 continue
             expected = target._input_metadata[slot]

@@ -22,10 +22,17 @@ from training.step.optim import create_optimizer, set_learning_rate
 from training.step.precision import choose_precision
 from training.step.train_step import TrainStep
 
-pytestmark = pytest.mark.skipif(
-    not torch.backends.cuda.is_built(),
-    reason="this build of torch has no CUDA: make check-cuda brings one that has",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not torch.backends.cuda.is_built(),
+        reason="this build of torch has no CUDA: make check-cuda brings one that has",
+    ),
+    # Seen with 2.6, and no more with 2.13.
+    pytest.mark.skipif(
+        torch.__version__ < "2.13",
+        reason="this torch asks a GPU even for tensors that hold nothing: make check-cuda has 2.13",
+    ),
+]
 
 CLASSES, DIM, BATCH, SIZE = 100, 16, 4, 32
 
