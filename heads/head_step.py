@@ -160,6 +160,7 @@ class HeadStep:
         self, state: HeadState, embeddings: Tensor, labels: Tensor, *columns: Tensor
     ) -> Tensor:
         """0-d, the loss over all classes."""
+        self.rows.settle()  # it reads the kept rows, into which the last step may still be written
         batch = self._arithmetic.gather(embeddings, labels, *columns, dtype=state.dtype)
         index = torch.arange(len(batch.labels), device=labels.device)
         context = self._context(state, state.margin_state, index, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from facestream import UserError
 from heads import AdaFace, ArcFace, CurricularFace, GroupClasses, PartialFC, graph
+from heads.rows.fetcher import RowFetcher
 from tests.clock import LIMIT
 from tests.ranks import run_ranks
 from tests.recorded_graph import RecordedGraphs
@@ -149,6 +151,24 @@ def test_evaluation_reads_the_same_rows(place, tmp_path):
     for head in (build(sample_rate=0.3), build(place, tmp_path, sample_rate=0.3)):
         train(head, range(5))
         losses.append(head.eval()(*batch(9, BATCH)))
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("place", ["host", "disk"])
+def test_evaluation_waits_for_the_rows_of_the_last_step(place, tmp_path, monkeypatch):
+    evaluated, write = threading.Event(), RowFetcher._write
+
+    def write_late(*given: Any) -> None:
+        evaluated.wait(0.1)  # not set where the evaluation waits, as it has to
+        write(*given)
+
+    monkeypatch.setattr(RowFetcher, "_write", write_late)
+    losses = []
+    for head in (build(), build(place, tmp_path)):
+        head(*batch(0, BATCH))
+        head.step(0.1)
+        losses.append(head.eval()(*batch(9, BATCH)))
+    evaluated.set()
     assert torch.equal(*losses)
 
 
