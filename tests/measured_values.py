@@ -100,10 +100,10 @@ def _of(found: Any, at: Value) -> Iterator[Value]:
             more = _settings(one, records) if isinstance(one, dict) else ()
             yield from _of(one, replace(at, settings=(*at.settings, *more)))
     elif isinstance(found, dict):
-        told = {key: one for key, one in found.items() if key not in _PASSED_OVER}
-        ways = {key: words(key) for key in told}
-        for key, one in told.items():
-            others = (k for k in told if k != key and _sort(told[k]) == _sort(one))
+        kept = {key: one for key, one in found.items() if key not in _PASSED_OVER}
+        ways = {key: words(key) for key in kept}
+        for key, one in kept.items():
+            others = (k for k in kept if k != key and _sort(kept[k]) == _sort(one))
             choice = Choice((ways[key],), tuple(ways[other] for other in others))
             here = replace(at, units=at.units | ways[key], keys=(*at.keys, choice))
             numbers = _numbers(one)
@@ -113,16 +113,16 @@ def _of(found: Any, at: Value) -> Iterator[Value]:
             if at.kind == "value" and isinstance(one, dict):
                 yield from _ratios(one, here)
                 for unit, bound in one.items():  # one of the ways that stand beside it
-                    if isinstance(told.get(unit), dict):
-                        yield from _ratios({key: bound, **told[unit]}, here)
+                    if isinstance(kept.get(unit), dict):
+                        yield from _ratios({key: bound, **kept[unit]}, here)
 
 
-def _ratios(told: Mapping[str, Any], at: Value) -> Iterator[Value]:
+def _ratios(kept: Mapping[str, Any], at: Value) -> Iterator[Value]:
     """Between ways of doing the same, that stand side by side with nothing else."""
-    numbers = {key: _numbers(one) for key, one in told.items()}
+    numbers = {key: _numbers(one) for key, one in kept.items()}
     if not all(numbers.values()):
         return
-    ways = {key: words(key) for key in told}
+    ways = {key: words(key) for key in kept}
     for one, other in permutations(numbers, 2):
         if numbers[other][0]:
             left = tuple(way for key, way in ways.items() if key not in (one, other))

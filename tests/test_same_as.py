@@ -24,7 +24,7 @@ def trained(*, loss: float = 1.5, memory: float = 7.0, **tensors: torch.Tensor) 
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         (trained(memory=8.0), None),
         (trained(loss=1.5000000000000002), "step 2: loss 1.5 != 1.5000000000000002"),
@@ -40,8 +40,8 @@ def trained(*, loss: float = 1.5, memory: float = 7.0, **tensors: torch.Tensor) 
         ),
     ],
 )
-def test_the_first_difference_is_named_to_the_last_bit(other, told):
-    assert first_difference(trained(), other) == told
+def test_the_first_difference_is_named_to_the_last_bit(other, message):
+    assert first_difference(trained(), other) == message
 
 
 def test_values_that_are_not_numbers_are_like_themselves():

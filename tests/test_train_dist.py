@@ -70,8 +70,10 @@ def test_a_dry_run_takes_the_memory_it_predicts_and_leaves_no_output(faces, tmp_
         *("head.num_classes=250000", "model.embedding_dim=256", "head.sample_rate=0.1"),
     )
     assert done.returncode == 0, done.stderr
-    told = re.search(r"at its peak ([\d,]+) of [\d,]+ MB a rank; ([\d,]+) predicted", done.stdout)
-    peak, predicted = (int(number.replace(",", "")) for number in told.groups())
+    message = re.search(
+        r"at its peak ([\d,]+) of [\d,]+ MB a rank; ([\d,]+) predicted", done.stdout
+    )
+    peak, predicted = (int(number.replace(",", "")) for number in message.groups())
     assert predicted > 1000
     assert 0.95 * peak <= predicted <= 1.1 * peak
     assert "the loader " in done.stdout
@@ -95,14 +97,14 @@ def test_what_cannot_fit_is_refused_in_one_line_that_says_what_takes_the_memory(
 
 
 @pytest.mark.parametrize("option", ["--local-rank=1", "--local_rank=1"])
-@pytest.mark.parametrize("told", [None, "0"], ids=["alone", "environment"])
+@pytest.mark.parametrize("message", [None, "0"], ids=["alone", "environment"])
 def test_the_option_of_torch_distributed_launch_gives_way_to_the_environment(
-    monkeypatch, option, told
+    monkeypatch, option, message
 ):
     monkeypatch.setenv("LOCAL_RANK", "")  # so that it is put back
     monkeypatch.delenv("LOCAL_RANK")
-    if told:
-        monkeypatch.setenv("LOCAL_RANK", told)
+    if message:
+        monkeypatch.setenv("LOCAL_RANK", message)
     monkeypatch.setattr(sys, "argv", ["train_dist.py", option, "c.py", "optim.lr=1"])
     for name in ("protect_console", "keep_early_warnings"):
         monkeypatch.setattr(train_dist, name, lambda: None)
@@ -111,7 +113,7 @@ def test_the_option_of_torch_distributed_launch_gives_way_to_the_environment(
     monkeypatch.setattr(train_dist, "run", lambda arguments, stops: seen.append(arguments))
     with pytest.raises(SystemExit):
         train_dist.main()
-    assert os.environ["LOCAL_RANK"] == (told or "1")
+    assert os.environ["LOCAL_RANK"] == (message or "1")
     assert (seen[0].config, seen[0].overrides) == ("c.py", ["optim.lr=1"])
 
 

@@ -155,7 +155,7 @@ class Ended(NamedTuple):
     """What became of a run."""
 
     exit_codes: list[int]  # by rank
-    told: str  # by all ranks
+    message: str  # by all ranks
     output: Path
 
     @property
@@ -217,22 +217,22 @@ def command(data, tmp_path):
         finally:
             for process in ranks:
                 process.kill()
-        told = "".join(log.read_text(errors="replace") for log in logs)
-        return Ended([process.exitcode for process in ranks], told, output)
+        message = "".join(log.read_text(errors="replace") for log in logs)
+        return Ended([process.exitcode for process in ranks], message, output)
 
     return run
 
 
 def assert_saved(ended: Ended, *, name: str, code: int = 143) -> None:
     """It has stopped after the last of its steps, which is saved."""
-    assert set(ended.exit_codes) == {code}, ended.told
-    assert "Traceback" not in ended.told
-    assert "gloo" not in ended.told
+    assert set(ended.exit_codes) == {code}, ended.message
+    assert "Traceback" not in ended.message
+    assert "gloo" not in ended.message
     path = files.newest(ended.output)
     assert path.name == f"step_{ended.steps[-1]:09d}"
     assert files.faults(path) == []
     rank = len(ended.exit_codes) - 1
-    assert f"stopped: {name} on rank {rank}; saved {path}; not finished" in ended.told
+    assert f"stopped: {name} on rank {rank}; saved {path}; not finished" in ended.message
     assert ended.state["status"] == "stopped"
     assert (ended.output / "curves.png").exists()
 
@@ -242,18 +242,18 @@ def assert_saved(ended: Ended, *, name: str, code: int = 143) -> None:
 def test_at_the_start_nothing_is_waited_for(world_size, command):
     """Not even another rank that is about to compute with this one."""
     ended = command("start", world_size=world_size)
-    assert ended.exit_codes == [143] * world_size, ended.told
+    assert ended.exit_codes == [143] * world_size, ended.message
     rank = world_size - 1
-    told = f"stopped: SIGTERM on rank {rank}, before a step was done: nothing was to be saved\n"
-    assert ended.told == told
+    message = f"stopped: SIGTERM on rank {rank}, before a step was done: nothing was to be saved\n"
+    assert ended.message == message
     assert not ended.output.exists()
 
 
 @pytest.mark.slow
 def test_at_the_first_batch_nothing_is_waited_for(command):
     ended = command("first batch")
-    assert ended.exit_codes == [143], ended.told
-    assert "before a step was done: nothing was to be saved" in ended.told
+    assert ended.exit_codes == [143], ended.message
+    assert "before a step was done: nothing was to be saved" in ended.message
     assert files.newest(ended.output) is None
     assert ended.state["why"] == "SIGTERM on rank 0, before a step was done"
     assert json.loads((ended.output / "lock.json").read_text())["released"], "free for the next"
@@ -295,31 +295,31 @@ def test_when_a_rank_is_killed_the_other_says_so(dead, command):
     ended = command(f"death of {dead}", world_size=2)
     alive = 1 - dead
     assert ended.exit_codes[dead] == -signal.SIGKILL
-    assert ended.exit_codes[alive] == NO_ANSWER_EXIT_CODE, ended.told
+    assert ended.exit_codes[alive] == NO_ANSWER_EXIT_CODE, ended.message
     why = f"rank {dead} is gone: it ended by an error of its own, or was killed"
-    assert f"train_dist: {why}. Checkpoints that are complete stay" in ended.told
-    assert "Traceback" not in ended.told
+    assert f"train_dist: {why}. Checkpoints that are complete stay" in ended.message
+    assert "Traceback" not in ended.message
     assert files.faults(files.newest(ended.output)) == []
-    told = ("failed", why) if alive == 0 else ("running", "")
-    assert (ended.state["status"], ended.state["why"]) == told
+    message = ("failed", why) if alive == 0 else ("running", "")
+    assert (ended.state["status"], ended.state["why"]) == message
 
 
 @pytest.mark.slow
 def test_when_the_time_is_over_all_is_saved(command):
     ended = command("an hour later", world_size=2)
-    assert ended.exit_codes == [0, 0], ended.told
-    assert "stopped: run.max_hours=1 is reached" in ended.told
+    assert ended.exit_codes == [0, 0], ended.message
+    assert "stopped: run.max_hours=1 is reached" in ended.message
     assert files.newest(ended.output).name == f"step_{ended.steps[-1]:09d}"
 
 
 @pytest.mark.slow
 def test_a_hang_is_told_by_the_rank_that_waits(command):
     ended = command("hang", world_size=2)
-    assert ended.exit_codes == [HANG_EXIT_CODE] * 2, ended.told
+    assert ended.exit_codes == [HANG_EXIT_CODE] * 2, ended.message
     for rank in range(2):
-        told = (ended.output / f"hang_rank{rank}.txt").read_text()
-        assert f"rank {rank} hangs: in training of step 7 since" in told
-        assert "furthest behind" in told
+        message = (ended.output / f"hang_rank{rank}.txt").read_text()
+        assert f"rank {rank} hangs: in training of step 7 since" in message
+        assert "furthest behind" in message
     assert "in sleep" in (ended.output / "hang_rank1.txt").read_text(), "where it sleeps"
     assert (ended.state["status"], ended.state["exit_code"]) == ("failed", HANG_EXIT_CODE)
     assert ended.state["why"].startswith("rank 0 hangs: in training of step 7 since")
@@ -328,7 +328,7 @@ def test_a_hang_is_told_by_the_rank_that_waits(command):
 @pytest.mark.slow
 def test_at_the_end_what_is_left_is_finished(command):
     ended = command("closing")
-    assert ended.exit_codes == [0], ended.told
+    assert ended.exit_codes == [0], ended.message
     assert files.newest(ended.output).name == f"step_{STEPS:09d}"
     assert ended.state["finished"]
     assert (ended.output / "curves.png").exists()
@@ -337,8 +337,8 @@ def test_at_the_end_what_is_left_is_finished(command):
 @pytest.mark.slow
 def test_at_the_end_a_second_press_quits_and_the_run_is_finished(command):
     ended = command("impatience")
-    assert ended.exit_codes == [0], ended.told
-    assert "interrupted twice: quitting at once; the run is saved" in ended.told
+    assert ended.exit_codes == [0], ended.message
+    assert "interrupted twice: quitting at once; the run is saved" in ended.message
     assert (ended.state["status"], ended.state["finished"]) == ("finished", True)
     assert not (ended.output / "curves.png").exists()
     assert json.loads((ended.output / "lock.json").read_text())["released"]
@@ -347,7 +347,7 @@ def test_at_the_end_a_second_press_quits_and_the_run_is_finished(command):
 @pytest.mark.slow
 def test_a_time_limit_shorter_than_the_start_ends_what_starts_the_run_until_it_is_finished(command):
     ended = command("start that takes too long")
-    assert ended.exit_codes == [2], ended.told
-    assert "before a step was done: nothing was to be saved" in ended.told
+    assert ended.exit_codes == [2], ended.message
+    assert "before a step was done: nothing was to be saved" in ended.message
     assert (ended.state["status"], ended.state["exit_code"]) == ("stopped", 2)
     assert not ended.state["finished"]

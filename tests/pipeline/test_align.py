@@ -110,15 +110,15 @@ def test_the_warp_is_opencvs():
 
 
 @pytest.mark.parametrize(
-    ("landmarks", "told"),
+    ("landmarks", "message"),
     [
         (np.full((5, 2), np.nan), "not finite"),
         (np.full((5, 2), 1e300), "far outside"),
         (np.full((5, 2), 3.0), "in one place"),
     ],
 )
-def test_what_is_no_face_is_refused(landmarks, told):
-    with pytest.raises(LandmarkError, match=told):
+def test_what_is_no_face_is_refused(landmarks, message):
+    with pytest.raises(LandmarkError, match=message):
         align(np.zeros((9, 9, 3), np.uint8), landmarks)
 
 

@@ -142,9 +142,11 @@ def test_images_of_another_size_are_named():
 
 @WAYS
 @pytest.mark.parametrize(
-    ("change", "told"), [("cut", "(has shrunk|ends before)"), ("removed", "is gone")]
+    ("change", "message"), [("cut", "(has shrunk|ends before)"), ("removed", "is gone")]
 )
-def test_a_file_that_is_cut_or_removed_while_it_is_read_is_named(tmp_path, augment, change, told):
+def test_a_file_that_is_cut_or_removed_while_it_is_read_is_named(
+    tmp_path, augment, change, message
+):
     index = write_set(tmp_path, count=64)
     with closing(loader(index, global_batch=8, augment=augment).stream(0)) as stream:
         next(stream)
@@ -152,7 +154,7 @@ def test_a_file_that_is_cut_or_removed_while_it_is_read_is_named(tmp_path, augme
             os.truncate(index.path, index.path.stat().st_size // 2)
         else:
             index.path.unlink()
-        with pytest.raises(RecordError, match=f"{index.path} {told}"):
+        with pytest.raises(RecordError, match=f"{index.path} {message}"):
             take(stream, 20)
 
 

@@ -113,8 +113,8 @@ def test_a_process_ends_after_ctrl_c_or_an_exception(index, augment, fails):
             assert process.stdout.readline() == "running\n"
             if not fails:
                 process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=LIMIT)
+            _, message = process.communicate(timeout=LIMIT)
         finally:
             process.kill()
     assert process.returncode != 0
-    assert ("something else" if fails else "KeyboardInterrupt") in told
+    assert ("something else" if fails else "KeyboardInterrupt") in message

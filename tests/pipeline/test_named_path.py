@@ -1,4 +1,4 @@
-"""Why the system refuses a file is told, with a remedy; mistakes of ours keep their trace."""
+"""Why the system refuses a file is said, with a remedy; mistakes of ours keep their trace."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_a_photo_that_is_cut_off_is_an_error(form):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "empty file"),
         (b"hello, world", "starts with 68 65 6c 6c"),
@@ -146,8 +146,8 @@ def test_a_photo_that_is_cut_off_is_an_error(form):
         (encoded(Image.new("F", (4, 4), 0.5), "TIFF"), "numbers, not colors"),
     ],
 )
-def test_what_is_no_photo(content, told):
-    with pytest.raises(PhotoError, match=told):
+def test_what_is_no_photo(content, message):
+    with pytest.raises(PhotoError, match=message):
         photo_pixels(content)
 
 

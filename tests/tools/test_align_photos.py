@@ -116,7 +116,7 @@ def test_crops_by_a_detector(detector, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("{photos} -o {out}", "how are the faces found?"),
         ("{photos} -o {out} --no-face skip", "--no-face goes with --landmarks or --detector"),
@@ -130,7 +130,7 @@ def test_crops_by_a_detector(detector, tmp_path):
         ("{photos}/a -o {out} --landmarks {marks}", "none of its 3 images is there"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_a_line(line, told, photos, tmp_path):
+def test_what_cannot_be_done_is_told_in_a_line(line, message, photos, tmp_path):
     (tmp_path / "empty").mkdir()
     words = line.format(
         photos=photos,
@@ -140,7 +140,7 @@ def test_what_cannot_be_done_is_told_in_a_line(line, told, photos, tmp_path):
     )
     ended = call(main, *words.split())
     assert ended.returncode == 2
-    assert told in ended.stderr
+    assert message in ended.stderr
 
 
 def test_no_face_may_be_an_error(photos, tmp_path):
@@ -175,14 +175,14 @@ def test_pack_rec_takes_a_list_of_images_with_a_list_of_landmarks(photos, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ("--landmarks {marks} --resize 112", "leave out --crop and --resize"),
         ("--size 96", "--size"),
     ],
 )
-def test_pack_rec_refuses_options_that_do_not_go_together(options, told, photos, tmp_path):
+def test_pack_rec_refuses_options_that_do_not_go_together(options, message, photos, tmp_path):
     words = options.format(marks=tmp_path / "marks.csv").split()
     ended = call(pack_rec, photos, tmp_path / "set", *words)
     assert ended.returncode == 2
-    assert told in ended.stderr
+    assert message in ended.stderr

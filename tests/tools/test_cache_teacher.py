@@ -44,10 +44,10 @@ def config(tmp_path):
 @pytest.mark.slow
 def test_rows_are_the_teachers_embeddings_of_the_loaders_images(config, world, capsys):
     (path,) = cache_teacher(config, world, batch=4)
-    told = capsys.readouterr().out
-    assert f"wrote         {path}: {IMAGES} embeddings of {D}" in told
-    assert f"record {BAD} cannot be decoded" in told
-    assert "1 of these images are bad: their embeddings are zeros" in told
+    message = capsys.readouterr().out
+    assert f"wrote         {path}: {IMAGES} embeddings of {D}" in message
+    assert f"record {BAD} cannot be decoded" in message
+    assert "1 of these images are bad: their embeddings are zeros" in message
     teacher = load_teacher(config, device=CPU, precision=choose_precision(CPU, "fp32"))
     index = open_index(config.data.train)
     rows = open_embeddings(index, teacher=teacher.fingerprint)

@@ -81,9 +81,9 @@ def end_of(line: str, arguments: str, given: dict[str, str], monkeypatch, capsys
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"tools.{tool}").main()
     assert ended.value.code == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith(f"{tool}: ")
-    return told
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(f"{tool}: ")
+    return message
 
 
 @pytest.mark.parametrize("line", INPUTS)
@@ -93,9 +93,9 @@ def test_what_a_tool_cannot_read_is_named(given, tmp_path, monkeypatch, capsys, 
     if how == "forbidden":
         forbid(monkeypatch, bad)
     words = given | {"bad": bad, "out": str(tmp_path / "out")}
-    told = end_of(line, INPUTS[line], words, monkeypatch, capsys)
-    assert bad in told
-    assert len(told) > len(bad) + len(f"{line}: ") + 20, "a reason and a remedy"
+    message = end_of(line, INPUTS[line], words, monkeypatch, capsys)
+    assert bad in message
+    assert len(message) > len(bad) + len(f"{line}: ") + 20, "a reason and a remedy"
 
 
 @pytest.mark.parametrize("line", OUTPUTS)
@@ -104,15 +104,15 @@ def test_what_a_tool_cannot_write_is_named(given, tmp_path, monkeypatch, capsys,
     bad = spoil(tmp_path, how)
     if line == "preview" and how == "a loop of links":
         pytest.skip("a picture has a suffix, and is another file")
-    told = end_of(line, OUTPUTS[line], given | {"bad": bad}, monkeypatch, capsys)
-    assert bad in told
+    message = end_of(line, OUTPUTS[line], given | {"bad": bad}, monkeypatch, capsys)
+    assert bad in message
 
 
 def test_a_full_disk_ends_a_tool_in_a_line(capsys):
     with pytest.raises(SystemExit, match="2"), command("pack_rec"):
         raise OSError(errno.ENOSPC, "No space left on device")
-    told = r"pack_rec: this process finds no room .*Make room.*\n"
-    assert re.fullmatch(told, capsys.readouterr().err)
+    message = r"pack_rec: this process finds no room .*Make room.*\n"
+    assert re.fullmatch(message, capsys.readouterr().err)
 
 
 def test_a_full_disk_behind_the_output_is_found_before_the_end(monkeypatch, capsys):
@@ -209,6 +209,6 @@ def test_memory_that_runs_out_is_told_with_what_was_asked_for(
     words = given | {"out": str(tmp_path / "out")}
     if line == "cache_teacher":
         arguments += " distill.model=iresnet18"
-    told = end_of(line, arguments, words, monkeypatch, capsys)
-    assert "asked for 5.0 MB" in told
-    assert remedy in told
+    message = end_of(line, arguments, words, monkeypatch, capsys)
+    assert "asked for 5.0 MB" in message
+    assert remedy in message

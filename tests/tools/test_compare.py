@@ -176,7 +176,7 @@ def test_pairs_of_a_list_are_those_of_the_predicted_folder(there):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (("x", "y", "--predicted", "out"), "x is no name in out/names.txt"),
         (("--pairs", "one.csv", "--predicted", "out"), "line 1: found 'alone', expected two names"),
@@ -191,7 +191,7 @@ def test_pairs_of_a_list_are_those_of_the_predicted_folder(there):
         (("missing.png", "photo.png"), "missing.png does not exist"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(given, told, there):
+def test_what_cannot_be_compared_is_refused(given, message, there):
     assert call(predict.main, "a.pth", "faces", "-o", "out", *OPTIONS).returncode == 0
     rows = np.eye(2, dtype=np.float32)
     about = About("b", "0", "iresnet10", "", "float32", "faces", True, True, "float32", {})
@@ -204,7 +204,7 @@ def test_what_cannot_be_compared_is_refused(given, told, there):
         (there / f"{name}.csv").write_text(text)
     ended = run(*given)
     assert ended.returncode == USER_ERROR_EXIT_CODE
-    assert told in ended.stderr
+    assert message in ended.stderr
 
 
 def test_names_with_commas_and_quotes_are_read_back_as_they_were(tmp_path):
@@ -323,13 +323,13 @@ def test_a_card_of_other_weights_decides_nothing(there):
 
 
 @pytest.mark.parametrize(
-    ("was", "becomes", "told"),
+    ("was", "becomes", "message"),
     [
         ('"fmr": 0.001', '"fmr": 0', "a threshold at an FMR of 0, expected above 0"),
         ('"set": "mine"', '"set": ""', "a threshold of the set '', expected the set's name"),
     ],
 )
-def test_a_card_made_by_hand_is_named_where_it_cannot_be(was, becomes, told, there):
+def test_a_card_made_by_hand_is_named_where_it_cannot_be(was, becomes, message, there):
     model = with_card(there / "b.safetensors", POINT)
     content = Path(model).read_bytes()
     assert content.count(was.replace('"', '\\"').encode()) == 1
@@ -337,4 +337,4 @@ def test_a_card_made_by_hand_is_named_where_it_cannot_be(was, becomes, told, the
     Path(model).write_bytes(content.replace(longer, shorter.ljust(len(longer))))
     ended = run("photo.png", "photo.png", model=model)
     assert ended.returncode == USER_ERROR_EXIT_CODE
-    assert told in ended.stderr
+    assert message in ended.stderr

@@ -153,7 +153,7 @@ def test_a_damaged_image_is_left_out_where_it_may_be(there):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"models": ("old.pth", "old.pth")}, "are one network, of the space"),
         ({"sets": ("1n:searched",)}, "is no set of pairs"),
@@ -165,7 +165,7 @@ def test_a_damaged_image_is_left_out_where_it_may_be(there):
         ({"models": ("old.pth", "broken.bin")}, "broken.bin"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(change, told, there):
+def test_what_cannot_be_is_said_in_a_line(change, message, there):
     write_people(there / "few", range(4))
     for role in ("gallery", "probe"):
         write_people(there / "searched" / role, range(3))
@@ -173,7 +173,7 @@ def test_what_cannot_be_is_said_in_a_line(change, told, there):
     Path("broken.bin").write_bytes(b"\x80\x04broken")
     ended = run(*change.pop("given", ()), **change)
     assert ended.returncode == USER_ERROR_EXIT_CODE
-    assert told in ended.stderr
+    assert message in ended.stderr
     assert not Path("out/translator.safetensors").exists()
     assert not Path("out/results.json").exists()
 
@@ -236,7 +236,7 @@ def test_a_translator_with_thresholds_decides(enrolled):
 
 
 @pytest.mark.parametrize(
-    ("given", "model", "told"),
+    ("given", "model", "message"),
     [
         (("--predicted", "by_new"), "old.pth", "It leads the other way: name the newer model"),
         (("--predicted", "by_old"), "third.pth", "and the model named has the space"),
@@ -245,13 +245,13 @@ def test_a_translator_with_thresholds_decides(enrolled):
         ((), "new.pth", "--translator is for --predicted"),
     ],
 )
-def test_a_translator_that_does_not_fit_is_refused(given, model, told, enrolled):
+def test_a_translator_that_does_not_fit_is_refused(given, model, message, enrolled):
     write_model(enrolled / "third.pth", 7)
     call(predict.main, "third.pth", "people", "-o", "by_third", *OPTIONS)
     name = "p05/1.png" if given else "people/p05/1.png"
     ended = run_compare(name, name, *given, *TRANSLATOR, model=model)
     assert ended.returncode == USER_ERROR_EXIT_CODE
-    assert told in ended.stderr
+    assert message in ended.stderr
 
 
 def test_a_translator_that_nothing_needs_is_said(enrolled):

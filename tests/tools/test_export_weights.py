@@ -154,13 +154,13 @@ def test_arcface_torch_goes_on_at_the_runs_own_rates(config, world, tmp_path):
 @pytest.mark.slow
 def test_a_rate_that_is_not_known_or_zero_is_said(config, world, tmp_path, capsys):
     step = build(config, world)
-    for number, counters, told in [
+    for number, counters, message in [
         (4, {}, "lr is 0.046875, the highest: the checkpoint does not say"),
         (15, {"steps_per_epoch": 5}, "lr is 0 and stays 0: the run had ended"),
     ]:
         path = save_at(config, step, number, **counters)
         export_arcface_torch(path, tmp_path / str(number), world_size=1, epoch=0)
-        assert told in capsys.readouterr().out
+        assert message in capsys.readouterr().out
     # A version that did not keep the steps of an epoch: its epochs tell them.
     path = save_at(config, step, 10)
     export_arcface_torch(path, tmp_path / "older", world_size=1, epoch=2)
@@ -175,9 +175,9 @@ def test_it_says_what_it_took_and_arcface_torch_goes_on_at_its_epoch(
     written = export_arcface_torch(Path(config.run.output), tmp_path / "theirs", world_size=1)
     content = torch.load(written[1], weights_only=True)
     assert (content["epoch"], content["global_step"]) == (epoch, number)
-    told = capsys.readouterr().out
-    assert f"checkpoint    {path}: step {number}, epoch {number / 5:.2f}\n" in told
-    assert ("inside an epoch: arcface_torch begins its number 2 again" in told) is (number == 12)
+    message = capsys.readouterr().out
+    assert f"checkpoint    {path}: step {number}, epoch {number / 5:.2f}\n" in message
+    assert ("inside an epoch: arcface_torch begins its number 2 again" in message) is (number == 12)
     export_arcface_torch(path, tmp_path / "other", world_size=1, epoch=1)
     assert "inside" not in capsys.readouterr().out, "where it is said by hand"
 
@@ -302,9 +302,9 @@ def test_subcenters_have_no_place_in_arcface_torch(config, world, tmp_path):
 def test_without_sgds_momentum_it_is_said_and_the_rest_is_there(config, world, tmp_path, capsys):
     _, path = train(replace(config, optim=replace(config.optim, name="adamw")), world)
     export_arcface_torch(path, tmp_path / "out", world_size=2)
-    told = capsys.readouterr().out
-    assert "no momentum of SGD in the checkpoint" in told
-    assert "at epoch 0, as the checkpoint does not say how many are done: give --epoch" in told
+    message = capsys.readouterr().out
+    assert "no momentum of SGD in the checkpoint" in message
+    assert "at epoch 0, as the checkpoint does not say how many are done: give --epoch" in message
     import_arcface_torch([tmp_path / "out"], tmp_path / "back", num_classes=CLASSES)
     assert "its optimizer has 0 such buffers" in capsys.readouterr().out
 
@@ -328,5 +328,5 @@ def test_mistakes_end_in_one_line(config, world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["export", str(path), *options])
     with pytest.raises(SystemExit, match="2"):
         main()
-    told = capsys.readouterr().err
-    assert told == "export_weights: 11 classes for 12 ranks: expected fewer ranks\n"
+    message = capsys.readouterr().err
+    assert message == "export_weights: 11 classes for 12 ranks: expected fewer ranks\n"

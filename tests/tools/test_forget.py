@@ -220,8 +220,8 @@ def test_a_run_whose_list_is_not_as_it_was_is_to_be_looked_at(there):
         name for name in ("identities.json", "tensorboard") if Path("runs/clean", name).exists()
     ]
     assert kept
-    told = {"is not as it was when it was trained": changed, "does not exist": gone}
-    for why, ended in told.items():
+    message = {"is not as it was when it was trained": changed, "does not exist": gone}
+    for why, ended in message.items():
         (line,) = (one for one in ended.stdout.splitlines() if "runs/clean/checkpoints" in one)
         assert line.startswith("look at       ")
         assert why in line
@@ -291,7 +291,7 @@ def test_a_photo_lists_who_is_most_like_it_and_chooses_nobody(kind, there):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (("dor",), "'dor' is in none of data/train.rec. Names like it: dora. Give a name"),
         (("label:99",), "'label:99' is in none of"),
@@ -308,11 +308,11 @@ def test_a_photo_lists_who_is_most_like_it_and_chooses_nobody(kind, there):
         (("dora", "--data", "data/empty"), "has no folders in it"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(given, told, there):
+def test_what_cannot_be_is_said_in_a_line(given, message, there):
     Path("data/empty").mkdir(exist_ok=True)
     ended = run(*given, out=there / "list.txt")
     assert ended.returncode == USER_ERROR_EXIT_CODE
-    assert told in ended.stderr
+    assert message in ended.stderr
     assert not (there / "list.txt").exists()
 
 

@@ -60,7 +60,9 @@ def test_what_is_there_is_not_written_over_and_what_is_none_is_refused(theirs, t
 def test_the_command_says_what_is_not_the_same(theirs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x", str(theirs), "-o", str(tmp_path / "ours.py")])
     main()
-    told = capsys.readouterr().out
-    assert "for 8 GPUs (--gpus)" in told
-    assert "batch 1024, and optim.lr=0.05, which is for 512 images: at 1024 that makes 0.1" in told
-    assert "note  output = os.path.join(" in told
+    message = capsys.readouterr().out
+    assert "for 8 GPUs (--gpus)" in message
+    assert (
+        "batch 1024, and optim.lr=0.05, which is for 512 images: at 1024 that makes 0.1" in message
+    )
+    assert "note  output = os.path.join(" in message

@@ -101,12 +101,12 @@ def test_a_backbone_alone_becomes_a_checkpoint_without_a_head(theirs, tmp_path, 
     _, network, _ = theirs
     torch.save(network.state_dict(), tmp_path / "backbone.pth")
     path = import_arcface_torch([tmp_path / "backbone.pth"], tmp_path / "an out")
-    told = capsys.readouterr().out
-    assert f"fine-tune it  run.init_from='{path}'\n" in told, "fit for a shell"
-    assert "iresnet10 with width=0.25 for 32 pixels, 16 features" in told
-    assert "head          none" in told
-    assert "momentum of the backbone: in none of these files, it starts at zero" in told
-    assert "run.resume" not in told
+    message = capsys.readouterr().out
+    assert f"fine-tune it  run.init_from='{path}'\n" in message, "fit for a shell"
+    assert "iresnet10 with width=0.25 for 32 pixels, 16 features" in message
+    assert "head          none" in message
+    assert "momentum of the backbone: in none of these files, it starts at zero" in message
+    assert "run.resume" not in message
     config = tiny.config(tmp_path, tmp_path)
     precision = choose_precision(world.device, "fp32")
     step, _ = create_step(config, world, num_classes=CLASSES, precision=precision)

@@ -99,7 +99,7 @@ def test_photographs_are_told_from_crops(people, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("-o {out}", "give a list of pairs and the folder"),
         ("{pairs} -o {out}", "give a list of pairs and the folder"),
@@ -111,12 +111,12 @@ def test_photographs_are_told_from_crops(people, tmp_path):
         ("--pairs-from {crops}/Abel -o {out}", "expected a folder a person"),
     ],
 )
-def test_what_does_not_go_together(line, told, people, tmp_path):
+def test_what_does_not_go_together(line, message, people, tmp_path):
     (tmp_path / "pairs.txt").write_text("Abel 1 2\n")
     words = line.format(pairs=tmp_path / "pairs.txt", crops=people, out=tmp_path / "own.bin")
     ended = call(main, *words.split())
     assert ended.returncode == 2
-    assert told in ended.stderr
+    assert message in ended.stderr
 
 
 def test_a_set_is_not_unpacked_over_other_files(people, tmp_path):

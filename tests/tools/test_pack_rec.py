@@ -175,9 +175,9 @@ def test_every_source_gives_the_same_set_and_a_manifest(tmp_path, people, make, 
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         ["property", "train.fsidx", "train.idx", "train.json", "train.rec"]
     )
-    told = capsys.readouterr().out
-    assert "2 jpeg, 1 progressive jpeg" in told
-    assert "--normalise re-encodes them" in told
+    message = capsys.readouterr().out
+    assert "2 jpeg, 1 progressive jpeg" in message
+    assert "--normalise re-encodes them" in message
 
 
 def test_normalise_touches_the_unusual_ones_only(tmp_path, people, capsys):
@@ -194,10 +194,10 @@ def test_what_normalise_cannot_decode_is_counted_and_the_others_packed(tmp_path,
     people["bob"][0] = people["bob"][0][:-200]
     count = sum(map(len, people.values()))
     pack(make_folders(tmp_path / "in", people), tmp_path / "out", Options(normalise=True))
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     passed = r"^passed over   \w+ jpeg that cannot be decoded: 1, first .*bob/0\.jpg$"
-    assert re.search(passed, told, re.M)
-    assert f"packed {count - 1} images of" in told
+    assert re.search(passed, message, re.M)
+    assert f"packed {count - 1} images of" in message
 
 
 def test_a_folder_of_shards_or_parquet_files_stands_for_them(tmp_path, people):
@@ -287,7 +287,7 @@ def folder_of(tmp_path: Path, *sizes: tuple[int, int]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "told", "stated"),
+    ("sizes", "message", "stated"),
     [
         ([(112, 112)] * 4, ["4 of 112 x 112"], "2,112,112"),
         ([(96, 96)] * 2, ["2 of 96 x 96", "train on them with data.image_size=96, or"], "2,96,96"),
@@ -299,11 +299,11 @@ def folder_of(tmp_path: Path, *sizes: tuple[int, int]) -> Path:
         ),
     ],
 )
-def test_the_sizes_of_the_images_are_told_with_the_remedy(tmp_path, capsys, sizes, told, stated):
+def test_the_sizes_of_the_images_are_told_with_the_remedy(tmp_path, capsys, sizes, message, stated):
     pack([folder_of(tmp_path, *sizes)], tmp_path / "out", Options())
     lines = [line[14:] for line in capsys.readouterr().out.splitlines() if line[:5] == "sizes"]
-    assert len(lines) == len(told)
-    assert all(line.startswith(start) for line, start in zip(lines, told))
+    assert len(lines) == len(message)
+    assert all(line.startswith(start) for line, start in zip(lines, message))
     assert (tmp_path / "out" / "property").read_text() == f"{stated}\n"
 
 
@@ -316,9 +316,9 @@ def test_resized_and_cropped_sets_are_ready_for_training(tmp_path, capsys):
     assert index.records["label"][kept] == 1
     assert (tmp_path / "resized" / "property").read_text() == "2,112,112\n"
     pack([source], tmp_path / "cropped", Options(crop=112))
-    told = capsys.readouterr().out
-    assert f"passed over   smaller than --crop 112: 1, first {source}/p0/2.jpg\n" in told
-    assert "sizes         2 of 112 x 112\n" in told
+    message = capsys.readouterr().out
+    assert f"passed over   smaller than --crop 112: 1, first {source}/p0/2.jpg\n" in message
+    assert "sizes         2 of 112 x 112\n" in message
     about = json.loads((tmp_path / "cropped" / "train.json").read_text())
     assert (about["images"], about["options"]["crop"]) == (2, 112)
     with pytest.raises(RecordError, match=r"no image is left to pack: smaller than --crop 300: 3"):

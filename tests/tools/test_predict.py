@@ -245,7 +245,7 @@ def test_photographs_are_refused_with_the_way_to_crop_them(there):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ("missing", "does not exist"),
         ("empty", "holds no images"),
@@ -254,14 +254,14 @@ def test_photographs_are_refused_with_the_way_to_crop_them(there):
         ("gone.txt", "1 of 2 images cannot be read: gone.png: gone.png does not"),
     ],
 )
-def test_what_cannot_be_embedded_is_refused(given, told, there):
+def test_what_cannot_be_embedded_is_refused(given, message, there):
     (there / "empty").mkdir()
     (there / "faces.zip").write_bytes(b"PK")
     (there / "faces.tar.gz").write_bytes(b"x")
     (there / "gone.txt").write_text("gone.png\nfaces/p0/00.png\n")
     ended = run(given)
     assert ended.returncode == USER_ERROR_EXIT_CODE
-    assert told in ended.stderr
+    assert message in ended.stderr
 
 
 def test_a_folder_that_is_unfinished_or_damaged_is_not_read(there):

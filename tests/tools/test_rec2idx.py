@@ -47,7 +47,7 @@ def rec(tmp_path) -> Path:
 def test_the_command_tells_what_it_found_and_wrote(rec):
     done = command(rec)
     assert done.returncode == 0, done.stderr
-    for told in (
+    for message in (
         "images        2, of 5 to 7 bytes",
         "identities    2",
         "1 header and 2 identity records",
@@ -55,7 +55,7 @@ def test_the_command_tells_what_it_found_and_wrote(rec):
         f"wrote         {rec.with_suffix('.idx')} (2 lines)\n",
         "read by       DALI's own reader; for MXNet and arcface_torch write it with --all",
     ):
-        assert told in done.stdout
+        assert message in done.stdout
     assert read_idx(rec.with_suffix(".idx"))[0].tolist() == [1, 2]
     assert len(open_index(rec)) == 2
 
@@ -132,10 +132,10 @@ def test_damage_is_listed_with_its_place(rec, capsys):
     rec.write_bytes(content)
     found = rec2idx(rec)
     assert found.summary.images == 1
-    told = capsys.readouterr().out
-    assert "damage        1 spans" in told
-    assert f"offset {offset}, 40 bytes: bytes that belong to no record" in told
-    assert "the header record speaks of 2 images" in told
+    message = capsys.readouterr().out
+    assert "damage        1 spans" in message
+    assert f"offset {offset}, 40 bytes: bytes that belong to no record" in message
+    assert "the header record speaks of 2 images" in message
 
 
 def write_idx_of(rec: Path) -> Path:
@@ -303,7 +303,7 @@ def folder(tmp_path) -> Path:
 
 def test_a_folder_of_people_is_indexed_verified_and_repaired(folder, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, folder, "--verify", "--repair", tmp_path / "out") == 0
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     for line in (
         "images        3, of",
         "identities    2, labels up to 1",
@@ -312,7 +312,7 @@ def test_a_folder_of_people_is_indexed_verified_and_repaired(folder, tmp_path, m
         f"{folder / 'ann/1.jpg'}: the image, record 0, label 0: no image",
         "repaired      2 images of 2 identities",
     ):
-        assert line in told
+        assert line in message
     clean = open_index(tmp_path / "out")
     assert clean.image(1).tobytes() == (folder / "bob/1.jpg").read_bytes()
     assert read_names(clean.path) == ["ann", "bob"]

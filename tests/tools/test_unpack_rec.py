@@ -44,8 +44,8 @@ def test_folders_packed_and_unpacked_are_the_same_folders(tmp_path_factory, peop
         for k, content in enumerate(contents):
             (folder / "in" / name / f"{k}.jpg").write_bytes(content)
     pack([folder / "in"], folder / "packed", Options())
-    told = unpack(folder / "packed", folder / "out")
-    assert told == (len(people), sum(map(len, people.values())))
+    message = unpack(folder / "packed", folder / "out")
+    assert message == (len(people), sum(map(len, people.values())))
     assert content_of(folder / "out") == {folder_name(name): people[name] for name in people}
 
 

@@ -30,7 +30,7 @@ def keep_and_count(rank: int) -> None:
     assert count_faults() < PAGES / 10
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is a setting of glibc")
 def test_pages_are_kept():
     """In a process of its own, as it holds for all that the process does later."""
     start(keep_and_count, (), nprocs=1)

@@ -267,8 +267,8 @@ def test_changes_are_what_is_not_at_its_default_and_the_data():
     plain = Config(data=DataConfig(train="a.rec"))
     assert plain.changes() == ["data.train=a.rec"]
     changed = override(plain, ["optim.lr=0.2", "run.epochs=20", "head.loss_args={margin: 0.3}"])
-    told = ["data.train=a.rec", 'head.loss_args={"margin": 0.3}', "optim.lr=0.2"]
-    assert changed.changes() == told, "20 epochs are the default"
+    message = ["data.train=a.rec", 'head.loss_args={"margin": 0.3}', "optim.lr=0.2"]
+    assert changed.changes() == message, "20 epochs are the default"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

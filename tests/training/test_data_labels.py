@@ -58,19 +58,19 @@ def test_dense_labels_number_those_that_there_are(world, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ([], "the head has 6 classes, of which 3 have no image"),
         (["head.num_classes=85742"], "85742 classes, of which 85739 have no image"),
         (["data.labels=dense"], None),
     ],
 )
-def test_classes_that_nobody_has_are_told_of(world, tmp_path, caplog, settings, told):
+def test_classes_that_nobody_has_are_told_of(world, tmp_path, caplog, settings, message):
     with caplog.at_level(logging.WARNING):
         config, data = open_data(write_labels(tmp_path / "gaps", [0, 5, 3, 0]), world, *settings)
         assert not caplog.records, "a tool that makes no head, as preview, has no use for it"
         warn_of_empty_classes(data.records, config.head.num_classes)
-    assert (told in caplog.text) if told else not caplog.records
+    assert (message in caplog.text) if message else not caplog.records
 
 
 def test_dense_labels_close_the_gaps_of_an_identity_map(world, tmp_path):

@@ -30,7 +30,7 @@ def write_sizes(folder: Path, sizes: list[tuple[int, int]]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "told"),
+    ("sizes", "message"),
     [
         ([OTHER] * 8, "48×48 pixels. Set data.image_size=48, or pack them again"),
         ([SKEW] * 8, "48×40 pixels. Pack them again: `python tools/pack_rec.py "),
@@ -38,9 +38,9 @@ def write_sizes(folder: Path, sizes: list[tuple[int, int]]) -> Path:
         ([(40, 40)] * 8, "40×40 pixels. Pack them again"),
     ],
 )
-def test_a_set_of_another_size_is_refused_with_the_remedy(world: World, tmp_path, sizes, told):
+def test_a_set_of_another_size_is_refused_with_the_remedy(world: World, tmp_path, sizes, message):
     config = tiny.config(write_sizes(tmp_path, sizes), tmp_path / "run")
-    with pytest.raises(ConfigError, match=rf"data\.image_size=32: .*{re.escape(told)}"):
+    with pytest.raises(ConfigError, match=rf"data\.image_size=32: .*{re.escape(message)}"):
         open_training_data(override(config, ["data.global_batch=4"]), world)
 
 

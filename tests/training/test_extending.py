@@ -130,7 +130,7 @@ def test_a_network_trains_and_whoever_opens_its_run_needs_the_file(
 
 
 @pytest.mark.parametrize(
-    ("family", "told"),
+    ("family", "message"),
     [
         (Family(build=lambda embedding_dim: None), "does not take that: "),
         (Family(build=lambda **sizes: None, check=lambda *, name: None), "does not take that: "),
@@ -139,8 +139,8 @@ def test_a_network_trains_and_whoever_opens_its_run_needs_the_file(
         ("plain", "expected models.Family"),
     ],
 )
-def test_what_is_no_network_is_refused(family, told):
-    with pytest.raises(UserError, match=rf"network 'mine': .*{re.escape(told)}"):
+def test_what_is_no_network_is_refused(family, message):
+    with pytest.raises(UserError, match=rf"network 'mine': .*{re.escape(message)}"):
         register_network("mine", family)
     assert "mine" not in MODELS
 

@@ -96,7 +96,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(finished, data, world, tmp_path)
         for line in resumed.reporter.journal.path.read_text().splitlines()
         if "loss" in line
     ]
-    assert steps == sorted(set(steps)), "nothing is told twice"
+    assert steps == sorted(set(steps)), "nothing comes twice"
 
 
 def test_a_finished_run_started_again_does_nothing(finished, world):
@@ -131,8 +131,8 @@ def test_a_new_run_may_begin_at_a_checkpoint_with_other_settings(finished, world
     for settings in (resumed.step.optimizer.param_groups[0], vars(resumed.step.head)):
         assert (settings["momentum"], settings["weight_decay"]) == (0.5, 0.01)
     assert resumed.steps_done == 15
-    told = [line[21:] for line in capsys.readouterr().out.splitlines()]  # without their times
-    assert [line for line in told if line.startswith("changed")] == [
+    message = [line[21:] for line in capsys.readouterr().out.splitlines()]  # without their times
+    assert [line for line in message if line.startswith("changed")] == [
         "changed    run.epochs was 3, is 4",
         "changed    optim.momentum was 0.9, is 0.5",
         "changed    optim.weight_decay was 0.0005, is 0.01",
@@ -143,9 +143,9 @@ def test_a_new_run_may_begin_at_a_checkpoint_with_other_settings(finished, world
 
 def test_what_leaves_the_weights_alone_may_change_and_is_listed(finished, world, capsys):
     again = build(override(finished.config, ["log.every=3", "run.keep=5"]), world)
-    told = [line[21:] for line in capsys.readouterr().out.splitlines()]
-    assert {"changed    log.every was 2, is 3", "changed    run.keep was 2, is 5"} <= set(told)
-    assert told[-1] == "finished, nothing to do: step 15 was the last"
+    message = [line[21:] for line in capsys.readouterr().out.splitlines()]
+    assert {"changed    log.every was 2, is 3", "changed    run.keep was 2, is 5"} <= set(message)
+    assert message[-1] == "finished, nothing to do: step 15 was the last"
     again.close()
 
 

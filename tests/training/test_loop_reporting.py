@@ -64,9 +64,9 @@ def test_places_that_cannot_be_written_are_said_once_each(config, world, tmp_pat
     with pytest.raises(ValueError, match=r"step 10 is not saved, the newest checkpoint is None"):
         trainer = run(config, world, at=7, disturb=disturb)
     assert trainer is None
-    told = [record.getMessage() for record in caplog.records if "goes on" in record.getMessage()]
+    message = [record.getMessage() for record in caplog.records if "goes on" in record.getMessage()]
     for place in ("metrics.jsonl", "tfevents", "state.json"):
-        assert len([text for text in told if place in text]) == 1, "for three readings"
+        assert len([text for text in message if place in text]) == 1, "for three readings"
     assert "step 10 is not saved" not in (away / "run.log").read_text()
 
 
@@ -91,6 +91,6 @@ def test_run_log_says_what_the_run_is_and_why_it_ended(config, world, tmp_path, 
 @pytest.mark.slow
 def test_a_run_shorter_than_log_every_shows_its_last_step(config, world, capsys):
     run(override(config, ["log.every=50"]), world, at=-1, disturb=lambda: None)
-    told = [line for line in capsys.readouterr().out.splitlines() if "Loss" in line]
-    assert len(told) == 1
-    assert "Global Step: 10/10 " in told[0]
+    message = [line for line in capsys.readouterr().out.splitlines() if "Loss" in line]
+    assert len(message) == 1
+    assert "Global Step: 10/10 " in message[0]

@@ -34,7 +34,7 @@ def test_checkpoints_that_cannot_fit_are_refused_before_the_first_step(
 
 @pytest.mark.slow
 def test_a_try_that_saved_nothing_does_not_refuse_the_mended_one(data, world, tmp_path):
-    """As where the first step ran out of memory; what it has told is forgotten."""
+    """As where the first step ran out of memory; what it has reported is forgotten."""
     output = tmp_path / "run"
     tried = build(override(tiny.config(data, output), ["model.width=0.5"]), world)
     tried.verify()
@@ -92,8 +92,8 @@ def test_one_failed_save_is_a_warning_and_two_in_a_row_end_the_run(
         trainer.run()
     assert trainer.steps_done == 20
     assert failing["20"] == 6, "three tries"
-    told = [r.getMessage() for r in caplog.records if "was not saved" in r.getMessage()]
-    assert len(told) == 5
+    message = [r.getMessage() for r in caplog.records if "was not saved" in r.getMessage()]
+    assert len(message) == 5
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_a_run_is_verified_every_so_many_of_its_steps_too(config, world):
 
 
 def test_scores_that_only_the_journal_has_reach_the_checkpoint(config, world):
-    """As where the run was killed just after a verification was told."""
+    """As where the run was killed just after a verification was reported."""
     first = build(config, world, Examiner(0.1, 0.2, 0.9))
     first.run()
     (first.last_checkpoint / "scores.json").unlink()
@@ -113,7 +113,7 @@ def test_scores_that_only_the_journal_has_reach_the_checkpoint(config, world):
     assert again.run() == scores(0.9)
     assert examiner.calls == 0
     assert accuracies(again.output)[10] == 0.9
-    assert verified(again.output)[10] == [0.9], "told once"
+    assert verified(again.output)[10] == [0.9], "reported once"
 
 
 @pytest.mark.slow
@@ -153,8 +153,8 @@ def test_sets_are_scored_at_intervals_of_their_own(config, world):
     }
     assert accuracies(trainer.output) == {10: 0.9, 15: 0.4, 20: 0.5}
     assert files.best(trainer.output) == files.folder_of(trainer.output, 10)
-    told = (trainer.output / "run.log").read_text()
-    assert re.findall(r"\[other\]\[(\d+)\] Accuracy", told) == ["0", "15", "20"]
+    message = (trainer.output / "run.log").read_text()
+    assert re.findall(r"\[other\]\[(\d+)\] Accuracy", message) == ["0", "15", "20"]
 
 
 @pytest.mark.slow

@@ -113,8 +113,8 @@ def test_an_empty_name_among_others_is_refused(data, tmp_path):
 def test_a_folder_without_a_set_says_what_could_be_in_it(world, tmp_path):
     (tmp_path / "empty").mkdir()
     config = tiny.config(tmp_path / "empty", tmp_path / "run")
-    told = r"data\.train=.*empty holds no train\.rec, and no folders"
-    with pytest.raises(ValueError, match=told):
+    said = r"data\.train=.*empty holds no train\.rec, and no folders"
+    with pytest.raises(ValueError, match=said):
         open_training_data(config, world)
 
 

@@ -154,7 +154,7 @@ def test_an_interval_is_a_number_or_one_for_each_set(pairs):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ("eval.every=0", r"^eval\.every=0: expected at least 1"),
         ("eval.every={lfw: 0}", r"^eval\.every\['lfw'\]=0: expected at least 1"),
@@ -162,8 +162,8 @@ def test_an_interval_is_a_number_or_one_for_each_set(pairs):
         ("eval.every={lfw: often}", r"^eval\.every='\{lfw: often\}': "),
     ],
 )
-def test_what_is_no_interval_is_refused_before_anything_is_opened(pairs, given, told):
-    with pytest.raises(ConfigError, match=told):
+def test_what_is_no_interval_is_refused_before_anything_is_opened(pairs, given, message):
+    with pytest.raises(ConfigError, match=message):
         override(tiny.config(pairs.parent, pairs.parent / "run"), [given])
 
 
@@ -183,7 +183,7 @@ def test_two_sets_of_one_name_are_refused(world, pairs):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ("missing.bin", r"^eval\.sets=missing\.bin does not exist"),
         ("missing.bin+blur", r"^eval\.sets=missing\.bin\+blur does not exist"),
@@ -191,8 +191,8 @@ def test_two_sets_of_one_name_are_refused(world, pairs):
         ("xqlfw:missing", r"^eval\.sets=xqlfw:missing: missing does not exist"),
     ],
 )
-def test_what_cannot_be_opened_is_told_with_its_setting(world, pairs, given, told):
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_be_opened_is_told_with_its_setting(world, pairs, given, message):
+    with pytest.raises(UserError, match=message):
         opened(world, pairs, f"eval.sets={given.replace('BLOCKS', str(pairs))}")
 
 

@@ -66,11 +66,11 @@ def test_the_guard_sees_messages_and_not_docstrings():
 
 
 def test_settings_are_added_to_what_names_their_arguments_alone():
-    for said, told in (
+    for said, message in (
         ("raise limit or size", r"^raise limit or size\. In the configuration: data.size, eval.x$"),
         ("resize", "^resize$"),
     ):
-        with pytest.raises(RecordError, match=told), settings_named("data.size", limit="eval.x"):
+        with pytest.raises(RecordError, match=message), settings_named("data.size", limit="eval.x"):
             raise RecordError(said)
     with pytest.raises(KeyError, match=r"^'size'$"), settings_named("data.size"):
         raise KeyError("size")
@@ -86,7 +86,7 @@ def cut(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "settings", "told"),
+    ("change", "settings", "message"),
     [
         (add_idx, (), r"list them as `record \d+` in .*: data\.leave_out$"),
         (cut, (), r"with max_bad_fraction=1\. In the configuration: data\.max_bad_fraction$"),
@@ -95,12 +95,14 @@ def cut(data: Path) -> None:
         (None, ("data.decode=hybrid",), r"^decode=hybrid: .*: data\.decode$"),
     ],
 )
-def test_what_the_data_cannot_do_is_told_with_the_setting(world, tmp_path, change, settings, told):
+def test_what_the_data_cannot_do_is_told_with_the_setting(
+    world, tmp_path, change, settings, message
+):
     data = tiny.write_set(tmp_path / "data")
     if change:
         change(data)
     config = override(tiny.config(data, tmp_path / "run"), settings)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         create_loader(config, world, open_training_data(config, world))
 
 
@@ -110,8 +112,8 @@ def test_bad_images_on_the_way_are_told_with_the_settings(data, world, tmp_path)
     # Only single images of another size get past the start: here all have it.
     other = override(config, ["data.image_size=48"])
     loader, _ = create_loader(other, world, training)
-    told = r"In the configuration: data\.image_size, data\.max_bad_fraction$"
-    with pytest.raises(RecordError, match=told), closing(stream_batches(loader)) as stream:
+    message = r"In the configuration: data\.image_size, data\.max_bad_fraction$"
+    with pytest.raises(RecordError, match=message), closing(stream_batches(loader)) as stream:
         next(stream)
 
 
@@ -120,6 +122,6 @@ def test_verification_sets_of_another_size_are_told_with_the_settings(data, worl
     Image.new("RGB", (48, 48)).save(stored, "PNG")
     write_bin(tmp_path / "odd.bin", [stored.getvalue()] * 40, np.arange(20) % 2 == 0)
     config = override(tiny.config(data, tmp_path / "run"), [f"eval.sets=[{tmp_path / 'odd.bin'}]"])
-    told = r"^eval\.sets=.* 48×48 pixels, not 32×32 .*In the configuration: data\.image_size$"
-    with pytest.raises(UserError, match=told):
+    message = r"^eval\.sets=.* 48×48 pixels, not 32×32 .*In the configuration: data\.image_size$"
+    with pytest.raises(UserError, match=message):
         open_sets(config, world, choose_precision(world.device, "fp32"))

@@ -75,8 +75,8 @@ def test_ranks_that_were_started_differently_say_so_instead_of_hanging(data, tmp
     messages = run_ranks(
         disagree, tiny.config(data, tmp_path / "run"), world_size=2, folder=tmp_path
     )
-    told = "the ranks disagree on run.seed (rank 0 has '0', rank 1 has '1'). Start"
-    assert all(message.startswith(told) for message in messages), "only what differs"
+    said = "the ranks disagree on run.seed (rank 0 has '0', rank 1 has '1'). Start"
+    assert all(message.startswith(said) for message in messages), "only what differs"
 
 
 def read_other_bytes(world: World, config: Config) -> str:
@@ -89,8 +89,8 @@ def read_other_bytes(world: World, config: Config) -> str:
 
 def test_ranks_that_read_different_sets_are_told_which_files_those_are(data, tmp_path):
     config = tiny.config(data, tmp_path / "run")
-    for told in run_ranks(read_other_bytes, config, world_size=2, folder=tmp_path):
-        assert f"the ranks disagree on dataset of data.train={data} (rank 0 has 'digest0', " in told
+    for said in run_ranks(read_other_bytes, config, world_size=2, folder=tmp_path):
+        assert f"the ranks disagree on dataset of data.train={data} (rank 0 has 'digest0', " in said
 
 
 def stretch(world: World, config: Config) -> tuple[int, np.ndarray, list[float], np.ndarray]:
@@ -120,11 +120,11 @@ def test_four_three_one_and_two_ranks_go_on_with_one_run(data, tmp_path):
     centers, losses = None, []
     for number, world_size in enumerate((4, 3, 1, 2)):
         results = run_ranks(stretch, config, world_size=world_size, folder=tmp_path)
-        begun, found, told, after = results[0]
+        begun, found, said, after = results[0]
         assert begun == 4 * number
         assert centers is None or np.array_equal(found, centers), "the centers, bit for bit"
-        assert all(result[2] == told for result in results), "the loss is the global one"
-        losses += told
+        assert all(result[2] == said for result in results), "the loss is the global one"
+        losses += said
         centers = after
     alone = tiny.config(data, tmp_path / "alone")
     (expected,) = run_ranks(whole, alone, world_size=1, folder=tmp_path)

@@ -19,7 +19,7 @@ def crowd(
 
 
 def swapped(labels: np.ndarray, share: float, *, seed: int = 1) -> np.ndarray:
-    """Labels of which about `share` are drawn anew."""
+    """Labels of which about `share` are drawn again."""
     random = np.random.default_rng(seed)
     wrong = random.random(len(labels)) < share
     return np.where(wrong, random.integers(labels.max() + 1, size=len(labels)), labels)

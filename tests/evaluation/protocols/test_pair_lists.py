@@ -152,7 +152,7 @@ def test_names_with_commas_and_of_other_alphabets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "holds no pairs"),
         ("10 300\n", "holds no pairs"),
@@ -178,8 +178,8 @@ def test_names_with_commas_and_of_other_alphabets(tmp_path):
         ),
     ],
 )
-def test_what_is_no_list_is_told_by_its_line(lfw, text, told):
-    with pytest.raises(PairListError, match=told):
+def test_what_is_no_list_is_told_by_its_line(lfw, text, message):
+    with pytest.raises(PairListError, match=message):
         read_pair_list(written(lfw, text), lfw)
 
 

@@ -64,7 +64,7 @@ def some_table(num_classes: int, neighbors: int, seed: int) -> Tensor:
 
 
 def by_loops(labels: list[int], ids: Tensor, shard: Shard, *, size: int, most: int) -> set[int]:
-    """Global ids of the neighbors that take part, from the rule as it is told."""
+    """Global ids of the neighbors that take part, from the rule as it is described."""
     own = range(shard.first_class, shard.first_class + shard.num_local)
     positives = {label for label in labels if label in own}
     room, chosen = min(most, size - len(positives)), []

@@ -160,7 +160,7 @@ def test_the_only_column_that_is_said_to_have_classes_has_the_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("write", "told"),
+    ("write", "message"),
     [
         (lambda at: of_two(at, age=[9, 9, 8, 8], who=[0, 1, 0, 1]), r"columns 'age' and 'who' co"),
         (lambda at: with_json(at, '{"age": 5, "who": 2}'), r"keys 'age' and 'who' of a .json co"),
@@ -173,8 +173,8 @@ def test_the_only_column_that_is_said_to_have_classes_has_the_labels(tmp_path):
         (lambda path: a_parquet(path / "a.parquet", [b""], label=[0]), "no image that can be"),
     ],
 )
-def test_what_cannot_be_trained_on_says_what_would_be(tmp_path, write, told):
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_be_trained_on_says_what_would_be(tmp_path, write, message):
+    with pytest.raises(UserError, match=message):
         open_records(write(tmp_path))
 
 
@@ -269,13 +269,13 @@ def test_the_first_look_tells_how_far_it_is_and_the_next_opening_needs_none(tmp_
     sets.append(write_lmdb(tmp_path / "a", {"p/1.jpg": JPEG}))
     sets.append(a_zip(tmp_path / "a.zip", {"p/1.jpg": JPEG}))
     for path in sets:
-        told: list[tuple[int, int]] = []
-        open_records(path, lambda done, total, told=told: told.append((done, total)))
-        assert told
-        assert all(0 <= done <= total for done, total in told)
-        told.clear()
-        open_records(path, lambda done, total, told=told: told.append((done, total)))
-        assert not told, "an index is there"
+        message: list[tuple[int, int]] = []
+        open_records(path, lambda done, total, message=message: message.append((done, total)))
+        assert message
+        assert all(0 <= done <= total for done, total in message)
+        message.clear()
+        open_records(path, lambda done, total, message=message: message.append((done, total)))
+        assert not message, "an index is there"
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
@@ -301,9 +301,9 @@ def test_damage_among_the_rows_of_a_parquet_file_costs_images_or_is_told(tmp_pat
 def test_one_large_file_tells_how_far_its_look_is(tmp_path, form, monkeypatch):
     monkeypatch.setattr("pipeline.containers.webdataset._TOLD_EVERY", 1)
     monkeypatch.setattr("pipeline.containers.zip_directory._PIECE", 200)
-    told: list[tuple[int, int]] = []
-    open_records(FORMS[form](tmp_path), lambda done, total: told.append((done, total)))
-    done, totals = zip(*told)
+    message: list[tuple[int, int]] = []
+    open_records(FORMS[form](tmp_path), lambda done, total: message.append((done, total)))
+    done, totals = zip(*message)
     assert len(done) > 2
     assert sorted(done) == list(done)
     assert set(totals) == {done[-1]}

@@ -108,15 +108,15 @@ def test_identities_that_would_move_labels_are_refused_until_numbered_again(face
     open_records(faces)
     if change == "new":
         write(faces, {"ben/1.png": picture()})
-        told = r"has 4 identities, and had 3.*1 new \(ben\)"
+        message = r"has 4 identities, and had 3.*1 new \(ben\)"
     elif change == "gone":
         for file in (faces / "anna").iterdir():
             file.unlink()
-        told = r"has 2 identities, and had 3.*1 gone \(anna\)"
+        message = r"has 2 identities, and had 3.*1 gone \(anna\)"
     else:
         (faces / "anna").rename(faces / "cleo")
-        told = r"1 new \(cleo\), 1 gone \(anna\)"
-    with pytest.raises(RecordError, match=rf"{told}.*Labels.*tools/rec2idx.py {faces}"):
+        message = r"1 new \(cleo\), 1 gone \(anna\)"
+    with pytest.raises(RecordError, match=rf"{message}.*Labels.*tools/rec2idx.py {faces}"):
         open_records(faces)
     again = make_index(faces)
     assert list(open_records(faces).names) == list(again.names) == sorted(again.names)
@@ -177,7 +177,7 @@ def test_a_list_leaves_out_people_and_images(faces, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         (
             {"imgs/anna/1.jpg": b"x"},
@@ -187,8 +187,8 @@ def test_a_list_leaves_out_people_and_images(faces, tmp_path):
         ({"1.png": b"x"}, r"no train.rec, and no folders"),
     ],
 )
-def test_a_folder_without_identities_says_what_was_found(tmp_path, files, told):
-    with pytest.raises(RecordError, match=told):
+def test_a_folder_without_identities_says_what_was_found(tmp_path, files, message):
+    with pytest.raises(RecordError, match=message):
         open_records(write(tmp_path / "set", files))
 
 

@@ -106,12 +106,12 @@ def test_damage_in_what_is_said_of_a_member_is_refused(tmp_path, said):
 
 
 def test_sparse_files_and_names_without_end_are_refused(tmp_path):
-    for kind, size, told in (
+    for kind, size, message in (
         (tarfile.GNUTYPE_SPARSE, 0, "sparse"),
         (tarfile.GNUTYPE_LONGNAME, 1 << 30, "too long"),
     ):
         header = tarfile.TarInfo("a")
         header.type, header.size = kind, size
         (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
-        with pytest.raises(RecordError, match=told):
+        with pytest.raises(RecordError, match=message):
             list(files_in_tar(tmp_path / "a.tar"))

@@ -93,7 +93,7 @@ def test_sizes_and_offsets_of_64_bits_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("hostile", "told"),
+    ("hostile", "message"),
     [
         ({"offset": 42}, "begins outside"),
         ({"offset": 1 << 40}, "begins outside"),
@@ -101,8 +101,8 @@ def test_sizes_and_offsets_of_64_bits_are_read(tmp_path):
         ({"cut": 8}, "of 64 bits is cut off"),
     ],
 )
-def test_members_that_cannot_be_are_refused(tmp_path, hostile, told):
-    with pytest.raises(RecordError, match=told):
+def test_members_that_cannot_be_are_refused(tmp_path, hostile, message):
+    with pytest.raises(RecordError, match=message):
         read_directory(with_64_bits(tmp_path / "a.zip", **hostile), lambda name: True)
 
 

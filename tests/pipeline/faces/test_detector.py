@@ -86,7 +86,7 @@ def without(outputs: dict, *names: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("outputs", "told"),
+    ("outputs", "message"),
     [
         (without(detectors.scrfd([]), "kps"), "has 6 outputs of shapes .*expected SCRFD with"),
         ({"embedding": np.zeros((1, 512), np.float32)}, "has 1 outputs of shapes"),
@@ -96,8 +96,8 @@ def without(outputs: dict, *names: str) -> dict:
         (detectors.older_yunet([], (64, 64)), "not as many cells"),
     ],
 )
-def test_other_networks_are_told_from_detectors(outputs, told, tmp_path):
-    with pytest.raises(DetectorError, match=told):
+def test_other_networks_are_told_from_detectors(outputs, message, tmp_path):
+    with pytest.raises(DetectorError, match=message):
         Detector(detectors.write(tmp_path / "d.onnx", outputs))
 
 

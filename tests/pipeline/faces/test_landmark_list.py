@@ -64,7 +64,7 @@ def test_lines_without_an_image_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "holds no landmarks"),
         ("name,x1,y1\n", "holds no landmarks"),
@@ -78,8 +78,8 @@ def test_lines_without_an_image_are_named(tmp_path):
         ("x\ny\nz\n", "line 3: found 0 numbers"),
     ],
 )
-def test_what_is_no_list_is_told_by_its_line(text, told, tmp_path):
-    with pytest.raises(LandmarkListError, match=told):
+def test_what_is_no_list_is_told_by_its_line(text, message, tmp_path):
+    with pytest.raises(LandmarkListError, match=message):
         read(tmp_path, text)
 
 

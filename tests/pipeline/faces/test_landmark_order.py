@@ -1,4 +1,4 @@
-"""Landmarks in another order are told by name."""
+"""Landmarks in another order are recognized by name."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_the_expected_order_is_no_cause_for_a_warning():
 
 
 @pytest.mark.parametrize(
-    ("written", "told"),
+    ("written", "message"),
     [
         (lambda points: points[:, [1, 0, 2, 4, 3]], "left and right exchanged"),
         (lambda points: points[:, :, ::-1], "y before x"),
@@ -32,9 +32,9 @@ def test_the_expected_order_is_no_cause_for_a_warning():
         (lambda points: points.transpose(0, 2, 1).reshape(-1, 5, 2), "all x before all y"),
     ],
 )
-def test_another_order_is_told_by_its_name(written, told):
+def test_another_order_is_told_by_its_name(written, message):
     warning = warning_of_order(written(faces()))
-    assert f"a list with {told}" in warning
+    assert f"a list with {message}" in warning
     error, mended = (float(word) for word in warning.split() if word.replace(".", "").isdigit())
     assert error > 11 > 5 > mended
 

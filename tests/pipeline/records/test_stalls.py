@@ -40,8 +40,8 @@ def file(tmp_path, clock, monkeypatch) -> DataFile:
 def test_a_read_that_took_long_is_told(file, caplog):
     file.seconds = 12.4
     assert file.read(10, 90) == bytes(90)
-    (told,) = caplog.messages
-    assert told.startswith(
+    (said,) = caplog.messages
+    assert said.startswith(
         f"{file.path}: its disk stalls: reading 90 bytes took 12 s. A copy on a local"
     )
 
@@ -75,10 +75,10 @@ def test_a_read_that_does_not_return_is_named_while_it_hangs(tmp_path, clock, mo
         reads = [threads.submit(file.read, place, 90) for place in (10, 100)]
         wait_until(lambda: len(begun) == 2)
         assert not caplog.messages
-        for clock.now, told in ((7.0, 1), (66.0, 1), (67.0, 2)):
-            wait_until(lambda told=told: len(caplog.messages) >= told)
+        for clock.now, said in ((7.0, 1), (66.0, 1), (67.0, 2)):
+            wait_until(lambda said=said: len(caplog.messages) >= said)
             file._stalls.look()
-            assert len(caplog.messages) == told
+            assert len(caplog.messages) == said
         answer.set()
         assert [read.result(LIMIT) for read in reads] == [bytes(90)] * 2
     *during, after = caplog.messages
@@ -100,8 +100,8 @@ def test_so_is_one_that_fails_at_last(file, clock, monkeypatch, caplog):
         file.read(0, 90)
     clock.now += 300
     file._stalls.look()
-    (told,) = caplog.messages
-    assert "took 30 s" in told
+    (said,) = caplog.messages
+    assert "took 30 s" in said
 
 
 def test_so_are_the_images_of_a_folder(tmp_path, clock, monkeypatch, caplog):

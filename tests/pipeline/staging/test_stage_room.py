@@ -38,8 +38,8 @@ def with_free(monkeypatch, size: int) -> None:
 
 def test_what_is_to_be_copied_and_what_is_free_then_is_said(file, tmp_path, monkeypatch):
     with_free(monkeypatch, 100_000_000)
-    told = require_room(tmp_path / "near", [copy_of(file, 1), copy_of(file, 2)])
-    assert told == "0.08 GB to copy, 0.02 GB are left free then"
+    message = require_room(tmp_path / "near", [copy_of(file, 1), copy_of(file, 2)])
+    assert message == "0.08 GB to copy, 0.02 GB are left free then"
 
 
 def test_too_little_room_is_an_error_that_names_what_is_left_over(file, tmp_path, monkeypatch):
@@ -49,9 +49,9 @@ def test_too_little_room_is_an_error_that_names_what_is_left_over(file, tmp_path
     with_free(monkeypatch, 39_000_000)
     with pytest.raises(
         UserError, match=r"0.04 GB are to be copied there, 0.04 GB are free"
-    ) as told:
+    ) as message:
         require_room(tmp_path / "near", [new])
-    assert f"{old.folder} (0.04 GB, of {file.path})" in str(told.value)
+    assert f"{old.folder} (0.04 GB, of {file.path})" in str(message.value)
     assert require_room(tmp_path / "near", [old]) == "0.00 GB to copy, 0.04 GB are left free then"
 
 
@@ -77,5 +77,5 @@ def test_what_cannot_be_looked_into_is_named_without_its_size(file, tmp_path, mo
         raise FileNotFoundError(path)
 
     monkeypatch.setattr("pathlib.Path.lstat", gone)
-    told = require_room(tmp_path / "near", [copy_of(file, 1)])
-    assert f"left over: {theirs} (of unknown size, of an unknown file)" in told
+    message = require_room(tmp_path / "near", [copy_of(file, 1)])
+    assert f"left over: {theirs} (of unknown size, of an unknown file)" in message

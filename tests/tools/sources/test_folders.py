@@ -152,7 +152,7 @@ def test_names_are_utf8_whatever_the_locale(tmp_path):
 
 def test_the_command_tells_what_it_passed_over_and_asks_to_remove_nothing(mixed, tmp_path, capsys):
     pack([mixed], tmp_path / "out", Options())
-    told = capsys.readouterr().out
-    assert f"passed over   empty file: 1, first {mixed / 'ann/empty.jpg'}\n" in told
-    assert "packed 2 images of 2 identities" in told
-    assert "remove" not in told
+    message = capsys.readouterr().out
+    assert f"passed over   empty file: 1, first {mixed / 'ann/empty.jpg'}\n" in message
+    assert "packed 2 images of 2 identities" in message
+    assert "remove" not in message

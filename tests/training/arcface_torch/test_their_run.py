@@ -48,8 +48,8 @@ def run(folder: Path, found: Weights, more: str = "") -> TheirRun:
 
 def test_what_the_checkpoint_says_counts(tmp_path):
     """The run had other values when it was saved than its file has now."""
-    told = Optimization(0.4, 0.8, 1e-4, 2e-4, power=2, warmup_steps=100, total_steps=2000)
-    found = run(tmp_path, weights(optimization=told))
+    message = Optimization(0.4, 0.8, 1e-4, 2e-4, power=2, warmup_steps=100, total_steps=2000)
+    found = run(tmp_path, weights(optimization=message))
     optim, config = found.config.optim, found.config
     assert optim.lr == 0.4 * 512 / 256
     assert (optim.momentum, optim.weight_decay, config.head.weight_decay) == (0.8, 1e-4, 2e-4)

@@ -129,8 +129,8 @@ def test_a_run_its_best_one_and_files_of_any_kind_are_the_same_teacher(trainer, 
     torch.save({"epoch": 3, "model": state}, tmp_path / "nested.pt")
     plain = {name: tensor.contiguous() for name, tensor in state.items()}
     safetensors.save_file(plain, tmp_path / "model.safetensors")
-    told = name_teacher(taught_by(trainer.config, trainer.output))
-    assert told == f"{trainer.output}: {trainer.last_checkpoint.name}, its newest checkpoint"
+    message = name_teacher(taught_by(trainer.config, trainer.output))
+    assert message == f"{trainer.output}: {trainer.last_checkpoint.name}, its newest checkpoint"
     assert name_teacher(taught_by(trainer.config, tmp_path / "nested.pt")).endswith("/nested.pt")
     run, step = trainer.output, int(trainer.last_checkpoint.name.removeprefix("step_"))
     there = [run, f"{run}@{step}", tmp_path / "nested.pt", tmp_path / "model.safetensors"]

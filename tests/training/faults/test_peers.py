@@ -49,8 +49,8 @@ def test_the_memory_killer_is_named_where_it_has_been_at_work(ranks, process, mo
     process.wait()
     ranks._all.append(_Process(ranks._mine.machine, process.pid))
     monkeypatch.setattr(peers, "count_kills", lambda: 2)
-    told = "rank 1 is gone, and the machine's memory killer has ended a process"
-    assert ranks.explain(dist.DistNetworkError("reset")) == told
+    message = "rank 1 is gone, and the machine's memory killer has ended a process"
+    assert ranks.explain(dist.DistNetworkError("reset")) == message
 
 
 def test_a_rank_of_another_machine_cannot_be_named(ranks):

@@ -53,9 +53,9 @@ def test_it_goes_back_before_the_skipped_steps_with_half_the_rate(data, world, t
     trainer = build(data, tmp_path / "run", world, poisoned)
     trainer.run()
     assert (trainer.steps_done, trainer.rollback.times) == (15, 1)
-    told = readings(tmp_path / "run")
-    assert [reading["step"] for reading in told] == list(range(1, 16)), "once each"
-    for reading in told:
+    message = readings(tmp_path / "run")
+    assert [reading["step"] for reading in message] == list(range(1, 16)), "once each"
+    for reading in message:
         share = 1 if reading["step"] <= 5 else 0.5
         assert reading["lr"] == pytest.approx(share * trainer.schedule(reading["step"] - 1))
         assert reading["skipped_steps"] == 0

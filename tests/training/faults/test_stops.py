@@ -129,7 +129,7 @@ def train_in_threads(
         thread.join(timeout=LIMIT)
     over.set()
     listener.join()
-    assert not any(thread.is_alive() for thread in threads), f"no rank waits for ever: {begun}"
+    assert not any(thread.is_alive() for thread in threads), f"no rank waits without end: {begun}"
     return begun, reasons
 
 
@@ -359,9 +359,9 @@ def test_a_second_press_quits_at_once_even_out_of_a_collective_that_hangs():
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == b"%d\n" % signal.SIGINT, "it goes on"
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=LIMIT)
+        _, message = process.communicate(timeout=LIMIT)
         assert process.returncode == 130
-        assert b"interrupted twice: quitting without saving" in told
+        assert b"interrupted twice: quitting without saving" in message
 
 
 @pytest.mark.slow
@@ -369,9 +369,9 @@ def test_a_second_press_quits_at_once_even_out_of_a_collective_that_hangs():
 def test_before_a_step_is_done_a_stop_ends_even_what_hangs(world_size):
     with stuck(world_size=world_size, state="fresh") as process:
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=LIMIT)
+        _, message = process.communicate(timeout=LIMIT)
         assert process.returncode == 143
-        assert told == (
+        assert message == (
             b"stopped: SIGTERM on rank 0, before a step was done: nothing was to be saved\n"
         )
 
@@ -381,9 +381,11 @@ def test_what_waits_for_a_dead_rank_quits_when_it_is_told_to_stop():
     """As torchrun tells those that are left; it would kill them only after thirty seconds."""
     with stuck(world_size=2) as process:
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=LIMIT)
+        _, message = process.communicate(timeout=LIMIT)
         assert process.returncode == stops.NO_ANSWER_EXIT_CODE
-        assert b"SIGTERM on rank 0, but no answer from ranks [1] in 0.3 seconds: quitting" in told
+        assert (
+            b"SIGTERM on rank 0, but no answer from ranks [1] in 0.3 seconds: quitting" in message
+        )
 
 
 def train_until_stopped(world: World) -> tuple[int, str, list[int]]:

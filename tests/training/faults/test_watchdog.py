@@ -24,7 +24,7 @@ from training.faults.watchdog import HANG_EXIT_CODE, Beat, Watchdog, describe_ha
 ROOT = Path(__file__).parents[3]
 
 # The limit holds from the seventh step on only: any other may take as long as it likes. Rank 0
-# watches once it knows where the other is, and that one once rank 0 has told of it.
+# watches once it knows where the other is, and that one once rank 0 has sent it.
 TWO_RANKS = """
 import sys, time, torch, torch.distributed as dist
 from pathlib import Path
@@ -63,18 +63,18 @@ def test_a_rank_that_sleeps_is_named_by_the_one_that_waits_for_it(tmp_path):
         for rank in range(2)
     ]
     try:
-        told = [process.communicate(timeout=LIMIT)[1] for process in ranks]
+        message = [process.communicate(timeout=LIMIT)[1] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
     assert [process.returncode for process in ranks] == [HANG_EXIT_CODE] * 2
     for rank, phase in enumerate(("training", "data")):
-        assert f"rank {rank} hangs: in {phase} of step 7 since" in told[rank]
-        assert "furthest behind, so look at their stacks first: ranks [1]" in told[rank]
-        assert "rank 0: training of step 7 since" in told[rank]
-        assert "rank 1: data of step 7 since" in told[rank]
+        assert f"rank {rank} hangs: in {phase} of step 7 since" in message[rank]
+        assert "furthest behind, so look at their stacks first: ranks [1]" in message[rank]
+        assert "rank 0: training of step 7 since" in message[rank]
+        assert "rank 1: data of step 7 since" in message[rank]
         written = (tmp_path / f"hang_rank{rank}.txt").read_text()
-        assert written in told[rank]
+        assert written in message[rank]
         assert "most recent call first" in written, "the stacks"
     assert "all_reduce" in (tmp_path / "hang_rank0.txt").read_text()
 
@@ -172,9 +172,9 @@ def test_a_hang_is_told_on_stderr_and_in_a_file(config, world, exits, capfd):
 def test_a_folder_that_is_gone_keeps_nobody_from_ending(config, world, exits, capfd):
     path = end(replace(config, output=f"{config.output}/gone"), world)
     assert exits == [HANG_EXIT_CODE]
-    told = capfd.readouterr().err
-    assert TOLD in told
-    assert f"{path} was not written: [Errno 2]" in told
+    message = capfd.readouterr().err
+    assert TOLD in message
+    assert f"{path} was not written: [Errno 2]" in message
 
 
 def test_nor_does_a_full_disk(config, world, exits, capfd):

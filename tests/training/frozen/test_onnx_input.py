@@ -69,8 +69,8 @@ def test_metadata_says_it_too(metadata):
 
 
 def test_words_go_before_metadata_and_complete_it():
-    told = {"color_order": "bgr", "range": "0..1"}
-    assert onnx_input(file(**told), "rgb")[0] == Input(range=(0.0, 1.0))
+    message = {"color_order": "bgr", "range": "0..1"}
+    assert onnx_input(file(**message), "rgb")[0] == Input(range=(0.0, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def rewritten(path, *, text=None, **changes):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda path: path.write_bytes(b""), "cannot be read as a translator"),
         (lambda path: path.write_bytes(path.read_bytes()[:-4]), "cannot be read as a translator"),
@@ -78,9 +78,11 @@ def rewritten(path, *, text=None, **changes):
         (lambda path: rewritten(path, matrix=np.ones((3, 4))), "its matrix is float64"),
     ],
 )
-def test_what_is_no_translator_is_named(change, told, path):
+def test_what_is_no_translator_is_named(change, message, path):
     change(path)
-    with pytest.raises(TranslationError, match=rf"t\.safetensors cannot be read.*{told}|{told}"):
+    with pytest.raises(
+        TranslationError, match=rf"t\.safetensors cannot be read.*{message}|{message}"
+    ):
         read_translator(path)
 
 

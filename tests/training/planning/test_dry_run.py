@@ -96,8 +96,8 @@ def test_memory_that_runs_out_all_the_same_is_the_same_verdict(world, config, mo
         raise torch.OutOfMemoryError("out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(module, "_measure", exhaust)
-    told = r"asked for 2\.00 GiB.*Predicted were .*data\.global_batch=12"
-    with pytest.raises(OutOfMemoryError, match=told):
+    message = r"asked for 2\.00 GiB.*Predicted were .*data\.global_batch=12"
+    with pytest.raises(OutOfMemoryError, match=message):
         rehearse(world, config)
 
 

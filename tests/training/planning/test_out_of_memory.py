@@ -142,9 +142,9 @@ def test_what_makes_the_largest_part_smaller_comes_first(data, tmp_path):
 
 def test_a_smaller_count_is_proposed_where_one_is_set(data, tmp_path):
     config = override(tiny.config(data, tmp_path), ["head.sample_count=30"])
-    told = less_memory(config, prediction(transients=9))
-    assert told.startswith("Try a smaller head.sample_count=30")
-    assert "sample_rate" not in told
+    said = less_memory(config, prediction(transients=9))
+    assert said.startswith("Try a smaller head.sample_count=30")
+    assert "sample_rate" not in said
 
 
 def test_no_rate_below_none_is_proposed(data, tmp_path):
@@ -178,5 +178,5 @@ def refuse(world: World, config: Config) -> str:
 
 
 def test_all_ranks_refuse_what_does_not_fit_on_one(data, tmp_path):
-    told = run_ranks(refuse, tiny.config(data, tmp_path), world_size=2, folder=tmp_path)
-    assert all(message.startswith("does not fit") for message in told)
+    said = run_ranks(refuse, tiny.config(data, tmp_path), world_size=2, folder=tmp_path)
+    assert all(message.startswith("does not fit") for message in said)

@@ -81,8 +81,8 @@ def test_a_cause_is_told_once_and_again_only_after_it_was_gone(cause):
     doctor, ill = Doctor(SETTINGS), ILL[cause]
     gone = WELL | {MEASURES[cause]: WELL[MEASURES[cause]] / 2.1}
     seen = [ill, WELL, ill, ill, WELL, ill, gone, ill, ill]
-    told = [len(doctor(reading)) for reading in seen]
-    assert told == [0, 0, 1, 0, 0, 0, 0, 1, 0], "the first reading is warm-up"
+    message = [len(doctor(reading)) for reading in seen]
+    assert message == [0, 0, 1, 0, 0, 0, 0, 1, 0], "the first reading is warm-up"
 
 
 def test_a_new_cause_is_told_beside_an_old_one():
@@ -103,9 +103,9 @@ def test_what_is_as_good_as_it_gets_is_not_proposed():
         "head.sample_rate": 0.0,
     }
     reading = {"data_wait_fraction": 0.5, "share_head": 0.5, "host_bound_fraction": 0.5}
-    told = " ".join(diagnose(reading, settings).values())
-    assert "data.threads=" in told
-    assert "data.global_batch=" in told
+    message = " ".join(diagnose(reading, settings).values())
+    assert "data.threads=" in message
+    assert "data.global_batch=" in message
     for setting in (
         "head.sample_rate",
         "step.cuda_graph",
@@ -113,4 +113,4 @@ def test_what_is_as_good_as_it_gets_is_not_proposed():
         "head.backend",
         "data.decode",
     ):
-        assert setting not in told
+        assert setting not in message

@@ -141,8 +141,8 @@ def test_a_stopped_run_which_kept_no_picture_shows_no_empty_boxes(tmp_path, undr
     found, _ = findings(tmp_path)
     found.add(at(10), MODEL, replace(SCORED, pictures={}))
     found.write()
-    told = (tmp_path / "report.html").read_text()
-    assert "no pictures of people: they were left out" in told, "as where they are unwanted"
+    said = (tmp_path / "report.html").read_text()
+    assert "no pictures of people: they were left out" in said, "as where they are unwanted"
 
 
 def test_nothing_found_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ def test_a_mistake_of_ours_ends_no_run_and_shows_its_trace(tmp_path, undrawn, ca
     found, _ = findings(tmp_path)
     found.add(at(10), MODEL, SCORED)
     found.write()
-    told = [(record.message, bool(record.exc_info)) for record in caplog.records]
-    assert told == [
+    said = [(record.message, bool(record.exc_info)) for record in caplog.records]
+    assert said == [
         ("the curves of lfw cannot be written: ours", True),
         ("report.html cannot be written: ours", True),
     ]

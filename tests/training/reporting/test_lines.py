@@ -18,9 +18,9 @@ LONG = "checkpoint   /a/very/long/folder" + "/and/longer" * 30 + " [bold]:smile:
 def test_a_line_is_never_folded_and_has_its_time_where_nobody_watches(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     show(open_console(), LONG)
-    when, told = sys.stdout.getvalue().split("  ", 1)
+    when, message = sys.stdout.getvalue().split("  ", 1)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", when)
-    assert told == f"{LONG}\n"
+    assert message == f"{LONG}\n"
 
 
 def test_a_terminal_shows_the_line_alone(monkeypatch):

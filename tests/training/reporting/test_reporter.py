@@ -183,10 +183,10 @@ def test_the_console_line_is_found_by_what_reads_arcface_torchs(scale, tmp_path,
     reporter.training(Position(5, 2.25, 9005), read(scale or 1.0))
     reporter.close()
     [line] = capsys.readouterr().out.splitlines()
-    told = r"Fp16 Grad Scale: +([\d.]+) +" if scale else ""
+    message = r"Fp16 Grad Scale: +([\d.]+) +" if scale else ""
     pattern = (
         r"Speed ([\d.]+) samples/sec +Loss ([\d.]+) +LearningRate ([\d.]+) +Epoch: (\d+)\S* +"
-        rf"Global Step: (\d+)\S* +{told}Required: ([\d.]+) hours"
+        rf"Global Step: (\d+)\S* +{message}Required: ([\d.]+) hours"
     )
     found = [float(text) for text in re.search(pattern, line).groups()]
     scales = [scale] if scale else []
@@ -256,16 +256,16 @@ SCORES = {"lfw": {"accuracy": 0.9, "accuracy_std": 0.1, "auc": 0.95, "tar_at_far
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [({"tar_at_far": 0.5}, "AUC 0.9500   TAR@FAR=1e-3 0.5000"), ({}, "AUC 0.9500")],
 )
-def test_a_set_s_line_has_the_figures_that_the_set_can_show(tmp_path, given, told):
+def test_a_set_s_line_has_the_figures_that_the_set_can_show(tmp_path, given, message):
     scores = {"accuracy": 0.9, "accuracy_std": 0.1, "auc": 0.95} | given
     reporter = Reporter(tmp_path, at=Position(0, 0.0, 9005))
     reporter.verification(Position(5, 0.25, 9005), {"lfw": scores})
     reporter.close()
     last = (tmp_path / "run.log").read_text().splitlines()[-1]
-    assert last.endswith(f"[lfw][5] Accuracy 0.9000 ± 0.1000   {told}")
+    assert last.endswith(f"[lfw][5] Accuracy 0.9000 ± 0.1000   {message}")
 
 
 def test_a_folder_that_is_removed_ends_nobody_who_reports(tmp_path, caplog):
@@ -361,9 +361,9 @@ def test_what_a_console_cannot_show_is_in_run_log(tmp_path, monkeypatch, caplog)
 def test_the_sum_says_how_verification_went_and_needs_no_curves(tmp_path, capsys):
     reporter = Reporter(tmp_path, at=Position(0, 0.0, 9005))
     reporter.sum_up(None)
-    told = capsys.readouterr().out
-    assert "no curves: " in told
-    assert "curves.png" not in told, "there is none"
+    message = capsys.readouterr().out
+    assert "no curves: " in message
+    assert "curves.png" not in message, "there is none"
     better = {"lfw": SCORES["lfw"] | {"accuracy": 0.99}}
     reporter.verification(Position(0, 0.0, 9005), SCORES)
     reporter.verification(Position(5, 0.25, 9005), better)

@@ -7,9 +7,9 @@ from training.reporting.scan_progress import scan_progress
 
 def test_a_line_every_ten_seconds_with_what_is_left(capsys):
     times = iter([0.0, 4.0, 12.0, 15.0, 23.0])
-    told = scan_progress("faces", clock=lambda: next(times))
+    message = scan_progress("faces", clock=lambda: next(times))
     for done in (20, 60, 75, 92):
-        told(done, 100)
+        message(done, 100)
     first, second = capsys.readouterr().out.splitlines()
     assert "faces" in first
     assert "60%, some 8 s are left" in first
@@ -17,6 +17,6 @@ def test_a_line_every_ten_seconds_with_what_is_left(capsys):
 
 
 def test_a_short_one_says_nothing(capsys):
-    told = scan_progress("faces", clock=lambda: 1.0)
-    told(100, 100)
+    message = scan_progress("faces", clock=lambda: 1.0)
+    message(100, 100)
     assert capsys.readouterr().out == ""

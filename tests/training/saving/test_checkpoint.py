@@ -131,10 +131,12 @@ def test_a_full_or_closed_disk_is_told_once_and_the_checkpoint_before_stays(
         train(step)
         assert saving.wait() == kept
     # The thread tells it just after the result is there.
-    told = wait_until(lambda: [record for record in caplog.records if record.name == "root"])
-    assert len(told) == 1
-    assert "step 2 was not saved: [Errno 28] No space left on device. Make" in told[0].getMessage()
-    assert saving.fault == told[0].getMessage()
+    message = wait_until(lambda: [record for record in caplog.records if record.name == "root"])
+    assert len(message) == 1
+    assert (
+        "step 2 was not saved: [Errno 28] No space left on device. Make" in message[0].getMessage()
+    )
+    assert saving.fault == message[0].getMessage()
     assert checkpoint.checkpoints(tmp_path) == [kept]
     rest = files.folder_of(tmp_path, 2)
     # What is all there but for its manifest is not thrown away before the next one needs the room.

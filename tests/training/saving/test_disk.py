@@ -73,15 +73,15 @@ def test_a_whole_run_and_its_resume_need_no_more(data, world, tmp_path, monkeypa
         )
         assert trainer.steps_done == begins_at
         trainer.run()
-    told = capsys.readouterr().out
-    assert "files cannot be synced" in told
-    assert "written in place, as files cannot be renamed" in told
+    message = capsys.readouterr().out
+    assert "files cannot be synced" in message
+    assert "written in place, as files cannot be renamed" in message
     path = files.newest(tmp_path / "run")
     assert (path.name, files.faults(path)) == ("step_000000015", [])
 
 
 @pytest.mark.parametrize(
-    ("faults", "told"),
+    ("faults", "message"),
     [
         ("", "complete once its manifest is there, written under another name and renamed"),
         (
@@ -93,11 +93,13 @@ def test_a_whole_run_and_its_resume_need_no_more(data, world, tmp_path, monkeypa
         ("norename", "its manifest is there, written in place, as files cannot be renamed"),
     ],
 )
-def test_the_probe_says_what_a_disk_can_do_and_leaves_nothing(faults, told, tmp_path, monkeypatch):
+def test_the_probe_says_what_a_disk_can_do_and_leaves_nothing(
+    faults, message, tmp_path, monkeypatch
+):
     (tmp_path / "probe_1").mkdir()
     (tmp_path / "probe_1" / "file").write_text("of a process that was killed")
     break_disk(monkeypatch, *faults.split())
-    assert told in str(disk.probe(tmp_path))
+    assert message in str(disk.probe(tmp_path))
     assert not list(tmp_path.iterdir())
 
 

@@ -137,9 +137,9 @@ def test_a_run_that_goes_on_is_told_of_both_dtypes_and_what_to_do(saved, world):
     now = override(CONFIG, ["head.centers_dtype=bfloat16", "head.momentum=0"])
     with pytest.raises(CheckpointError) as caught:
         require_settings(path, path.parents[1], now)
-    told = str(caught.value)
-    assert 'head.centers_dtype was "float32", is "bfloat16"' in told
-    assert "another run.output and run.resume=" in told
+    message = str(caught.value)
+    assert 'head.centers_dtype was "float32", is "bfloat16"' in message
+    assert "another run.output and run.resume=" in message
     require_settings(path, path.parents[2] / "elsewhere", now)
 
 

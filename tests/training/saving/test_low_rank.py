@@ -141,8 +141,8 @@ def test_other_runs_start_from_the_merged_network_with_updates_of_their_own(
             tiny.config(data, tmp_path / str(number)), [f"run.init_from={trainer.output}", *changes]
         )
         step, training = build_step(config, world)
-        told = warm_start(config, world, step=step, data=training, precision=FP32)
-        assert not any("not there" in line for line in told)
+        message = warm_start(config, world, step=step, data=training, precision=FP32)
+        assert not any("not there" in line for line in message)
         network = merge_low_rank(unwrapped(step.backbone)).state_dict()
         floating = {name: t for name, t in network.items() if t.is_floating_point()}
         assert floating.keys() <= expected.keys()

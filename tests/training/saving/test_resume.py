@@ -133,11 +133,11 @@ def test_another_dataset_is_named_by_its_files(run, tmp_path):
     other = {"dataset": "77c0", resume.FILES: "data.train=data/mine data.leave_out=bad.txt"}
     (run / "run.json").write_text(json.dumps(held))
     resume.claim(run, CONFIG, facts=moved)
-    told = (
+    message = (
         r"its dataset is that of data\.train=runs/demo_data \(5f3a\), "
         r"this one's is that of data\.train=data/mine data\.leave_out=bad\.txt \(77c0\)"
     )
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         resume.claim(run, CONFIG, facts=other)
     added = held | {"dataset": "77c0"}
     with pytest.raises(CheckpointError, match=r"dataset, of data\.train=runs/demo_data, changed"):

@@ -168,14 +168,14 @@ def test_a_run_that_was_killed_is_described_by_the_next(data, world, tmp_path, c
     build(config, world).close()
     assert "before" not in capsys.readouterr().out
     build(config, world).run()
-    told = capsys.readouterr().out
-    assert "before     the run ended without a word after the checkpoint of step 0" in told
+    message = capsys.readouterr().out
+    assert "before     the run ended without a word after the checkpoint of step 0" in message
     build(config, world).close()
     assert "before" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("kills_then", "kills_now", "told"),
+    ("kills_then", "kills_now", "message"),
     [
         (4, 6, "the machine's memory killer has ended 2 processes since it began"),
         (4, 4, "it was killed, perhaps by the machine's memory killer (see dmesg)"),
@@ -184,14 +184,14 @@ def test_a_run_that_was_killed_is_described_by_the_next(data, world, tmp_path, c
     ],
 )
 def test_the_memory_killer_is_named_where_it_is_known(
-    kills_then, kills_now, told, tmp_path, monkeypatch
+    kills_then, kills_now, message, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(run_state, "count_kills", lambda: kills_then)
     create(tmp_path).begin(5, None)
     before = create(tmp_path).before
     monkeypatch.setattr(run_state, "count_kills", lambda: kills_now)
     line = describe_silent_end(before)
-    assert told in line
+    assert message in line
     assert line.startswith("ended without a word after the checkpoint of step 5")
     assert line.endswith("predicted to take 1000 MB of 2000 MB available")
 

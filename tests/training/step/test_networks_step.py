@@ -191,7 +191,7 @@ def test_it_is_compiled_whole_and_block_by_block_without_a_break(name, alone, ba
     monkeypatch.setattr(torch.nn.Module, "compile", eager)
     options = {"mask_ratio": 0.5, "drop_path": 0.5} if name == "vit" else {}
     architecture = replace(small(name), options={**SMALL[name], **options})
-    told = compile_backbone(
+    message = compile_backbone(
         architecture.create().train(),
         stages=architecture.family.stages,
         alone=alone,
@@ -199,4 +199,4 @@ def test_it_is_compiled_whole_and_block_by_block_without_a_break(name, alone, ba
         image_size=tiny.SIZE,
         precision=FP32,
     )
-    assert told.startswith("compiled whole" if alone else "compiled ")
+    assert message.startswith("compiled whole" if alone else "compiled ")

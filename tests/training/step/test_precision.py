@@ -55,7 +55,7 @@ def test_a_gpu_computes_in_half_precision_and_scales_only_float16(capability, dt
 
 
 @pytest.mark.parametrize(
-    ("capability", "requested", "tf32", "told"),
+    ("capability", "requested", "tf32", "message"),
     [
         ((7, 5), "auto", False, "lacks bfloat16"),
         ((7, 5), "fp32", False, "the configuration asks for it"),
@@ -66,10 +66,10 @@ def test_a_gpu_computes_in_half_precision_and_scales_only_float16(capability, dt
     ],
     indirect=["capability"],
 )
-def test_who_asks_for_float32_gets_all_its_bits(capability, requested, tf32, told):
+def test_who_asks_for_float32_gets_all_its_bits(capability, requested, tf32, message):
     chosen = choose_precision(GPU, requested)
     assert chosen.tf32 == tf32
-    assert chosen.reason.endswith(told)
+    assert chosen.reason.endswith(message)
 
 
 def test_what_is_asked_for_is_done_and_said():

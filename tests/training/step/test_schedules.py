@@ -76,7 +76,7 @@ def test_a_warm_up_of_nearly_the_whole_run_never_divides_by_nothing():
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (
             {},
@@ -95,8 +95,8 @@ def test_a_warm_up_of_nearly_the_whole_run_never_divides_by_nothing():
         ),
     ],
 )
-def test_a_schedule_tells_what_was_derived(settings, told):
-    assert str(schedule(**settings)) == told
+def test_a_schedule_tells_what_was_derived(settings, message):
+    assert str(schedule(**settings)) == message
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,16 @@ from training.reporting.dashboards.relay import Relay
 
 
 class Recording:
-    """A dashboard that keeps what it is told; `fail` may raise at a call."""
+    """A dashboard that keeps what it gets; `fail` may raise at a call."""
 
     def __init__(self, fail: Callable[[str], None] = lambda name: None) -> None:
-        self.told: list[tuple[Any, ...]] = []
+        self.said: list[tuple[Any, ...]] = []
         self._fail = fail
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         def tell(*arguments: Any) -> None:
             self._fail(name)
-            self.told.append((name, *arguments))
+            self.said.append((name, *arguments))
 
         return tell
 
@@ -40,7 +40,7 @@ def test_everything_is_handed_on_in_order() -> None:
     relayed.forget_from(3)
     relayed.finish({"run.seed": 1}, {"verification_lfw/accuracy": 0.9})
     relayed.close()
-    assert dashboard.told == [
+    assert dashboard.said == [
         ("settings", {"run.seed": 1}),
         ("scalars", {"loss/loss": 3.0}, 5),
         ("image", "data/images", image, 5),
@@ -62,7 +62,7 @@ def test_a_failure_is_told_once_and_what_comes_after_it_is_shown(caplog) -> None
         relayed.scalars({"loss/loss": 3.0}, step)
     relayed.forget_from(3)
     relayed.close()
-    assert dashboard.told == [("forget_from", 3), ("close",)]
+    assert dashboard.said == [("forget_from", 3), ("close",)]
     [record] = caplog.records
     assert "mlflow did not take an entry (ConnectionError: no route to host)" in record.message
 
