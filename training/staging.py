@@ -84,7 +84,9 @@ def copying(
         stop.set()
         thread.join(_PATIENCE)
         if thread.is_alive():
-            logging.warning("the disk of data.train does not answer: its copying is abandoned")
+            logging.warning(
+                "the disk of data.train or that of data.stage does not answer: copying is abandoned"
+            )
 
 
 def _files_of(index: RecordIndex) -> list[tuple[DataFile, int]]:

@@ -18,6 +18,7 @@ from pipeline.records.recordio import RecordError
 _BLOCK = 512
 _READ = 2 * _BLOCK  # bytes: a header and what a short file has
 _LONGEST = 1 << 20  # bytes of what is said of one member: far more than any name has
+_DIGITS = 9  # of a length in it, at most
 _FILES = (b"0", b"\0", b"7")
 _WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders and pipes
 _MODULUS = 65521  # of adler32
@@ -76,12 +77,12 @@ def _files(path: Path, file: int, length: int) -> Iterator[Member]:
             name = said.get("path") or _name(header)
             if said:
                 size, said = _size(path, said, size), {}
-            if kind in _FILES and not name.endswith("/"):
-                if offset + size > length:
-                    raise _unreadable(path, f"it ends inside {name}")
-                yield Member(name, offset, size, content[_BLOCK : _BLOCK + size])
-            elif kind in _WITHOUT_CONTENT:
+            if kind in _WITHOUT_CONTENT:
                 size = 0
+            if offset + size > length:
+                raise _unreadable(path, f"it ends inside {name}")
+            if kind in _FILES and not name.endswith("/"):
+                yield Member(name, offset, size, content[_BLOCK : _BLOCK + size])
         at = offset + -(-size // _BLOCK) * _BLOCK
 
 
@@ -94,13 +95,13 @@ def _check(path: Path, header: bytes) -> tuple[bytes, int]:
         sum_ = int(header[148:156].strip(b"\0 "), 8)
         size = _number(header[124:136])
     except ValueError:
-        raise _unreadable(path, "a header in it is damaged") from None
+        sum_, size = 0, -1
     # adler32's lower half adds up bytes, from 1 on; the sum itself counts as blanks.
     added = zlib.adler32(header[:148] + b" " * 8 + header[156:]) & 0xFFFF
-    if added != (sum_ + 1) % _MODULUS:
+    if size < 0 or added != (sum_ + 1) % _MODULUS:
         raise _unreadable(path, "a header in it is damaged")
-    if kind == b"S" or size < 0:
-        raise _unreadable(path, "it has sparse files")
+    if kind == b"S":
+        raise _sparse(path)
     return kind, size
 
 
@@ -120,17 +121,19 @@ def _said(path: Path, kind: bytes, text: bytes) -> dict[str, str]:
     """What is said of the next member beside its header."""
     if kind == b"L":
         return {"path": _text(text.split(b"\0")[0])}
-    found = {}
-    while kind == b"x" and text.strip(b"\0"):
-        length, _, _ = text.partition(b" ")
-        if not length.isdigit() or not len(length) + 2 < int(length[:9]) <= len(text):
+    found: dict[str, str] = {}
+    text, at = text.rstrip(b"\0"), 0
+    while kind == b"x" and at < len(text):
+        length, _, _ = text[at : at + _DIGITS + 1].partition(b" ")
+        end = at + int(length) if length.isdigit() and len(length) <= _DIGITS else 0
+        if not at + len(length) + 2 < end <= len(text):
             raise _unreadable(path, "what it says of a member is damaged")
-        record, text = text[len(length) + 1 : int(length) - 1], text[int(length) :]
-        field, _, value = record.partition(b"=")
+        field, _, value = text[at + len(length) + 1 : end - 1].partition(b"=")
         if field.startswith(b"GNU.sparse"):
-            raise _unreadable(path, "it has sparse files")
+            raise _sparse(path)
         if field in (b"path", b"size"):
             found[field.decode()] = _text(value)
+        at = end
     return found
 
 
@@ -143,6 +146,13 @@ def _size(path: Path, said: dict[str, str], size: int) -> int:
 
 def _text(raw: bytes) -> str:
     return raw.decode(errors="surrogateescape")
+
+
+def _sparse(path: Path) -> RecordError:
+    return RecordError(
+        f"{path} has sparse files, of which parts are left out, expected whole ones: write it "
+        "again, with tar without --sparse"
+    )
 
 
 def _unreadable(path: Path, why: str) -> RecordError:

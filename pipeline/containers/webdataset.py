@@ -79,7 +79,7 @@ def stored_webdataset(
     Args:
         label_key: of the label in the .json of samples that have no .cls; None for `label`, or else
             the only key that the first of them has a whole number or text under.
-        progress: is told (bytes done, in all).
+        progress: is called with (bytes done, in all).
 
     Raises:
         RecordError: as read_webdataset, and for a shard that is compressed, or two images of one

@@ -82,7 +82,7 @@ def read_directory(
     """Members whose paths are wanted.
 
     Args:
-        progress: is told (bytes of the directory done, in all).
+        progress: is called with (bytes of the directory done, in all).
 
     Raises:
         RecordError: for another kind of file, and a directory that is cut off or contradicts

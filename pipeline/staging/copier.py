@@ -14,9 +14,10 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from functools import partial
 
 from pipeline.records.record_file import DataFile, fingerprint
 from pipeline.records.recordio import RecordError
@@ -97,13 +98,15 @@ class Copier:
         with _Unfinished.opened(copy) as unfinished:
             wanted = (number for number in self._order if number not in unfinished.there)
             # The source is read while the stage's disk takes and gives back what came before.
-            with ThreadPoolExecutor(1, "stage's disk") as disk:
-                kept = disk.submit(lambda: None)
+            kept = _on_a_thread(lambda: None)
+            try:
                 while pieces := self._read(wanted, unfinished, stop):
                     kept.result()
                     if stop.is_set():
                         break
-                    kept = disk.submit(self._keep, pieces, unfinished)
+                    kept = _on_a_thread(partial(self._keep, pieces, unfinished))
+            finally:
+                wait([kept])  # it uses what is closed next
             kept.result()
             if stop.is_set():
                 return
@@ -217,6 +220,22 @@ class _Unfinished:
             sync(folder)
         finally:
             os.close(folder)
+
+
+def _on_a_thread(work: Callable[[], None]) -> Future[None]:
+    """An executor's thread would keep the process from ending where the disk no longer answers."""
+    done = Future[None]()
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:  # the one who waits raises it
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, name="stage's disk", daemon=True).start()
+    return done
 
 
 def _name_in(copy: LocalCopy) -> str:

@@ -51,8 +51,16 @@ def test_files_are_where_tarfile_finds_them(tmp_path, form, seed):
         assert member.begin == content[:512]
 
 
-def one_file(path: Path, *, form: int = tarfile.GNU_FORMAT, size: int = 5) -> Path:
-    member = tarfile.TarInfo("a.jpg")
+def one_file(
+    path: Path,
+    *,
+    form: int = tarfile.GNU_FORMAT,
+    size: int = 5,
+    name: str = "a.jpg",
+    kind: bytes = tarfile.REGTYPE,
+) -> Path:
+    member = tarfile.TarInfo(name)
+    member.type = kind
     member.size = size
     body = member.tobuf(form) + b"image".ljust(512, b"\0")
     path.write_bytes(body + bytes(1024))
@@ -81,6 +89,19 @@ def test_more_than_there_is_is_refused(tmp_path, form, size):
         list(files_in_tar(path))
 
 
+@pytest.mark.parametrize(("name", "kind"), [("a/", b"0"), ("a", b"V"), ("a", b"x"), ("a", b"L")])
+def test_sizes_without_end_are_refused_of_what_is_passed_over_too(tmp_path, name, kind):
+    path = one_file(tmp_path / "a.tar", size=(1 << 80) - 1, name=name, kind=kind)
+    with pytest.raises(RecordError, match=r"a\.tar cannot be read as a tar file.*Download it"):
+        list(files_in_tar(path))
+
+
+def test_a_size_below_zero_is_damage(tmp_path):
+    path = one_file(tmp_path / "a.tar", size=-512)
+    with pytest.raises(RecordError, match="a header in it is damaged"):
+        list(files_in_tar(path))
+
+
 @pytest.mark.parametrize("at", [0, 100, 124, 130, 148, 150, 156])
 def test_a_header_with_damage_is_refused(tmp_path, at):
     path = one_file(tmp_path / "a.tar")
@@ -93,13 +114,21 @@ def test_a_header_with_damage_is_refused(tmp_path, at):
 
 @pytest.mark.parametrize(
     "said",
-    [b"x", b"7 path", b"999999999999 path=a\n", b"-1 path=a\n", b"12 size=1e3\n", b"0 path=a\n"],
+    [
+        b"x",
+        b"7 path",
+        b"999999999999 path=a\n",
+        b"-1 path=a\n",
+        b"12 size=1e3\n",
+        b"0 path=a\n",
+        b"000010000" + b"0" * 5000 + b" path=" + b"a" * 9000 + b"\n",
+    ],
 )
 def test_damage_in_what_is_said_of_a_member_is_refused(tmp_path, said):
     header = tarfile.TarInfo("pax")
     header.type, header.size = tarfile.XHDTYPE, len(said)
     path = one_file(tmp_path / "a.tar")
-    before = header.tobuf(tarfile.USTAR_FORMAT) + said.ljust(512, b"\0")
+    before = header.tobuf(tarfile.USTAR_FORMAT) + said.ljust(-(-len(said) // 512) * 512, b"\0")
     path.write_bytes(before + path.read_bytes())
     with pytest.raises(RecordError, match="damaged"):
         list(files_in_tar(path))
@@ -115,3 +144,14 @@ def test_sparse_files_and_names_without_end_are_refused(tmp_path):
         (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
         with pytest.raises(RecordError, match=message):
             list(files_in_tar(tmp_path / "a.tar"))
+
+
+def test_what_is_said_of_a_sparse_file_says_how_to_write_it_whole(tmp_path):
+    said = b"22 GNU.sparse.major=1\n"
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, len(said)
+    path = one_file(tmp_path / "a.tar")
+    before = header.tobuf(tarfile.USTAR_FORMAT) + said.ljust(512, b"\0")
+    path.write_bytes(before + path.read_bytes())
+    with pytest.raises(RecordError, match=r"sparse files.*without --sparse"):
+        list(files_in_tar(path))

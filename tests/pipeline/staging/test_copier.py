@@ -7,6 +7,8 @@ import itertools
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -250,6 +252,23 @@ def test_a_disk_that_gives_back_other_bytes_is_not_used(source, stage, monkeypat
     assert "gives back other bytes than were written" in caplog.text
     assert file.copy.copied == 0
     assert file.read(100, 100) == CONTENT[100:200]
+
+
+def test_a_disk_that_hangs_does_not_keep_the_process_from_ending(source, stage):
+    """The interpreter ends where it waits for no thread of the copier's."""
+    script = f"""
+import threading
+from pathlib import Path
+from pipeline.staging import copier
+from tests.pipeline.staging.test_copier import copier_of, opened
+
+hangs = threading.Event()
+copier._Unfinished.commit = lambda *_: (hangs.set(), threading.Event().wait())
+work = copier_of(opened(Path({str(source)!r}), Path({str(stage)!r})))
+threading.Thread(target=work.run, args=[threading.Event()], daemon=True).start()
+assert hangs.wait(60)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 def test_a_copy_that_was_damaged_since_is_made_again(source, stage, caplog):
