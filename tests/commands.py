@@ -50,9 +50,11 @@ def call_apart(main: Callable[[], None], *arguments: object, folder: Path) -> En
         process = FORKSERVER.Process(target=_apart, args=given)
         process.start()
         process.join(LIMIT)
+        code = process.exitcode
+        process.kill()  # else the tests could not end; of one that has ended it does nothing
         out, err = (file.read_text() for file in files)
-    assert process.exitcode is not None, f"it does not end: {out}{err}"
-    return Ended(process.exitcode, out, err)
+    assert code is not None, f"it does not end: {out}{err}"
+    return Ended(code, out, err)
 
 
 def _apart(

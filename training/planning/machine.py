@@ -14,7 +14,7 @@ _LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
 def own_memory() -> int:
-    """Bytes that this process takes now; 0 where nothing tells.
+    """Bytes that this process takes now; 0 where the system does not say.
 
     Without the pages of files that it has mapped, which the system drops when it needs them: of
     libraries, of the training set, of rows that a head keeps on a disk.
@@ -24,7 +24,10 @@ def own_memory() -> int:
 
 
 def own_peak() -> int:
-    """The most that `own_memory` has been, at least: the files' pages of now are counted off."""
+    """About the most that `own_memory` has been.
+
+    The system keeps no such peak without the pages of files: those of now are subtracted.
+    """
     known = _status()
     if "VmHWM" in known:  # of this program; rusage counts who started it, too
         return known["VmHWM"] - known.get("RssFile", 0)

@@ -34,13 +34,12 @@ from training.own_parts import own_parts
 from training.provenance import provenance
 from training.saving import files
 from training.saving.digests import Digest, DigestedFile
-from training.saving.files import CheckpointError, checkpoints, newest
+from training.saving.files import CheckpointError, checkpoints
 from training.saving.head_rows import convert, kept_otherwise
 from training.saving.lock import Lock
 from training.saving.metadata import load_state, read_metadata
 from training.saving.names import HEAD, OPTIMIZER, SCALER
 from training.saving.pieces import PiecewisePlanner
-from training.saving.resume import claim
 from training.saving.starting_over import leave_out
 from training.saving.state import (
     State,
@@ -55,9 +54,7 @@ from training.step.train_step import TrainStep
 __all__ = [
     "CheckpointError",
     "checkpoints",
-    "claim",
     "load",
-    "newest",
     "write",
 ]
 

@@ -100,7 +100,7 @@ def foresee(config: Config, *, facts: dict[str, Any], total_steps: int) -> str:
 
 def starts_fresh(config: Config) -> bool:
     """Whether a run begins at step 0, where run.init_from counts; call it on every rank."""
-    begun = together(lambda: checkpoints(Path(config.run.output)))
+    begun = from_main(together(lambda: checkpoints(Path(config.run.output))))
     return not begun and config.run.resume in ("auto", "never")
 
 

@@ -61,7 +61,7 @@ class Saver:
         self._copy = HostCopy()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
-        self.newest: Path | None = None  # that was completed, as far as was waited for
+        self.newest: Path | None = None  # completed, and waited for; or resumed from
         self._scores: dict[int, Scores] = {}  # by step, of checkpoints that lack them
         self.fault: str | None = None  # why the last save failed, if it did
         self.on_saved: Callable[[Path], None] = lambda path: None  # called by the thread
@@ -122,7 +122,7 @@ class Saver:
             self._thread.submit(self._add_scores).add_done_callback(_report)
 
     def wait(self) -> Path | None:
-        """Wait for the save under way; returns the newest checkpoint that was completed here."""
+        """Wait for the save under way; returns `newest`."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             try:

@@ -81,5 +81,5 @@ class Saves:
     def _is_saved(self, step: int) -> bool:
         if self.last is None:
             return False
-        path, resumed_at = self._resumed  # which may be called otherwise than a run's own
+        path, resumed_at = self._resumed  # its name may be unlike those of a run's own
         return step == (resumed_at if self.last == path else step_of(self.last))

@@ -49,6 +49,18 @@ def test_the_newest_is_taken_and_none_where_there_is_none(run, tmp_path):
     assert choose(tmp_path / "elsewhere") is None
 
 
+def test_whether_a_run_begins_is_for_the_main_rank_to_see(run, tmp_path, monkeypatch):
+    """A folder on a network may look different to others, which would wait for each other."""
+    configs = [
+        replace(CONFIG, run=replace(CONFIG.run, output=str(folder)))
+        for folder in (run, tmp_path / "elsewhere")
+    ]
+    assert list(map(resume.starts_fresh, configs)) == [False, True]
+    for seen in ([], [run / "checkpoints/step_000000005"]):
+        monkeypatch.setattr(resume, "from_main", lambda own, seen=seen: seen)
+        assert list(map(resume.starts_fresh, configs)) == [not seen] * 2
+
+
 @pytest.mark.parametrize(
     ("harm", "fault"),
     [
