@@ -18,6 +18,7 @@ from pipeline.records.recordio import RecordError
 _BLOCK = 512
 _READ = 2 * _BLOCK  # bytes: a header and what a short file has
 _LONGEST = 1 << 20  # bytes of what is said of one member: far more than any name has
+_LONGEST_END = 1 << 20  # bytes of zeros: more of them are a hole that a download has left
 _DIGITS = 9  # of a length in it, at most
 _FILES = (b"0", b"\0", b"7")
 _WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders and pipes
@@ -65,6 +66,9 @@ def _files(path: Path, file: int, length: int) -> Iterator[Member]:
         if (at or header) and not header.strip(b"\0"):  # the end; some leave out its blocks
             if said or length < at:
                 raise _unreadable(path, "it is cut off")
+            rest = os.pread(file, _LONGEST_END + 1, at)
+            if len(rest) > _LONGEST_END or rest.strip(b"\0"):
+                raise _unreadable(path, f"{length - at:,} bytes are left where it seems to end")
             return
         kind, size = _check(path, header)
         offset = at + _BLOCK

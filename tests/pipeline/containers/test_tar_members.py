@@ -75,6 +75,20 @@ def test_the_blocks_at_the_end_may_be_missing(tmp_path):
     assert list(files_in_tar(path)) == []
 
 
+@pytest.mark.parametrize("hole", [512, 1024, 3 << 20])
+def test_a_hole_is_not_the_end(tmp_path, hole):
+    """As a download leaves one that was cut off, in the middle or up to the file's size."""
+    path = one_file(tmp_path / "a.tar")
+    body = path.read_bytes()[:1024]
+    holes = [body + bytes(hole) + body] + [body + bytes(hole)] * (hole > 1 << 20)
+    for content in holes:
+        path.write_bytes(content)
+        with pytest.raises(
+            RecordError, match=r"bytes are left where it seems to end\. Download it"
+        ):
+            list(files_in_tar(path))
+
+
 @pytest.mark.parametrize(
     ("form", "size"),
     [
