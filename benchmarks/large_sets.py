@@ -190,6 +190,8 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measured(**json.loads(arguments.one))))
         return
+    if arguments.place is None:
+        parser.error("expected a folder on a disk with room: the sets are written there")
     found = {}
     for form in arguments.forms:
         path = FORMS[form](arguments.place / form, arguments.images)
