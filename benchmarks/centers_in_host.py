@@ -96,7 +96,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--prefetch", type=int, default=2)
     parser.add_argument("--path", default=".", help="a folder on the disk to use")
-    current = torch.accelerator.current_accelerator()
+    there = torch.accelerator.is_available()
+    current = torch.accelerator.current_accelerator() if there else None
     parser.add_argument("--device", default=current.type if current else "cpu")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a measurement's settings, as JSON
     arguments = parser.parse_args()

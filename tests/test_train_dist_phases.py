@@ -31,7 +31,7 @@ STEPS = 10
 CONFIG = """
 import os, signal, time
 from pathlib import Path
-import training.assembly, training.loop, training.reporting.curves, training.verification
+import training.assembly, training.reporting.curves, training.start, training.verification
 import training.saving.checkpoint as checkpoint
 from tests.clock import Clock
 from tests.training import tiny
@@ -86,7 +86,7 @@ before(Trainer, "train_on", die)
 # Before a step is done whoever gets a signal need not come out of what it does.
 PHASES = {
     "start": 'before(training.assembly, "create_step", lambda *_: send(to_be_heard=False))',
-    "first batch": 'before(Trainer, "_run", lambda *_: send(to_be_heard=False))',
+    "first batch": 'before(Trainer, "_train", lambda *_: send(to_be_heard=False))',
     "step": 'before(Trainer, "train_on", lambda trainer, *_: trainer.steps_done == 2 and send())',
     "death of 0": DIES.format(rank=0),
     "death of 1": DIES.format(rank=1),
@@ -106,7 +106,7 @@ def pass_the_time(*_):
     trainers[0]._stops._max_hours = 1e-9
     while True:
         time.sleep(0.01)
-before(training.loop.resume, "choose_checkpoint", pass_the_time)
+before(training.start.resume, "choose_checkpoint", pass_the_time)
 """,
     "impatience": """
 def press_twice(*_):

@@ -248,6 +248,10 @@ def test_cuda_graph_equals_plain_calls(options):
     assert not heads[1]._head_step.graphs[False].obstacles
 
 
+# Seen with 2.6, and no more with 2.13.
+@pytest.mark.skipif(
+    torch.__version__ < "2.13", reason="this torch compiles no _replace of a named tuple"
+)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("margin", "options"),
