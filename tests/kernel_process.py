@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import triton
 
 ROOT = Path(__file__).parents[1]
 KIB = 1 << 10
@@ -45,8 +46,21 @@ def run_cases(*paths: Path, interpreted: bool) -> None:
     assert "skipped" not in output
 
 
+def recent_triton() -> bool:
+    """Whether Triton's own classes are those that kernels are watched and compiled through here.
+
+    Those of torch 2.6's Triton, 3.2, are others. The kernels themselves run with either.
+    """
+    return hasattr(triton, "knobs")
+
+
 def compile_kernels(script: Path, steps: list[str], config: pytest.Config) -> list[dict[str, Any]]:
-    """What a script with `compiled_kernels.compile_steps` finds for these steps."""
+    """What a script with `compiled_kernels.compile_steps` finds for these steps.
+
+    It skips where this Triton has another way to compile without a GPU.
+    """
+    if not recent_triton():
+        pytest.skip(f"triton {triton.__version__} compiles without a GPU in another way")
     output = run_python(
         *("-W", "ignore", str(script), *steps),
         # What was compiled for an earlier session is found there, by the kernels' source.

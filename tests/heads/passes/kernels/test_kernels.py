@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from heads.passes.kernels import class_kernels, kernel_launch
-from tests.kernel_process import SHARED, compile_kernels, run_cases, run_python
+from tests.kernel_process import SHARED, compile_kernels, recent_triton, run_cases, run_python
 
 _HERE = Path(__file__).parent
 _CASES = (_HERE / "class_kernel_cases.py", _HERE / "row_kernel_cases.py")
@@ -29,7 +29,7 @@ _PRODUCTS = {
 @pytest.mark.slow(seconds=8)
 def test_interpreted_kernels_match_float64_and_what_is_counted() -> None:
     counted = _HERE.parents[2] / "benchmarks/head_traffic_cases.py"
-    run_cases(*_CASES, counted, interpreted=True)
+    run_cases(*_CASES, *([counted] if recent_triton() else []), interpreted=True)
 
 
 @pytest.mark.gpu
