@@ -62,7 +62,7 @@ def test_two_ranks_train_verify_save_and_draw_curves(faces, tmp_path):
 
 @pytest.mark.slow(seconds=6)
 def test_a_dry_run_takes_the_memory_it_predicts_and_leaves_no_output(faces, tmp_path):
-    """Of a head of 500 MB, in a process of its own, whose libraries count."""
+    """Of a head of 512 MB, in a process of its own: its libraries count, pages of files do not."""
     output = tmp_path / "run"
     done = run(
         *("train_dist.py", "configs/demo.py", f"data.train={faces}", "--dry-run", "eval.sets=[]"),
@@ -74,7 +74,7 @@ def test_a_dry_run_takes_the_memory_it_predicts_and_leaves_no_output(faces, tmp_
         r"at its peak ([\d,]+) of [\d,]+ MB a rank; ([\d,]+) predicted", done.stdout
     )
     peak, predicted = (int(number.replace(",", "")) for number in message.groups())
-    assert predicted > 1000
+    assert predicted > 512 + 200
     assert 0.95 * peak <= predicted <= 1.1 * peak
     assert "the loader " in done.stdout
     assert not output.exists()
