@@ -17,7 +17,7 @@ import os
 import sys
 
 from facestream import VERSION
-from pipeline.records.stalls import stalls_told
+from pipeline.records.stalls import stalls_logged
 from training.command import command
 from training.config import load_config
 from training.distributed import join_world, leave_world, together
@@ -50,7 +50,7 @@ def main() -> None:
     protect_console()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[ConsoleHandler()])
     keep_early_warnings()
-    with Stops() as stops, command("train_dist"), stalls_told():
+    with Stops() as stops, command("train_dist"), stalls_logged():
         try:
             sys.exit(run(arguments, stops))
         except RuntimeError as error:

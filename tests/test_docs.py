@@ -46,13 +46,13 @@ def comments() -> dict[tuple[str, str], str]:
 
 def settings_table() -> list[str]:
     """The lines that docs/settings.md must have, in their order."""
-    message, lines = comments(), []
+    meanings, lines = comments(), []
     for line in ANY.lines():
         key, _, default = line.partition("=")
         section, name = key.split(".")
         kind = get_type_hints(SECTIONS[section])[name]
         allowed = f"{', '.join(get_args(kind))}; " if get_origin(kind) is Literal else ""
-        meaning = message[SECTIONS[section].__name__, name]
+        meaning = meanings[SECTIONS[section].__name__, name]
         assert meaning, (
             f"{key}: say in training/config/{section}.py what it is, in a comment beside it"
         )

@@ -122,8 +122,8 @@ def wait_for_steps(output: Path, process: subprocess.Popen[str], *, count: int) 
 
 def state(output: Path) -> tuple[str, str, int, int]:
     """What state.json says: status, why, step and exit code."""
-    message = json.loads((output / "state.json").read_text())
-    return message["status"], message["why"], message["step"], message["exit_code"]
+    state = json.loads((output / "state.json").read_text())
+    return state["status"], state["why"], state["step"], state["exit_code"]
 
 
 def newest(output: Path) -> str:
@@ -137,21 +137,21 @@ def test_ctrl_c_saves_where_it_is_and_the_command_goes_on(configure):
     with started("train_dist.py", path) as process:
         wait_for_steps(output, process, count=7)
         process.send_signal(signal.SIGINT)
-        message, complaints = process.communicate(timeout=LIMIT)
+        printed, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, complaints
     last = steps(output)[-1]
     assert last in (7, 8), "in the middle"
     assert newest(output) == f"step_{last:09d}"
-    assert f"stopped: SIGINT on rank 0; saved {output / 'checkpoints' / newest(output)}" in message
-    assert f"not finished, step {last} of 30" in message
-    assert re.search(rf"go on with: \S*python train_dist\.py {path}\n", message)
-    assert f"curves       {output / 'curves.png'}" in message
+    assert f"stopped: SIGINT on rank 0; saved {output / 'checkpoints' / newest(output)}" in printed
+    assert f"not finished, step {last} of 30" in printed
+    assert re.search(rf"go on with: \S*python train_dist\.py {path}\n", printed)
+    assert f"curves       {output / 'curves.png'}" in printed
     assert state(output) == ("stopped", "SIGINT on rank 0", last, 130)
     assert (output / "curves.png").exists()
     with started("train_dist.py", path) as process:
-        message, complaints = process.communicate(timeout=LIMIT)
+        printed, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, complaints
-    assert f"resumed from step_{last:09d}" in message
+    assert f"resumed from step_{last:09d}" in printed
     assert steps(output) == list(range(1, 31))
     assert state(output) == ("finished", "all steps are done", 30, 0)
 
@@ -162,12 +162,12 @@ def test_what_torchrun_is_sent_stops_all_ranks_after_the_same_step(configure):
     with started(*TORCHRUN, "train_dist.py", path) as process:
         wait_for_steps(output, process, count=7)
         process.send_signal(signal.SIGTERM)
-        message, complaints = process.communicate(timeout=LIMIT)
+        printed, complaints = process.communicate(timeout=LIMIT)
     assert "forcefully exiting" not in complaints
-    assert "stopped: SIGTERM on rank" in message
+    assert "stopped: SIGTERM on rank" in printed
     launched = r"go on with: \S*torchrun --standalone --nproc_per_node=2 train_dist\.py"
-    assert re.search(f"{launched} {path}\n", message)
-    assert "torchrun     shows a trace of its own now; the run is saved" in message
+    assert re.search(f"{launched} {path}\n", printed)
+    assert "torchrun     shows a trace of its own now; the run is saved" in printed
     assert newest(output) == f"step_{steps(output)[-1]:09d}"
 
 
@@ -177,10 +177,10 @@ def test_one_rank_that_is_sent_a_signal_stops_all_and_none_is_started_again(conf
     with started(*TORCHRUN, "--max-restarts=3", "train_dist.py", path) as process:
         wait_for_steps(output, process, count=7)
         os.kill(workers(process)[1], signal.SIGTERM)
-        message, complaints = process.communicate(timeout=LIMIT)
+        printed, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, complaints
-    assert message.count("stopped: SIGTERM on rank 1") == 1
-    assert "resumed" not in message
+    assert printed.count("stopped: SIGTERM on rank 1") == 1
+    assert "resumed" not in printed
     assert newest(output) == f"step_{steps(output)[-1]:09d}"
 
 
@@ -193,8 +193,8 @@ def test_when_torchrun_is_killed_its_ranks_save_and_end(configure):
         orphans = workers(process)
         process.kill()
         os.kill(orphans[1], signal.SIGTERM)
-        message, complaints = process.communicate(timeout=LIMIT)  # the ranks hold its pipes, too
-    assert "stopped: " in message
+        printed, complaints = process.communicate(timeout=LIMIT)  # the ranks hold its pipes, too
+    assert "stopped: " in printed
     assert newest(output) == f"step_{steps(output)[-1]:09d}"
     assert "Traceback" not in complaints
     wait_until(lambda: not any(Path(f"/proc/{orphan}").exists() for orphan in orphans))
@@ -204,7 +204,7 @@ def test_when_torchrun_is_killed_its_ranks_save_and_end(configure):
 def test_a_rank_that_dies_is_started_again_with_all_others(configure):
     path, output = configure(DIES_ONCE, "run.epochs=6")
     with started(*TORCHRUN, "--max-restarts=1", "train_dist.py", path) as process:
-        message, complaints = process.communicate(timeout=LIMIT)
+        printed, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, complaints
-    assert "resumed from step_000000010" in message
+    assert "resumed from step_000000010" in printed
     assert steps(output) == list(range(1, 31)), "nothing comes twice, nothing is missing"

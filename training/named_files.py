@@ -12,7 +12,7 @@ from pipeline.containers.forms import form_of
 from pipeline.named_path import check_path
 from training.config import Config
 from training.saving.files import split_choice
-from training.setting_names import told_as
+from training.setting_names import named_as
 
 
 class _Expected(NamedTuple):
@@ -74,7 +74,7 @@ def check_named_files(config: Config, *settings: str) -> None:
             if setting in _CHECKPOINTS:
                 there = split_choice(path)[0]
             if setting == "eval.sets":
-                with told_as(called):
+                with named_as(called):
                     there = split_degradations(path)[0]
                 if there.partition(":")[0] in KINDS:
                     continue  # looked at as it is opened

@@ -18,7 +18,7 @@ from pipeline.named_path import as_text
 from training.config import Config, ConfigError, EvalConfig
 from training.distributed import World, together
 from training.named_files import check_named_files
-from training.setting_names import settings_named, told_as
+from training.setting_names import named_as, settings_named
 from training.step.precision import Precision
 
 DRAWS = 1000  # of the bootstrap, for the figures that a run ends with
@@ -119,7 +119,7 @@ def _open(config: Config, world: World) -> dict[str, TestSet]:
     shared: dict[str, TestSet] = {}
     for spec in config.eval.sets:
         called = f"eval.sets={as_text(spec)}"
-        with told_as(called), settings_named(**{"as the model takes": "data.image_size"}):
+        with named_as(called), settings_named(**{"as the model takes": "data.image_size"}):
             one = open_set(
                 spec,
                 image_size=config.data.image_size,

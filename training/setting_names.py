@@ -10,7 +10,7 @@ from facestream import UserError
 
 
 @contextmanager
-def told_as(called: str) -> Iterator[None]:
+def named_as(called: str) -> Iterator[None]:
     """Put a setting and its value in front of a UserError raised inside."""
     try:
         yield

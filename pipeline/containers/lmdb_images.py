@@ -36,7 +36,7 @@ from pipeline.records.scan import Progress
 _WOULD_LABEL = "Values that are msgpack of [image, label], or keys such as PERSON/1.jpg, would"
 _LOOKED_AT = 8  # values, for their form
 _SHORT = 16  # bytes: more than what stands before a value in msgpack
-_TOLD_EVERY = 1000  # values
+_PROGRESS_EVERY = 1000  # values
 _DEEPEST = 4  # lists in lists
 
 At = Callable[[int, int], bytes]  # offset in a value and length to these bytes, fewer at its end
@@ -91,7 +91,7 @@ def _stored(images: LmdbValues) -> Stored:
                     header[place], length[place], label[place] = parts
                 except (RecordError, OverflowError):  # it is counted as damaged
                     length[place] = 0
-                if progress and place % _TOLD_EVERY == 0:
+                if progress and place % _PROGRESS_EVERY == 0:
                     progress(place, len(names))
             looked_at.append((Spans(offsets, header, length), label))
         return looked_at[0]

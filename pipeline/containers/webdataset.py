@@ -37,7 +37,7 @@ _log = logging.getLogger("facestream.pipeline")
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
 _FIELDS = (*_IMAGES, "cls", "json")
 
-_TOLD_EVERY = 1000  # images
+_PROGRESS_EVERY = 1000  # images
 
 Field = TypeVar("Field")
 
@@ -107,7 +107,7 @@ def stored_webdataset(
             which.append(number)
             starts.append(image.offset)
             sizes.append(image.size)
-            if progress and len(sizes) % _TOLD_EVERY == 0:
+            if progress and len(sizes) % _PROGRESS_EVERY == 0:
                 progress(int(before[number]) + image.offset, int(before[-1]))
         names.append(Texts.of(inside))
         if progress:

@@ -26,7 +26,7 @@ class Stalls:
         self._lock = threading.Lock()
         self._under_way: dict[int, tuple[float, int]] = {}  # by thread: since when, bytes
         self._count, self._longest, self._silent_until = 0, 0.0, 0.0
-        self._told: float | None = None  # the begin of the read that `look` named
+        self._named: float | None = None  # the begin of the read that `look` named
         with _everywhere_lock:
             _everywhere.add(self)
 
@@ -42,9 +42,9 @@ class Stalls:
             return
         with self._lock:
             self._count, self._longest = self._count + 1, max(self._longest, now - begun)
-            if now < self._silent_until and begun != self._told:
+            if now < self._silent_until and begun != self._named:
                 return
-            count, longest, self._told = self._count, self._longest, None
+            count, longest, self._named = self._count, self._longest, None
             self._count, self._longest, self._silent_until = 0, 0.0, now + _PAUSE
         more = f", {count} reads since the last warning up to {longest:.0f} s" if count > 1 else ""
         self._tell(f"took {now - begun:.0f} s{more}", length)
@@ -57,8 +57,8 @@ class Stalls:
             if not waiting or now < self._silent_until:
                 return
             self._silent_until = now + _PAUSE
-            self._told, length = waiting[0]
-        begun = self._told
+            self._named, length = waiting[0]
+        begun = self._named
         more = f", {len(waiting)} reads wait" if len(waiting) > 1 else ""
         self._tell(f"takes {now - begun:.0f} s by now{more}", length)
 
@@ -73,7 +73,7 @@ class Stalls:
 
 
 @contextmanager
-def stalls_told() -> Iterator[None]:
+def stalls_logged() -> Iterator[None]:
     """Inside, a read that does not return is named, too, as long as it does not."""
     leaving = threading.Event()
 

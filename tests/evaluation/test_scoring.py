@@ -167,9 +167,9 @@ def test_an_image_that_one_rank_cannot_decode_is_named_on_both(
         pairs.images[25][tables : tables + 16], b"\xff" * 16, 1
     )
     write_bin(pair_file, pairs.images, pairs.same)
-    message = run_ranks(score_a_damaged_set, pair_file, world_size=2, folder=tmp_path)
-    assert message[0] == message[1]
-    assert "blocks: 1 of 40 images are bad: image 25 cannot be decoded" in message[0]
+    messages = run_ranks(score_a_damaged_set, pair_file, world_size=2, folder=tmp_path)
+    assert messages[0] == messages[1]
+    assert "blocks: 1 of 40 images are bad: image 25 cannot be decoded" in messages[0]
 
 
 def refuse(*_: object) -> None:
@@ -186,5 +186,5 @@ def score_what_has_no_scores(world: World, path: Path) -> str:
 
 @pytest.mark.slow
 def test_an_error_of_the_rank_that_judges_is_every_ranks(pair_file: Path, tmp_path: Path) -> None:
-    message = run_ranks(score_what_has_no_scores, pair_file, world_size=2, folder=tmp_path)
-    assert message == ["no scores"] * 2
+    messages = run_ranks(score_what_has_no_scores, pair_file, world_size=2, folder=tmp_path)
+    assert messages == ["no scores"] * 2

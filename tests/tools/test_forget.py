@@ -191,8 +191,8 @@ def test_everything_that_was_made_of_the_set_is_listed_and_nothing_else(there):
     assert Path(cache).exists()
 
 
-@pytest.mark.parametrize("told_by", ["identities.txt", "names.txt"])
-def test_embeddings_of_an_archive_are_known_by_their_labels_and_by_inner_folders(told_by, there):
+@pytest.mark.parametrize("names_in", ["identities.txt", "names.txt"])
+def test_embeddings_of_an_archive_are_known_by_their_labels_and_by_inner_folders(names_in, there):
     """Rows of a parquet file are named by number, a .zip's may lie in a folder of all people."""
     rows = there / "rows"
     shutil.copytree("runs/other_rows", rows)
@@ -200,8 +200,8 @@ def test_embeddings_of_an_archive_are_known_by_their_labels_and_by_inner_folders
     assert str(rows) not in listed(run(*given, out=there / "list.txt").stdout)
     count = len((rows / "names.txt").read_text().splitlines())
     lines = ["photos/dora/1.jpg", *(f"photos/x/{n}.jpg" for n in range(1, count))]
-    (rows / told_by).write_text(
-        "\n".join(["dora"] if told_by == "identities.txt" else lines) + "\n"
+    (rows / names_in).write_text(
+        "\n".join(["dora"] if names_in == "identities.txt" else lines) + "\n"
     )
     assert listed(run(*given, out=there / "list.txt").stdout)[str(rows)] == "delete"
 
@@ -220,8 +220,8 @@ def test_a_run_whose_list_is_not_as_it_was_is_to_be_looked_at(there):
         name for name in ("identities.json", "tensorboard") if Path("runs/clean", name).exists()
     ]
     assert kept
-    message = {"is not as it was when it was trained": changed, "does not exist": gone}
-    for why, ended in message.items():
+    changes = {"is not as it was when it was trained": changed, "does not exist": gone}
+    for why, ended in changes.items():
         (line,) = (one for one in ended.stdout.splitlines() if "runs/clean/checkpoints" in one)
         assert line.startswith("look at       ")
         assert why in line

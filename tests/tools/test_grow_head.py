@@ -93,9 +93,9 @@ def test_a_run_takes_it_whole_and_trains(trained, grown, old, new, world, tmp_pa
     """The same as it would take the old one and start new people itself; then the loss falls."""
     before, source, config = trained
     begun = with_data(config, old, new, output=tmp_path)
-    step, data, message = start(begun, world, grown)
+    step, data, messages = start(begun, world, grown)
     assert torch.equal(step.head.centers[:3], source.head.centers)
-    assert message[1].startswith("5 of 5 centers taken")
+    assert messages[1].startswith("5 of 5 centers taken")
     directly, _, _ = start(begun, world, before)
     # The tool computes in what the device is fast in, this run in float32.
     torch.testing.assert_close(step.head.centers, directly.head.centers, rtol=0, atol=0.02)
@@ -124,8 +124,8 @@ def test_it_grows_again_and_again(trained, grown, old, new, world, tmp_path, cap
     output = grow_head(grown, third, tmp_path / "out", init="mean", world=world)
     assert "1 names, such as ann, are in both sets" in capsys.readouterr().out
     begun = with_data(config, old, new, third, output=tmp_path / "run")
-    step, _, message = start(begun, world, output)
-    assert message[1].startswith("7 of 7 centers taken")
+    step, _, messages = start(begun, world, output)
+    assert messages[1].startswith("7 of 7 centers taken")
     assert torch.equal(step.head.centers[:3], source.head.centers)
 
 
@@ -152,8 +152,8 @@ def test_where_nothing_says_whose_the_rows_are_they_stay_in_order(old, new, worl
     source, step = save_run(tiny.config(old, tmp_path / "old"), world, known=False)
     output = grow_head(source, new, tmp_path / "out", init="mean", world=world)
     begun = with_data(tiny.config(old, tmp_path), old, new, output=tmp_path / "run")
-    taken, _, message = start(begun, world, output)
-    assert message[1].startswith("5 of 5 centers taken, row by label")
+    taken, _, messages = start(begun, world, output)
+    assert messages[1].startswith("5 of 5 centers taken, row by label")
     assert torch.equal(taken.head.centers[:3], step.head.centers)
 
 

@@ -25,6 +25,16 @@ HEAD_SCHEDULES = [
 ]
 
 
+def require_the_same_after_a_resume(whole: Trainer, *, last: int, before: int) -> None:
+    """Without its checkpoint of step `last` a run resumes at `before` and ends in the same bits."""
+    for path in (whole.output / "checkpoints").glob(f"step_*{last}"):
+        shutil.rmtree(path)
+    resumed = build(whole.config, whole.world)
+    assert resumed.steps_done == before
+    resumed.run()
+    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "terms"),
@@ -84,12 +94,7 @@ def test_every_order_resumes_as_it_went_on(order, data, world, tmp_path):
     config = override(tiny.config(data, tmp_path / "run"), overrides)
     whole = build(config, world)
     whole.run()
-    for path in (tmp_path / "run" / "checkpoints").glob("step_*15"):
-        shutil.rmtree(path)
-    resumed = build(config, world)
-    assert resumed.steps_done == 10
-    resumed.run()
-    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
+    require_the_same_after_a_resume(whole, last=15, before=10)
 
 
 @pytest.mark.slow
@@ -110,12 +115,7 @@ def test_several_files_are_trained_on_as_one(data, world, tmp_path):
     assert whole.step.head.num_classes == 20
     assert whole.loader.steps_per_epoch == (70 + 32) // 12
     whole.run()
-    for path in (tmp_path / "run" / "checkpoints").glob("step_*24"):
-        shutil.rmtree(path)
-    resumed = build(config, world)
-    assert resumed.steps_done == 16
-    resumed.run()
-    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
+    require_the_same_after_a_resume(whole, last=24, before=16)
 
 
 @pytest.mark.slow
@@ -142,11 +142,7 @@ def test_a_student_learns_from_a_teacher_and_goes_on_where_it_stopped(data, worl
         for line, weight in zip((x for x in lines if "loss" in x), (35.7, 25.0, 14.3))
     ]
     assert distances[2] < 0.8 * distances[0]
-    for path in (tmp_path / "student" / "checkpoints").glob("step_*15"):
-        shutil.rmtree(path)
-    resumed = build(student, world)
-    resumed.run()
-    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
+    require_the_same_after_a_resume(whole, last=15, before=10)
 
 
 @pytest.mark.slow

@@ -269,13 +269,13 @@ def test_the_first_look_tells_how_far_it_is_and_the_next_opening_needs_none(tmp_
     sets.append(write_lmdb(tmp_path / "a", {"p/1.jpg": JPEG}))
     sets.append(a_zip(tmp_path / "a.zip", {"p/1.jpg": JPEG}))
     for path in sets:
-        message: list[tuple[int, int]] = []
-        open_records(path, lambda done, total, message=message: message.append((done, total)))
-        assert message
-        assert all(0 <= done <= total for done, total in message)
-        message.clear()
-        open_records(path, lambda done, total, message=message: message.append((done, total)))
-        assert not message, "an index is there"
+        steps: list[tuple[int, int]] = []
+        open_records(path, lambda done, total, steps=steps: steps.append((done, total)))
+        assert steps
+        assert all(0 <= done <= total for done, total in steps)
+        steps.clear()
+        open_records(path, lambda done, total, steps=steps: steps.append((done, total)))
+        assert not steps, "an index is there"
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
@@ -299,11 +299,11 @@ def test_damage_among_the_rows_of_a_parquet_file_costs_images_or_is_told(tmp_pat
 
 @pytest.mark.parametrize("form", ["zip", "tar"])
 def test_one_large_file_tells_how_far_its_look_is(tmp_path, form, monkeypatch):
-    monkeypatch.setattr("pipeline.containers.webdataset._TOLD_EVERY", 1)
+    monkeypatch.setattr("pipeline.containers.webdataset._PROGRESS_EVERY", 1)
     monkeypatch.setattr("pipeline.containers.zip_directory._PIECE", 200)
-    message: list[tuple[int, int]] = []
-    open_records(FORMS[form](tmp_path), lambda done, total: message.append((done, total)))
-    done, totals = zip(*message)
+    steps: list[tuple[int, int]] = []
+    open_records(FORMS[form](tmp_path), lambda done, total: steps.append((done, total)))
+    done, totals = zip(*steps)
     assert len(done) > 2
     assert sorted(done) == list(done)
     assert set(totals) == {done[-1]}

@@ -56,7 +56,7 @@ def test_any_damage_is_told(kind: str, tmp_path: Path) -> None:
     write, open_it = KINDS[kind]
     path = write(tmp_path)
     whole, rng = path.read_bytes(), np.random.default_rng(0)
-    message, images = 0, read_all(open_it, path)
+    noticed, images = 0, read_all(open_it, path)
     assert images > 0
     # At some damage of its footer pyarrow itself ends with a signal.
     left = int.from_bytes(whole[-8:-4], "little") + 8 if kind == "parquet" else 0
@@ -64,10 +64,10 @@ def test_any_damage_is_told(kind: str, tmp_path: Path) -> None:
     for _ in range(ROUNDS):
         path.write_bytes(mutate(whole, rng)[0] + end)
         try:
-            message += read_all(open_it, path) < images
+            noticed += read_all(open_it, path) < images
         except UserError:
-            message += 1
-    assert message > ROUNDS / 10
+            noticed += 1
+    assert noticed > ROUNDS / 10
 
 
 def read_all(open_it: Callable[[Path], Stored], path: Path) -> int:

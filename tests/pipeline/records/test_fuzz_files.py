@@ -50,7 +50,7 @@ def test_a_damaged_sidecar_is_made_again(rec, caplog, monkeypatch):
     data = kept.read_bytes()
     preamble = data[:4096].rstrip(b" \n")
     mutations = [*of_bytes(data, count=150), *of_bytes(preamble, count=300, seed=1)]
-    message = 0
+    noticed = 0
     for content in mutations:
         if len(content) < 4096:  # of the preamble
             content = content.ljust(4095) + b"\n" + data[4096:]
@@ -62,8 +62,8 @@ def test_a_damaged_sidecar_is_made_again(rec, caplog, monkeypatch):
         if caplog.messages:
             assert str(sidecar) in caplog.messages[0]
             assert sidecar.read_bytes() == data, "made again"
-            message += 1
-    assert message > len(mutations) / 2
+            noticed += 1
+    assert noticed > len(mutations) / 2
 
 
 def test_damage_that_samples_did_not_show_is_named_where_labels_are_counted(rec):

@@ -59,15 +59,15 @@ def test_a_file_that_was_cut_or_removed_is_found_out(file):
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no announcements on this system")
 def test_announcements_cover_every_byte_in_pieces_the_system_takes(file, monkeypatch):
-    message = []
+    advised = []
     monkeypatch.setattr(
-        os, "posix_fadvise", lambda fd, at, size, advice: message.append((at, size))
+        os, "posix_fadvise", lambda fd, at, size, advice: advised.append((at, size))
     )
     file.will_need(1000, 300_000)
-    assert message[0][0] == 1000
-    assert all(at + size == after for (at, size), (after, _) in itertools.pairwise(message))
-    assert sum(message[-1]) == 301_000
-    assert max(size for _, size in message) <= 128 << 10
+    assert advised[0][0] == 1000
+    assert all(at + size == after for (at, size), (after, _) in itertools.pairwise(advised))
+    assert sum(advised[-1]) == 301_000
+    assert max(size for _, size in advised) <= 128 << 10
 
 
 def test_a_file_that_was_written_anew_is_found_out_and_a_new_time_alone_is_not(file):

@@ -71,7 +71,7 @@ def test_a_read_that_does_not_return_is_named_while_it_hangs(tmp_path, clock, mo
 
     monkeypatch.setattr(os, "pread", hang)
     monkeypatch.setattr(stalls, "_LONG", 0.01)
-    with ThreadPoolExecutor(2) as threads, stalls.stalls_told():
+    with ThreadPoolExecutor(2) as threads, stalls.stalls_logged():
         reads = [threads.submit(file.read, place, 90) for place in (10, 100)]
         wait_until(lambda: len(begun) == 2)
         assert not caplog.messages

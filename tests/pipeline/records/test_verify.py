@@ -61,17 +61,17 @@ def test_another_size_than_is_wanted_is_told(options):
 
 def test_failures_come_in_file_order_with_offset_and_label(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.records.verify._RUN", 3)
-    good, message = encode(), []
+    good, steps = encode(), []
     with RecordWriter(tmp_path / "train.rec") as writer:
         offsets = [
             writer.write(pack_image(b"bad" if k in (2, 7) else good, float(k), k))
             for k in range(10)
         ]
     index = open_index(tmp_path)
-    failures = list(find_undecodable(index, lambda *progress: message.append(progress)))
+    failures = list(find_undecodable(index, lambda *progress: steps.append(progress)))
     why = "no image: it starts with 626164"
     assert failures == [Failure(offsets[2], 2, why), Failure(offsets[7], 7, why)]
-    assert message == [(3, 10), (6, 10), (9, 10), (10, 10)]
+    assert steps == [(3, 10), (6, 10), (9, 10), (10, 10)]
 
 
 @pytest.mark.skipif(not LFW.exists(), reason="faces_lfw_dev is not on this machine")

@@ -28,45 +28,45 @@ def broken_pipe() -> TextIO:
 
 
 @pytest.fixture
-def message() -> list[str]:
+def messages() -> list[str]:
     return []
 
 
-def test_a_pipe_that_nobody_reads_is_said_once(message):
+def test_a_pipe_that_nobody_reads_is_said_once(messages):
     pipe = broken_pipe()
-    stream = Stream(pipe, name="stdout", tell=message.append)
+    stream = Stream(pipe, name="stdout", tell=messages.append)
     for _ in range(3):
         assert stream.write("a line\n") == 7
-    assert message == ["stdout: [Errno 32] Broken pipe. The run goes on and tries again"]
+    assert messages == ["stdout: [Errno 32] Broken pipe. The run goes on and tries again"]
     pipe.close()  # as at the end of the process: nothing is left in it that would fail
 
 
-def test_a_full_disk_is_tried_again(message):
+def test_a_full_disk_is_tried_again(messages):
     with open("/dev/full", "w") as full:
-        stream = Stream(full, name="stdout", tell=message.append)
+        stream = Stream(full, name="stdout", tell=messages.append)
         for _ in range(3):
             stream.write("a line\n")
-        assert message == [
+        assert messages == [
             "stdout: [Errno 28] No space left on device. The run goes on and tries again"
         ]
         room = os.open(os.devnull, os.O_WRONLY)
         os.dup2(room, full.fileno())
         os.close(room)
         stream.write("a line\n")
-        assert message[1] == "stdout can be written again, after 3 failures"
+        assert messages[1] == "stdout can be written again, after 3 failures"
 
 
-def test_what_the_stream_is_it_stays(message):
+def test_what_the_stream_is_it_stays(messages):
     with open(os.devnull, "w", encoding="ascii") as nowhere:
-        stream = Stream(nowhere, name="stdout", tell=message.append)
+        stream = Stream(nowhere, name="stdout", tell=messages.append)
         assert stream.fileno() == nowhere.fileno()
         assert stream.encoding == "ascii"
         assert not stream.isatty()
 
 
-def test_rich_prints_bars_and_warnings_into_a_broken_pipe(monkeypatch, message):
+def test_rich_prints_bars_and_warnings_into_a_broken_pipe(monkeypatch, messages):
     """Rich ends the process where a plain stream breaks, from a thread of its own, too."""
-    monkeypatch.setattr(sys, "stdout", Stream(broken_pipe(), name="stdout", tell=message.append))
+    monkeypatch.setattr(sys, "stdout", Stream(broken_pipe(), name="stdout", tell=messages.append))
     console = Console(force_terminal=True)
     with Progress(console=console, refresh_per_second=100) as progress:
         progress.add_task("train", total=3)
@@ -75,7 +75,7 @@ def test_rich_prints_bars_and_warnings_into_a_broken_pipe(monkeypatch, message):
         logging.LogRecord("root", logging.WARNING, "", 0, "a warning", None, None)
     )
     print("plain")
-    assert len(message) == 1
+    assert len(messages) == 1
 
 
 def test_stdout_that_breaks_is_told_on_stderr_and_to_run_log(monkeypatch, caplog):
@@ -119,16 +119,16 @@ def test_a_process_whose_console_is_closed_writes_it_into_no_file(tmp_path):
     assert path.read_text() == "a checkpoint"
 
 
-def test_a_terminal_that_hung_up_is_said_once(message):
+def test_a_terminal_that_hung_up_is_said_once(messages):
     terminal, end = os.openpty()
     with open(end, "w") as stdout:
-        stream = Stream(stdout, name="stdout", tell=message.append)
+        stream = Stream(stdout, name="stdout", tell=messages.append)
         stream.write("a line\n")
-        assert message == []
+        assert messages == []
         os.close(terminal)
         stream.write("a line\n")
         stream.write("a line\n")
-        assert message == ["stdout: [Errno 5] Input/output error. The run goes on and tries again"]
+        assert messages == ["stdout: [Errno 5] Input/output error. The run goes on and tries again"]
         os.dup2(os.open(os.devnull, os.O_WRONLY), end)  # for what is left when it is closed
 
 

@@ -83,7 +83,7 @@ def mean_center(step, rec: Path, label: int) -> torch.Tensor:
 @pytest.mark.slow
 def test_people_keep_their_centers_and_new_ones_start_at_their_mean(trained, new, world, tmp_path):
     checkpoint, source, config = trained
-    step, message = start(with_data(config, new, output=tmp_path), world, checkpoint)
+    step, messages = start(with_data(config, new, output=tmp_path), world, checkpoint)
     head, theirs = step.head, source.head.centers
     assert torch.equal(head.centers[[0, 2]], theirs[[1, 0]]), "bob and ann"
     norm = theirs.norm(dim=1).mean()
@@ -92,7 +92,7 @@ def test_people_keep_their_centers_and_new_ones_start_at_their_mean(trained, new
         torch.testing.assert_close(head.centers[label], expected, atol=1e-5, rtol=1e-4)
     assert not head.velocity.any()
     assert all(torch.equal(t, floats(source)[name]) for name, t in floats(step).items())
-    assert message == [
+    assert messages == [
         f"backbone from {checkpoint}",
         "2 of 5 centers taken, by the label in the same file or by the name",
         "3 centers start at the mean embedding of up to 32 images",
@@ -106,9 +106,9 @@ def test_the_same_file_needs_no_names_and_may_lie_anywhere(trained, old, new, wo
     for number, rec in enumerate((new, old)):
         copies.append(tmp_path / f"{number}.rec")
         copies[-1].write_bytes(rec.read_bytes())
-    step, message = start(with_data(config, *copies, output=tmp_path / "run"), world, checkpoint)
+    step, messages = start(with_data(config, *copies, output=tmp_path / "run"), world, checkpoint)
     assert torch.equal(step.head.centers[5:], source.head.centers)
-    assert message[1].startswith("4 of 9 centers taken")
+    assert messages[1].startswith("4 of 9 centers taken")
 
 
 def start_ranks(world: World, config: Config, *sources: Path) -> torch.Tensor:
@@ -149,9 +149,9 @@ def test_the_number_of_ranks_changes_no_bit(trained, old, new, world, tmp_path):
 def test_a_run_stands_for_its_newest_checkpoint(trained, old, world, tmp_path):
     checkpoint, source, config = trained
     again = with_data(config, old, output=tmp_path)
-    step, message = start(again, world, checkpoint.parent.parent)
+    step, messages = start(again, world, checkpoint.parent.parent)
     assert torch.equal(step.head.centers, source.head.centers)
-    assert message == [
+    assert messages == [
         f"backbone from {checkpoint}",
         f"{checkpoint.parent.parent}: {checkpoint.name}, its newest checkpoint",
         "4 of 4 centers taken, by the label in the same file or by the name",
@@ -161,8 +161,8 @@ def test_a_run_stands_for_its_newest_checkpoint(trained, old, world, tmp_path):
 def test_where_all_are_new_their_centers_are_as_long_as_the_old_heads(trained, world, tmp_path):
     checkpoint, source, config = trained
     others = write_people(tmp_path / "others", ("eve", "fay", "gus"))
-    step, message = start(with_data(config, others, output=tmp_path / "run"), world, checkpoint)
-    assert message[1].startswith("0 of 3 centers taken")
+    step, messages = start(with_data(config, others, output=tmp_path / "run"), world, checkpoint)
+    assert messages[1].startswith("0 of 3 centers taken")
     norm = source.head.centers.norm(dim=1).mean()
     torch.testing.assert_close(step.head.centers.norm(dim=1), norm.expand(3))
 
@@ -179,13 +179,13 @@ def test_a_backbone_alone_starts_every_center_at_its_mean(trained, old, world, t
     else:
         torch.save(state, path)
     config = with_data(config, old, output=tmp_path / "run")
-    step, message = start(config, world, path)
+    step, messages = start(config, world, path)
     assert all(torch.equal(t, floats(source)[name]) for name, t in floats(step).items())
     lengths = step.head.centers.norm(dim=1)
     torch.testing.assert_close(lengths, torch.ones(4), msg="far longer than a new head's")
     expected = mean_center(step, old, 2)
     torch.testing.assert_close(step.head.centers[2], expected, atol=1e-6, rtol=1e-4)
-    assert message[1] == "0 of 4 centers taken: there is no head"
+    assert messages[1] == "0 of 4 centers taken: there is no head"
 
 
 def test_subcenters_of_a_new_class_start_apart(trained, new, world, tmp_path):
@@ -206,22 +206,22 @@ def test_what_does_not_fit_is_named_and_the_rest_is_taken(trained, old, world, t
     checkpoint, source, config = trained
     wider = override(with_data(config, old, output=tmp_path), ["model.embedding_dim=24"])
     fresh, _ = build(wider, world)
-    step, message = start(wider, world, checkpoint)
+    step, messages = start(wider, world, checkpoint)
     conv = unwrapped(step.backbone).conv1.weight
     assert torch.equal(conv, unwrapped(source.backbone).conv1.weight)
     assert torch.equal(step.head.centers, fresh.head.centers)
-    assert message[1].startswith(
+    assert messages[1].startswith(
         "of other shapes: fc.weight (16, 512), here (24, 512); fc.bias (16,)"
     )
-    assert message[2:] == [
+    assert messages[2:] == [
         "0 of 4 centers taken: they have model.embedding_dim=16 and head.subcenters=1, here it is "
         "24 and 1",
         "other centers start at random: the backbone was not taken whole",
     ]
     deeper = override(with_data(config, old, output=tmp_path), ["model.name=iresnet18"])
-    step, message = start(deeper, world, checkpoint)
-    assert message[1].startswith("not there: layer1.1.bn1.weight, ")
-    assert message[1].endswith("more")
+    step, messages = start(deeper, world, checkpoint)
+    assert messages[1].startswith("not there: layer1.1.bn1.weight, ")
+    assert messages[1].endswith("more")
     assert torch.equal(step.head.centers, source.head.centers)
 
 
@@ -280,9 +280,9 @@ def test_a_head_beside_the_backbone_and_magfaces_pixels_are_named(trained, old, 
     conv = source.backbone.state_dict()["conv1.weight"]
     for head, magface in [(torch.zeros(4, 16), False), (torch.zeros(16, 4), True)]:
         torch.save(state | {"fc.weight": head}, path)
-        step, message = start(config, world, path)
-        assert message[1] == "not used: fc.weight"
-        assert message[2].startswith("recognized as MagFace's") is magface
+        step, messages = start(config, world, path)
+        assert messages[1] == "not used: fc.weight"
+        assert messages[2].startswith("recognized as MagFace's") is magface
         expected = conv.flip(1) / 2 if magface else conv
         assert torch.equal(unwrapped(step.backbone).conv1.weight, expected)
 
@@ -291,20 +291,24 @@ def test_unknown_people_are_the_first_files_labels_if_these_are_as_many(old, new
     """As after an import, or where a checkpoint was copied without its run."""
     config = tiny.config(old, tmp_path / "run")
     checkpoint, source = save_run(config, world, known=False)
-    step, message = start(with_data(config, old, new, output=tmp_path / "a"), world, checkpoint)
+    step, messages = start(with_data(config, old, new, output=tmp_path / "a"), world, checkpoint)
     assert torch.equal(step.head.centers[:4], source.head.centers)
-    assert message[1].startswith("4 of 9 centers taken, row by label: nothing says whose its 4 are")
-    _, message = start(with_data(config, new, old, output=tmp_path / "b"), world, checkpoint)
-    assert message[1].startswith("0 of 9 centers taken: nothing says whose its 4 are, and no files")
+    assert messages[1].startswith(
+        "4 of 9 centers taken, row by label: nothing says whose its 4 are"
+    )
+    _, messages = start(with_data(config, new, old, output=tmp_path / "b"), world, checkpoint)
+    assert messages[1].startswith(
+        "0 of 9 centers taken: nothing says whose its 4 are, and no files"
+    )
 
 
 def test_classes_without_images_stay_where_they_start(trained, new, world, tmp_path):
     checkpoint, _, config = trained
     config = override(with_data(config, new, output=tmp_path), ["head.num_classes=8"])
     fresh, _ = build(config, world)
-    step, message = start(config, world, checkpoint)
+    step, messages = start(config, world, checkpoint)
     assert torch.equal(step.head.centers[5:], fresh.head.centers[5:])
-    assert message[-1] == "3 centers start at random: no image of theirs can be embedded"
+    assert messages[-1] == "3 centers start at random: no image of theirs can be embedded"
 
 
 def test_damaged_and_missing_weights_are_one_line_of_error(trained, old, world, tmp_path):
@@ -349,11 +353,11 @@ def test_a_folded_network_gets_the_statistics_of_training_images(old, world, tmp
     images = torch.randn(4, 3, tiny.SIZE, tiny.SIZE)
     expected = theirs(images)
     model = write(tmp_path / "theirs.onnx", theirs)
-    step, message = start(config, world, model)
+    step, messages = start(config, world, model)
     network = unwrapped(step.backbone)
     torch.testing.assert_close(network.eval()(images), expected, rtol=1e-4, atol=1e-5)
     total = len(open_index(old))
-    assert f"13 BatchNorms got the statistics of {total} training images" in message
+    assert f"13 BatchNorms got the statistics of {total} training images" in messages
     assert (network.bn1.running_mean != 0).any()
     # Nothing was folded into these: they are as they were.
     assert torch.equal(network.bn2.running_mean, theirs.bn2.running_mean)

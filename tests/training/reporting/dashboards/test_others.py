@@ -21,17 +21,17 @@ class Calls(ModuleType):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.message: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
     def keep(self, name: str, answer: Any = None) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
-            self.message.append((name, arguments, named))
+            self.calls.append((name, arguments, named))
             return answer
 
         return call
 
     def named(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        return [(arguments, named) for message, arguments, named in self.message if message == name]
+        return [(arguments, named) for called, arguments, named in self.calls if called == name]
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_weights_and_biases_is_told_everything(tmp_path, wandb, monkeypatch, cap
     [((settings,), _)] = wandb.named("config")
     assert settings["head.loss_args"] == {"margin": 0.5}
     assert wandb.named("summary") == [(({"verification_ijbc/tar@far=0.0001": 0.9},), {})]
-    assert wandb.message[-1][0] == "finish"
+    assert wandb.calls[-1][0] == "finish"
     assert not caplog.records
 
 
@@ -103,7 +103,7 @@ def test_mlflow_is_told_everything_in_names_that_it_takes(tmp_path, mlflow, capl
     ]
     [((image, place), _)] = mlflow.named("log_image")
     assert (image.shape, place) == ((2, 4, 3), "data/images/step_000000005.png")
-    assert mlflow.message[-1][0] == "end_run"
+    assert mlflow.calls[-1][0] == "end_run"
     assert not caplog.records
 
 
