@@ -313,7 +313,7 @@ def test_when_the_time_is_over_all_is_saved(command):
 
 
 @pytest.mark.slow
-def test_a_hang_is_told_by_the_rank_that_waits(command):
+def test_a_hang_is_reported_by_the_rank_that_waits(command):
     ended = command("hang", world_size=2)
     assert ended.exit_codes == [HANG_EXIT_CODE] * 2, ended.message
     for rank in range(2):

@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep its pages."""
+"""The C library's allocator, set to keep its pages."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _NEVER = 2**31 - 1
 
 
 def keep_pages() -> bool:
-    """Let memory that tensors leave be taken again as it is, where the C library is glibc.
+    """Keep memory that tensors free for the next ones, where the C library is glibc.
 
     By default it gives tensors of 32 MB and more back to the system at once, whose pages every
     batch then faults in again: an eighth of the time of embedding on a CPU. The process holds on to
     the most that it has needed.
 
     Returns:
-        Whether it could be told.
+        Whether that could be set.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -22,7 +22,7 @@ _OTHERS = (
 
 
 class LaunchError(UserError):
-    """A process that was not told its place among all, or was told nonsense."""
+    """A process whose place among all is not given, or makes no sense."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def read_place(environment: Mapping[str, str], *, gpus: int, address: bool) -> P
 
     Raises:
         LaunchError: where the process is one of several that do not know of each other, or where
-            what it was told is incomplete or contradicts itself.
+            what it was given is incomplete or contradicts itself.
     """
     if "RANK" not in environment:
         _refuse_copies(environment)

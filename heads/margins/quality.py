@@ -28,7 +28,7 @@ class MagFace(Margin):
             K = (u_margin − l_margin)/(u_a − l_a): 22.6 with these defaults.
         easy_margin: True: cosθ where cosθ <= 0, which falls by sin m at θ = π/2, so it is not
             monotone there. False: ArcFace's continuation beyond π. The authors' code has both, and
-            True unless told otherwise.
+            True by default.
     """
 
     l_a: float = 10.0

@@ -31,7 +31,7 @@ def repair(index: RecordIndex, folder: Path, *, without: Collection[int] = ()) -
     # A set that was packed identity by identity is in this order already.
     order = kept[np.argsort(index.records["label"][kept], kind="stable")]
     labels = index.records["label"][order]
-    # The identity records of a file tell of identities whose last images are lost.
+    # Identity records may be there of identities whose last images are lost.
     classes = max(index.summary.num_classes, index.summary.identity_records)
     starts = np.searchsorted(labels, np.arange(classes + 1))
 

@@ -47,7 +47,7 @@ def test_only_what_fits_is_bold(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_cell_is_what_a_run_would_be_told():
+def test_a_cell_is_what_a_run_would_predict():
     head = HeadConfig(sample_rate=0.1, centers_dtype="bfloat16", momentum=0.0, place="host")
     config = fits.configured("iresnet50", 128, head)
     whole = predict(config, fits.RANK, fits.BF16, num_classes=80_000_000)

@@ -35,7 +35,7 @@ def test_ways_are_made_and_warmed_up_before_their_rounds():
     assert [row["rounds"] for row in found.values()] == [3, 3]
 
 
-def test_a_round_of_several_steps_is_told_by_the_step(monkeypatch):
+def test_a_round_of_several_steps_is_given_by_the_step(monkeypatch):
     monkeypatch.setattr(measure, "take_turns", lambda ways, **_: {"a": [2.0, 4.0]})
     found = in_turn({"a": lambda: lambda: None}, CPU, Effort(0.0, steps=10, fewest=2))
     assert found["a"]["seconds"] == pytest.approx(0.3)

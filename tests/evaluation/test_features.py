@@ -109,7 +109,9 @@ def test_a_forged_or_damaged_file_is_not_believed(tmp_path: Path, change: str) -
     assert file.read_bytes() == whole
 
 
-def test_damage_in_the_middle_is_told_and_what_is_before_it_is_kept(tmp_path: Path, caplog) -> None:
+def test_damage_in_the_middle_is_reported_and_what_is_before_it_is_kept(
+    tmp_path: Path, caplog
+) -> None:
     expected = found(extract(embedder(Counting()), some_images(), keep=tmp_path))
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()

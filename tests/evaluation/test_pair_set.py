@@ -155,7 +155,7 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(
         ("evaluation.pair_set", "write_bin"),
     ],
 )
-def test_every_other_name_is_refused_and_told(write: Writer, module: str, name: str) -> None:
+def test_every_other_name_is_refused_and_named(write: Writer, module: str, name: str) -> None:
     names = [b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name)]
     for asking in (b"\x80\x04" + b"".join(names) + b"\x93.", f"c{module}\n{name}\n.".encode()):
         with pytest.raises(UnsafePickleError, match=f"asks for {module}.{name}"):

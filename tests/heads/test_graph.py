@@ -119,7 +119,7 @@ def test_losses_of_earlier_steps_keep_their_values(monkeypatch):
     assert len({loss.item() for loss in losses}) == 3
 
 
-def test_another_sample_rate_is_recorded_anew(monkeypatch):
+def test_another_sample_rate_is_recorded_again(monkeypatch):
     graphs = RecordedGraphs()
     plain = build(ArcFace(), monkeypatch)
     replayed = build(ArcFace(), monkeypatch, graphs)
@@ -130,7 +130,7 @@ def test_another_sample_rate_is_recorded_anew(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{}, {"sample_rate": 0.3}])
-def test_where_recording_fails_the_reason_is_told_and_training_goes_on(options, monkeypatch):
+def test_where_recording_fails_the_reason_is_logged_and_training_goes_on(options, monkeypatch):
     """An update of what a forward without a graph returns is not recorded either."""
     graphs = RecordedGraphs("operation not permitted\nlong trace", last=1)
     plain = build(AdaFace(), monkeypatch, **options)

@@ -32,7 +32,7 @@ def test_quoted_fields_and_a_byte_order_mark(tmp_path):
     assert rows(tmp_path, '\ufeff"Doe, J/1.jpg",1\n') == [(1, ["Doe, J/1.jpg", "1"])]
 
 
-def test_an_open_quotation_is_told_by_its_line(tmp_path):
+def test_an_open_quotation_is_named_by_its_line(tmp_path):
     with pytest.raises(PathError, match="line 2: "):
         rows(tmp_path, 'a,b\n"c,d\n')
 

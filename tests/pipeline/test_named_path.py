@@ -95,7 +95,7 @@ def test_a_refusal_names_the_file_and_a_remedy(number):
     assert ". " in line, "a remedy follows"
 
 
-def test_a_full_disk_is_told_though_the_system_names_no_file():
+def test_a_full_disk_is_named_though_the_system_names_no_file():
     assert "no room" in mendable(OSError(errno.ENOSPC, "No space left on device"))
 
 

@@ -129,7 +129,7 @@ def test_blocks_are_announced_as_few_stretches_and_a_permutation_as_many(records
     assert requests(GlobalOrder(RECORDS, seed=3)) > 0.3
 
 
-def test_a_file_system_that_takes_no_announcements_is_told_of_once(records, monkeypatch, caplog):
+def test_a_file_system_that_takes_no_announcements_is_reported_once(records, monkeypatch, caplog):
     def refused(*_):
         raise OSError(22, "Invalid argument")
 

@@ -295,7 +295,7 @@ def test_recipes_see_landmarks_as_the_image_is_by_now():
         del RECIPES["look"], OWN_RECIPES["look"]
 
 
-def test_occlude_hides_a_part_of_the_face_it_is_told_of_and_of_no_other():
+def test_occlude_hides_a_part_of_the_face_whose_landmarks_it_has_and_of_no_other():
     draw = Draw(np.arange(4000), seed=0, epoch=0, size=112)
     points = np.repeat(FACE[None], 4000, axis=0)
     points[::2, 3] = np.nan

@@ -58,7 +58,7 @@ def test_crops_by_a_list(photos, tmp_path):
     assert "warning" not in ended.stdout
 
 
-def test_another_order_is_told_before_anything_is_cropped(photos, tmp_path):
+def test_another_order_is_warned_of_before_anything_is_cropped(photos, tmp_path):
     exchanged = TEMPLATE[[1, 0, 2, 4, 3]]
     rows = [row(f"{name}.png", exchanged + place) for name, place in PLACES.items()]
     (tmp_path / "marks.csv").write_text("\n".join(rows))
@@ -130,7 +130,7 @@ def test_crops_by_a_detector(detector, tmp_path):
         ("{photos}/a -o {out} --landmarks {marks}", "none of its 3 images is there"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_a_line(line, message, photos, tmp_path):
+def test_what_cannot_be_done_is_refused_in_a_line(line, message, photos, tmp_path):
     (tmp_path / "empty").mkdir()
     words = line.format(
         photos=photos,

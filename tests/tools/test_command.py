@@ -199,7 +199,7 @@ def test_every_error_of_the_rooms_that_is_a_value_error_is_one_that_a_user_can_m
         ("grow_head", "grow_head", "{data} --rec {rec} -o {out}", "try --init random"),
     ],
 )
-def test_memory_that_runs_out_is_told_with_what_was_asked_for(
+def test_memory_that_runs_out_is_reported_with_what_was_asked_for(
     given, tmp_path, monkeypatch, capsys, line, work, arguments, remedy
 ):
     def exhaust(*_: object, **__: object) -> None:

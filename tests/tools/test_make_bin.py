@@ -90,7 +90,7 @@ def test_images_that_cannot_be_packed_are_named(people, tmp_path):
     assert not (tmp_path / "own.bin").exists()
 
 
-def test_photographs_are_told_from_crops(people, tmp_path):
+def test_photographs_are_not_taken_for_crops(people, tmp_path):
     Image.new("RGB", (30, 20)).save(people / "Abel" / "Abel_0001.png")
     (tmp_path / "pairs.txt").write_text("Abel 1 2\nBill 1 2\n")
     ended = call(main, tmp_path / "pairs.txt", people, "-o", tmp_path / "own.bin")

@@ -237,7 +237,7 @@ def test_files_that_no_split_names_belong_together(tmp_path, names):
         (["a.rec", "b.rec"], r"found \.rec, expected"),
     ],
 )
-def test_sources_that_cannot_be_told_are_refused(tmp_path, names, complaint):
+def test_ambiguous_sources_are_refused(tmp_path, names, complaint):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
     for file in ("a.txt", "a.rec", "b.rec"):
@@ -299,7 +299,9 @@ def folder_of(tmp_path: Path, *sizes: tuple[int, int]) -> Path:
         ),
     ],
 )
-def test_the_sizes_of_the_images_are_told_with_the_remedy(tmp_path, capsys, sizes, message, stated):
+def test_the_sizes_of_the_images_are_named_with_the_remedy(
+    tmp_path, capsys, sizes, message, stated
+):
     pack([folder_of(tmp_path, *sizes)], tmp_path / "out", Options())
     lines = [line[14:] for line in capsys.readouterr().out.splitlines() if line[:5] == "sizes"]
     assert len(lines) == len(message)

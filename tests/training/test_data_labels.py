@@ -65,7 +65,7 @@ def test_dense_labels_number_those_that_there_are(world, tmp_path, caplog):
         (["data.labels=dense"], None),
     ],
 )
-def test_classes_that_nobody_has_are_told_of(world, tmp_path, caplog, settings, message):
+def test_classes_that_nobody_has_are_reported(world, tmp_path, caplog, settings, message):
     with caplog.at_level(logging.WARNING):
         config, data = open_data(write_labels(tmp_path / "gaps", [0, 5, 3, 0]), world, *settings)
         assert not caplog.records, "a tool that makes no head, as preview, has no use for it"

@@ -266,7 +266,7 @@ def test_fifty_steps_between_two_lines_read_nothing_from_the_device(
 
 
 @pytest.mark.slow
-def test_a_run_compiles_records_and_gives_the_centers_a_rate_as_it_is_told(
+def test_a_run_compiles_records_and_gives_the_centers_a_rate_as_configured(
     data, world, tmp_path, monkeypatch, caplog
 ):
     """The compiler is torch's quickest; a CPU has no graphs, which is said and does no harm."""

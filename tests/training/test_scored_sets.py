@@ -191,7 +191,7 @@ def test_two_sets_of_one_name_are_refused(world, pairs):
         ("xqlfw:missing", r"^eval\.sets=xqlfw:missing: missing does not exist"),
     ],
 )
-def test_what_cannot_be_opened_is_told_with_its_setting(world, pairs, given, message):
+def test_what_cannot_be_opened_is_named_with_its_setting(world, pairs, given, message):
     with pytest.raises(UserError, match=message):
         opened(world, pairs, f"eval.sets={given.replace('BLOCKS', str(pairs))}")
 

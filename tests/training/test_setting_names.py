@@ -95,7 +95,7 @@ def cut(data: Path) -> None:
         (None, ("data.decode=hybrid",), r"^decode=hybrid: .*: data\.decode$"),
     ],
 )
-def test_what_the_data_cannot_do_is_told_with_the_setting(
+def test_what_the_data_cannot_do_is_refused_with_the_setting(
     world, tmp_path, change, settings, message
 ):
     data = tiny.write_set(tmp_path / "data")
@@ -106,7 +106,7 @@ def test_what_the_data_cannot_do_is_told_with_the_setting(
         create_loader(config, world, open_training_data(config, world))
 
 
-def test_bad_images_on_the_way_are_told_with_the_settings(data, world, tmp_path):
+def test_bad_images_on_the_way_are_reported_with_the_settings(data, world, tmp_path):
     config = tiny.config(data, tmp_path / "run")
     training = open_training_data(config, world)
     # Only single images of another size get past the start: here all have it.
@@ -117,7 +117,7 @@ def test_bad_images_on_the_way_are_told_with_the_settings(data, world, tmp_path)
         next(stream)
 
 
-def test_verification_sets_of_another_size_are_told_with_the_settings(data, world, tmp_path):
+def test_verification_sets_of_another_size_are_refused_with_the_settings(data, world, tmp_path):
     stored = io.BytesIO()
     Image.new("RGB", (48, 48)).save(stored, "PNG")
     write_bin(tmp_path / "odd.bin", [stored.getvalue()] * 40, np.arange(20) % 2 == 0)

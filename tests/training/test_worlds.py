@@ -87,7 +87,7 @@ def read_other_bytes(world: World, config: Config) -> str:
     return str(caught.value)
 
 
-def test_ranks_that_read_different_sets_are_told_which_files_those_are(data, tmp_path):
+def test_ranks_that_read_different_sets_learn_which_files_those_are(data, tmp_path):
     config = tiny.config(data, tmp_path / "run")
     for said in run_ranks(read_other_bytes, config, world_size=2, folder=tmp_path):
         assert f"the ranks disagree on dataset of data.train={data} (rank 0 has 'digest0', " in said

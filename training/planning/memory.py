@@ -88,8 +88,8 @@ class Prediction:
 
     def __str__(self) -> str:
         """In 10^6 bytes, for the log; parts that round to none are left out."""
-        told = {name: f"{size / 1e6:,.0f}" for name, size in self.parts.items()}
-        parts = ", ".join(f"{name} {size}" for name, size in told.items() if size != "0")
+        rounded = {name: f"{size / 1e6:,.0f}" for name, size in self.parts.items()}
+        parts = ", ".join(f"{name} {size}" for name, size in rounded.items() if size != "0")
         places = {"of the host's memory": self.host, "of the disk": self.disk}
         besides = [f"; {size / 1e6:,.0f} MB {where}" for where, size in places.items() if size]
         return f"{self.total / 1e6:,.0f} MB a rank: {parts}{''.join(besides)}"

@@ -15,9 +15,9 @@ class Saves:
 
     Args:
         saver: writes them.
-        watchdog: is told that training waits.
+        watchdog: learns that training waits.
         count: gives what the run has counted, to be saved with it.
-        say: tells people where one will be.
+        say: prints where one will be.
     """
 
     def __init__(

@@ -136,7 +136,7 @@ def some(names: Sequence[str], *, between: str = ", ") -> str:
 
 
 def _reason(error: Exception, path: Path) -> str:
-    """In one line, without what torch tells of its own options."""
+    """In one line, without torch's words about its own options."""
     text = _ESCAPES.sub("", str(error))
     if code := _TORCH_CODE.search(text):
         return (

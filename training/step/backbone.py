@@ -94,7 +94,7 @@ def _average_gradients(
     backbone: nn.Module, config: Config, world: World, precision: Precision
 ) -> tuple[nn.Module, str]:
     bucket_mb = bucket_size(backbone)
-    # The name under which torch is told not to send BatchNorm's statistics around at every step.
+    # The name by which torch knows not to send BatchNorm's statistics around at every step.
     parameters = inspect.signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     # Where the steps will run: the default stream, or the one that is recorded from.

@@ -73,7 +73,7 @@ def write_imported(
 
 
 def _config(weights: Weights, output: Path) -> Config:
-    """What the files tell of a run, which is nothing of its data; the rest is at its defaults."""
+    """What the files say about a run, which is nothing about its data; the rest is at defaults."""
     network, centers = weights.architecture, weights.centers
     known = network.family.options
     changed = {key: value for key, value in network.options.items() if value != known[key]}

@@ -288,7 +288,7 @@ def match_rows(
         return _rows_by_count(held, config, data, none)
     if people.num_classes != held:
         raise WeightsError(
-            f"{saved.path}: its head has {held} rows, its identities.json tells of "
+            f"{saved.path}: its head has {held} rows, its identities.json names "
             f"{people.num_classes}: expected the file that was written with it. Restore that, or "
             "remove this one"
         )

@@ -19,7 +19,7 @@ def images_of(encoded):
     return encoded_images(encoded, names=[f"image {k}" for k in range(len(encoded))], size=112)
 
 
-def test_copies_are_found_and_told_by_kind(tmp_path):
+def test_copies_are_found_and_named_by_kind(tmp_path):
     train = [encode_jpeg(render(k, 0)) for k in range(40)]
     tests = [encode_jpeg(render(100 + k, 0)) for k in range(12)]
     planted = [copy(decode(tests[k])) for k, copy in enumerate(COPIES.values())]

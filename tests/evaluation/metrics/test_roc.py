@@ -13,7 +13,7 @@ from evaluation.metrics.roc import Roc
 
 
 def scored(pairs: int = 800, *, seed: int = 0, grid: float = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (P,) that overlap, on a grid where many shall be equal, and truth values (P,)."""
+    """Scores (P,) that overlap, on a grid where many are equal, and truth values (P,)."""
     rng = np.random.default_rng(seed)
     same = rng.random(pairs) < 0.4
     scores = rng.normal(np.where(same, 0.5, 0.2), 0.15).clip(-1, 1)

@@ -178,7 +178,7 @@ def test_names_with_commas_and_of_other_alphabets(tmp_path):
         ),
     ],
 )
-def test_what_is_no_list_is_told_by_its_line(lfw, text, message):
+def test_what_is_no_list_is_refused_by_its_line(lfw, text, message):
     with pytest.raises(PairListError, match=message):
         read_pair_list(written(lfw, text), lfw)
 

@@ -8,7 +8,7 @@ from evaluation.report.differences import differences
 from tests.evaluation.report import made_up
 
 
-def test_of_two_models_it_is_told_in_words():
+def test_two_models_are_compared_in_words():
     evaluation = made_up.evaluation(2)
     (grid,) = differences(evaluation, "lfw.bin+blur")
     assert [cell.text for cell in grid.rows[0]] == [

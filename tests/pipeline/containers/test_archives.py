@@ -214,7 +214,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_damage_in_use_costs_images_or_is_told(tmp_path, form):
+def test_damage_in_use_costs_images_or_is_an_error(tmp_path, form):
     path, rng = FORMS[form](tmp_path), np.random.default_rng(0)
     whole, index = path.read_bytes(), open_records(path)
     for _ in range(30):
@@ -279,7 +279,7 @@ def test_the_first_look_tells_how_far_it_is_and_the_next_opening_needs_none(tmp_
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
-def test_damage_among_the_rows_of_a_parquet_file_costs_images_or_is_told(tmp_path, compression):
+def test_damage_among_the_rows_of_a_parquet_file_costs_images_or_is_an_error(tmp_path, compression):
     path, rng = tmp_path / "a.parquet", np.random.default_rng(0)
     rows = {"image": [JPEG * 9 + b"%d" % k for k in range(40)], "label": list(range(40))}
     pq.write_table(pa.table(rows), path, row_group_size=5, compression=compression)

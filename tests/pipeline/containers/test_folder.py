@@ -122,7 +122,7 @@ def test_identities_that_would_move_labels_are_refused_until_numbered_again(face
     assert list(open_records(faces).names) == list(again.names) == sorted(again.names)
 
 
-def test_what_is_no_image_is_passed_over_and_told(faces, caplog):
+def test_what_is_no_image_is_skipped_and_reported(faces, caplog):
     write(faces, {"bob/list.txt": b"x", "bob/inside/1.png": picture(), "beside.png": picture()})
     (faces / "empty").mkdir()
     assert len(open_records(faces)) == 5

@@ -52,7 +52,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_damage_is_told(kind: str, tmp_path: Path) -> None:
+def test_any_damage_is_noticed(kind: str, tmp_path: Path) -> None:
     write, open_it = KINDS[kind]
     path = write(tmp_path)
     whole, rng = path.read_bytes(), np.random.default_rng(0)

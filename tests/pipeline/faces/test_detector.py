@@ -96,7 +96,7 @@ def without(outputs: dict, *names: str) -> dict:
         (detectors.older_yunet([], (64, 64)), "not as many cells"),
     ],
 )
-def test_other_networks_are_told_from_detectors(outputs, message, tmp_path):
+def test_other_networks_are_not_taken_for_detectors(outputs, message, tmp_path):
     with pytest.raises(DetectorError, match=message):
         Detector(detectors.write(tmp_path / "d.onnx", outputs))
 

@@ -78,7 +78,7 @@ def test_lines_without_an_image_are_named(tmp_path):
         ("x\ny\nz\n", "line 3: found 0 numbers"),
     ],
 )
-def test_what_is_no_list_is_told_by_its_line(text, message, tmp_path):
+def test_what_is_no_list_is_refused_by_its_line(text, message, tmp_path):
     with pytest.raises(LandmarkListError, match=message):
         read(tmp_path, text)
 

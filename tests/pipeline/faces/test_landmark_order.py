@@ -32,7 +32,7 @@ def test_the_expected_order_is_no_cause_for_a_warning():
         (lambda points: points.transpose(0, 2, 1).reshape(-1, 5, 2), "all x before all y"),
     ],
 )
-def test_another_order_is_told_by_its_name(written, message):
+def test_another_order_is_known_by_its_name(written, message):
     warning = warning_of_order(written(faces()))
     assert f"a list with {message}" in warning
     error, mended = (float(word) for word in warning.split() if word.replace(".", "").isdigit())

@@ -277,7 +277,7 @@ def test_a_download_cut_off_between_records_is_known_by_its_idx(tmp_path):
 
 
 @pytest.mark.parametrize("preamble", [b"{}", b'{"summary": "x"}', b"[]", b"\xff", b""])
-def test_a_garbled_sidecar_is_built_anew(small, preamble):
+def test_a_garbled_sidecar_is_built_again(small, preamble):
     rec, _, _ = small
     open_index(rec)
     rec.with_suffix(".fsidx").write_bytes(preamble.ljust(5000))

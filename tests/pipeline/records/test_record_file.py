@@ -70,7 +70,7 @@ def test_announcements_cover_every_byte_in_pieces_the_system_takes(file, monkeyp
     assert max(size for _, size in advised) <= 128 << 10
 
 
-def test_a_file_that_was_written_anew_is_found_out_and_a_new_time_alone_is_not(file):
+def test_a_rewritten_file_is_found_out_and_a_new_time_alone_is_not(file):
     os.utime(file.path, ns=(1, 1))
     file.check_unchanged()
     content = bytearray(file.path.read_bytes())

@@ -132,7 +132,7 @@ def test_another_size_at_the_same_time_is_known(indexed):
 
 
 @pytest.mark.parametrize("missing", ["size", "mtime_ns"])
-def test_a_sidecar_from_before_times_were_noted_is_built_anew(indexed, missing):
+def test_a_sidecar_from_before_times_were_noted_is_built_again(indexed, missing):
     rec, scans = indexed
     sidecar = rec.with_suffix(".fsidx")
     content = sidecar.read_bytes()
@@ -160,7 +160,7 @@ def test_a_file_that_changed_during_its_scan_is_scanned_again(indexed, change):
 
 
 @pytest.mark.parametrize("place", [4096 + 7 * 24 + 16, -1, 4096])
-def test_a_sidecar_whose_records_were_changed_is_built_anew(indexed, place):
+def test_a_sidecar_whose_records_were_changed_is_built_again(indexed, place):
     """A label, the last byte, the first offset."""
     rec, scans = indexed
     sidecar = rec.with_suffix(".fsidx")

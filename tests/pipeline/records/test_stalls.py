@@ -37,7 +37,7 @@ def file(tmp_path, clock, monkeypatch) -> DataFile:
     return file
 
 
-def test_a_read_that_took_long_is_told(file, caplog):
+def test_a_read_that_took_long_is_reported(file, caplog):
     file.seconds = 12.4
     assert file.read(10, 90) == bytes(90)
     (said,) = caplog.messages
@@ -52,7 +52,7 @@ def test_a_read_of_a_busy_disk_is_not(file, caplog):
     assert not caplog.messages
 
 
-def test_more_of_them_are_counted_and_told_once_a_minute(file, caplog):
+def test_more_of_them_are_counted_and_reported_once_a_minute(file, caplog):
     for file.seconds in (6, 20, 9, 31, 7):  # the fourth ends 60 seconds after the first
         file.read(0, 1)
     assert len(caplog.messages) == 2

@@ -50,12 +50,12 @@ def test_what_decodes_is_not_complained_about(image):
         (b"no image at all", "no image: it starts with 6e6f2069"),
     ],
 )
-def test_what_does_not_decode_is_told_with_the_reason(image, why):
+def test_what_does_not_decode_is_named_with_the_reason(image, why):
     assert why in decode_error(image)
 
 
 @pytest.mark.parametrize("options", [{}, {"mode": "CMYK"}, {"format": "PNG"}])
-def test_another_size_than_is_wanted_is_told(options):
+def test_another_size_than_is_wanted_is_reported(options):
     assert decode_error(encode(**options), size=32) == "32 x 24 pixels, not 32 x 32"
 
 

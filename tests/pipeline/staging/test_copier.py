@@ -292,7 +292,7 @@ def test_a_copy_that_fails_while_it_is_read_is_left_for_the_source(source, stage
         file.check_unchanged()
 
 
-def test_a_folder_that_cannot_be_written_is_told_and_the_run_goes_on(source, stage, caplog):
+def test_a_folder_that_cannot_be_written_is_reported_and_the_run_goes_on(source, stage, caplog):
     (stage / opened(source, stage).copy.folder.name).write_bytes(b"a file")
     file = copy_all(source, stage)
     assert "is no longer copied to" in caplog.text

@@ -25,7 +25,7 @@ def test_a_rank_for_each_gpu_and_the_first_that_fails_is_named(monkeypatch, gpus
     assert ranks.check_ranks().text == f"{backend} adds up over {world} ranks"
 
 
-def test_ranks_without_torch_are_told_to_install_it(monkeypatch):
+def test_ranks_without_torch_are_asked_to_install_it(monkeypatch):
     def sum_without_torch(*_: object) -> None:
         raise ModuleNotFoundError("No module named 'torch'")
 

@@ -74,7 +74,7 @@ def test_a_gpu_that_cannot_be_asked_is_a_line(monkeypatch):
         ("13.0", "12.4", None),
     ],
 )
-def test_a_torch_that_reaches_no_gpu_is_told_why(driver, cuda, words):
+def test_a_torch_that_reaches_no_gpu_is_explained(driver, cuda, words):
     found = gpu.does_not_fit(Driver(driver, 2), cuda)
     assert (found and words in found.text) if words else found is None
 

@@ -87,7 +87,7 @@ def test_an_interrupted_cache_is_not_used_and_gone_on_from(index):
     assert not unfinished.exists()
 
 
-def test_what_was_begun_for_another_file_is_begun_anew(index):
+def test_what_was_begun_for_another_file_is_started_over(index):
     with pytest.raises(KeyboardInterrupt):
         write(index, until=3)
     again = make_index(index.path.parent, 7, b"other image")

@@ -377,7 +377,7 @@ def test_before_a_step_is_done_a_stop_ends_even_what_hangs(world_size):
 
 
 @pytest.mark.slow
-def test_what_waits_for_a_dead_rank_quits_when_it_is_told_to_stop():
+def test_what_waits_for_a_dead_rank_quits_when_asked_to_stop():
     """As torchrun tells those that are left; it would kill them only after thirty seconds."""
     with stuck(world_size=2) as process:
         process.send_signal(signal.SIGTERM)

@@ -157,13 +157,13 @@ def end(config: RunConfig, world: World) -> Path:
     return watchdog._path
 
 
-TOLD = "rank 0 hangs: in training of step 7 since"
+MESSAGE = "rank 0 hangs: in training of step 7 since"
 
 
-def test_a_hang_is_told_on_stderr_and_in_a_file(config, world, exits, capfd):
+def test_a_hang_is_reported_on_stderr_and_in_a_file(config, world, exits, capfd):
     path = end(config, world)
     assert exits == [HANG_EXIT_CODE]
-    assert TOLD in path.read_text()
+    assert MESSAGE in path.read_text()
     assert "thread MainThread (most recent call first)" in path.read_text()
     assert f'File "{__file__}", line ' in path.read_text()
     assert path.read_text() in capfd.readouterr().err
@@ -173,7 +173,7 @@ def test_a_folder_that_is_gone_keeps_nobody_from_ending(config, world, exits, ca
     path = end(replace(config, output=f"{config.output}/gone"), world)
     assert exits == [HANG_EXIT_CODE]
     message = capfd.readouterr().err
-    assert TOLD in message
+    assert MESSAGE in message
     assert f"{path} was not written: [Errno 2]" in message
 
 
@@ -181,7 +181,7 @@ def test_nor_does_a_full_disk(config, world, exits, capfd):
     (Path(config.output) / "hang_rank0.txt").symlink_to("/dev/full")
     end(config, world)
     assert exits == [HANG_EXIT_CODE]
-    assert TOLD in capfd.readouterr().err
+    assert MESSAGE in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -192,8 +192,8 @@ def test_nor_does_a_disk_that_hangs(config, world, exits, capfd, monkeypatch):
     os.mkfifo(pipe)
     end(config, world)
     assert exits == [HANG_EXIT_CODE]
-    assert TOLD in capfd.readouterr().err
-    assert TOLD in pipe.read_text(), "and lets its thread go"
+    assert MESSAGE in capfd.readouterr().err
+    assert MESSAGE in pipe.read_text(), "and lets its thread go"
 
 
 def test_nor_does_a_closed_stderr(config, world, exits, monkeypatch):
@@ -201,7 +201,7 @@ def test_nor_does_a_closed_stderr(config, world, exits, monkeypatch):
         raise OSError(9, "Bad file descriptor")
 
     monkeypatch.setattr(os, "write", closed)
-    assert TOLD in end(config, world).read_text()
+    assert MESSAGE in end(config, world).read_text()
     assert exits == [HANG_EXIT_CODE]
 
 

@@ -233,7 +233,7 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path):
         open_network(tmp_path / "x.onnx")
 
 
-def test_a_missing_onnxruntime_is_told_with_how_to_install_it(monkeypatch):
+def test_a_missing_onnxruntime_is_named_with_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(OnnxError, match=r"`pip install onnxruntime` .*onnxruntime-gpu"):
         open_network(Path("x.onnx"))

@@ -109,7 +109,7 @@ def test_a_loss_near_zero_is_no_illness_where_others_are_recognized():
     assert causes(run([START, 0.01 * BLIND], accuracies=[0.6, 0.99])) == []
 
 
-def test_steps_that_are_skipped_are_told_by_where_the_overflow_is():
+def test_steps_that_are_skipped_are_explained_by_where_the_overflow_is():
     backward = run([None] * 4, skipped_steps=100.0)
     [finding] = diagnose(backward, FACTS)
     assert finding.cause == "every step is skipped"
@@ -137,7 +137,7 @@ def test_a_start_from_weights_that_know_nobody_is_found():
     assert causes(run(LEARNS, accuracies=[0.99, 0.99, 0.99]), facts) == []
 
 
-def test_a_loss_that_rises_by_plan_is_not_called_ill():
+def test_a_loss_that_rises_by_plan_is_not_called_a_fault():
     rising = run([START, 0.3 * BLIND, 0.8 * BLIND], accuracies=GOOD)
     assert causes(rising, with_settings(head={"sample_rate_from": {2: 0.5}})) == []
 

@@ -120,7 +120,7 @@ def test_what_is_expected_of_the_demo_is_what_its_runs_showed():
         assert span == pytest.approx((low, min(high, 1.0)), abs=0.0006)
 
 
-def test_a_demo_is_told_where_it_is_within_the_band():
+def test_a_demo_is_placed_within_the_band_by_epoch():
     facts, [run, *_] = facts_of("demo"), DEMOS
     every_third = [
         line

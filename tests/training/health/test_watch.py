@@ -28,7 +28,7 @@ def of_recipe() -> Facts:
     return Facts.of(config, classes=first.classes, steps_per_epoch=first.steps_per_epoch)
 
 
-def test_a_cause_is_told_once_and_another_when_it_comes_up():
+def test_a_cause_is_reported_once_and_another_when_it_comes_up():
     lines: list[dict[str, Any]] = []
     watch, said = Watch(FACTS, lambda: lines), []
     for step in range(1, 60):

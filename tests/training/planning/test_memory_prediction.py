@@ -155,7 +155,7 @@ def test_ranks_and_micro_batches_divide():
     assert shared.activations == parts.activations == pytest.approx(whole.activations / 4, rel=0.01)
 
 
-def test_it_is_told_in_one_line():
+def test_it_is_printed_in_one_line():
     found = Prediction(
         libraries=500_000_000,
         backbone=350_000_000,

@@ -47,7 +47,7 @@ def require(config: Config, world: World) -> None:
     require_memory(config, world, found)
 
 
-def test_a_disk_without_room_is_told_before_anything_is_made(data, world, tmp_path):
+def test_a_disk_without_room_is_refused_before_anything_is_made(data, world, tmp_path):
     """Of all ranks of the machine together."""
     config = configured(data, tmp_path, "head.place=disk")
     with pytest.raises(OutOfMemoryError, match=r"head\.place=disk: 819,200 MB .* are free: make"):
@@ -56,7 +56,7 @@ def test_a_disk_without_room_is_told_before_anything_is_made(data, world, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_host_without_room_is_told_where_the_device_has_enough(
+def test_a_host_without_room_is_refused_where_the_device_has_enough(
     data, world, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
@@ -74,7 +74,7 @@ def test_what_does_not_fit_may_go_to_a_disk(data, world, tmp_path):
         require(configured(data, tmp_path, "head.place=host"), world)
 
 
-def test_it_is_told_beside_the_device(data, world, tmp_path):
+def test_it_is_printed_beside_the_device(data, world, tmp_path):
     config = configured(data, tmp_path, "head.place=disk")
     precision = choose_precision(world.device, "fp32")
     text = str(predict(config, world, precision, num_classes=10**8))

@@ -78,7 +78,7 @@ def test_rich_prints_bars_and_warnings_into_a_broken_pipe(monkeypatch, messages)
     assert len(messages) == 1
 
 
-def test_stdout_that_breaks_is_told_on_stderr_and_to_run_log(monkeypatch, caplog):
+def test_stdout_that_breaks_is_reported_on_stderr_and_in_run_log(monkeypatch, caplog):
     monkeypatch.setattr(sys, "stdout", broken_pipe())
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     protect_console()

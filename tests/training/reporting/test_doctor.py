@@ -23,7 +23,7 @@ MEASURES = {
     "head": "share_head",
     "host": "host_bound_fraction",
 }
-ILL = {
+SLOW = {
     "data": WELL | {"data_wait_fraction": 0.234},
     "head": WELL | {"share_head": 0.45},
     "host": WELL | {"host_bound_fraction": 0.6},
@@ -43,14 +43,14 @@ def test_at_the_limits_all_is_well():
     ],
 )
 def test_a_cause_is_one_line_with_the_share_and_the_present_settings(cause, share, named):
-    found = diagnose(ILL[cause], SETTINGS)
+    found = diagnose(SLOW[cause], SETTINGS)
     assert list(found) == [cause]
     assert "\n" not in found[cause]
     assert all(text in found[cause] for text in (share, *named))
 
 
-def test_causes_are_told_together():
-    everything = WELL | {measure: ILL[cause][measure] for cause, measure in MEASURES.items()}
+def test_causes_are_reported_together():
+    everything = WELL | {measure: SLOW[cause][measure] for cause, measure in MEASURES.items()}
     assert list(diagnose(everything, SETTINGS)) == ["data", "head", "host"]
 
 
@@ -65,31 +65,31 @@ def test_on_a_cpu_nothing_that_only_gpus_have_is_proposed():
 
 def test_what_is_not_measured_is_no_cause():
     """As the head's share, where a CUDA graph holds the whole step."""
-    reading = {name: share for name, share in ILL["data"].items() if name != "share_head"}
+    reading = {name: share for name, share in SLOW["data"].items() if name != "share_head"}
     assert list(diagnose(reading, SETTINGS)) == ["data"]
 
 
 def test_a_setting_that_the_run_lacks_is_not_proposed():
-    line = diagnose(ILL["head"], {"head.sample_rate": 1.0})["head"]
+    line = diagnose(SLOW["head"], {"head.sample_rate": 1.0})["head"]
     assert "head.sample_rate=1.0" in line
     assert "backend" not in line
 
 
-@pytest.mark.parametrize("cause", ILL)
-def test_a_cause_is_told_once_and_again_only_after_it_was_gone(cause):
+@pytest.mark.parametrize("cause", SLOW)
+def test_a_cause_is_reported_once_and_again_only_after_it_was_gone(cause):
     """It is gone below half its limit: hovering around the limit does not make it news."""
-    doctor, ill = Doctor(SETTINGS), ILL[cause]
+    doctor, slow = Doctor(SETTINGS), SLOW[cause]
     gone = WELL | {MEASURES[cause]: WELL[MEASURES[cause]] / 2.1}
-    seen = [ill, WELL, ill, ill, WELL, ill, gone, ill, ill]
+    seen = [slow, WELL, slow, slow, WELL, slow, gone, slow, slow]
     message = [len(doctor(reading)) for reading in seen]
     assert message == [0, 0, 1, 0, 0, 0, 0, 1, 0], "the first reading is warm-up"
 
 
-def test_a_new_cause_is_told_beside_an_old_one():
+def test_a_new_cause_is_reported_beside_an_old_one():
     doctor = Doctor(SETTINGS)
     doctor(WELL)
-    assert "images" in doctor(ILL["data"])[0]
-    [line] = doctor(ILL["data"] | {"share_head": 0.5})
+    assert "images" in doctor(SLOW["data"])[0]
+    [line] = doctor(SLOW["data"] | {"share_head": 0.5})
     assert "head" in line
 
 

@@ -75,7 +75,7 @@ def test_a_reading_is_one_transfer():
     assert len(reads) == 1
 
 
-def test_every_reading_begins_anew():
+def test_every_reading_begins_at_zero():
     meters = Meters(CPU)
     meters.add(result(1.0))
     meters.read()
@@ -194,7 +194,7 @@ def test_the_console_line_is_found_by_what_reads_arcface_torchs(scale, tmp_path,
     assert "data 5% forward 30% head 20% backward 40%" in line
 
 
-def test_a_resumed_run_forgets_what_was_told_after_its_checkpoint(tmp_path):
+def test_a_resumed_run_drops_what_was_reported_after_its_checkpoint(tmp_path):
     at = Position(0, 0.0, 9005)
     first = Reporter(tmp_path, at=at)
     for step in (5, 10, 15):

@@ -120,7 +120,7 @@ def test_a_device_that_waits_for_each_kernel_is_host_bound(clock, device):
     assert laps.seconds["forward"] == pytest.approx(0.2, rel=0.02)
 
 
-def test_the_clocks_are_aligned_anew_at_every_reading(clock, device):
+def test_the_clocks_are_aligned_again_at_every_reading(clock, device):
     """They run apart, as quartz does; a long reading must not blur the next."""
     stopwatch = Stopwatch(torch.device("meta"))
     device.rate = 1.001

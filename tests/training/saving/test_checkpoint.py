@@ -101,7 +101,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("where", ["shard", "manifest", "folder"])
-def test_a_full_or_closed_disk_is_told_once_and_the_checkpoint_before_stays(
+def test_a_full_or_closed_disk_is_reported_once_and_the_checkpoint_before_stays(
     where, world, tmp_path, monkeypatch, caplog
 ):
     step = train_step()

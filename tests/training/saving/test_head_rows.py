@@ -132,7 +132,7 @@ def test_other_extra_terms_start_to_learn_over(then, saved, world, caplog):
     assert "what margin and extra terms learn: not as this run's settings" in caplog.text
 
 
-def test_a_run_that_goes_on_is_told_of_both_dtypes_and_what_to_do(saved, world):
+def test_another_dtype_is_refused_with_both_and_what_to_do(saved, world):
     path, _ = saved()
     now = override(CONFIG, ["head.centers_dtype=bfloat16", "head.momentum=0"])
     with pytest.raises(CheckpointError) as caught:

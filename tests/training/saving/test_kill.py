@@ -34,7 +34,7 @@ from training.step.precision import choose_precision
 
 ROOT = Path(__file__).parents[3]
 RANKS, KILLS, STEPS = 2, 20, 25
-TOLD = ("loss", "gradient_norm", "embedding_norm", "lr", "skipped_steps")
+WRITTEN = ("loss", "gradient_norm", "embedding_norm", "lr", "skipped_steps")
 OVERRIDES = [
     *("run.epochs=5", "run.save_steps=1", "log.every=1", "eval.every=5"),
     *("head.sample_rate=0.5", "model.dropout=0.2", "data.threads=1", "step.precision=fp32"),
@@ -97,7 +97,7 @@ def live(config: Config, store: Path, moment: Moment | None = None) -> None:
                 process.join(timeout=LIMIT)
             assert [process.exitcode for process in ranks] == [0] * RANKS
     finally:
-        for process in ranks:  # first all of them: none shall see another go
+        for process in ranks:  # first all of them: none may see another end
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
         for process in ranks:
@@ -106,7 +106,7 @@ def live(config: Config, store: Path, moment: Moment | None = None) -> None:
 
 def losses(output: Path) -> list[list[float]]:
     lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
-    return [[line["step"], *(line[name] for name in TOLD)] for line in lines if "loss" in line]
+    return [[line["step"], *(line[name] for name in WRITTEN)] for line in lines if "loss" in line]
 
 
 def shards(output: Path) -> dict[str, dict]:

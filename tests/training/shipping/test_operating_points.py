@@ -59,7 +59,7 @@ def test_thresholds_that_the_set_can_show_are_in_the_card(path):
     assert card.scores == {"lfw": {"accuracy": 0.9, "tar@far=0.01": 0.8}}
 
 
-def test_other_sets_stay_and_other_weights_begin_anew(path):
+def test_other_sets_stay_and_other_weights_start_over(path):
     add_results(model(path), [result("lfw"), result("cfp")])
     add_results(model(path), [result("lfw", 0.5)])
     points = read_card(path).points

@@ -227,7 +227,7 @@ def test_a_recorded_step_replays_to_the_same_bits(options, monkeypatch):
     assert graphs.recordings == (2 if {"sample_rate", "expectation_margin"} & {*options} else 1)
 
 
-def test_where_nothing_can_be_recorded_steps_run_and_the_reason_is_told(caplog):
+def test_where_nothing_can_be_recorded_steps_run_and_the_reason_is_logged(caplog):
     plain, wanted = build(), build()
     graphed = GraphedStep(wanted, CPU)
     assert "step.cuda_graph=full: steps run without a graph: there are none on a cpu" in caplog.text

@@ -339,7 +339,7 @@ def test_a_head_that_is_not_its_peoples_is_refused(trained, old, world, tmp_path
     listed = tmp_path / "run" / "identities.json"
     listed.write_text(listed.read_text().replace('"classes": 4', '"classes": 5'))
     begun = with_data(config, old, output=tmp_path / "begun")
-    with pytest.raises(WeightsError, match=r"has 4 rows, its identities\.json tells of 5"):
+    with pytest.raises(WeightsError, match=r"has 4 rows, its identities\.json names 5"):
         start(begun, world, checkpoint)
     listed.write_text("{")
     with pytest.raises(ValueError, match=r"identities\.json does not say whose"):

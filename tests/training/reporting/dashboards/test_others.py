@@ -71,7 +71,7 @@ def show_a_run(name: str, folder: Path, *, fresh: bool = True) -> None:
     dashboard.close()
 
 
-def test_weights_and_biases_is_told_everything(tmp_path, wandb, monkeypatch, caplog):
+def test_weights_and_biases_gets_everything(tmp_path, wandb, monkeypatch, caplog):
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     show_a_run("wandb", tmp_path)
     [(_, opened)] = wandb.named("init")
@@ -92,7 +92,7 @@ def test_weights_and_biases_is_told_everything(tmp_path, wandb, monkeypatch, cap
     assert not caplog.records
 
 
-def test_mlflow_is_told_everything_in_names_that_it_takes(tmp_path, mlflow, caplog):
+def test_mlflow_gets_everything_in_names_that_it_takes(tmp_path, mlflow, caplog):
     show_a_run("mlflow", tmp_path)
     assert mlflow.named("start_run") == [((), {"run_name": tmp_path.name})]
     [((parameters,), _)] = mlflow.named("log_params")

@@ -51,7 +51,7 @@ def test_everything_is_handed_on_in_order() -> None:
     ]
 
 
-def test_a_failure_is_told_once_and_what_comes_after_it_is_shown(caplog) -> None:
+def test_a_failure_is_reported_once_and_what_comes_after_it_is_shown(caplog) -> None:
     def fail(name: str) -> None:
         if name == "scalars":
             raise ConnectionError("no route to host")
