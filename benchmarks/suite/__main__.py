@@ -5,9 +5,10 @@
     python -m benchmarks.suite --device cpu --quick          # a rehearsal, on any machine
 
 Every stage is a process with a time limit of its own; on several GPUs torchrun starts it on all of
-them. A stage that fails or hangs is named with its reason, the others go on, and the exit status is
-1. Figures stand beside the machine's own peaks (facts) and arcface_torch's head and step. They go
-to benchmarks/results/, a rehearsal's to runs/rehearsal/, and what the stages print beside them.
+them. On a CPU a second process measures memory, in the time that the first has left. A stage that
+fails or hangs is named with its reason, the others go on, and the exit status is 1. Figures stand
+beside the machine's own peaks (facts) and arcface_torch's head and step. They go to
+benchmarks/results/, a rehearsal's to runs/rehearsal/, and what the stages print beside them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import json
 import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ ON_GPU = {
 }
 PATIENCE = 10  # times as long for a rehearsal, on whatever machine
 ALONE = ("tests", "ranks", "short_run")  # they start ranks themselves, or need none
+WITH_MEMORY = ("stream", "head", "backbone", "step", "ranks")
 NOT_SHOWN = ("turn", "flops", "bytes", "seconds_p5", "seconds_p95", "warm_up_s", "rounds")
 
 
@@ -71,7 +73,12 @@ def measure(options: argparse.Namespace, *, ranks: int, folder: Path) -> int:
         seconds = limits.get(name, ON_GPU[name]) * (PATIENCE if options.quick else 1)
         stage = stage_of(name, options, ranks=ranks, folder=logs, seconds=seconds)
         console.print(f"{name}: at most {stage.seconds:g} s", style="dim")
-        outcome = outcomes[name] = run(stage, logs / f"{name}.log")
+        outcome = run(stage, logs / f"{name}.log")
+        left = stage.seconds - outcome.seconds
+        if options.device == "cpu" and name in WITH_MEMORY and left > 0:
+            of_memory = stage_of(name, options, ranks=ranks, folder=logs, seconds=left, memory=True)
+            outcome = with_memory(outcome, run(of_memory, logs / f"{name}_memory.log"))
+        outcomes[name] = outcome
         peaks = outcomes["facts"].figures if "facts" in outcomes else []
         beside_others(outcome.figures, peaks=peaks)
         console.print(table_of(name, outcome))
@@ -87,14 +94,36 @@ def measure(options: argparse.Namespace, *, ranks: int, folder: Path) -> int:
 
 
 def stage_of(
-    name: str, options: argparse.Namespace, *, ranks: int, folder: Path, seconds: float
+    name: str,
+    options: argparse.Namespace,
+    *,
+    ranks: int,
+    folder: Path,
+    seconds: float,
+    memory: bool = False,
 ) -> Stage:
-    """The process of a stage, its figures a file in `folder`."""
-    figures = folder / f"{name}.jsonl"
+    """The process of a stage, its figures a file in `folder`.
+
+    Args:
+        memory: whether it measures memory, instead of time.
+    """
+    figures = folder / f"{name}{'_memory' * memory}.jsonl"
     arguments = [f"--figures={figures}", f"--seconds={seconds}", f"--ranks={ranks}"]
     arguments += [f"--device={options.device}", *(["--quick"] if options.quick else [])]
+    arguments += ["--memory"] * memory
     start = launcher(1 if name in ALONE else ranks)
     return Stage([*start, "-m", f"benchmarks.suite.{name}", *arguments], figures, seconds)
+
+
+def with_memory(timed: Outcome, memory: Outcome) -> Outcome:
+    """A stage's times, each row with the memory that the same way took in another process."""
+    known = {_way(row): row["peak_mb"] for row in memory.figures if "peak_mb" in row}
+    figures = [
+        row | {"peak_mb": known[_way(row)]} if _way(row) in known else row for row in timed.figures
+    ]
+    failed = timed.failed or (f"its memory: {memory.failed}" if memory.failed else None)
+    seconds = timed.seconds + memory.seconds
+    return replace(timed, seconds=seconds, failed=failed, figures=figures)
 
 
 def table_of(name: str, outcome: Outcome) -> Table:
@@ -116,6 +145,11 @@ def machine_of(outcomes: dict[str, Outcome]) -> str:
     about = next((row for row in rows if "device" in row), unknown)
     name = re.sub("[^a-z0-9]+", "-", about["device"].lower()).strip("-")
     return name if about["ranks"] == 1 else f"{about['ranks']}x-{name}"
+
+
+def _way(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Which way of which case a row is of, within its stage."""
+    return tuple(row.get(key) for key in ("ranks", "turn", "way"))
 
 
 def _shown(key: str, value: Any) -> str:

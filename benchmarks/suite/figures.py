@@ -10,7 +10,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite.measure import TOY, Effort, Maker, Row, forget, in_turn, of_all_ranks
+from benchmarks.suite.measure import (
+    TOY,
+    Effort,
+    Maker,
+    Row,
+    forget,
+    in_turn,
+    of_all_ranks,
+    peaks,
+)
 from training.allocator import keep_pages
 from training.distributed import World, join_world, leave_world
 from training.step.precision import choose_precision, set_determinism
@@ -25,10 +34,14 @@ class Figures:
         path: a file of JSON lines, written by the main rank.
         seconds: the stage's limit.
         quick: whether this is a rehearsal, with sizes that take no time.
+        memory: whether the memory that each way takes is measured, instead of its time.
     """
 
-    def __init__(self, path: Path, world: World, *, seconds: float, quick: bool) -> None:
+    def __init__(
+        self, path: Path, world: World, *, seconds: float, quick: bool, memory: bool = False
+    ) -> None:
         self.world, self.quick, self.failed = world, quick, False
+        self._measure = peaks if memory else in_turn
         self._path, self._deadline, self._longest = path, time.monotonic() + seconds, 0.0
         self._turns = 0
 
@@ -60,7 +73,7 @@ class Figures:
             return
         self._turns += 1
         forget(self.world.device)
-        found = in_turn(ways, self.world.device, TOY if self.quick else effort)
+        found = self._measure(ways, self.world.device, TOY if self.quick else effort)
         for way, row in found.items():
             self.failed |= "failed" in row
             also = more(way, row) if "seconds" in row else {}
@@ -76,6 +89,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     return parser.parse_args(arguments)
 
 
@@ -92,9 +106,15 @@ def run_stage(stage: Callable[[Figures], None]) -> None:
     precision = choose_precision(world.device)
     precision.apply()
     set_determinism(False)
-    if world.device.type == "cpu":
-        keep_pages()  # else what is measured is the C library giving pages back and taking them
-    figures = Figures(options.figures, world, seconds=options.seconds, quick=options.quick)
+    if world.device.type == "cpu" and not options.memory:
+        keep_pages()  # else what is timed is the C library giving pages back and taking them
+    figures = Figures(
+        options.figures,
+        world,
+        seconds=options.seconds,
+        quick=options.quick,
+        memory=options.memory,
+    )
     stage(figures)
     leave_world()
     sys.exit(figures.failed)

@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.harness import take_turns
+from training.planning.machine import own_memory
+from training.reporting.meters import peak_memory
 
 Row = dict[str, Any]
 Step = Callable[[], object]
@@ -51,30 +53,34 @@ def in_turn(makers: Mapping[str, Maker], device: torch.device, effort: Effort) -
 
     Returns:
         for each way `seconds`, `seconds_p5` and `seconds_p95` of a step, `rounds`, the seconds that
-        making and warming up took, and `peak_mb`, the memory in 10^6 bytes that it took at most
-        while it warmed up, what it keeps included. Or `skipped` where it does not fit into memory,
-        or `failed`; both with the reason.
+        making and warming up took, and on a GPU `peak_mb`, as `peaks` has it. Or `skipped` where it
+        does not fit into memory, or `failed`; both with the reason.
     """
     found: dict[str, Row] = {}
     ways: dict[str, Step] = {}
     for name, make in makers.items():
-        begin, before = time.perf_counter(), _held(device)
-        try:
-            turn = _turn(make(), device, effort.steps)
-            for _ in range(-(-effort.warm_up // effort.steps)):
-                turn()
-        except torch.OutOfMemoryError:
-            found[name] = {"skipped": "it does not fit into the memory"}
-        except Exception as error:  # whatever it is, it must not hide the other ways
-            traceback.print_exc()
-            found[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
-        else:
+        found[name], turn = _ready(make, device, effort)
+        if turn is not None:
             ways[name] = turn
-            found[name] = {"warm_up_s": time.perf_counter() - begin, **_peak(device, before)}
+            if device.type == "cpu":  # whose pages are kept: `peaks` is for a process without that
+                del found[name]["peak_mb"]
     if ways:
         for name, seconds in take_turns(ways, rounds=_rounds(ways, effort), warm_up=0).items():
             found[name] |= spread([one / effort.steps for one in seconds])
     return found
+
+
+def peaks(makers: Mapping[str, Maker], device: torch.device, effort: Effort) -> dict[str, Row]:
+    """Make every way, warm it up and drop it; called on every rank.
+
+    On a CPU the pages of what was freed must not be kept, as `training.allocator.keep_pages` does:
+    they would count as long as nothing fits into them.
+
+    Returns:
+        for each way `peak_mb`, the memory in 10^6 bytes that it took at most, what it keeps
+        included: of tensors on a GPU, of this process on a CPU. Or why not, as `in_turn`.
+    """
+    return {name: _ready(make, device, effort)[0] for name, make in makers.items()}
 
 
 def spread(seconds: Sequence[float]) -> Row:
@@ -97,6 +103,22 @@ def forget(device: torch.device) -> None:
         module = torch.get_device_module(device)
         module.synchronize(device)
         module.empty_cache()
+
+
+def _ready(make: Maker, device: torch.device, effort: Effort) -> tuple[Row, Step | None]:
+    """A way that is made and warmed up, and what that took; None where it does not work."""
+    begin, before = time.perf_counter(), _held(device)
+    try:
+        turn = _turn(make(), device, effort.steps)
+        for _ in range(-(-effort.warm_up // effort.steps)):
+            turn()
+    except torch.OutOfMemoryError:
+        return {"skipped": "it does not fit into the memory"}, None
+    except Exception as error:  # whatever it is, it must not hide the other ways
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:300]}, None
+    taken = (peak_memory(device) - before) / 1e6
+    return {"warm_up_s": time.perf_counter() - begin, "peak_mb": taken}, turn
 
 
 def _turn(step: Step, device: torch.device, steps: int) -> Step:
@@ -136,18 +158,4 @@ def _held(device: torch.device) -> int:
     if trim is not None:
         trim(0)  # else what is free would be taken for what is held
     Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak(device: torch.device, before: int) -> Row:
-    if device.type == "cpu":
-        peak = _status("VmHWM")
-    else:
-        peak = torch.get_device_module(device).max_memory_allocated(device)
-    return {"peak_mb": (peak - before) / 1e6}
-
-
-def _status(key: str) -> int:
-    """Bytes: VmRSS, what the process holds now, or VmHWM, the most it has held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+    return own_memory()

@@ -53,11 +53,13 @@ for.
 - `× baseline`: how many times as fast as the baseline that it took turns with: arcface_torch's head
   or step as they stand in [baselines.py](baselines.py), a network in float32 and NCHW, or bare
   libjpeg-turbo.
-- `MB`: the most that a way took at once, what it keeps included: tensors on a GPU, the whole
-  process on a CPU.
+- `MB`: the most that a way took at once while it was made and warmed up, what it keeps included:
+  tensors on a GPU; on a CPU the process, without what it has of files and without processes that it
+  starts.
 - On a CPU the C library is told to keep its pages
-  ([training/allocator.py](../training/allocator.py)). By default it gives large tensors fresh pages
-  at every step, which makes those slow that have many of them.
+  ([training/allocator.py](../training/allocator.py)) while time is measured. By default it gives
+  large tensors fresh pages at every step, which makes those slow that have many of them. Memory is
+  measured in another process, which does not keep them: what is free would be counted, too.
 """
 PUBLISHED = """\
 ## What others have published

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks.suite import measure
-from benchmarks.suite.measure import Effort, in_turn, spread
+from benchmarks.suite.__main__ import with_memory
+from benchmarks.suite.figures import Figures, run_stage
+from benchmarks.suite.measure import TOY, Effort, in_turn, spread
+from benchmarks.suite.processes import Outcome
 from benchmarks.suite.shares import beside_others
-from tests.ranks import run_ranks
-from training.distributed import World
+from tests.ranks import start
 
 CPU = torch.device("cpu")
 
@@ -55,26 +61,60 @@ def test_a_way_that_fails_or_does_not_fit_leaves_the_others():
     assert found["good"]["seconds"] >= 0
 
 
-def peaks(_: World) -> list[float]:
-    """Of two ways, in 10^6 bytes."""
+def uneven() -> measure.Step:
+    """2 MB kept; a step takes 100 MB, and 110 MB once these are free: 112 MB at most. Where pages
+    are kept the 110 MB find no room in the 100 MB, behind which lies something small."""
+    kept: list[torch.Tensor] = []
 
-    def taking(size: int) -> measure.Maker:
-        def make() -> measure.Step:
-            kept = torch.ones(size // 4)
-            return lambda: kept.mul(2.0)  # as much again, for a moment
+    def step() -> None:
+        large = torch.ones(25_000_000)
+        kept[:] = [torch.ones(25_000) for _ in range(20)]
+        del large
+        torch.ones(27_500_000)
 
-        return make
-
-    found = in_turn({"large": taking(200_000_000), "small": taking(50_000_000)}, CPU, Effort(0.0))
-    return [row["peak_mb"] for row in found.values()]
+    return step
 
 
-@pytest.mark.slow
-def test_the_peak_is_of_one_way_alone(tmp_path):
-    """In a process of its own: a command that another test calls in this one tells the allocator to
-    keep its pages, and an aligned tensor does not fit where one of its size has been."""
-    [found] = run_ranks(peaks, world_size=1, folder=tmp_path)
-    assert found == pytest.approx([400, 100], rel=0.1)
+def compare_uneven(figures: Figures) -> None:
+    figures.compare({"uneven": uneven, "again": uneven}, TOY)
+
+
+def run_uneven(_: int, path: Path, *flags: str) -> None:
+    sys.argv = ["uneven", f"--figures={path}", "--seconds=1000", "--ranks=1", "--device=cpu"]
+    sys.argv += ["--quick", *flags]
+    run_stage(compare_uneven)
+
+
+@pytest.mark.slow(seconds=6)
+def test_memory_is_what_a_way_takes_at_once_in_a_process_that_keeps_no_pages(tmp_path):
+    """In one of its own: what other tests do changes how the C library gives pages back."""
+    for name, flags in (("time", []), ("memory", ["--memory"])):
+        start(run_uneven, (tmp_path / name, *flags))
+    time, memory = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("time", "memory")
+    )
+    assert [row["peak_mb"] for row in memory] == pytest.approx([112, 112], rel=0.05)
+    assert not any("peak_mb" in row for row in time)
+    assert not any("seconds" in row for row in memory)
+    rows = with_memory(outcome(time), outcome(memory)).figures
+    assert [(row["way"], "seconds" in row, row["peak_mb"]) for row in rows] == [
+        (row["way"], True, row["peak_mb"]) for row in memory
+    ]
+
+
+def outcome(figures: list[measure.Row], failed: str | None = None) -> Outcome:
+    return Outcome(seconds=1.0, limit=10.0, failed=failed, figures=figures)
+
+
+def test_a_way_has_its_own_memory_or_none():
+    time = [{"turn": 1, "way": "a", "ranks": ranks, "seconds": 1.0} for ranks in (1, 2)]
+    time.append({"skipped": "the stage's time would not suffice"})
+    memory = [{"turn": 1, "way": "a", "ranks": 2, "peak_mb": 7.0}]
+    both = with_memory(outcome(time), outcome(memory, failed="not done after 9 s"))
+    assert [row.get("peak_mb") for row in both.figures] == [None, 7.0, None]
+    assert (both.seconds, both.failed) == (2.0, "its memory: not done after 9 s")
+    assert with_memory(outcome([], "exit status 1"), outcome([], "no")).failed == "exit status 1"
 
 
 def test_median_and_percentiles():
