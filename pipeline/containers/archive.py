@@ -70,13 +70,12 @@ def scan_archive(
         (int(spans.offset[place]), int(spans.length[place]), f"{stored.names[place]} is no image")
         for place in np.flatnonzero(lost & (numbers != NO_LABEL)).tolist()
     ]
-    kept = ~lost & (numbers != NO_LABEL)
-    if not kept.any():
+    kept = np.flatnonzero(~lost & (numbers != NO_LABEL))
+    if not len(kept):
         raise RecordError(f"{path} holds no image that can be read, with a label")
-    offset, header, length = (of[kept] for of in spans)
-    records = to_records(offset, header, length, numbers[kept])
-    order = np.argsort(offset, kind="stable")
-    paths = stored.names.take(np.flatnonzero(kept)[order])
+    order = kept[np.argsort(spans.offset[kept], kind="stable")]
+    records = to_records(*(of[order] for of in (*spans, numbers)))
+    paths = stored.names.take(order)
     if (records["offset"][1:] == records["offset"][:-1]).any():
         raise RecordError(f"{path} is damaged: two of its images begin at one place. Pack it again")
     names = NO_TEXTS if labels.names is None else Texts.of(labels.names)

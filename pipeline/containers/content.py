@@ -45,11 +45,11 @@ NO_TEXTS = Texts.of([])
 def to_records(
     offset: np.ndarray, header: np.ndarray, length: np.ndarray, label: np.ndarray
 ) -> np.ndarray:
-    """Four (N,) arrays of whole numbers as (N,) RECORD, in the order of the offsets."""
+    """Four (N,) arrays of whole numbers, in the order of the offsets, as (N,) RECORD."""
     records = np.empty(len(offset), RECORD)
     records["offset"], records["header"] = offset, header
     records["length"], records["label"] = length, label
-    return records[np.argsort(records["offset"], kind="stable")]
+    return records
 
 
 def summarize(records: np.ndarray, damaged: Sequence[tuple[int, int, str]] = ()) -> Summary:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from pipeline.containers.parquet_columns import (
     named_label,
     reading,
 )
-from pipeline.containers.stored import Spans, Stored, labels_of, state_of
+from pipeline.containers.stored import Labels, Spans, Stored, labels_of, state_of
 from pipeline.containers.texts import Texts
 from pipeline.photos import MOST_BYTES
 from pipeline.records.record_file import DataFile
@@ -37,6 +38,7 @@ _log = logging.getLogger("facestream.pipeline")
 _MOST_TOGETHER = 2 << 30  # bytes of a row group: images of it are in memory together
 _KEPT = 512 << 20  # bytes of row groups; at least one is kept
 _ROWS_A_BYTE = 64  # of a file: more than any has
+_LABELS = 1 << 16  # that are Python objects at one time
 
 
 def stored_parquet(
@@ -56,10 +58,13 @@ def stored_parquet(
         columns = [label_column] if label_column else label_columns(rows.opened)
     if len(columns) == 1 and columns[0] not in ("label", label_column):
         _log.warning("%s: its labels are in %r, the only column for them", files[0], columns[0])
-    identities: list[int | str] = []
-    for path, file in zip(files, rows.opened):
-        if len(columns) == 1:
-            identities += _identities(path, file, columns[0])
+    labeled = list(zip(files, rows.opened)) if len(columns) == 1 else []
+    for path, file in labeled:
+        check_labels(path, file.schema_arrow, columns[0])
+
+    def labels() -> Labels | None:
+        return labels_of(chain.from_iterable(_identities(*one, columns[0]) for one in labeled))
+
     if len({path.name for path in files}) < len(files):
         raise RecordError(f"two files are called {files[0].name}: rename one of them")
     names = Texts.of(
@@ -70,9 +75,7 @@ def stored_parquet(
     if len(columns) > 1:
         several = " and ".join(map(repr, columns))
         would_label = f"Each of its columns {several} could be the label. {would_label}"
-    return Stored(
-        names, rows.image, known_by, lambda: labels_of(identities), rows.spans, would_label
-    )
+    return Stored(names, rows.image, known_by, labels, rows.spans, would_label)
 
 
 def open_rows(files: Sequence[DataFile]) -> Callable[[int], bytes]:
@@ -277,14 +280,11 @@ def _check_size(
     return begin, images.total_compressed_size
 
 
-def _identities(path: Path, file: pq.ParquetFile, column: str) -> list[int | str]:
+def _identities(path: Path, file: pq.ParquetFile, column: str) -> Iterator[int | str]:
     """Of all rows, "" for none."""
-    schema = file.schema_arrow
-    check_labels(path, schema, column)
-    names = class_names(schema, column)
+    names = class_names(file.schema_arrow, column)
     with reading(path):
-        labels = file.read(columns=[column]).column(column).to_pylist()
-    return [
-        "" if label is None else named_label(label, names, f"{path}, row {row}")
-        for row, label in enumerate(labels)
-    ]
+        batches = file.iter_batches(_LABELS, columns=[column])
+        labels = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
+        for row, label in enumerate(labels):
+            yield "" if label is None else named_label(label, names, f"{path}, row {row}")

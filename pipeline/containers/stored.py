@@ -78,7 +78,12 @@ def labels_of(identities: Iterable[int | str]) -> Labels | None:
     known: dict[int | str, int] = {}
     found = (known.setdefault(identity, len(known)) for identity in identities)
     which = np.fromiter(found, np.int64)
-    present = known.keys() - {""}
+    return labels_by_place(list(known), which)
+
+
+def labels_by_place(known: Sequence[int | str], which: np.ndarray) -> Labels | None:
+    """The same of (N,) int64, each image's identity by its place among all that there are."""
+    present = set(known) - {""}
     if not present:
         return None
     if all(isinstance(identity, int) for identity in present):
@@ -139,7 +144,8 @@ class OpenFiles:
         try:
             content = os.pread(self._file(which), length, offset)
         except OSError as error:
-            raise RecordError(f"cannot be read: {mendable(error) or error}") from error
+            error.filename = error.filename or str(self._paths[which])  # a failing read names none
+            raise RecordError(f"cannot be read: {mendable(error)}") from error
         if len(content) < length:
             raise RecordError(f"is cut off: {self._paths[which].name} ends inside it")
         return content

@@ -24,7 +24,7 @@ from pipeline.containers.content import Content, ImageNames
 from pipeline.containers.files import FilesEndToEnd
 from pipeline.containers.sample import Sample
 from pipeline.containers.shards import shards_of
-from pipeline.containers.stored import OpenFiles, Spans, Stored, labels_of, state_of
+from pipeline.containers.stored import OpenFiles, Spans, Stored, labels_by_place, state_of
 from pipeline.containers.tar_members import Member, files_in_tar
 from pipeline.containers.texts import Texts
 from pipeline.passed_over import Passed, PassedOver
@@ -85,35 +85,36 @@ def stored_webdataset(
         RecordError: as read_webdataset, and for a shard that is compressed, or two images of one
             name.
     """
-    names: list[Texts] = []  # of each shard
-    which, starts, sizes = array("q"), array("q"), array("q")
-    identities: list[int | str] = []
-    same: dict[int | str, int | str] = {}  # one object of each identity
+    which, starts, sizes, who = array("q"), array("q"), array("q"), array("q")
+    identities: dict[int | str, int] = {}  # their places
     keys = [label_key] if label_key else []
     before = np.cumsum([0, *(shard.stat().st_size for shard in shards)])  # bytes
-    for number, shard in enumerate(shards):
-        inside = []
-        for key, fields in _where_they_lie(shard):
-            if "image" not in fields:
-                continue
-            place = f"{shard}, sample {key}"
-            inside.append(key if len(shards) == 1 else f"{shard.name}/{key}")
-            image = fields.pop("image")
-            texts = {field: _read(shard, member) for field, member in fields.items()}
-            if not keys and "cls" not in texts and "json" in texts:
-                keys = _label_keys(_about(place, texts["json"]))
-            label = _label_if_any(place, texts, keys[0] if len(keys) == 1 else None)
-            identities.append(same.setdefault(label, label))
-            which.append(number)
-            starts.append(image.offset)
-            sizes.append(image.size)
-            if progress and len(sizes) % _PROGRESS_EVERY == 0:
-                progress(int(before[number]) + image.offset, int(before[-1]))
-        names.append(Texts.of(inside))
-        if progress:
-            progress(int(before[number + 1]), int(before[-1]))
-    all_names = Texts.joined(names)
-    if (twice := all_names.find_twice()) is not None:
+
+    def look() -> Iterator[str]:
+        """Notes where each image lies and whose it is; its name."""
+        for number, shard in enumerate(shards):
+            open_shard = OpenFiles([shard])
+            for key, fields in _where_they_lie(shard):
+                if "image" not in fields:
+                    continue
+                place = f"{shard}, sample {key}"
+                image = fields.pop("image")
+                texts = {field: _read(open_shard, place, of) for field, of in fields.items()}
+                if not keys and "cls" not in texts and "json" in texts:
+                    keys.extend(_label_keys(_about(place, texts["json"])))
+                label = _label_if_any(place, texts, keys[0] if len(keys) == 1 else None)
+                who.append(identities.setdefault(label, len(identities)))
+                which.append(number)
+                starts.append(image.offset)
+                sizes.append(image.size)
+                if progress and len(sizes) % _PROGRESS_EVERY == 0:
+                    progress(int(before[number]) + image.offset, int(before[-1]))
+                yield key if len(shards) == 1 else f"{shard.name}/{key}"
+            if progress:
+                progress(int(before[number + 1]), int(before[-1]))
+
+    names = Texts.of(look())
+    if (twice := names.find_twice()) is not None:
         raise RecordError(
             f"{shards[0].parent}, sample {twice}: found two images of this name, expected one"
         )
@@ -130,10 +131,10 @@ def stored_webdataset(
         several = " and ".join(map(repr, keys))
         would_label = f"Each of the keys {several} of a .json could be the label. {would_label}"
     return Stored(
-        all_names,
+        names,
         lambda place: content_at(which[place], starts[place], sizes[place]),
         state_of(shards),
-        lambda: labels_of(identities),
+        lambda: labels_by_place(list(identities), np.array(who, np.int64)),
         spans,
         would_label,
     )
@@ -203,14 +204,18 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return content
 
 
-def _read(shard: Path, member: Member) -> bytes:
+def _read(shard: OpenFiles, place: str, member: Member) -> bytes:
     if len(member.begin) == member.size:
         return member.begin
     if member.size > MOST_BYTES:
-        raise RecordError(f"{shard}: {member.name} has {member.size:,} bytes. Write it again")
-    with shard.open("rb") as file:
-        file.seek(member.offset)
-        return file.read(member.size)
+        raise RecordError(
+            f"{place}: {member.name} has {member.size:,} bytes, expected at most {MOST_BYTES:,}. "
+            "Write it again"
+        )
+    try:
+        return shard(0, member.offset, member.size)
+    except RecordError as error:
+        raise RecordError(f"{place}: {member.name} {error}") from error
 
 
 def _key(path: str) -> tuple[str, str]:

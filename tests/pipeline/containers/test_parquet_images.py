@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +55,28 @@ def test_labels_are_numbers_or_what_the_file_calls_them_and_need_not_be_there(tm
     assert stored_parquet([tmp_path / "bare.parquet"]).labels() is None
     with pytest.raises(RecordError, match="has no column 'who'"):
         stored_parquet([tmp_path / "bare.parquet"], label_column="who")
+
+
+def test_labels_are_read_some_at_a_time_across_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_images, "_LABELS", 2)
+    sizes: list[int] = []
+    iter_batches = pa.parquet.ParquetFile.iter_batches
+
+    def counted(*arguments: Any, **named: Any) -> Iterator[pa.RecordBatch]:
+        for batch in iter_batches(*arguments, **named):
+            sizes.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(pa.parquet.ParquetFile, "iter_batches", counted)
+    paths = files(tmp_path)
+    assert stored_parquet(paths).labels().numbers.tolist() == [3, 1, 3, -1, 1] * 2
+    assert (max(sizes), sum(sizes)) == (2, 10)
+    names = {"info": {"features": {"label": {"names": ["zoe", "ann"], "_type": "ClassLabel"}}}}
+    metadata = {"huggingface": json.dumps(names)}
+    labels = pa.array([0, 1, 1, 2, 0])
+    path = write(tmp_path / "c.parquet", pa.array(IMAGES, STRUCT), labels, metadata=metadata)
+    with pytest.raises(RecordError, match=r"c\.parquet, row 3: label 2, but .* 2 classes"):
+        stored_parquet([path]).labels()
 
 
 def test_a_column_of_numbers_is_read_beside(tmp_path):

@@ -1,12 +1,18 @@
 """WebDataset shards: what belongs together is found, what is missing is named."""
 
+import errno
 import io
+import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline.containers import webdataset
+from pipeline.containers import texts, webdataset
+from pipeline.containers.tar_members import Member, files_in_tar
+from pipeline.containers.texts import Texts
 from pipeline.containers.webdataset import read_webdataset, stored_webdataset
 from pipeline.passed_over import PassedOver
 from pipeline.records.recordio import RecordError
@@ -150,3 +156,68 @@ def test_shards_that_cannot_be_read_where_they_lie_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:9000])
     with pytest.raises(RecordError, match=r"b\.tar cannot be read as a tar file"):
         stored_webdataset([path])
+
+
+LONG = b'{"label": "ann", "caption": "%s"}' % (b"long" * 1000)
+
+
+def test_a_shard_is_opened_once_for_all_its_long_json(tmp_path, monkeypatch):
+    members = [(f"{k}.{of}", LONG) for k in range(5) for of in ("jpg", "json")]
+    shards = [shard(tmp_path / f"{k}.tar", members) for k in range(2)]
+    opened: list[Path] = []
+    os_open = os.open
+
+    def counted(path: Path, flags: int) -> int:
+        opened.append(path)
+        return os_open(path, flags)
+
+    monkeypatch.setattr(os, "open", counted)
+    found = stored_webdataset(shards)
+    assert opened == [path for path in shards for _ in range(2)], "for its members, and for those"
+    assert found.labels().names == ["ann"]
+
+
+def test_a_disk_that_fails_within_a_long_json_is_named_with_the_sample(tmp_path, monkeypatch):
+    path = shard(tmp_path / "0.tar", [("0.jpg", b"x"), ("0.json", LONG)])
+    pread = os.pread
+
+    def failing(file: int, length: int, offset: int) -> bytes:
+        if length == len(LONG):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(file, length, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    complaint = r"0\.tar, sample 0: 0\.json cannot be read: .*0\.tar cannot be .* the disk fails"
+    with pytest.raises(RecordError, match=complaint):
+        stored_webdataset([path])
+
+
+def test_a_json_of_more_bytes_than_any_has_is_not_read(tmp_path, monkeypatch):
+    path = shard(tmp_path / "0.tar", [("0.jpg", b"x"), ("0.json", LONG)])
+    monkeypatch.setattr(webdataset, "MOST_BYTES", 999)
+    with pytest.raises(
+        RecordError, match=r"sample 0: 0\.json has 4,0.. bytes, expected at most 999"
+    ):
+        stored_webdataset([path])
+
+
+def test_names_are_put_away_while_a_shard_is_still_read(tmp_path, monkeypatch):
+    """One tar may have millions: as Python's texts they would take a hundred bytes each."""
+    path = shard(tmp_path / "0.tar", [(f"{k:03d}.jpg", b"x") for k in range(100)])
+    monkeypatch.setattr(texts, "_PIECE", 10)
+    put_away: list[int] = []
+    at_its_end: list[int] = []
+    init = Texts.__init__
+
+    def noted(self: Texts, ends: np.ndarray, content: np.ndarray) -> None:
+        put_away.append(len(ends))
+        init(self, ends, content)
+
+    def members(path: Path) -> Iterator[Member]:
+        yield from files_in_tar(path)
+        at_its_end.append(sum(put_away))
+
+    monkeypatch.setattr(Texts, "__init__", noted)
+    monkeypatch.setattr(webdataset, "files_in_tar", members)
+    assert len(stored_webdataset([path]).names) == 100
+    assert at_its_end[0] >= 90
