@@ -106,7 +106,7 @@ class Trained:
             for name, entry in saved.items()
             if isinstance(entry, TensorStorageMetadata)
         }
-        dcp.load(tensors, checkpoint_id=checkpoint, no_dist=True)
+        dcp.load(tensors, checkpoint_id=checkpoint)
         return cls([json.loads(line) for line in lines], tensors)
 
     def centers_digest(self) -> str:
