@@ -80,7 +80,7 @@ class HeadStep:
         device: torch.device,
     ) -> None:
         self.rows, self.graphs = rows, graphs
-        self._arithmetic, self._sampling = arithmetic, sampling
+        self.arithmetic, self.sampling = arithmetic, sampling
         self._expectation_margin, self._neighbors = expectation_margin, neighbors
         self._seed, self._momentum, self._weight_decay = seed, momentum, weight_decay
         # One for steps of a single forward, one for steps that add several up: a recorded graph
@@ -107,13 +107,13 @@ class HeadStep:
 
     def announce(self, labels: Tensor, *, step: Tensor, ahead: int) -> None:
         """As StepRows.announce."""
-        self.rows.announce(labels, self._sampling, step=step, ahead=ahead)
+        self.rows.announce(labels, self.sampling, step=step, ahead=ahead)
 
     def begin(self, state: HeadState, labels: Tensor) -> None:
         """As PartialFC.begin_step: begin a step of k forwards, with the rows of (k, B) labels."""
         self.forget()
-        arithmetic = self._arithmetic
-        self.rows.fetch(labels, self._sampling, step=state.steps)
+        arithmetic = self.arithmetic
+        self.rows.fetch(labels, self.sampling, step=state.steps)
         gathered = arithmetic.ranks.all_gather(labels.contiguous()).flatten()
         sample = self._draw(state, gathered)
         if self._micro is None or not self._micro.fits(labels, sample):
@@ -139,7 +139,7 @@ class HeadStep:
             micro.check(labels, forwards=self._forwards)
             compute = partial(self._add_forward, state, micro)
         else:
-            self.rows.fetch(labels, self._sampling, step=state.steps)
+            self.rows.fetch(labels, self.sampling, step=state.steps)
             compute = partial(self._whole_forward, state)
         result = self.graphs.forward(
             compute,
@@ -161,10 +161,10 @@ class HeadStep:
     ) -> Tensor:
         """0-d, the loss over all classes."""
         self.rows.settle()  # it reads the kept rows, into which the last step may still be written
-        batch = self._arithmetic.gather(embeddings, labels, *columns, dtype=state.dtype)
+        batch = self.arithmetic.gather(embeddings, labels, *columns, dtype=state.dtype)
         index = torch.arange(len(batch.labels), device=labels.device)
         context = self._context(state, state.margin_state, index, batch)
-        return self._arithmetic.evaluate(state.centers, batch, context)
+        return self.arithmetic.evaluate(state.centers, batch, context)
 
     def update(self, state: HeadState, lr: float | Tensor, skip: Tensor | None) -> None:
         """As PartialFC.step, with the same errors: move what is trained, and count the step."""
@@ -198,11 +198,11 @@ class HeadStep:
         self, state: HeadState, embeddings: Tensor, labels: Tensor, *columns: Tensor
     ) -> Forward:
         """That of a step of its own."""
-        batch = self._arithmetic.gather(embeddings, labels, *columns, dtype=state.dtype)
+        batch = self.arithmetic.gather(embeddings, labels, *columns, dtype=state.dtype)
         sample = self._draw(state, batch.labels)
         index = torch.arange(len(batch.labels), device=labels.device)
         first = self._first_pass(state, batch, sample, state.margin_state, index)
-        found = self._arithmetic.second_pass(batch, first, share=1.0, into=None)
+        found = self.arithmetic.second_pass(batch, first, share=1.0, into=None)
         return _forward(sample, first, found)
 
     def _add_forward(
@@ -216,11 +216,11 @@ class HeadStep:
         """One of several, whose sums so far are in `micro`."""
         # Poisoned before they are gathered, so that every rank hears of it.
         embeddings = torch.where(micro.announced(labels), embeddings, math.nan)
-        batch = self._arithmetic.gather(embeddings, labels, *columns, dtype=state.dtype)
-        index = micro.index(self._arithmetic.ranks.world_size)
+        batch = self.arithmetic.gather(embeddings, labels, *columns, dtype=state.dtype)
+        index = micro.index(self.arithmetic.ranks.world_size)
         sample, share = micro.sample(index), 1 / micro.count
         first = self._first_pass(state, batch, sample, micro.margin_state, index)
-        found = self._arithmetic.second_pass(batch, first, share=share, into=micro.gradient)
+        found = self.arithmetic.second_pass(batch, first, share=share, into=micro.gradient)
         micro.finish(found.finite, first.margin_state, found.learned)
         result = _forward(sample, first, found)
         summed = result.update._replace(
@@ -239,7 +239,7 @@ class HeadStep:
             assert state.expectations is not None
             room = workspace.room("expectations")
             bank = Bank(state.expectations, self._expectation_margin, room)
-        return self._arithmetic.first_pass(centers, batch, sample, context, workspace, bank)
+        return self.arithmetic.first_pass(centers, batch, sample, context, workspace, bank)
 
     def _context(
         self, state: HeadState, margin_state: Tensor, index: Tensor, batch: Batch
@@ -251,15 +251,15 @@ class HeadStep:
 
     def _draw(self, state: HeadState, labels: Tensor) -> Sample:
         """The classes of this step, for the labels of the global batch."""
-        return self.rows.sample(labels, self._sampling, step=state.steps)
+        return self.rows.sample(labels, self.sampling, step=state.steps)
 
     def _move(self, state: HeadState, update: Update, lr: Tensor, apply: Tensor) -> None:
         """An update, where `apply` (0-d bool) holds."""
         noise = None
         if any(tensor.dtype in NARROW for tensor in state.rows.values()):
             key = counter.step_key(self._seed, state.steps, _ROUNDING)
-            noise = Noise(key, update.sample.classes(self._arithmetic.shard))
-        self._arithmetic.backend.update_rows(
+            noise = Noise(key, update.sample.classes(self.arithmetic.shard))
+        self.arithmetic.backend.update_rows(
             *self.rows.at_hand(state.rows, update.sample),
             update.gradient,
             lr=lr,

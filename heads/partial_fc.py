@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from heads.assembly import assemble_step
 from heads.centers import shard_of
 from heads.checks import (
     check_announced,
@@ -27,23 +28,17 @@ from heads.checks import (
     check_micro_batches,
     check_sample_rate,
 )
-from heads.distributed_loss import DistributedLoss
-from heads.expectations import NOT_IN_KERNELS
 from heads.extra_terms import ExtraTerm
-from heads.graph import HeadGraphs
 from heads.head_state import HeadState, begin_state
-from heads.head_step import HeadStep
 from heads.known_gradient import KnownGradient
 from heads.margins import Margin
-from heads.neighbors.classes import sampling_near
 from heads.neighbors.table import HardNegatives, NeighborTable
-from heads.passes.backend import Backend, choose_backend
+from heads.passes.backend import Backend
 from heads.ranks import Ranks
 from heads.rows.buffers import ROWS, rows_kept
 from heads.rows.placement import Placement
-from heads.rows.step_rows import StepRows
 from heads.rows.stored import Stored
-from heads.sampling import GroupClasses, Sample, Sampling, sampling_at
+from heads.sampling import GroupClasses, Sample, Sampling
 
 
 class PartialFC(nn.Module):
@@ -305,6 +300,16 @@ class PartialFC(nn.Module):
         return Stored(self.centers, self.center_scales)
 
     @property
+    def sampling(self) -> Sampling:
+        """How the classes of a step are chosen."""
+        return self._head_step.sampling
+
+    @property
+    def backend(self) -> Backend:
+        """What computes the passes over the classes, and why."""
+        return self._head_step.arithmetic.backend
+
+    @property
     def last_sample(self) -> Sample | None:
         """The classes of this rank in the last training forward, until `step`."""
         return self._head_step.sample
@@ -351,49 +356,13 @@ class PartialFC(nn.Module):
         self._head_step.graphs.forget()
 
     def _start_over(self) -> None:
-        """Take a new HeadStep: for other centers, another place or other settings."""
-        self.sampling: Sampling = sampling_near(
-            self._group_sampling or sampling_at(float(self._sample_rate)), self.neighbors
-        )
-        self.backend: Backend = choose_backend(
-            self._backend_wanted,
-            device=self.device,
-            embedding_dim=self.embedding_dim,
-            compute_dtype=self.compute_dtype,
-            obstacle=None if self.expectations is None else NOT_IN_KERNELS,
-        )
-        arithmetic = DistributedLoss(
-            self.margin,
-            self.ranks,
-            self.shard,
-            self.backend,
-            subcenters=self.subcenters,
-            compute_dtype=self.compute_dtype,
-            extra_terms=self.extra_terms,
-            columns=self.columns,
-        )
-        graphs: HeadGraphs = HeadGraphs(self.ranks, self.device, wanted=self._cuda_graph)
-        rows = StepRows(
-            HeadState.of(self).rows,
+        """For other centers, another place or other settings."""
+        self._head_step = assemble_step(
+            self,
             self._placement,
-            self.shard,
-            self.ranks,
-            seed=self.seed,
-            device=self.device,
-            recording=graphs.recording,
-            prefetch=self.prefetch,
-        )
-        self._head_step = HeadStep(
-            arithmetic,
-            rows,
-            graphs,
-            self.sampling,
-            expectation_margin=self._expectation_margin,
-            neighbors=self.neighbors,
-            seed=self.seed,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            device=self.device,
+            group_sampling=self._group_sampling,
+            backend=self._backend_wanted,
+            cuda_graph=self._cuda_graph,
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
@@ -416,11 +385,7 @@ class PartialFC(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """For copies: without what is recorded, or waits for `step`."""
         _settle(self)
-        return {
-            name: part
-            for name, part in self.__dict__.items()
-            if name not in ("backend", "_head_step")
-        }
+        return {name: part for name, part in self.__dict__.items() if name != "_head_step"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
