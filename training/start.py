@@ -20,7 +20,7 @@ from training.saving.run_state import RunState
 from training.scored_sets import ScoredSet
 from training.step.precision import Precision
 from training.weights.identities import Identities, write_identities
-from training.weights.warm_start import foresee_warm_start, warm_start
+from training.weights.warm_start import foresee_warm_start, open_init_from, warm_start
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,17 @@ def start(
     """
     output = Path(config.run.output)
     together(lambda: world.is_main and require_free(output))
-    fresh = resume.starts_fresh(config)
-    if fresh:
-        foresee_warm_start(config)
+    saved = open_init_from(config) if resume.starts_fresh(config) else None
+    if saved:
+        foresee_warm_start(config, saved)
     planned = plan(config, world, precision, sets=sets)
     available = available_memory(world.device, local_world_size=world.local_world_size)
     assembly = assemble(planned)
     taken: list[str] = []
-    if config.run.init_from and fresh:
+    if saved:
         with memory_explained(config, world, planned.prediction):
             taken = warm_start(
-                config, world, step=assembly.step, data=planned.data, precision=precision
+                config, world, saved, step=assembly.step, data=planned.data, precision=precision
             )
     # Only now: what cannot be built leaves no folder behind.
     held = together(lambda: _claim(planned, available) if world.is_main else None)

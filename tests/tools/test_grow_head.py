@@ -25,7 +25,7 @@ from training.saving.weight_file import WeightsError
 from training.step.backbone import unwrapped
 from training.step.optim import set_learning_rate
 from training.step.precision import choose_precision
-from training.weights.warm_start import warm_start
+from training.weights.warm_start import open_init_from, warm_start
 
 OLD, NEW = ("ann", "bob", "cyd"), ("eve", "fay")
 
@@ -57,7 +57,10 @@ def start(config: Config, world: World, init_from: Path):
     step, data = build(config, world)
     precision = choose_precision(world.device, "fp32")
     config = replace(config, run=replace(config.run, init_from=str(init_from)))
-    return step, data, warm_start(config, world, step=step, data=data, precision=precision)
+    lines = warm_start(
+        config, world, open_init_from(config), step=step, data=data, precision=precision
+    )
+    return step, data, lines
 
 
 def test_old_rows_are_as_they_were_and_new_ones_have_no_momentum(

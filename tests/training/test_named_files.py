@@ -21,7 +21,7 @@ from training.planning.row_places import place_folder
 from training.saving.resume import choose_checkpoint
 from training.staging import use_copies
 from training.step.precision import choose_precision
-from training.weights.warm_start import warm_start
+from training.weights.warm_start import open_init_from
 
 # Settings that are text and name no file that is read.
 NO_FILES = {
@@ -58,7 +58,7 @@ def fail_in_its_room(config: Config, world: World, setting: str) -> None:
     if setting == "run.resume":
         choose_checkpoint(Path(config.run.output), config, facts={})
     elif setting == "run.init_from":
-        warm_start(config, world, step=None, data=None, precision=precision)
+        open_init_from(config)
     elif setting == "distill.teacher":
         load_teacher(config, device=world.device, precision=precision)
     elif setting == "data.stage":

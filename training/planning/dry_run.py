@@ -43,7 +43,7 @@ from training.saving.resume import foresee, starts_fresh
 from training.saving.room import Room, require_room
 from training.scored_sets import ScoredSet
 from training.step.precision import Precision
-from training.weights.warm_start import foresee_warm_start
+from training.weights.warm_start import foresee_warm_start, open_init_from
 
 STEPS = 20  # on synthetic images, and again on real ones; those to warm up are not counted
 _CLEAR_PEAK = Path("/proc/self/clear_refs")  # Linux: a 5 sets a process's peak to what it has now
@@ -74,7 +74,8 @@ def dry_run(
     Raises UserError for whatever a run would refuse, and where memory runs out all the same.
     """
     console = Console(quiet=not world.is_main, highlight=False, soft_wrap=True)
-    taken = foresee_warm_start(config) if starts_fresh(config) else []
+    saved = open_init_from(config) if starts_fresh(config) else None
+    taken = foresee_warm_start(config, saved) if saved else []
     planned = plan(config, world, precision, sets=sets)
     total_steps = planned.schedule.total_steps
     where = foresee(config, facts=planned.facts, total_steps=total_steps)

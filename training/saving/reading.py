@@ -55,8 +55,8 @@ def open_weights(given: str | Path, *, checked: bool = True) -> SavedCheckpoint 
     too: errors are raised on all.
 
     Args:
-        checked: compare the checksums of a checkpoint, each rank those of a share of its files;
-            without it nothing but what it is may be asked.
+        checked: whether `require_whole` is called of a checkpoint; until it is, nothing but what it
+            is may be asked.
 
     Raises:
         WeightsError: where nothing is there, or it is damaged.
@@ -66,9 +66,10 @@ def open_weights(given: str | Path, *, checked: bool = True) -> SavedCheckpoint 
     path, chosen = _on_all(lambda: _find(str(given)))
     if path.is_file():
         return SavedFile(path, chosen)
+    saved = SavedCheckpoint(path, chosen)
     if checked:
-        _on_all(lambda: _require_whole(path))
-    return SavedCheckpoint(path, chosen)
+        saved.require_whole()
+    return saved
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,10 @@ class SavedCheckpoint:
 
     path: Path
     chosen: str
+
+    def require_whole(self) -> None:
+        """Compare its checksums, each rank those of a share of its files; as `open_weights`."""
+        _on_all(lambda: _require_whole(self.path))
 
     @cached_property
     def config(self) -> Config:

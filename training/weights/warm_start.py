@@ -45,10 +45,30 @@ from training.weights.statistics import measure_statistics, some_images
 _NORM = 1.0
 
 
+def open_init_from(config: Config) -> SavedCheckpoint | SavedFile | None:
+    """What `config.run.init_from` names, not yet checked; None where it names nothing. Call it on
+    every rank.
+
+    Raises:
+        PathError: it is missing, or cannot be opened.
+        WeightsError, CheckpointError: as `open_weights`.
+    """
+    if not config.run.init_from:
+        return None
+    together(lambda: check_named_files(config, "run.init_from"))
+    return open_weights(config.run.init_from, checked=False)
+
+
 def warm_start(
-    config: Config, world: World, *, step: TrainStep, data: TrainingData, precision: Precision
+    config: Config,
+    world: World,
+    saved: SavedCheckpoint | SavedFile,
+    *,
+    step: TrainStep,
+    data: TrainingData,
+    precision: Precision,
 ) -> list[str]:
-    """Put what `config.run.init_from` holds into a step that has not begun; on every rank.
+    """Put what `open_init_from` found into a step that has not begun; on every rank.
 
     Centers that start at mean embeddings are as long as trained ones are: on average as those of
     the saved head, or 1. The result is the same at any world size. Momentum stays zero, and the
@@ -58,12 +78,11 @@ def warm_start(
         Lines for the log: what was taken and what was not.
 
     Raises:
-        PathError: `config.run.init_from` is missing, or cannot be opened.
-        WeightsError: nothing is there, files are damaged, or no tensor of the backbone fits.
+        WeightsError: files are damaged, or no tensor of the backbone fits.
         IdentitiesError: it cannot be read whose the rows of its head are.
     """
-    together(lambda: check_named_files(config, "run.init_from"))
-    saved = open_weights(config.run.init_from)
+    if isinstance(saved, SavedCheckpoint):  # of a file, reading it says so
+        saved.require_whole()
     require_agreement({"what run.init_from stands for": saved.path.name})
     path, network, head = saved.path, unwrapped(step.backbone), step.head
     tensors, measured = _with_statistics(saved, config, data, world)
@@ -113,17 +132,13 @@ def warm_start(
     return lines
 
 
-def foresee_warm_start(config: Config) -> list[str]:
+def foresee_warm_start(config: Config, saved: SavedCheckpoint | SavedFile) -> list[str]:
     """What `warm_start` would take of the backbone, found before data are read or anything is
     allocated; call it on every rank.
 
-    Returns lines for the log; none without `config.run.init_from`. Raises as `warm_start`, but for
-    weights that are damaged and statistics that are not there.
+    Returns lines for the log. Raises as `warm_start`, but for a checkpoint that is damaged and
+    statistics that are not there.
     """
-    if not config.run.init_from:
-        return []
-    together(lambda: check_named_files(config, "run.init_from"))
-    saved = open_weights(config.run.init_from, checked=False)
     shapes = under(BACKBONE, saved.shapes())
     with torch.device("meta"):
         network = create_network(config)

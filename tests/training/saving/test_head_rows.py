@@ -28,7 +28,7 @@ from training.saving.names import CENTERS, HEAD, SCALES
 from training.saving.reading import open_weights
 from training.saving.resume import CheckpointError, require_settings
 from training.step.precision import choose_precision
-from training.weights.warm_start import warm_start
+from training.weights.warm_start import open_init_from, warm_start
 
 CLASSES, DIM = 11, 8
 CONFIG = Config(data=DataConfig(train="unused"))
@@ -193,7 +193,7 @@ def test_a_warm_start_and_a_grown_head_take_them(then, world, tmp_path):
         step, data = build(begun, world)
         begun = replace(begun, run=replace(begun.run, init_from=str(path)))
         precision = choose_precision(world.device, "fp32")
-        warm_start(begun, world, step=step, data=data, precision=precision)
+        warm_start(begun, world, open_init_from(begun), step=step, data=data, precision=precision)
         found = in_float32(Stored(step.head.centers, step.head.center_scales))
         assert torch.equal(found[:3], theirs)
         norms = found[3:].norm(dim=1)

@@ -26,7 +26,7 @@ from training.saving.names import BACKBONE
 from training.saving.reading import SavedCheckpoint, open_weights
 from training.step.backbone import create_backbone, unwrapped
 from training.step.precision import choose_precision
-from training.weights.warm_start import warm_start
+from training.weights.warm_start import open_init_from, warm_start
 
 FP32 = choose_precision(torch.device("cpu"), "fp32")
 LORA = ("model.lora_rank=2", "model.lora_alpha=4", "run.epochs=1", "optim.lr=0.5")
@@ -141,7 +141,8 @@ def test_other_runs_start_from_the_merged_network_with_updates_of_their_own(
             tiny.config(data, tmp_path / str(number)), [f"run.init_from={trainer.output}", *changes]
         )
         step, training = build_step(config, world)
-        message = warm_start(config, world, step=step, data=training, precision=FP32)
+        source = open_init_from(config)
+        message = warm_start(config, world, source, step=step, data=training, precision=FP32)
         assert not any("not there" in line for line in message)
         network = merge_low_rank(unwrapped(step.backbone)).state_dict()
         floating = {name: t for name, t in network.items() if t.is_floating_point()}

@@ -23,10 +23,12 @@ from tests.training.people import build, save_run, with_data, write_people
 from tests.training.weights.onnx_graphs import write
 from training.config import Config, override
 from training.distributed import World
-from training.saving.weight_file import WeightsError
+from training.loop import Trainer
+from training.saving import reading
+from training.saving.weight_file import Backbone, WeightsError, read_weight_file
 from training.step.backbone import unwrapped
 from training.step.precision import choose_precision
-from training.weights.warm_start import warm_start
+from training.weights.warm_start import open_init_from, warm_start
 
 OLD, NEW = ("ann", "bob", "cyd", "dan"), ("bob", "eve", "ann", "fay", "gus")
 FP32 = choose_precision(torch.device("cpu"), "fp32")
@@ -53,7 +55,8 @@ def start(config: Config, world: World, init_from: Path):
     """A step that was started from other weights, and what was said."""
     config = replace(config, run=replace(config.run, init_from=str(init_from)))
     step, data = build(config, world)
-    return step, warm_start(config, world, step=step, data=data, precision=FP32)
+    saved = open_init_from(config)
+    return step, warm_start(config, world, saved, step=step, data=data, precision=FP32)
 
 
 def plain(config: Config) -> nn.Module:
@@ -361,3 +364,22 @@ def test_a_folded_network_gets_the_statistics_of_training_images(old, world, tmp
     assert (network.bn1.running_mean != 0).any()
     # Nothing was folded into these: they are as they were.
     assert torch.equal(network.bn2.running_mean, theirs.bn2.running_mean)
+
+
+def test_a_file_is_read_once_at_a_start(trained, old, world, tmp_path, monkeypatch):
+    """What is looked at before the data are read is what is taken after."""
+    _, source, config = trained
+    torch.save(unwrapped(source.backbone).state_dict(), tmp_path / "start.pt")
+    read = []
+
+    def counted(path: Path) -> Backbone:
+        read.append(path)
+        return read_weight_file(path)
+
+    monkeypatch.setattr(reading, "read_weight_file", counted)
+    config = with_data(config, old, output=tmp_path / "run")
+    config = override(config, [f"run.init_from={tmp_path / 'start.pt'}"])
+    trainer = Trainer(config, world, precision=FP32)
+    assert all(torch.equal(t, floats(source)[name]) for name, t in floats(trainer.step).items())
+    trainer.close()
+    assert read == [tmp_path / "start.pt"]
