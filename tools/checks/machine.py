@@ -14,11 +14,11 @@ from pipeline.ahead import cores
 from pipeline.cache_folder import cache_folders
 from tools.checks.driver import read_driver
 from tools.checks.finding import Finding, fails, note, ok
+from training.planning.machine import free_memory
 
 OLDEST, NEWEST = (3, 10), (3, 14)  # Pythons
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
-_MEMINFO = Path("/proc/meminfo")
 _SHARED = Path("/dev/shm")
 _LARGER = "docker run --ipc=host or --shm-size=8g, or a larger emptyDir of medium Memory"
 
@@ -56,15 +56,7 @@ def check_cores() -> Finding:
 
 
 def check_memory() -> Finding:
-    lines = dict(line.split(":") for line in _text(_MEMINFO).splitlines())
-    if "MemAvailable" not in lines:
-        return note(
-            "memory",
-            f"{_MEMINFO} does not say how much is free",
-            "mount /proc: a run asks there whether it fits",
-        )
-    free = int(lines["MemAvailable"].split()[0]) << 10
-    limit = _text(_LIMIT) or "max"
+    free, limit = free_memory(), _text(_LIMIT) or "max"
     held = "" if limit == "max" else f"; the container may use {_gb(int(limit))} in all"
     free = min(free, int(limit)) if held else free
     found = f"{_gb(free)} free{held}"
@@ -85,14 +77,14 @@ def check_shared_memory() -> Finding:
 
 
 def check_disks() -> list[Finding]:
-    """The folder in which runs are made, and what may hold the cache."""
+    """The folder in which runs are made unless run.output says otherwise, and the cache's."""
     cache = next((path for path in cache_folders() if _is_writable(path)), None)
-    found = [_check_disk("disk", Path.cwd(), least=1e9, good=10e9, use="runs: set run.output")]
+    found = [_check_disk("disk", Path.cwd(), good=10e9, use="runs: set run.output")]
     if cache is None:
         tried = " and ".join(map(str, cache_folders()))
         return [*found, fails("cache", f"not to be written: {tried}", "set XDG_CACHE_HOME")]
     use = "the cache: set XDG_CACHE_HOME"
-    return [*found, _check_disk("cache", cache, least=0, good=1e9, use=use)]
+    return [*found, _check_disk("cache", cache, good=1e9, use=use)]
 
 
 def check_compiler() -> Finding:
@@ -110,15 +102,15 @@ def check_compiler() -> Finding:
     )
 
 
-def _check_disk(subject: str, folder: Path, *, least: float, good: float, use: str) -> Finding:
+def _check_disk(subject: str, folder: Path, *, good: float, use: str) -> Finding:
+    """Never fails: a run may have its folders elsewhere."""
     if not _is_writable(folder):
-        return fails(subject, f"{folder} is not to be written", f"choose another place for {use}")
+        return note(subject, f"{folder} is not to be written", f"choose another place for {use}")
     _, free = _room(_nearest(folder))
     found = f"{_gb(free)} free at {folder}"
     if free >= good:
         return ok(subject, found)
-    state = note if free >= least else fails
-    return state(subject, found, f"make room, or choose another place for {use}")
+    return note(subject, found, f"make room, or choose another place for {use}")
 
 
 def _is_writable(folder: Path) -> bool:

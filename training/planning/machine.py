@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # tools/doctor.py asks what is free, and needs no torch
+    import torch
 
 _STATUS = Path("/proc/self/status")
 _MEMINFO = Path("/proc/meminfo")
+_AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.MULTILINE)
 _LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
@@ -42,18 +46,26 @@ def _status() -> dict[str, int]:
     return {one[0].rstrip(":"): int(one[1]) << 10 for one in fields if one[2:] == ["kB"]}
 
 
+def free_memory() -> int:
+    """Bytes of the machine that nothing takes but files, which give way.
+
+    Some containers do not say so: then those that nothing takes at all.
+    """
+    known = _AVAILABLE.search(_MEMINFO.read_text()) if _MEMINFO.exists() else None
+    if known:
+        return int(known[1]) << 10
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
 def available_memory(device: torch.device, *, local_world_size: int) -> int:
     """Bytes that a rank may take in all: free ones of its accelerator; or its share of what is free
     on the machine, and what it has already.
     """
     if device.type != "cpu":
+        import torch
+
         return torch.get_device_module(device).mem_get_info(device)[0]
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    if _MEMINFO.exists():  # where what files take of the memory counts as free
-        for line in _MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):  # some containers do not say it
-                free = int(line.split()[1]) << 10
-    available = free // local_world_size + own_memory()
+    available = free_memory() // local_world_size + own_memory()
     if _LIMIT.exists() and (allowed := _LIMIT.read_text().strip()) != "max":
         available = min(available, int(allowed) // local_world_size)
     return available
