@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import weakref
@@ -15,7 +16,13 @@ _PAUSE = 60.0  # seconds between two warnings
 
 _log = logging.getLogger("facestream.pipeline")
 _everywhere: weakref.WeakSet[Stalls] = weakref.WeakSet()
-_everywhere_lock = threading.Lock()  # files are opened by many threads
+
+# One for all, since it is rarely taken and never for long: files are opened and read by many
+# threads. A fork waits for it, or its child could find it taken by a thread that it does not have.
+_lock = threading.Lock()
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
 
 
 class Stalls:
@@ -23,11 +30,10 @@ class Stalls:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()
         self._under_way: dict[int, tuple[float, int]] = {}  # by thread: since when, bytes
         self._count, self._longest, self._silent_until = 0, 0.0, 0.0
         self._named: float | None = None  # the begin of the read that `look` named
-        with _everywhere_lock:
+        with _lock:
             _everywhere.add(self)
 
     def begin(self, length: int) -> None:
@@ -40,7 +46,7 @@ class Stalls:
         now = time.monotonic()
         if now - begun < _LONG:
             return
-        with self._lock:
+        with _lock:
             self._count, self._longest = self._count + 1, max(self._longest, now - begun)
             if now < self._silent_until and begun != self._named:
                 return
@@ -53,7 +59,7 @@ class Stalls:
         """Warn where reads are under way for long."""
         now = time.monotonic()
         waiting = sorted(read for read in tuple(self._under_way.values()) if now - read[0] >= _LONG)
-        with self._lock:
+        with _lock:
             if not waiting or now < self._silent_until:
                 return
             self._silent_until = now + _PAUSE
@@ -79,7 +85,7 @@ def stalls_logged() -> Iterator[None]:
 
     def watch() -> None:
         while not leaving.wait(_LONG):
-            with _everywhere_lock:
+            with _lock:
                 known = tuple(_everywhere)
             for stalls in known:
                 stalls.look()

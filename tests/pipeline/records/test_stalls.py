@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,8 @@ from pipeline.records import stalls
 from pipeline.records.record_file import DataFile
 from pipeline.records.recordio import RecordError
 from tests.clock import LIMIT, Clock, wait_until
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -118,3 +123,35 @@ def test_so_are_the_images_of_a_folder(tmp_path, clock, monkeypatch, caplog):
     monkeypatch.setattr(os, "read", slow)
     assert len(read()) == 100
     assert f"{tmp_path}: its disk stalls: reading 100 bytes took 6 s" in caplog.text
+
+
+# A thread holds what the watcher holds for microseconds until the fork has begun, and a little on.
+_FORK = """
+import os, sys, threading, time
+from pathlib import Path
+from pipeline.records import stalls
+
+held, forking = threading.Event(), threading.Event()
+
+def hold():
+    with stalls._lock:
+        held.set()
+        forking.wait()
+        time.sleep(0.2)
+
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+forking.set()
+if os.fork() == 0:
+    os._exit(7 if stalls._lock.locked() else 0)
+thread.join()
+assert stalls._lock.acquire(blocking=False), "the parent's is free, too"
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_a_fork_waits_for_the_watcher_so_that_its_child_can_open_files():
+    """In a process of its own, of which nothing else is forked."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", _FORK], timeout=LIMIT, cwd=ROOT)
+    assert done.returncode == 0
