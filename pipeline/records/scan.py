@@ -138,15 +138,15 @@ class Summary:
         missing = (self.announced_images or 0) - self.images
         typical = (self.smallest + self.largest) // 2 + PART_HEADER.size + IMAGE_HEADER.size
         lost = max(0, missing, self.damaged_spans, self.damaged_bytes // typical)
-        if max_bad_fraction >= 1 or (
-            not self.truncated and lost <= max_bad_fraction * (self.images + lost)
-        ):
+        whole = max(1, self.images + lost)
+        if max_bad_fraction >= 1 or (not self.truncated and lost / whole <= max_bad_fraction):
             return
+        enough = 1 if self.truncated else -(-1000 * lost // whole) / 1000  # rounded up
         where = "; ".join(f"offset {at}: {why}" for at, _, why in self.damaged[:3])
         what = "does not end where a record ends" if self.truncated else "is damaged"
         raise RecordError(
             f"{path} {what}: {self.images} intact images, {lost} lost ({where or 'at its end'}). "
-            "Download or pack it again, or take what is intact with max_bad_fraction=1"
+            f"Download or pack it again, or take what is intact with max_bad_fraction={enough:g}"
         )
 
 

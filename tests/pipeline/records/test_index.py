@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +240,22 @@ def test_a_hole_counts_as_the_images_it_swallowed(tmp_path):
     assert summary.damaged_spans == 1
     with pytest.raises(RecordError, match="20 intact images, 20 lost"):
         summary.check_damage(tmp_path, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("images", "lost"), [(70, 18), (21, 29), (5_800_000, 1), (0, 3), (3, 997), (699, 1)]
+)
+def test_the_fraction_that_is_suggested_is_accepted(small, images, lost):
+    """And little more is, so that further damage is seen. 0.58 * 50 is less than 29, in floats."""
+    summary = replace(
+        open_index(small[0]).summary,
+        **{"images": images, "damaged_spans": lost, "announced_images": None},
+    )
+    with pytest.raises(RecordError, match=f"{lost} lost") as refused:
+        summary.check_damage(small[0], 0)
+    fraction = float(str(refused.value).partition("max_bad_fraction=")[2])
+    summary.check_damage(small[0], fraction)
+    assert fraction < lost / (images + lost) + 0.001
 
 
 def test_a_broken_split_record_costs_no_other(tmp_path):
