@@ -111,6 +111,15 @@ def test_every_loss_goes_with_every_configuration_of_the_repository(path, loss, 
     assert f'made for {file.loss}, {{"scale": {scale}}} stays' in line
 
 
+@pytest.mark.parametrize("wrong", ["head.loss=arcfase", "data.max_bad_fraction=2", "optim.x=1"])
+def test_what_is_refused_is_not_also_warned_of(wrong, caplog):
+    with pytest.raises(ConfigError, match=wrong.partition("=")[0].replace(".", r"\.")):
+        override(ARCFACE, ["head.loss=adaface", wrong])
+    assert not caplog.messages
+    override(ARCFACE, ["head.loss=adaface"])
+    assert len(caplog.messages) == 1
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_arguments_of_the_command_line_go_with_its_loss_in_any_order(reverse):
     given = ["head.loss=adaface", "head.loss_args.h=0.2"]

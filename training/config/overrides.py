@@ -47,7 +47,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     changed = {
         section.name: dict(vars(getattr(config, section.name))) for section in fields(config)
     }
-    _start_a_new_loss(changed["head"], overrides)
+    left = _start_a_new_loss(changed["head"], overrides)
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals or not key:
@@ -86,23 +86,27 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
             f"step.micro_batches={overridden.step.micro_batches}: expected 1 with "
             f"{', '.join(whole)}, which looks at the whole batch at once"
         )
-    return overridden
-
-
-def _start_a_new_loss(head: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Leave of the file's loss_args only the scale, where the command line names another loss."""
-    chosen = [item.partition("=")[2] for item in overrides if item.startswith("head.loss=")]
-    if not chosen or chosen[-1] == head["loss"]:
-        return
-    kept = {name: value for name, value in head["loss_args"].items() if name == "scale"}
-    left = {name: value for name, value in head["loss_args"].items() if name not in kept}
-    head["loss_args"] = kept
     if left and os.environ.get("RANK", "0") == "0":  # once, not by every rank
+        kept = {name: value for name, value in config.head.loss_args.items() if name not in left}
         logging.warning(
             "head.loss=%s starts from its own defaults: of the file's head.loss_args, made for %s, "
             "%s stays and %s does not",
-            *(chosen[-1], head["loss"], json.dumps(kept), json.dumps(left)),
+            *(overridden.head.loss, config.head.loss, json.dumps(kept), json.dumps(left)),
         )
+    return overridden
+
+
+def _start_a_new_loss(head: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Leave of the file's loss_args only the scale, where the command line names another loss.
+
+    Returns what does not stay.
+    """
+    chosen = [item.partition("=")[2] for item in overrides if item.startswith("head.loss=")]
+    if not chosen or chosen[-1] == head["loss"]:
+        return {}
+    given = head["loss_args"]
+    head["loss_args"] = {name: value for name, value in given.items() if name == "scale"}
+    return {name: value for name, value in given.items() if name not in head["loss_args"]}
 
 
 def _as_path(value: Any) -> Any:
