@@ -67,7 +67,10 @@ class Sample(NamedTuple):
 
 
 class Sampling(ABC):
-    """A way to choose the classes of a step."""
+    """A way to choose the classes of a step, which its text describes to users."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
 
     @abstractmethod
     def size(self, shard: Shard, num_labels: int) -> int:
@@ -87,6 +90,9 @@ class Sampling(ABC):
 @dataclass(frozen=True)
 class AllClasses(Sampling):
     """Every class of the rank at every step."""
+
+    def __str__(self) -> str:
+        return "all in every step"
 
     def size(self, shard: Shard, num_labels: int) -> int:
         return shard.num_local
@@ -117,6 +123,9 @@ class RandomClasses(Sampling):
         fits = _is_number(self.rate) and 0 < self.rate <= 1
         _check(fits, "RandomClasses: rate", self.rate, "a number in (0, 1]; 1 takes every class")
 
+    def __str__(self) -> str:
+        return f"{percent(self.rate)} of them in a step, the batch's own and others at random"
+
     def size(self, shard: Shard, num_labels: int) -> int:
         return min(shard.num_local, max(round(self.rate * shard.num_local), num_labels))
 
@@ -135,6 +144,9 @@ class BatchClasses(Sampling):
     The negatives of a row are then the other classes of its batch. Where the whole batch is of one
     class it has none: the loss is 0, and so are its gradients.
     """
+
+    def __str__(self) -> str:
+        return "only the batch's own in a step"
 
     def size(self, shard: Shard, num_labels: int) -> int:
         return min(shard.num_local, num_labels)
@@ -192,6 +204,11 @@ class GroupClasses(Sampling):
         fits = _is_integer(extra) and extra >= 0
         _check(fits, "GroupClasses: random_groups", extra, "an integer >= 0")
         _check(self.scope in SCOPES, "GroupClasses: scope", self.scope, f"one of {SCOPES}")
+
+    def __str__(self) -> str:
+        others = f" and {self.random_groups} others" if self.random_groups else ""
+        seen = "" if self.scope == "batch" else ", where a sample sees its own" + others
+        return f"in {self.groups} groups, those of the batch{others} in a step{seen}"
 
     def size(self, shard: Shard, num_labels: int) -> int:
         width, first, count = self._local_groups(shard)
@@ -251,6 +268,11 @@ class GroupClasses(Sampling):
             return columns
         numbers = torch.arange(first_group, first_group + len(place), device=place.device)
         return torch.where(wanted, numbers.int(), columns)
+
+
+def percent(share: float) -> str:
+    """A share of classes, for users."""
+    return f"{100 * share:.3g}%"
 
 
 def draw_rows(size: int, labels: Tensor, shard: Shard, key: Tensor) -> Sample:

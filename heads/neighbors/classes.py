@@ -15,6 +15,7 @@ from heads.sampling import (
     Shard,
     draw_rows,
     local_rows,
+    percent,
 )
 
 
@@ -35,6 +36,10 @@ class NeighborClasses(Sampling):
 
     rate: float
     table: NeighborTable = field(compare=False)
+
+    def __str__(self) -> str:
+        near = percent(self.table.settings.share)
+        return f"{RandomClasses(self.rate)}; up to {near} of these are near the batch's own"
 
     def size(self, shard: Shard, num_labels: int) -> int:
         return RandomClasses(self.rate).size(shard, num_labels)

@@ -98,6 +98,27 @@ def test_size_is_the_rate_but_never_below_the_batch_nor_above_the_rows(
     assert RandomClasses(rate).size(shard_of(num_local), num_labels) == expected
 
 
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        (AllClasses(), "all in every step"),
+        (
+            RandomClasses(7 / 93_431),
+            "0.00749% of them in a step, the batch's own and others at random",
+        ),
+        (BatchClasses(), "only the batch's own in a step"),
+        (GroupClasses(20), "in 20 groups, those of the batch in a step"),
+        (
+            GroupClasses(20, random_groups=3, scope="sample"),
+            "in 20 groups, those of the batch and 3 others in a step, where a sample sees its own "
+            "and 3 others",
+        ),
+    ],
+)
+def test_users_read_it_in_words(sampling, said):
+    assert str(sampling) == said
+
+
 @given(
     count=st.integers(1, 3000),
     num_classes=st.integers(1, 3000),

@@ -61,7 +61,7 @@ def introduce_start(start: Start, sets: Sequence[ScoredSet]) -> list[str]:
         *(f"start      {line}" for line in start.taken),
         *(f"changed    {line}" for line in start.changed),
         f"output     {output}{resumed}",
-        f"disk       {start.held.disk}",
+        *(f"disk       {line}" for line in start.held.disk.lacks()),
         f"log        {output}/run.log, with the settings left at their defaults, too",
     ]
     if start.steps_done >= plan.schedule.total_steps:

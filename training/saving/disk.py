@@ -37,22 +37,18 @@ class Disk:
     renames: bool
     deletes: bool
 
-    def __str__(self) -> str:
-        """One line for the log."""
-        aside = (
-            "under another name and renamed"
-            if self.renames
-            else "in place, as files cannot be renamed"
-        )
+    def lacks(self) -> list[str]:
+        """What it cannot do, and what may come of it."""
         lacks = []
+        if not self.renames:
+            lacks.append("files cannot be renamed: one whose writing is cut off is not used")
         if not self.syncs_files:
             lacks.append("files cannot be synced: a power cut may damage the newest checkpoint")
         elif not self.syncs_folders:
             lacks.append("folders cannot be synced: a power cut may cost the newest checkpoint")
         if not self.deletes:
             lacks.append("nothing can be deleted: checkpoints pile up whatever run.keep says")
-        manifest = f"a checkpoint is complete once its manifest is there, written {aside}"
-        return "; ".join([manifest, *lacks])
+        return lacks
 
 
 def probe(folder: Path) -> Disk:

@@ -72,9 +72,14 @@ def require_room(
     raise CheckpointError(
         f"run.output={output}: {room.at_once} checkpoints of {_mb(room.each)} MB lie there at "
         f"once, with run.keep={config.run.keep}, {besides}the one being written: "
-        f"{_mb(room.missing)} MB more than there are now; {_mb(room.free)} MB are free, which "
-        f"makes room for {fit} in all. {remedy}"
+        f"{_mb(room.missing)} MB more than there are now; {_mb(room.free)} MB are free, "
+        f"{_enough_for(fit)}. {remedy}"
     )
+
+
+def _enough_for(fit: int) -> str:
+    """So many checkpoints, those of now among them."""
+    return f"which makes room for {fit} in all" if fit else "not enough for a single one"
 
 
 def checkpoint_bytes(train_step: TrainStep) -> int:

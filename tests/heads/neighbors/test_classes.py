@@ -178,3 +178,12 @@ def test_only_random_samples_have_neighbors_in_them():
 def test_values_out_of_range_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         HardNegatives(**values)
+
+
+def test_users_read_it_in_words():
+    shard = shard_of(40, rank=0, world_size=1)
+    sampling = NeighborClasses(0.3, table_of(some_table(40, 2, seed=0), shard, share=0.25))
+    assert str(sampling) == (
+        "30% of them in a step, the batch's own and others at random; up to 25% of these are near "
+        "the batch's own"
+    )

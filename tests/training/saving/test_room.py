@@ -68,6 +68,8 @@ def test_what_cannot_fit_is_refused_with_how_many_would(step, tmp_path, monkeypa
         ask(tmp_path, step, free=6 * each - 1, config=config, monkeypatch=monkeypatch)
     with pytest.raises(CheckpointError, match=r"room for 2 in all\. Make room, or choose"):
         ask(tmp_path, step, free=2 * each, config=config, monkeypatch=monkeypatch)
+    with pytest.raises(CheckpointError, match=r"0 MB are free, not enough for a single one\. Make"):
+        ask(tmp_path, step, free=0, config=config, monkeypatch=monkeypatch)
 
 
 def test_the_remedy_is_accepted(step, tmp_path, monkeypatch):
