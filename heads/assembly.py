@@ -24,7 +24,7 @@ def assemble_step(
     backend: str,
     cuda_graph: bool,
 ) -> HeadStep:
-    """To be done again after a change of the head's settings, or of where its buffers are.
+    """The steps of a head as it is now: other settings, or buffers elsewhere, need others.
 
     Args:
         head: whose settings, buffers, `ranks`, `shard` and `neighbors` are there.
