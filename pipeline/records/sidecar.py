@@ -23,6 +23,7 @@ from pipeline.named_path import MALFORMED
 from pipeline.records.record_file import RecordFile, fingerprint, map_bytes
 from pipeline.records.scan import RECORD, Scan, Summary
 from pipeline.sync import sync
+from pipeline.whole_file import replace
 
 SIDECAR_SUFFIX = ".fsidx"
 _FORMAT = "facestream-index-3"
@@ -91,7 +92,7 @@ def write_sidecar(
             file.write(body)
             file.flush()
             sync(file.fileno())  # after a power cut, too, it is complete or not there
-        unfinished.replace(target)
+        replace(unfinished, target)
     return target
 
 

@@ -24,6 +24,7 @@ from pipeline.records.mxnet_idx import write_idx
 from pipeline.records.recordio import PART_HEADER, RecordError, RecordWriter, pack_image
 from pipeline.records.scan import MAX_EXACT_LABEL, scan_rec
 from pipeline.records.sidecar import write_sidecar
+from pipeline.whole_file import replace
 
 Labels = float | Sequence[float]
 Sizes = Counter[tuple[int, int]]  # how many images are (height, width) pixels
@@ -70,7 +71,7 @@ def write_set(folder: Path, identities: Iterable[Sequence[tuple[Labels, bytes]]]
         images = len(offsets) - len(ranges) - 1
         if images == 0:
             raise RecordError(f"no images to pack into {rec}")
-        unfinished.rename(rec)
+        replace(unfinished, rec)
     write_idx(folder / "train.idx", np.arange(len(offsets)), np.array(offsets))
     height, width = max(sizes, key=sizes.__getitem__, default=_USUAL)
     (folder / "property").write_text(f"{len(ranges)},{height},{width}\n")

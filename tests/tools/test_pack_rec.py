@@ -22,6 +22,7 @@ from pipeline.records.mxnet_idx import read_idx
 from pipeline.records.recordio import RecordError, read_record, unpack_image
 from pipeline.records.scan import scan_rec
 from pipeline.records.write_set import pack_set
+from tests.bad_disk import break_disk
 from tools.pack_rec import Options, find_sources, main, pack
 from tools.sources.folders import read_folders
 from tools.unpack_rec import unpack
@@ -52,6 +53,14 @@ def test_images_go_in_untouched_identity_by_identity(folders, tmp_path):
     stored = [(bytes(index.image(i)), int(index.records["label"][i])) for i in range(3)]
     assert stored == [(b"a/x.jpeg" * 3, 0), (b"b/10.jpg" * 3, 1), (b"b/2.PNG" * 3, 1)]
     assert (tmp_path / "out" / "property").read_text() == "2,112,112\n"
+
+
+def test_a_set_is_packed_where_no_file_can_be_renamed(folders, tmp_path, monkeypatch):
+    break_disk(monkeypatch, "norename")
+    assert pack_folders(folders, tmp_path / "out") == (2, 3)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("train.rec", "train.idx", "train.fsidx", "property")
+    }
 
 
 def test_folders_named_by_numbers_get_these_as_labels_and_come_back_by_the_same(tmp_path):

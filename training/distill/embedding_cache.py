@@ -22,6 +22,7 @@ from pipeline.records.index import RecordIndex
 from pipeline.records.record_file import map_bytes
 from pipeline.records.sidecar import output_folder, sidecar_folders
 from pipeline.sync import sync
+from pipeline.whole_file import replace
 
 CACHE_SUFFIX = ".fsemb"
 _FORMAT = "facestream-embeddings-1"
@@ -113,7 +114,7 @@ def write_embeddings(
             done += len(rows)
         assert done == len(index), "rows_from yields one row for each record"
         sync(file.fileno())
-    unfinished.replace(target)
+    replace(unfinished, target)
     return target
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from facestream import UserError
 from pipeline.named_path import MALFORMED
+from pipeline.whole_file import write_whole
 from training.reporting.outlet import AppendedFile, Outlet
 from training.saving.files import main_figure
 
@@ -76,9 +77,8 @@ def forget_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_lines(path) if line["step"] <= step] if step else []
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
-    unfinished.replace(path)
+    content = "".join(f"{json.dumps(line)}\n" for line in kept)
+    write_whole(path, content, aside=path.with_suffix(".unfinished"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

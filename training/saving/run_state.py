@@ -18,12 +18,12 @@ import json
 import os
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from facestream import USER_ERROR_EXIT_CODE
 from pipeline.named_path import MALFORMED, as_text, mendable
+from pipeline.whole_file import write_whole
 from training.faults.memory_killer import count_kills
 from training.faults.stops import NO_ANSWER_EXIT_CODE
 from training.reporting.outlet import Outlet
@@ -117,7 +117,9 @@ class RunState:
                 "epoch": self._content["step"] / self._steps_per_epoch,
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }
-            self._outlet.attempt(lambda: _replace(self._path, state))
+            aside = self._path.with_suffix(".unfinished")
+            content = json.dumps(state, indent=2)
+            self._outlet.attempt(lambda: write_whole(self._path, content, aside=aside))
 
 
 def describe(error: Exception) -> str:
@@ -153,13 +155,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, *MALFORMED):
         return {}
     return content if isinstance(content.get("step"), int) else {}
-
-
-def _replace(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_suffix(".unfinished")
-    with aside.open("w") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        with suppress(OSError):  # some disks cannot, and the file is there all the same
-            os.fsync(file.fileno())
-    aside.replace(path)

@@ -161,3 +161,9 @@ def test_embeddings_are_read_where_nothing_can_be_mapped_shared(index, monkeypat
     break_disk(monkeypatch, "directio")
     found = open_embeddings(index, teacher=TEACHER)
     assert np.array_equal(found, embedding(range(len(index))))
+
+
+def test_embeddings_are_kept_where_no_file_can_be_renamed(index, monkeypatch):
+    break_disk(monkeypatch, "norename")
+    write(index)
+    assert np.array_equal(open_embeddings(index, teacher=TEACHER), embedding(range(len(index))))

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from training.reporting.journal import read_lines
+from tests.bad_disk import break_disk
+from training.reporting.journal import forget_after, read_lines
 
 
 def reading(step: int, **values: object) -> dict[str, object]:
@@ -65,3 +66,12 @@ def test_steps_that_came_again_are_read_once(tmp_path):
 def test_several_sets_of_one_step_are_all_read(tmp_path):
     lines = [reading(5), scores(5, lfw={"accuracy": 0.5}), scores(5, ijbc={"tar": 0.5}), reading(6)]
     assert written(tmp_path / "metrics.jsonl", lines) == lines
+
+
+def test_what_comes_again_is_dropped_where_no_file_can_be_renamed(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    written(path, GOOD)
+    break_disk(monkeypatch, "norename")
+    forget_after(path, 5)
+    assert read_lines(path) == GOOD[:2]
+    assert list(tmp_path.iterdir()) == [path]

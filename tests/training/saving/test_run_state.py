@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bad_disk import break_disk
 from tests.training import tiny
 from training.config import Config, override
 from training.loop import Trainer
@@ -200,3 +201,12 @@ def test_garbage_is_no_state(tmp_path):
     (tmp_path / "state.json").write_text("[1")
     assert create(tmp_path).before == {}
     assert describe_silent_end({}) is None
+
+
+def test_it_is_written_where_no_file_can_be_renamed(tmp_path, monkeypatch):
+    break_disk(monkeypatch, "norename")
+    state = create(tmp_path)
+    for step in (3, 4):
+        state.begin(step, None)
+        assert read(tmp_path)["step"] == step
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
