@@ -181,7 +181,7 @@ class Assembly:
         }
 
     def forget_graphs(self) -> None:
-        """Let go of recorded graphs, before ranks part or a state is loaded."""
+        """Let go of recorded graphs: before ranks part."""
         self.step.head.forget_graphs()
         if self.graphed:
             self.graphed.forget()
@@ -195,10 +195,9 @@ class Assembly:
         """Set what of the head depends on the step alone: rate, penalty, share of the margin."""
         config, head = self.plan.config.head, self.step.head
         per_epoch = self.plan.loader.steps_per_epoch
-        sample_rate = config.sample_rate_at(number // per_epoch, num_classes=head.num_classes)
-        if sample_rate != head.sample_rate:
-            head.sample_rate = sample_rate
-        head.expectation_margin = config.expectation_margin_at(number // per_epoch)
+        epoch = number // per_epoch
+        head.sample_rate = config.sample_rate_at(epoch, num_classes=head.num_classes)
+        head.expectation_margin = config.expectation_margin_at(epoch)
         warmup = config.margin_warmup_epochs * per_epoch
         head.margin_factor.fill_(min(1.0, (number + 1) / (warmup + 1)))
 

@@ -78,6 +78,7 @@ class Saver:
         """Copy the state after `step` steps and begin to write it; returns where it will be.
 
         Call it on every rank. It waits for the save before it, then as long as the copy takes.
+
         Args:
             counters: what the run has counted.
         """

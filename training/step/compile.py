@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from models.checkpointing import blocks_of
 from models.normalize import normalize
 from training.step.precision import Precision
 
@@ -85,7 +86,7 @@ def _regions(backbone: nn.Module, stages: Sequence[str], alone: bool) -> list[nn
     """What is compiled as one: the network, or the blocks of its stages where it has any."""
     if alone or not stages:
         return [backbone]
-    return [block for name in stages for block in backbone.get_submodule(name).children()]
+    return blocks_of(backbone, stages)
 
 
 def _compile(regions: list[nn.Module]) -> None:
