@@ -79,10 +79,10 @@ class Living(TorchDispatchMode):
         self._alive[size >= _LARGE] -= size
 
 
-def activation_bytes(
+def blocks_of_training(
     backbone: nn.Module, *, batch: int, image_size: int, precision: Precision
-) -> int:
-    """Bytes that a training forward of `batch` images keeps for backward.
+) -> Blocks:
+    """What a training forward of `batch` images keeps for backward.
 
     Parameters aside, but with their narrow copies under autocast. The forward runs on tensors that
     have no memory, as on a CPU: other devices keep the same.
@@ -90,18 +90,6 @@ def activation_bytes(
     Args:
         backbone: in train mode, on any device, the meta device included; left unchanged.
     """
-    return sum(
-        blocks_of_training(backbone, batch=batch, image_size=image_size, precision=precision)
-    )
-
-
-def blocks_of_training(
-    backbone: nn.Module,
-    *,
-    batch: int,
-    image_size: int,
-    precision: Precision,
-) -> Blocks:
     with FakeTensorMode():
         state = without_memory(backbone)
         shape = (batch, image_size, image_size, 3)

@@ -193,7 +193,7 @@ def _parts_of_head(head: HeadMemory, rows: RowPlaces) -> dict[str, int]:
 def predict_head(
     config: Config, world: World, precision: Precision, *, num_classes: int
 ) -> HeadMemory:
-    """Of it what the head takes."""
+    """What the head takes of it, on the rank with the most centers."""
     micro_batches = config.step.micro_batches
     return predict_memory(
         shard_of(num_classes, rank=0, world_size=world.world_size),

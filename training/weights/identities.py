@@ -20,7 +20,7 @@ from pipeline.collection import Collection
 from pipeline.identity_map import read_identity_names
 from pipeline.named_path import MALFORMED
 from pipeline.records.manifest import read_names
-from pipeline.whole_file import replace
+from pipeline.whole_file import write_whole
 
 FILE = "identities.json"
 
@@ -105,9 +105,7 @@ class Identities:
 def write_identities(folder: Path, identities: Identities) -> Path:
     """Write identities.json into an existing folder, complete or not at all."""
     path = folder / FILE
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(identities.as_dict()))
-    replace(unfinished, path)
+    write_whole(path, json.dumps(identities.as_dict()), aside=path.with_suffix(".unfinished"))
     return path
 
 

@@ -15,7 +15,7 @@ from tests.training import tiny
 from training.config import Config, override
 from training.distributed import World
 from training.planning import alive
-from training.planning.alive import activation_bytes
+from training.planning.alive import blocks_of_training
 from training.planning.memory import predict
 from training.step.learning import create_network
 from training.step.precision import choose_precision
@@ -48,7 +48,7 @@ def test_activations_are_what_a_real_batch_keeps(dtype):
         backbone(normalize(images, precision.compute_dtype))
     for tensor in (*backbone.parameters(), *backbone.buffers()):
         kept.pop(tensor.data_ptr(), None)
-    found = activation_bytes(backbone, batch=batch, image_size=size, precision=precision)
+    found = sum(blocks_of_training(backbone, batch=batch, image_size=size, precision=precision))
     assert found == pytest.approx(sum(kept.values()), rel=0.05)
 
 
@@ -80,7 +80,7 @@ def test_blocks_that_run_again_have_as_much_alive_as_a_real_step():
 def test_activations_of_a_gpus_float16_are_found_on_any_machine():
     backbone = create_network(configured())
     half, bf16 = (
-        activation_bytes(
+        blocks_of_training(
             backbone, batch=24, image_size=tiny.SIZE, precision=replace(FP32, compute_dtype=dtype)
         )
         for dtype in (torch.float16, torch.bfloat16)

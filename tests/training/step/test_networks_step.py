@@ -18,7 +18,7 @@ from training.assembly import create_step
 from training.config import Config, ConfigError, ModelConfig, override
 from training.distributed import World
 from training.planning import memory
-from training.planning.alive import Living, activation_bytes
+from training.planning.alive import Living, blocks_of_training
 from training.planning.memory import predict
 from training.step.compile import compile_backbone
 from training.step.optim import set_learning_rate
@@ -85,7 +85,7 @@ def test_predicted_activations_are_what_a_real_batch_keeps(name, world):
         network(normalize(loaded(0), torch.bfloat16))
     for tensor in (*network.parameters(), *network.buffers()):
         kept.pop(tensor.untyped_storage().data_ptr(), None)
-    found = activation_bytes(network, batch=BATCH, image_size=size, precision=BF16)
+    found = sum(blocks_of_training(network, batch=BATCH, image_size=size, precision=BF16))
     assert found == pytest.approx(sum(kept.values()), rel=0.05)
     predictions = (
         predict(configured(name, f"model.checkpointing={wanted}"), world, BF16, num_classes=CLASSES)
