@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import whole_file
 from tests.bad_disk import break_disk
 from tests.training import tiny
 from training.config import Config, override
@@ -152,13 +153,13 @@ def test_it_is_never_there_by_half(tmp_path, monkeypatch):
     state = create(tmp_path)
     state.begin(0, None)
 
-    def dump(content, file, **how):
-        file.write("{")
+    def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_state.json, "dump", dump)
+    monkeypatch.setattr(whole_file, "sync", fail)
     state.end("finished", why="", exit_code=0)
     assert read(tmp_path)["status"] == "running"
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
 
 
 @pytest.mark.slow
