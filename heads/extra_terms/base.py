@@ -17,15 +17,14 @@ CUDA graph can hold. A term keeps no tensors. What it learns are a few numbers i
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from facestream import UserError
+from heads.parameters import check
 
 
 class TermInput(NamedTuple):
@@ -101,13 +100,3 @@ class ExtraTerm(ABC):
     @abstractmethod
     def share(self, given: TermInput) -> TermShare:
         """This rank's part. A pure function, with no collective, and no wait for the device."""
-
-
-def check(term: ExtraTerm, name: str, fits: Callable[[float], bool], stated: str) -> None:
-    """Raises UserError unless the parameter is a finite number that `fits`."""
-    value = getattr(term, name)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and fits(value)):
-        raise UserError(
-            f"{type(term).__name__}: {name}={value!r}, expected a finite number in {stated}"
-        )

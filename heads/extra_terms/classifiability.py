@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from heads.extra_terms.base import ExtraTerm, TermInput, TermShare, check
+from heads.extra_terms.base import ExtraTerm, TermInput, TermShare
+from heads.parameters import check
 
 # Keeps the ratio's divisor off 0, as in the paper.
 _EPSILON = 1e-9

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import softplus
 
-from heads.extra_terms.base import ExtraTerm, TermInput, TermShare, check
+from heads.extra_terms.base import ExtraTerm, TermInput, TermShare
+from heads.parameters import check
 from heads.unit import through_normalization
 
 

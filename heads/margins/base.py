@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from facestream import UserError
 from heads.negatives import Negatives
+from heads.parameters import check
 
 GRADIENTS = ("exact", "straight_through")
 _NOTHING = torch.empty(0)
@@ -179,25 +180,3 @@ class Margin(ABC):
             bent = self.bend(held, norms.clone(), context).cosine
             (slope,) = torch.autograd.grad(bent.sum(), held)
         return slope
-
-
-def check(margin: Margin, name: str, fits: Callable[[float], bool], stated: str) -> None:
-    """Raises UserError unless the parameter is a finite number that `fits`."""
-    value = getattr(margin, name)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and fits(value)):
-        raise UserError(
-            f"{type(margin).__name__}: {name}={value!r}, expected a finite number in {stated}"
-        )
-
-
-def check_angle(margin: Margin, name: str) -> None:
-    """Raises UserError unless the parameter is an angle in [0, π/2)."""
-    check(margin, name, lambda angle: 0 <= angle < math.pi / 2, "[0, π/2)")
-
-
-def check_flag(margin: Margin, name: str) -> None:
-    """Raises UserError unless the parameter is True or False."""
-    value = getattr(margin, name)
-    if not isinstance(value, bool):
-        raise UserError(f"{type(margin).__name__}: {name}={value!r}, expected True or False")

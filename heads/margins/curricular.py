@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from heads.margins.angles import cos_of_sum, rotate
-from heads.margins.base import Margin, StepContext, Target, check_angle
+from heads.margins.base import Margin, StepContext, Target
 from heads.negatives import Negatives
+from heads.parameters import check_angle
 
 # The weight of a batch in the running mean, a constant in the paper.
 _BATCH_WEIGHT = 0.01

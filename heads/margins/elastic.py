@@ -11,7 +11,8 @@ from torch import Tensor
 
 from heads.counter import normal
 from heads.margins.angles import rotate
-from heads.margins.base import Margin, StepContext, Target, check, check_angle, check_flag
+from heads.margins.base import Margin, StepContext, Target
+from heads.parameters import check, check_angle, check_flag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from heads.margins.angles import rotate, rotate_acute
-from heads.margins.base import Margin, StepContext, Target, check, check_angle, check_flag
+from heads.margins.base import Margin, StepContext, Target
+from heads.parameters import check, check_angle, check_flag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heads.margins.base import Margin, StepContext, Target, check
+from heads.margins.base import Margin, StepContext, Target
 from heads.negatives import Negatives, Threshold
+from heads.parameters import check
 
 # At the start a row's negatives are taken for its own class with a tenth of its weight.
 _NEGATIVES_PER_LOGIT = 10
