@@ -160,7 +160,7 @@ class PartialFC(nn.Module):
         self.margin, self.extra_terms, self.columns = margin, tuple(extra_terms), tuple(columns)
         self.subcenters, self.seed, self.compute_dtype = subcenters, seed, compute_dtype
         self.momentum, self.weight_decay = momentum, weight_decay
-        self.place, self.prefetch = place, prefetch
+        self.prefetch = prefetch
         self.ranks = Ranks(process_group)
         self.shard = shard_of(num_classes, rank=self.ranks.rank, world_size=self.ranks.world_size)
         self._placement = Placement(place, place_path, torch.empty(0, device=device).device)
@@ -296,7 +296,13 @@ class PartialFC(nn.Module):
         return self.margin_factor.device
 
     @property
+    def place(self) -> str:
+        """Where centers and velocity are kept; those of a copy are on no disk."""
+        return self._placement.place
+
+    @property
     def stored_centers(self) -> Stored:
+        """As they are kept."""
         return Stored(self.centers, self.center_scales)
 
     @property

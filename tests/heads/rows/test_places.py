@@ -203,6 +203,7 @@ def test_copies_go_their_own_way(tmp_path):
     away = build("disk", tmp_path, sample_rate=0.3)
     train(away, range(3))
     twin = copy.deepcopy(away)
+    assert (away.place, twin.place) == ("disk", "host")
     expected = train(away, range(3, 6))
     assert same(train(twin, range(3, 6)), expected)
 
