@@ -60,7 +60,7 @@ def _first_loss(config: Config, classes: int, *, variance: float) -> float | Non
     Of the classes that a step takes, by the margin as it is before the first step.
     """
     head = config.head
-    if head.extra_terms or head.expectation_margin is not None or head.loss in _OTHERWISE:
+    if head.extra_terms or head.expectation_margins or head.loss in _OTHERWISE:
         return None
     if head.loss in OWN_MARGINS:
         return None  # a mistake in the user's own is for the step to show, on all ranks

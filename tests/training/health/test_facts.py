@@ -60,11 +60,20 @@ def test_one_class_has_no_loss():
         HeadConfig(loss="uniface"),
         HeadConfig(extra_terms={"sample_to_sample": {}}),
         HeadConfig(expectation_margin=0.2),
+        HeadConfig(expectation_margin_from={3: 0.2}),
         HeadConfig(sample_groups=10),
         HeadConfig(sample_rate=0.001),  # fewer than a batch has
         HeadConfig(loss="somebody's own"),
     ],
-    ids=["another form", "extra term", "expectations", "groups", "few", "unknown"],
+    ids=[
+        "another form",
+        "extra term",
+        "expectations",
+        "expectations later",
+        "groups",
+        "few",
+        "unknown",
+    ],
 )
 def test_where_it_cannot_be_known_there_is_none(head: HeadConfig):
     assert facts_of(head).blind_loss is None
