@@ -10,7 +10,7 @@ the file's settings or keys, it must be of that one.
 
 Other numbers of such a block are named in it: `<!-- not measured: 80 GB, 4 KB -->`, or
 `<!-- computed: 2.6 times -->` from what is in the file. A block whose figures have units and no
-file says why: `<!-- not measured: counted -->`, `<!-- measured by hand: without a file -->`.
+file says why: `<!-- not measured: counted -->`.
 
 written_figures.py finds what stands in the documents, measured_values.py what is in the files.
 """

@@ -80,13 +80,11 @@ def figures(block: str) -> list[Figure]:
 
 
 def not_measured(block: str) -> list[str]:
-    """What a block names as in no file: not measured, by hand, or computed from what is in one.
+    """What a block names as in no file: not measured, or computed from what is in one.
 
     One entry without a digit stands for all of it.
     """
-    comments = re.findall(
-        r"<!-- (?:not measured|computed|measured by hand): (.*?) -->", block, re.DOTALL
-    )
+    comments = re.findall(r"<!-- (?:not measured|computed): (.*?) -->", block, re.DOTALL)
     return [entry.strip() for comment in comments for entry in comment.split(", ")]
 
 
