@@ -206,7 +206,8 @@ class GroupClasses(Sampling):
         _check(self.scope in SCOPES, "GroupClasses: scope", self.scope, f"one of {SCOPES}")
 
     def __str__(self) -> str:
-        others = f" and {self.random_groups} others" if self.random_groups else ""
+        count = self.random_groups
+        others = f" and {count} other{'' if count == 1 else 's'}" if count else ""
         seen = "" if self.scope == "batch" else ", where a sample sees its own" + others
         return f"in {self.groups} groups, those of the batch{others} in a step{seen}"
 

@@ -109,6 +109,10 @@ def test_size_is_the_rate_but_never_below_the_batch_nor_above_the_rows(
         (BatchClasses(), "only the batch's own in a step"),
         (GroupClasses(20), "in 20 groups, those of the batch in a step"),
         (
+            GroupClasses(20, random_groups=1),
+            "in 20 groups, those of the batch and 1 other in a step",
+        ),
+        (
             GroupClasses(20, random_groups=3, scope="sample"),
             "in 20 groups, those of the batch and 3 others in a step, where a sample sees its own "
             "and 3 others",
