@@ -34,15 +34,15 @@ def page(lines: Sequence[Cell], wanted: Sequence[Cell], faces: Drawn) -> str:
         (
             "# Recipe atlas",
             "",
-            "Which loss, at which sample rate: each trained on the same drawn faces by the same "
-            "small network, with",
-            "other seeds. `make atlas` does the trainings that are missing, half a minute of one "
-            "core each, and writes",
-            "this page and its picture; nothing on it is written by hand.",
+            "Which loss, at which sample rate: with each, the same small network is trained on "
+            "the same drawn faces,",
+            "once for each seed. `make atlas` does the trainings that are missing, half a minute "
+            "of one core each, and",
+            "writes this page and its picture; nothing on it is written by hand.",
             "",
             f"- **Faces**: {faces.identities:,} drawn identities with {faces.images} images each, "
             f"64 pixels; {faces.pairs:,} pairs of other",
-            f"  people. Digest: {_all(done, 'data')}.",
+            f"  people. Digest of all these: {_all(done, 'data')}.",
             f"- **Training**: {epochs} epochs, a batch of 128, D = 128, a network of 0.2 M "
             "parameters, on one thread.",
             f"- **Code**, digest of what such a training runs: {_all(done, 'code')}.",
@@ -52,18 +52,21 @@ def page(lines: Sequence[Cell], wanted: Sequence[Cell], faces: Drawn) -> str:
             "",
             *_table(done, wanted),
             "",
-            "Mean ± standard deviation over the seeds; time is of CPU, of the training alone. "
-            "Accuracy is of ten folds.",
-            "Losses of different rows are not comparable: each is its own function.",
+            "Mean ± standard deviation over the seeds; seconds of CPU time, of the training alone. "
+            "Accuracy is the mean of",
+            "ten folds. Losses of different rows are not comparable: each is its own function. A "
+            "row's command trains",
+            "what is missing of it; to train it again, remove its lines from the file first.",
+            "",
             *_doubt(done, wanted),
             "",
             "![accuracy and loss by epoch](atlas.svg)",
             "",
-            "These are small faces and a short training. What a loss is worth after twenty epochs "
-            "of millions of",
-            "photographs this cannot show; how its loss and accuracy go where all is well, it can: "
-            "see",
-            "[healthy.md](healthy.md).",
+            "These are small faces and a short training. They show how loss and accuracy go where "
+            "all is well (see",
+            "[healthy.md](healthy.md)); they cannot show what a loss is worth after twenty epochs "
+            "on millions of",
+            "photographs.",
             "",
             *_missing(missing),
         )
@@ -143,9 +146,9 @@ def _doubt(done: Sequence[Cell], wanted: Sequence[Cell]) -> list[str]:
     # Of two means over as many seeds as the shortest row has.
     visible = 2 * pooled * math.sqrt(2 / min(map(len, rows)))
     lines = [
-        f"Seeds of a row lie {pooled:.3f} of accuracy apart; rows that differ by less than "
-        f"{visible:.3f} (twice the standard",
-        "error of a difference) are alike as far as these trainings can tell.",
+        f"Within a row the standard deviation of accuracy is {pooled:.3f}, over all rows; rows "
+        f"that differ by less than {visible:.3f}",
+        "(twice the standard error of a difference) are alike as far as these trainings can tell.",
         "",
     ]
     for rate in _distinct(cell["rate"] for cell in wanted):

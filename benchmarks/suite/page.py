@@ -47,9 +47,10 @@ for.
   the 5th and the 95th percentile. A GPU is waited for at the end of a round of some steps only.
 - `of the products`, `of the copy`: what must be multiplied, or read and written, a second, as a
   share of what this very machine reached in the stage `facts`: with a large matrix product in the
-  same dtype, and with a large copy. FLOPs are counted from shapes, two for a multiply-add, forward
-  and backward. The bytes of a network are those of its operations, each a kernel of its own; of the
-  head, its centers and their momentum, read and written once.
+  same dtype, and with a large copy. It is above 100 % where a way multiplies faster than torch does
+  in that product, as convolutions in float32 do on some CPUs. FLOPs are counted from shapes, two
+  for a multiply-add, forward and backward. The bytes of a network are those of its operations, each
+  a kernel of its own; of the head, its centers and their momentum, read and written once.
 - `× baseline`: how many times as fast as the baseline that it took turns with: arcface_torch's head
   or step as they stand in [baselines.py](baselines.py), a network in float32 and NCHW, or bare
   libjpeg-turbo.

@@ -46,7 +46,7 @@ def test_a_row_has_mean_deviation_and_command_and_what_is_missing_is_named(tmp_p
     assert "--losses arcface --rates 1`" in text
     assert "2 of 3 are finished" in text
     assert "arcface 1 seed 2." in text
-    assert "Digest: d1." in text
+    assert "Digest of all these: d1." in text
     draw(lines, wanted, tmp_path / "atlas.svg")
     assert "head.sample_rate=1" in (tmp_path / "atlas.svg").read_text()
 
