@@ -35,6 +35,7 @@ from heads import ArcFace, PartialFC
 from heads.passes.kernels import class_kernels, kernel_launch
 from heads.rows import initial
 from models.traffic import Traffic
+from training.distributed import leave_world
 
 RANKS, DIM = 8, 512
 # Identities and sample rate: 12,500 and 362,500 classes in a rank's step.
@@ -153,7 +154,7 @@ def _many_ranks() -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        leave_world()
 
 
 def counted_rows(

@@ -81,12 +81,12 @@ def join_world(device: str = "auto", *, init_method: str | None = None) -> World
 
 
 def leave_world() -> None:
-    """End the process group `join_world` began, and those made of it."""
+    """End the process group that `join_world` or another began, and those made of it."""
     # In torch 2.6 a group that ends waits for its threads with Python's lock held, and a thread
     # that frees a tensor needs that lock. A backend that is referenced here ends after its group,
     # without the lock.
-    groups = dist.distributed_c10d._world.pg_map
-    backends = [group._get_backend(torch.device("cpu")) for group in groups]
+    cpu, groups = torch.device("cpu"), dist.distributed_c10d._world.pg_map
+    backends = [group._get_backend(cpu) for group in groups if cpu in group._device_types]
     dist.destroy_process_group()
     backends.clear()
 

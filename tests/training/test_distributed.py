@@ -1,10 +1,14 @@
 """Who takes part: devices by rank, and mistakes that end instead of hanging."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from training.distributed import join_world, leave_world
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cuda", 2), ("auto", 2)])
@@ -24,3 +28,11 @@ def test_a_world_ends_while_gloo_still_has_the_last_of_a_tensor():
         dist.all_gather([torch.empty(4_000_000)], torch.ones(4_000_000), async_op=True)
     leave_world()
     assert not dist.is_initialized()
+
+
+def test_no_other_code_ends_a_group():
+    """Of which this repository had three, that could hang with torch 2.6."""
+    rooms = ("benchmarks", "heads", "tests", "tools", "training")
+    paths = [path for room in rooms for path in sorted((ROOT / room).rglob("*.py"))]
+    ending = [path for path in paths if "destroy_process" + "_group(" in path.read_text()]
+    assert ending == [ROOT / "training/distributed.py"]

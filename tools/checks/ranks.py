@@ -37,6 +37,8 @@ def _sum(backend: str, rank: int, world: int, store: str) -> str:
     import torch
     import torch.distributed as dist
 
+    from training.distributed import leave_world
+
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
     if backend == "nccl":
         torch.cuda.set_device(device)
@@ -52,7 +54,7 @@ def _sum(backend: str, rank: int, world: int, store: str) -> str:
     expected = world * (world + 1) / 2
     if total.tolist() != [expected] * 8:
         raise ValueError(f"the sum is {total.tolist()}, expected {expected}")
-    dist.destroy_process_group()
+    leave_world()
     if backend != "nccl":
         return backend
     return "NCCL " + ".".join(map(str, torch.cuda.nccl.version()))
