@@ -30,6 +30,16 @@ def reading(path: Path) -> Iterator[None]:
         raise RecordError(f"{path} cannot be read as parquet: {error}") from error
 
 
+def check_rows(path: Path, file: pq.ParquetFile, read: int) -> None:
+    """Raise RecordError unless so many rows were read of a column as the file says it has: of a
+    damaged page Arrow may leave rows out without a word, and all after them would move up."""
+    if read != file.metadata.num_rows:
+        raise RecordError(
+            f"{path} is damaged: of {file.metadata.num_rows:,} rows in a column, {read:,} can be "
+            "read. Download or write it again"
+        )
+
+
 def named_label(label: int | str, names: list[str] | None, place: str) -> int | str:
     """A label by the name that the file gives to the number, if it gives names.
 

@@ -19,6 +19,7 @@ from pipeline.containers.files import Reading
 from pipeline.containers.parquet_columns import (
     NO_IMAGE,
     check_labels,
+    check_rows,
     class_names,
     image_column_of,
     kind_of,
@@ -97,6 +98,7 @@ def column_of(files: Sequence[Path], name: str) -> np.ndarray:
                     f"{path}: the quality column {name!r} holds {kind}, expected numbers"
                 )
             column = file.read(columns=[name]).column(name).cast(pa.float64())
+            check_rows(path, file, len(column))
             found.append(column.to_numpy().astype(np.float64))
     return np.concatenate(found)
 
@@ -282,9 +284,10 @@ def _check_size(
 
 def _identities(path: Path, file: pq.ParquetFile, column: str) -> Iterator[int | str]:
     """Of all rows, "" for none."""
-    names = class_names(file.schema_arrow, column)
+    names, read = class_names(file.schema_arrow, column), 0
     with reading(path):
-        batches = file.iter_batches(_LABELS, columns=[column])
-        labels = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
-        for row, label in enumerate(labels):
-            yield "" if label is None else named_label(label, names, f"{path}, row {row}")
+        for batch in file.iter_batches(_LABELS, columns=[column]):
+            for row, label in enumerate(batch.column(0).to_pylist(), start=read):
+                yield "" if label is None else named_label(label, names, f"{path}, row {row}")
+            read += len(batch)
+    check_rows(path, file, read)

@@ -79,6 +79,27 @@ def test_labels_are_read_some_at_a_time_across_row_groups(tmp_path, monkeypatch)
         stored_parquet([path]).labels()
 
 
+def test_rows_that_arrow_leaves_out_of_a_column_are_damage(tmp_path, monkeypatch):
+    """As it does at some damage of a page; labels and numbers after them would be other images'."""
+    path = write(tmp_path / "a.parquet", pa.array(IMAGES, STRUCT), pa.array([1] * 5))
+    read, iter_batches = pa.parquet.ParquetFile.read, pa.parquet.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pa.parquet.ParquetFile,
+        "iter_batches",
+        lambda file, rows, **named: list(iter_batches(file, 2, **named))[:-1],
+    )
+    monkeypatch.setattr(
+        pa.parquet.ParquetFile, "read", lambda file, **named: read(file, **named).slice(0, 4)
+    )
+    complaint = r"a\.parquet is damaged: of 5 rows in a column, 4 can be read\. Download or write"
+    for reading in (
+        stored_parquet([path]).labels,
+        lambda: column_of([path], "label"),
+    ):
+        with pytest.raises(RecordError, match=complaint):
+            reading()
+
+
 def test_a_column_of_numbers_is_read_beside(tmp_path):
     quality = pa.array([0.5, 1.0, None, 2.0, 3.0])
     found = column_of(files(tmp_path, quality=quality), "quality")
