@@ -83,7 +83,7 @@ def measure(options: argparse.Namespace, *, ranks: int, folder: Path) -> int:
         beside_others(outcome.figures, peaks=peaks)
         console.print(table_of(name, outcome))
         if outcome.failed:
-            console.print(f"{name} FAILED: {outcome.failed}; see {logs / name}.log", style="bold")
+            console.print(f"{name} FAILED: {outcome.failed}; see {logs / name}*.log", style="bold")
     path = folder / f"suite_{machine_of(outcomes)}_{date.today().isoformat()}.json"
     stages = {name: asdict(outcome) for name, outcome in outcomes.items()}
     path.write_text(json.dumps({"quick": options.quick, "stages": stages}, indent=1) + "\n")
@@ -116,11 +116,14 @@ def stage_of(
 
 
 def with_memory(timed: Outcome, memory: Outcome) -> Outcome:
-    """A stage's times, each row with the memory that the same way took in another process."""
+    """A stage's times, each row with the memory that the same way took in another process; a row
+    for what that one alone has skipped."""
     known = {_way(row): row["peak_mb"] for row in memory.figures if "peak_mb" in row}
     figures = [
         row | {"peak_mb": known[_way(row)]} if _way(row) in known else row for row in timed.figures
     ]
+    skipped = [row for row in memory.figures if "skipped" in row and row not in timed.figures]
+    figures += [row | {"skipped": f"its memory: {row['skipped']}"} for row in skipped]
     failed = timed.failed or (f"its memory: {memory.failed}" if memory.failed else None)
     seconds = timed.seconds + memory.seconds
     return replace(timed, seconds=seconds, failed=failed, figures=figures)

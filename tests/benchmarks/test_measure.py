@@ -117,6 +117,15 @@ def test_a_way_has_its_own_memory_or_none():
     assert with_memory(outcome([], "exit status 1"), outcome([], "no")).failed == "exit status 1"
 
 
+def test_a_case_whose_memory_was_skipped_says_so():
+    short = {"skipped": "the stage's time would not suffice"}
+    time = [{"batch": 1, "turn": 1, "way": "a", "seconds": 1.0}, {"batch": 2} | short]
+    memory = [{"batch": 1} | short, {"batch": 2} | short]
+    figures = with_memory(outcome(time), outcome(memory)).figures
+    assert figures[:2] == time
+    assert figures[2:] == [{"batch": 1, "skipped": f"its memory: {short['skipped']}"}]
+
+
 def test_median_and_percentiles():
     assert spread([float(k) for k in range(100, 0, -1)]) == {
         "seconds": 50.5,
