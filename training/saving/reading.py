@@ -28,7 +28,7 @@ from models.lora import FACTORS, merged_tensors
 from models.recognize import Recognized, recognize
 from pipeline.named_path import MALFORMED
 from training.config import Config, ConfigError
-from training.distributed import together
+from training.distributed import require_agreement, together
 from training.saving import files
 from training.saving.metadata import FILE, load_state, read_metadata
 from training.saving.names import BACKBONE, SCALES, under
@@ -62,8 +62,11 @@ def open_weights(given: str | Path, *, checked: bool = True) -> SavedCheckpoint 
         WeightsError: where nothing is there, or it is damaged.
         CheckpointError: where a run does not have the checkpoint that is asked for, the disk does
             not give it, or a newer version saved it in another format.
+        UserError: where the ranks find different ones.
     """
     path, chosen = _on_all(lambda: _find(str(given)))
+    if dist.is_initialized():  # of a file, other questions are collective than of a checkpoint
+        require_agreement({"the checkpoint or file of weights to read": path.name})
     if path.is_file():
         return SavedFile(path, chosen)
     saved = SavedCheckpoint(path, chosen)

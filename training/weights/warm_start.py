@@ -19,7 +19,7 @@ from evaluation.embedding import decoder
 from models.lora import FACTORS
 from training.config import Config
 from training.data import TrainingData
-from training.distributed import World, from_main, require_agreement, together
+from training.distributed import World, from_main, together
 from training.named_files import check_named_files
 from training.saving.names import BACKBONE, CENTERS, under
 from training.saving.reading import SavedCheckpoint, SavedFile, open_weights
@@ -51,7 +51,7 @@ def open_init_from(config: Config) -> SavedCheckpoint | SavedFile | None:
 
     Raises:
         PathError: it is missing, or cannot be opened.
-        WeightsError, CheckpointError: as `open_weights`.
+        WeightsError, CheckpointError, UserError: as `open_weights`.
     """
     if not config.run.init_from:
         return None
@@ -83,7 +83,6 @@ def warm_start(
     """
     if isinstance(saved, SavedCheckpoint):  # of a file, reading it says so
         saved.require_whole()
-    require_agreement({"what run.init_from stands for": saved.path.name})
     path, network, head = saved.path, unwrapped(step.backbone), step.head
     tensors, measured = _with_statistics(saved, config, data, world)
     _check_what_stays(network, tensors, saved)

@@ -149,6 +149,24 @@ def test_the_number_of_ranks_changes_no_bit(trained, old, new, world, tmp_path):
     assert torch.equal(one, three)
 
 
+def open_its_own(world: World, config: Config, found: list[Path]) -> str:
+    """As from the disks of two machines, where one name leads to two things."""
+    config = override(config, [f"run.init_from={found[world.rank]}"])
+    with pytest.raises(ValueError, match="ranks disagree") as caught:
+        open_init_from(config)
+    return str(caught.value)
+
+
+@pytest.mark.slow
+def test_ranks_that_find_different_weights_say_so(trained, tmp_path):
+    """At once, where one is a file: before a rank asks something of its own that others do not."""
+    checkpoint, _, config = trained
+    torch.save({}, tmp_path / "other.pt")
+    found = [checkpoint, tmp_path / "other.pt"]
+    for message in run_ranks(open_its_own, config, found, world_size=2, folder=tmp_path):
+        assert f"to read (rank 0 has '{checkpoint.name}', rank 1 has 'other.pt')" in message
+
+
 def test_a_run_stands_for_its_newest_checkpoint(trained, old, world, tmp_path):
     checkpoint, source, config = trained
     again = with_data(config, old, output=tmp_path)
