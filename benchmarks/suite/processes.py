@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ _GRACE = 10.0  # seconds from asking a stage to end to ending it; torchrun ends 
 
 @dataclass(frozen=True)
 class Stage:
-    """command: a process that adds JSON lines to the file `figures`; seconds: its time."""
+    """command: a process that adds JSON lines to the file `figures`; seconds: its time; variables:
+    of its environment, beside those of this process."""
 
     command: Sequence[str]
     figures: Path
     seconds: float
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def run(stage: Stage, log: Path) -> Outcome:
         process = subprocess.Popen(
             stage.command,
             cwd=ROOT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | stage.variables,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a group that can be ended whole

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -181,6 +183,17 @@ def test_a_stage_that_fails_hangs_or_dies_is_named_and_keeps_its_figures(
     }
     assert all(stage["figures"] == [{"n": 1}] for stage in stages.values())
     assert "step FAILED: not done after 3 s" in capsys.readouterr().out
+
+
+def test_memory_is_measured_with_one_arena_for_all_threads(tmp_path):
+    options = Namespace(device="cpu", quick=True)
+    for memory, arenas in ((True, "1"), (False, os.environ.get("MALLOC_ARENA_MAX", ""))):
+        stage = suite.stage_of(
+            "stream", options, ranks=1, folder=tmp_path, seconds=100.0, memory=memory
+        )
+        script = """echo "{\\"arenas\\": \\"$MALLOC_ARENA_MAX\\"}" >>"$0\""""
+        seen = replace(stage, command=["sh", "-c", script, str(stage.figures)])
+        assert run(seen, tmp_path / "log").figures == [{"arenas": arenas}]
 
 
 def test_what_a_stage_started_ends_with_it(tmp_path):
