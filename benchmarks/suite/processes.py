@@ -54,7 +54,7 @@ def run(stage: Stage, log: Path) -> Outcome:
         process = subprocess.Popen(
             stage.command,
             cwd=ROOT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | stage.variables,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **stage.variables},
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a group that can be ended whole
