@@ -23,6 +23,7 @@ _NAMED = 6  # tensors that a line names
 _DEEPEST = 4  # nested dicts that are looked into
 _TORCH_CODE = re.compile(r"GLOBAL ([\w.]+)")
 _TORCH_REASON = re.compile(r"WeightsUnpickler error: (.*)")
+_OTHER_BEGIN = re.compile(r"legacy \.tar format|mmap can only be used")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -148,6 +149,8 @@ def _reason(error: Exception, path: Path) -> str:
         )
     reason = _TORCH_REASON.search(text)
     brief = (reason[1] if reason else text.strip().partition("\n")[0])[:300]
+    if _OTHER_BEGIN.search(brief):  # of a file of zeros torch says that its code may be run
+        brief = "it does not begin as torch.save begins a file"
     return f"{brief or type(error).__name__}. Copy or download it again, it may be damaged"
 
 

@@ -120,6 +120,18 @@ def test_an_object_beside_the_weights_is_named_with_the_remedy(state, wrap, name
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("zeros", [64, None], ids=["begin", "all"])
+def test_a_file_of_zeros_is_named_without_torchs_advice_to_run_its_code(state, zeros, tmp_path):
+    """As a power cut, or a download that was cut off, leaves it."""
+    torch.save(state, path := tmp_path / "zeros.pt")
+    content = path.read_bytes()
+    count = zeros or len(content)
+    path.write_bytes(bytes(count) + content[count:])
+    with pytest.raises(WeightsError, match=r"cannot be read as weights: .*damaged$") as caught:
+        read_weight_file(path)
+    assert not any(option in str(caught.value) for option in ("weights_only", "mmap"))
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_no_bytes_end_in_a_trace(state, suffix, tmp_path):
     """Flipped, cut and repeated; the first bytes, where the structure is, more than others."""
