@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.named_path import MALFORMED
+from pipeline.named_path import MALFORMED, mendable
 from pipeline.records.recordio import RecordError
 
 NO_IMAGE = "row without an image (a data set of paths must embed its images first)"
@@ -27,7 +27,9 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} cannot be read as parquet: {error}") from error
+        raise RecordError(
+            f"{path} cannot be read as parquet: {_why_and_remedy(path, error)}"
+        ) from error
 
 
 def check_rows(path: Path, file: pq.ParquetFile, read: int) -> None:
@@ -125,6 +127,13 @@ def class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
     if not isinstance(names, list) or not pa.types.is_integer(schema.field(label_column).type):
         return None
     return [str(name) for name in names]
+
+
+def _why_and_remedy(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:  # of the system; Arrow's own have no number
+        error.filename = error.filename or str(path)
+        return str(mendable(error))
+    return f"{str(error).rstrip('. ')}. Download or write it again"
 
 
 def _of_another_kind(

@@ -135,8 +135,14 @@ def test_row_groups_that_no_memory_holds_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet" * 100])
 def test_another_kind_of_file_is_named(tmp_path, content):
     (tmp_path / "x.parquet").write_bytes(content)
-    with pytest.raises(RecordError, match=r"x\.parquet cannot be read as parquet"):
+    remedy = r"x\.parquet cannot be read as parquet: .*[^.]\. Download or write it again$"
+    with pytest.raises(RecordError, match=remedy):
         stored_parquet([tmp_path / "x.parquet"])
+
+
+def test_what_the_system_refuses_is_no_matter_of_another_download(tmp_path):
+    with pytest.raises(RecordError, match=r"x\.parquet does not exist\. Check the path$"):
+        column_of([tmp_path / "x.parquet"], "label")
 
 
 def test_a_label_column_that_is_there_twice_is_refused(tmp_path):
