@@ -60,10 +60,17 @@ class MetadataError(CheckpointError):
 def read_metadata(folder: Path) -> Metadata:
     """What a checkpoint's folder holds: names, shapes and dtypes, and where they lie in its files.
 
-    Raises MetadataError for what is no such file, OSError where it cannot be read.
+    Raises MetadataError for what is no such file or not there, OSError where it cannot be read.
     """
     path = folder / FILE
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise MetadataError(
+            f"{path} is missing, without which the checkpoint cannot be read: restore it from a "
+            "copy, or take another checkpoint. Names that begin with a dot are not among `*` when "
+            "files are copied"
+        ) from error
     try:
         _require_bounded(content)
         return _metadata(_Unpickler(io.BytesIO(content)).load())

@@ -50,6 +50,11 @@ def test_it_is_what_torch_reads(tmp_path):
     assert ours.storage_data == theirs.storage_data
 
 
+def test_one_that_was_not_copied_is_named_with_what_leaves_it_out(tmp_path):
+    with pytest.raises(MetadataError, match=r"\.metadata is missing.*restore it.*with a dot"):
+        read_metadata(tmp_path)
+
+
 def test_tensors_and_plain_values_come_back(tmp_path):
     folder = save(state(), tmp_path / "one")
     found = {
