@@ -252,7 +252,7 @@ def test_other_files_are_no_configuration_of_arcface_torch(text, tmp_path):
     assert translate(tmp_path / "x.py", gpus=8) is None
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").glob("*.py")))
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "configs").glob("*.py")))
 def test_ours_are_not_taken_for_theirs(path):
     assert translate(path, gpus=8) is None
 
