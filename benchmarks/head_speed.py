@@ -34,6 +34,7 @@ from benchmarks.harness import (
     take_turns,
 )
 from heads import ArcFace, PartialFC
+from training.planning.machine import own_memory, own_peak
 from training.step.precision import cpu_has_bf16
 
 # What the products read, and what centers and momentum are kept in.
@@ -115,16 +116,10 @@ def measure_transients(
     step = our_step(classes, rate, dtype, batches, dim)
     # From here on the peak is that of the steps, not of drawing the centers.
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = own_memory()
     for _ in range(repeats):
         step()
-    return {"transient_bytes": _status("VmHWM") - before}
-
-
-def _status(key: str) -> int:
-    """Bytes: VmRSS, what the process holds now, or VmHWM, the most it has held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+    return {"transient_bytes": own_peak() - before}
 
 
 def main() -> None:
